@@ -1,0 +1,341 @@
+//! The flags of every binary, each also an environment variable, validated once.
+//!
+//! The structs live here, and not in `bin/`, so that tests can hold manifests and
+//! documents to the real parser.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser, ValueEnum};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::drain::DrainPolicy;
+use crate::endpoint::{BindEndpoint, ConnectEndpoint};
+use crate::exit;
+use crate::metrics::LATENCY_BUCKETS;
+
+/// The longest duration that a flag takes. What is longer is a mistake in the
+/// unit, and times near the end of the clock's range cannot be added to.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The most latency buckets: each is a series of its own in every replica.
+const MOST_BUCKETS: usize = 64;
+
+/// Echoes what ZeroMQ clients send to its ROUTER socket, until SIGTERM or SIGINT
+#[derive(Debug, Clone, Parser)]
+#[command(name = "zmq-echo-server", version, after_help = exit::help(&exit::SERVER))]
+pub struct ServerConfig {
+    /// Where to listen for clients, tcp://HOST:PORT
+    ///
+    /// tcp://*:5555 means all interfaces, IPv6 and IPv4, or IPv4 alone where the
+    /// host has no IPv6. Port 0 lets the kernel choose; the log says what it
+    /// chose. The default serves this machine alone: to open the service to a
+    /// network is a decision.
+    #[arg(
+        long,
+        env = "ZMQ_ECHO_BIND",
+        value_name = "ENDPOINT",
+        default_value = "tcp://127.0.0.1:5555"
+    )]
+    pub bind: BindEndpoint,
+
+    /// Where to serve metrics and health over HTTP, IP:PORT
+    ///
+    /// The side port shows what the service does, never what it carries. It has
+    /// no authentication, so the default serves this machine alone.
+    #[arg(
+        long, env = "ZMQ_ECHO_HTTP", value_name = "IP:PORT", default_value = "127.0.0.1:8080",
+        value_parser = parse_socket_address
+    )]
+    pub http: SocketAddr,
+
+    /// What to log: off, error, warn, info, debug, trace, or a tracing filter
+    ///
+    /// A filter is a list such as info,zmq_echo=debug. The default, info, shows
+    /// the service's life; debug adds each peer's faults, trace each request.
+    #[arg(long, env = "ZMQ_ECHO_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
+    pub log_level: LogFilter,
+
+    /// How to write a record
+    ///
+    /// The default, auto, is text on a terminal and JSON elsewhere: a person
+    /// reads the one, an aggregator the other.
+    #[arg(long, env = "ZMQ_ECHO_LOG_FORMAT", value_name = "FORMAT", default_value = "auto")]
+    pub log_format: LogFormat,
+
+    /// How long to go on accepting clients after the signal, such as 5s
+    ///
+    /// For networks that still route new clients here after the signal. The
+    /// default, 0s, is right where a preStop hook has waited already.
+    #[arg(
+        long, env = "ZMQ_ECHO_DRAIN_DELAY", value_name = "DURATION", default_value = "0s",
+        value_parser = parse_duration
+    )]
+    pub drain_delay: Duration,
+
+    /// How long no message may have arrived before the drain ends, such as 1s
+    ///
+    /// Requests may still be on the wire when the listener has closed. The
+    /// default, 1s, is several times the slowest round trip between two zones.
+    #[arg(
+        long, env = "ZMQ_ECHO_DRAIN_QUIET", value_name = "DURATION", default_value = "1s",
+        value_parser = parse_duration
+    )]
+    pub drain_quiet: Duration,
+
+    /// How long the drain may take, from the signal to the exit, such as 20s
+    ///
+    /// Delay, flush and close included. The default, 20s, leaves a third of
+    /// Kubernetes' grace period of 30 s to a preStop hook.
+    #[arg(
+        long, env = "ZMQ_ECHO_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "20s",
+        value_parser = parse_duration
+    )]
+    pub drain_timeout: Duration,
+
+    /// Upper bounds of the latency histogram's buckets, in seconds, rising
+    ///
+    /// Comma-separated. The default spans an echo on loopback to a stall that a
+    /// client has given up on.
+    #[arg(
+        long, env = "ZMQ_ECHO_LATENCY_BUCKETS", value_name = "SECONDS,…",
+        default_value_t = LatencyBuckets(LATENCY_BUCKETS.to_vec())
+    )]
+    pub latency_buckets: LatencyBuckets,
+}
+
+/// Sends one message to a ZeroMQ echo service and requires it back in time
+#[derive(Debug, Clone, Parser)]
+#[command(name = "zmq-echo-probe", version, after_help = exit::help(&exit::PROBE))]
+pub struct ProbeConfig {
+    /// The service's public endpoint, tcp://HOST:PORT
+    ///
+    /// The public one, because a check that takes another way than the clients
+    /// proves nothing about theirs.
+    #[arg(
+        long,
+        env = "ZMQ_ECHO_PROBE_ENDPOINT",
+        value_name = "ENDPOINT",
+        default_value = "tcp://127.0.0.1:5555"
+    )]
+    pub endpoint: ConnectEndpoint,
+
+    /// How long it may take in all, connecting included, such as 500ms
+    ///
+    /// The default, 500ms, is thousands of times what an echo takes, and well
+    /// below the period of any orchestrator's checks.
+    #[arg(
+        long, env = "ZMQ_ECHO_PROBE_TIMEOUT", value_name = "DURATION", default_value = "500ms",
+        value_parser = parse_limit
+    )]
+    pub timeout: Duration,
+
+    /// Print the round trip
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+impl ServerConfig {
+    /// Parses a command line, program name first, and what the environment adds.
+    ///
+    /// # Errors
+    ///
+    /// A message for the user: what is wrong, where, and what would be right.
+    pub fn parse_args<T: Into<OsString>>(
+        args: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let config: Self = parse(args)?;
+        if config.drain_delay >= config.drain_timeout {
+            let message = format!(
+                "--drain-delay {} leaves nothing of --drain-timeout {}, which includes it; \
+                 expected a shorter delay or a longer timeout\n",
+                humantime::format_duration(config.drain_delay),
+                humantime::format_duration(config.drain_timeout),
+            );
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
+        }
+        Ok(config)
+    }
+
+    /// The settings of the drain.
+    pub fn drain(&self) -> DrainPolicy {
+        DrainPolicy {
+            delay: self.drain_delay,
+            quiet: self.drain_quiet,
+            timeout: self.drain_timeout,
+        }
+    }
+}
+
+impl ProbeConfig {
+    /// Parses a command line, program name first, and what the environment adds.
+    ///
+    /// # Errors
+    ///
+    /// A message for the user: what is wrong, where, and what would be right.
+    pub fn parse_args<T: Into<OsString>>(
+        args: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        parse(args)
+    }
+}
+
+/// Parses, and where a value is wrong that no argument gave, names the
+/// environment variable that did: clap speaks of the flag alone.
+fn parse<C: Parser, T: Into<OsString>>(
+    args: impl IntoIterator<Item = T>,
+) -> Result<C, clap::Error> {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    C::try_parse_from(&args).map_err(|error| {
+        let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else {
+            return error;
+        };
+        let flag = arg.split_whitespace().next().unwrap_or_default();
+        let given = args
+            .iter()
+            .filter_map(|arg| arg.to_str())
+            .any(|arg| arg.split('=').next() == Some(flag));
+        let command = C::command();
+        let variable = command
+            .get_arguments()
+            .find(|arg| arg.get_long().is_some_and(|long| flag.strip_prefix("--") == Some(long)))
+            .and_then(|arg| arg.get_env()?.to_str());
+        match variable {
+            Some(variable) if !given => C::command().error(
+                error.kind(),
+                format!("in the environment variable {variable}: {}", first_paragraph(&error)),
+            ),
+            _ => error,
+        }
+    })
+}
+
+/// What a clap error says before its hint on `--help`, without `error: `.
+fn first_paragraph(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let end = text.find("\n\nFor more information").unwrap_or(text.len());
+    format!("{}\n", &text[..end])
+}
+
+/// A filter for log records, as `tracing` understands it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    /// The filter itself.
+    pub fn filter(&self) -> EnvFilter {
+        EnvFilter::new(&self.0)
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let right = "expected off, error, warn, info, debug or trace, or directives such as info,zmq_echo=debug";
+        // A lone word would pass as the name of a target, and a misspelt level
+        // would silence the log.
+        let lone_word = text.chars().all(|c| c.is_ascii_alphanumeric());
+        if lone_word && text.parse::<LevelFilter>().is_err() {
+            return Err(right.to_owned());
+        }
+        EnvFilter::try_new(text).map_err(|error| format!("{error}; {right}"))?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// How log records are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// One line for people.
+    Text,
+}
+
+impl LogFormat {
+    /// Whether to write JSON, given whether stdout is a terminal.
+    pub fn is_json(self, terminal: bool) -> bool {
+        match self {
+            LogFormat::Auto => !terminal,
+            LogFormat::Json => true,
+            LogFormat::Text => false,
+        }
+    }
+}
+
+/// Upper bounds of histogram buckets, in seconds: positive, finite and rising.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LatencyBuckets(Vec<f64>);
+
+impl LatencyBuckets {
+    /// The bounds.
+    pub fn bounds(&self) -> &[f64] {
+        &self.0
+    }
+}
+
+impl FromStr for LatencyBuckets {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let right =
+            || "expected seconds, comma-separated and rising, such as 0.0001,0.001,0.01".to_owned();
+        let bounds: Vec<f64> = text
+            .split(',')
+            .map(|bound| bound.trim().parse())
+            .collect::<Result<_, _>>()
+            .map_err(|_| right())?;
+        let positive = bounds.iter().all(|bound| bound.is_finite() && *bound > 0.0);
+        let rising = bounds.windows(2).all(|pair| pair[0] < pair[1]);
+        if !positive || !rising {
+            return Err(right());
+        }
+        if bounds.len() > MOST_BUCKETS {
+            return Err(format!(
+                "expected {MOST_BUCKETS} bounds at most: each is a series of its own"
+            ));
+        }
+        Ok(Self(bounds))
+    }
+}
+
+impl std::fmt::Display for LatencyBuckets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, bound) in self.0.iter().enumerate() {
+            write!(f, "{}{bound}", if index == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "expected IP:PORT, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::]:8080".to_owned()
+    })
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| {
+        format!("{error}; expected a number with its unit, such as 500ms, 1s or 2m")
+    })?;
+    if duration > LONGEST {
+        return Err(format!("expected {} at most", humantime::format_duration(LONGEST)));
+    }
+    Ok(duration)
+}
+
+fn parse_limit(text: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text)?;
+    if duration.is_zero() {
+        return Err("expected more than 0s, such as 500ms".to_owned());
+    }
+    Ok(duration)
+}

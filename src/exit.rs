@@ -1,0 +1,63 @@
+//! Exit codes: what an orchestrator, a script or a person on call reads first.
+
+use std::process::ExitCode;
+
+/// How the server ends. The remaining codes are not ours to return: clap exits
+/// with 2, a panic with 101 (see [`crate::log`]), a second signal with 128 + its
+/// number (see [`crate::termination`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All that was received was answered.
+    Answered = 0,
+    /// The service could not start or could not go on.
+    Failed = 1,
+    /// The drain's deadline passed with replies owed to connected peers.
+    Deadline = 4,
+}
+
+impl Exit {
+    /// The code as the operating system sees it.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit.code())
+    }
+}
+
+/// A panic in any thread.
+pub const PANIC: u8 = 101;
+
+/// The server's exit codes with their meaning, for `--help` and the README.
+pub const SERVER: [(&str, &str); 6] = [
+    ("0", "all that was received was answered"),
+    ("1", "could not start or serve"),
+    ("2", "usage: a flag or environment variable is wrong"),
+    ("4", "the drain deadline passed with replies owed to connected peers"),
+    ("101", "panic"),
+    ("128+N", "a second signal N (130 SIGINT, 143 SIGTERM) cut the drain short"),
+];
+
+/// The probe's exit codes with their meaning, for `--help` and the README.
+pub const PROBE: [(&str, &str); 4] = [
+    ("0", "the echo came back, verified, within the limit"),
+    ("1", "it did not; one line on stderr says which step failed and after how long"),
+    ("2", "usage: a flag or environment variable is wrong"),
+    (
+        "134",
+        "the peer announced a frame too large to exist and the zeromq crate aborted: also a failure",
+    ),
+];
+
+/// A table of codes as the last section of a `--help` text.
+pub fn help(codes: &[(&str, &str)]) -> String {
+    let mut text = String::from("Exit codes:");
+    for (code, meaning) in codes {
+        text.push_str(&format!("\n  {code:<6} {meaning}"));
+    }
+    text
+}

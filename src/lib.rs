@@ -1,0 +1,36 @@
+//! A ZeroMQ echo service as a microservice should be: one poll loop over a
+//! ROUTER socket, a termination socket for a graceful drain, a probe, and an
+//! HTTP side port with health and Prometheus metrics.
+//!
+//! The modules, in the order in which they are best read:
+//!
+//! 1. [`handler`]: the one function that a user replaces with their own work.
+//! 2. [`poll_loop`]: the loop that takes one event a turn and answers requests.
+//! 3. [`drain`]: the states of a graceful shutdown, free of any socket.
+//! 4. [`socket`]: what the loop needs of a ROUTER socket, and the crate's.
+//! 5. [`termination`]: SIGTERM and SIGINT as a byte in a socket, and the watchdog.
+//! 6. [`server`]: puts the parts together: binds, starts the threads, runs the loop.
+//! 7. [`side_port`]: `/metrics`, `/livez` and `/readyz` over HTTP.
+//! 8. [`health`]: what the loop tells the side port about itself.
+//! 9. [`probe`]: one real echo through the public endpoint, within a limit.
+//! 10. [`metrics`]: every series, in a registry that is owned and passed.
+//! 11. [`log`]: one record a line on stdout, panics included; never in the way.
+//! 12. [`config`]: the flags of every binary, validated once.
+//! 13. [`endpoint`]: `tcp://HOST:PORT` to bind to and to connect to.
+//! 14. [`exit`]: the exit codes, a contract with whoever starts the process.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod drain;
+pub mod endpoint;
+pub mod exit;
+pub mod handler;
+pub mod health;
+pub mod log;
+pub mod metrics;
+pub mod poll_loop;
+pub mod probe;
+pub mod server;
+pub mod side_port;
+pub mod socket;
+pub mod termination;

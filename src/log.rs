@@ -1,0 +1,227 @@
+//! One record a line on stdout, panics included, and never in the way.
+//!
+//! Records are formatted where they arise and handed to one thread that writes
+//! them. A reader of stdout that stops reading stops that thread alone: the queue
+//! fills, further records are dropped and counted, the echo goes on.
+//!
+//! (tracing-appender does the same, but prints to stdout when it cannot shut
+//! down, which hangs the process in just the case that this is for.)
+
+use std::backtrace::Backtrace;
+use std::error::Error;
+use std::io::{self, IsTerminal, Write};
+use std::panic::PanicHookInfo;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use prometheus::IntCounter;
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::config::LogFormat;
+use crate::exit;
+use crate::metrics;
+
+/// How many records may wait to be written. At the usual 200 bytes this is a few
+/// hundred KiB, and seconds of the busiest debug log.
+const QUEUE: usize = 4096;
+
+/// How long a process that is about to end waits for its last records.
+pub const FLUSH_LIMIT: Duration = Duration::from_millis(500);
+
+/// The most bytes that a panic's message and its backtrace take in a record. The
+/// record stays below the 16 KiB at which container runtimes split lines
+/// (<https://github.com/containerd/containerd/blob/main/internal/cri/io/logger.go>).
+const PANIC_MESSAGE_LIMIT: usize = 2 << 10;
+const PANIC_BACKTRACE_LIMIT: usize = 12 << 10;
+
+/// The handle of the log: what is still to be written, and what was dropped.
+#[derive(Debug, Clone)]
+pub struct Logs {
+    queue: SyncSender<Vec<u8>>,
+    waiting: Arc<AtomicUsize>,
+    dropped: IntCounter,
+}
+
+/// Makes stdout the log of this process and a panic in any thread its last record.
+///
+/// # Errors
+///
+/// Where the writing thread cannot be started.
+pub fn init(filter: EnvFilter, format: LogFormat) -> io::Result<Logs> {
+    let terminal = io::stdout().is_terminal();
+    let logs = Logs::spawn(io::stdout())?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(logs.clone());
+    if format.is_json(terminal) {
+        builder.json().flatten_event(true).init();
+    } else {
+        builder.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).init();
+    }
+    let last = logs.clone();
+    std::panic::set_hook(Box::new(move |panic| {
+        record_panic(panic);
+        last.flush(FLUSH_LIMIT);
+        // The thread is lost, and with it the service: whoever started the
+        // process starts another one.
+        std::process::exit(exit::PANIC.into());
+    }));
+    Ok(logs)
+}
+
+/// An error with everything that caused it, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+impl Logs {
+    fn spawn(stdout: impl Write + Send + 'static) -> io::Result<Self> {
+        let (queue, records) = sync_channel(QUEUE);
+        let logs = Self { queue, waiting: Arc::default(), dropped: metrics::log_records_dropped() };
+        let writer = logs.clone();
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_records(stdout, &records, &writer.waiting, &writer.dropped))?;
+        Ok(logs)
+    }
+
+    /// How many records were dropped, for a registry.
+    pub fn dropped(&self) -> IntCounter {
+        self.dropped.clone()
+    }
+
+    /// Waits until everything logged so far is written, `limit` at most.
+    pub fn flush(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while self.waiting.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn write_records(
+    mut stdout: impl Write,
+    records: &Receiver<Vec<u8>>,
+    waiting: &AtomicUsize,
+    dropped: &IntCounter,
+) {
+    for record in records {
+        if stdout.write_all(&record).and_then(|()| stdout.flush()).is_err() {
+            dropped.inc();
+        }
+        waiting.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// One record on its way to the queue: the formatter writes it in one piece.
+impl Write for &Logs {
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        self.waiting.fetch_add(1, Ordering::Acquire);
+        if self.queue.try_send(record.to_vec()).is_err() {
+            self.waiting.fetch_sub(1, Ordering::Release);
+            self.dropped.inc();
+        }
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Logs {
+    type Writer = &'a Logs;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}
+
+fn record_panic(panic: &PanicHookInfo<'_>) {
+    let message = panic.payload_as_str().unwrap_or("the panic carries no text");
+    let location = panic.location().map(ToString::to_string).unwrap_or_default();
+    let backtrace = Backtrace::force_capture().to_string();
+    error!(
+        panic = clip(message, PANIC_MESSAGE_LIMIT),
+        location,
+        backtrace = clip(&backtrace, PANIC_BACKTRACE_LIMIT),
+        thread = thread::current().name().unwrap_or("unnamed"),
+        "panicked"
+    );
+}
+
+/// The longest start of `text` that takes at most `limit` bytes in a record,
+/// where control characters and quotes are escaped.
+fn clip(text: &str, limit: usize) -> &str {
+    let mut room = limit;
+    for (at, c) in text.char_indices() {
+        // JSON takes six bytes at most for what it must escape; the text format
+        // escapes as Debug does.
+        let json = if c.is_control() { 6 } else { c.len_utf8() };
+        let size = json.max(c.escape_debug().len());
+        match room.checked_sub(size) {
+            Some(rest) => room = rest,
+            None => return &text[..at],
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clipped_text_fits_its_limit_in_json_and_in_text() {
+        for text in [
+            "x".repeat(100),
+            "\n\"\\".repeat(100),
+            "\u{1}\u{7f}".repeat(100),
+            "é❤\u{200b}".repeat(100),
+        ] {
+            let clipped = clip(&text, 64);
+            assert!(format!("{clipped:?}").len() <= 64 + 2, "{clipped:?}");
+            assert!(serde_json::to_string(clipped).unwrap().len() <= 64 + 2, "{clipped:?}");
+            assert!(clipped.len() >= 64 / 10, "{clipped:?}");
+        }
+        assert_eq!(clip("short", 64), "short");
+    }
+
+    /// A reader that has stopped reading: each write waits for the gate.
+    struct Gate(Receiver<()>);
+
+    impl Write for Gate {
+        fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(record.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_stops_costs_records_that_are_counted_and_nothing_else() {
+        let (open, gate) = sync_channel(0);
+        let logs = Logs::spawn(Gate(gate)).unwrap();
+        for _ in 0..QUEUE + 100 {
+            (&logs).write_all(b"record\n").unwrap();
+        }
+        // One record is with the writer, the queue is full of others.
+        assert!((99..=100).contains(&logs.dropped.get()), "{}", logs.dropped.get());
+        logs.flush(Duration::from_millis(5));
+        drop(open);
+        logs.flush(Duration::from_secs(60));
+        assert_eq!(logs.waiting.load(Ordering::Acquire), 0);
+    }
+}

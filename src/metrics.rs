@@ -1,0 +1,198 @@
+//! Every series of the service, in a registry that is owned and passed.
+//!
+//! Names and labels are a contract with scrapers, dashboards and autoscalers.
+//! Each series exists at zero from the first scrape: what is not there cannot be
+//! scaled on, and an alert on it cannot fire.
+
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+/// The identity that a probe announces starts with this. Anyone can claim it: it
+/// decides how a request is counted, and nothing else.
+pub const PROBE_IDENTITY: &str = "zmq-echo-probe/";
+
+/// The commit that the binary was built from, given to the build in the
+/// environment variable `ZMQ_ECHO_REVISION`.
+pub const REVISION: &str = match option_env!("ZMQ_ECHO_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
+/// The version of the package.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The content type of [`Metrics::render`]: the text format, version 0.0.4
+/// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// The bounds of the latency buckets where none are given, in seconds. An echo
+/// takes tens of microseconds; what takes seconds is a stall worth seeing.
+pub const LATENCY_BUCKETS: [f64; 18] = [
+    1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0,
+];
+
+/// The series, each by its handle. Cloning is cheap and shares them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests received, from clients.
+    pub client_requests: IntCounter,
+    /// Requests received, from probes.
+    pub probe_requests: IntCounter,
+    /// From a client's request received to its reply handed over, in seconds.
+    pub request_duration: Histogram,
+    /// Bytes of the frames received from clients, identity aside.
+    pub received_bytes: IntCounter,
+    /// Bytes of the frames sent to clients, identity aside.
+    pub sent_bytes: IntCounter,
+    /// What the socket counts.
+    pub socket: SocketMetrics,
+    /// Requests that the handler refused.
+    pub rejected: IntCounter,
+    /// Replies whose peer had left.
+    pub undeliverable_peer_gone: IntCounter,
+    /// Replies owed to connected peers when the drain's deadline passed.
+    pub undeliverable_deadline: IntCounter,
+    /// 1 from the signal on.
+    pub draining: IntGauge,
+    /// Log records dropped because stdout was not read.
+    pub log_records_dropped: IntCounter,
+}
+
+/// What a ROUTER socket counts of its connections.
+#[derive(Debug, Clone)]
+pub struct SocketMetrics {
+    /// Connected peers.
+    pub peers: IntGauge,
+    /// Handshakes that succeeded.
+    pub established: IntCounter,
+    /// Handshakes that failed.
+    pub failed: IntCounter,
+    /// Peers that closed their connection.
+    pub closed: IntCounter,
+    /// Peers whose connection broke.
+    pub error: IntCounter,
+}
+
+impl Metrics {
+    /// All series at zero, in a registry of their own.
+    ///
+    /// `buckets` are the latency buckets' upper bounds in seconds, rising.
+    /// `log_records_dropped` counts for the log, which is older than the registry.
+    pub fn new(buckets: &[f64], log_records_dropped: IntCounter) -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let requests = counters(r, "zmq_echo_requests_total", "Requests received.", "source");
+        let connections = counters(
+            r,
+            "zmq_echo_connections_total",
+            "Connections accepted, by outcome of the handshake.",
+            "outcome",
+        );
+        let disconnections = counters(
+            r,
+            "zmq_echo_disconnections_total",
+            "Peers that left, by how they did.",
+            "reason",
+        );
+        let undeliverable = counters(
+            r,
+            "zmq_echo_undeliverable_total",
+            "Replies that could not be sent.",
+            "reason",
+        );
+        let metrics = Self {
+            client_requests: requests.with_label_values(&["client"]),
+            probe_requests: requests.with_label_values(&["probe"]),
+            request_duration: register(
+                r,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "zmq_echo_request_duration_seconds",
+                        "Time from a client's request received to its reply handed over.",
+                    )
+                    .buckets(buckets.to_vec()),
+                ),
+            ),
+            received_bytes: counter(
+                r,
+                "zmq_echo_received_bytes_total",
+                "Bytes of message frames received from clients, without the identity.",
+            ),
+            sent_bytes: counter(
+                r,
+                "zmq_echo_sent_bytes_total",
+                "Bytes of message frames sent to clients, without the identity.",
+            ),
+            socket: SocketMetrics {
+                peers: gauge(r, "zmq_echo_peers", "Connected peers."),
+                established: connections.with_label_values(&["established"]),
+                failed: connections.with_label_values(&["failed"]),
+                closed: disconnections.with_label_values(&["closed"]),
+                error: disconnections.with_label_values(&["error"]),
+            },
+            rejected: counter(r, "zmq_echo_rejected_total", "Requests that the handler refused."),
+            undeliverable_peer_gone: undeliverable.with_label_values(&["peer_gone"]),
+            undeliverable_deadline: undeliverable.with_label_values(&["deadline"]),
+            draining: gauge(r, "zmq_echo_draining", "1 while the server drains, else 0."),
+            log_records_dropped: register(r, Ok(log_records_dropped)),
+            registry: registry.clone(),
+        };
+        let build_info = register(
+            r,
+            IntGaugeVec::new(
+                Opts::new("zmq_echo_build_info", "Always 1; what is running stands in the labels."),
+                &["version", "revision"],
+            ),
+        );
+        build_info.with_label_values(&[VERSION, REVISION]).set(1);
+        registry
+            .register(Box::new(ProcessCollector::for_self()))
+            .expect("no other process_ series");
+        metrics
+    }
+
+    /// Everything in the text format of [`CONTENT_TYPE`].
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(8 << 10);
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("writing to memory does not fail, and no family is without a series");
+        text
+    }
+}
+
+/// The counter behind `zmq_echo_log_records_dropped_total`, in no registry yet.
+pub fn log_records_dropped() -> IntCounter {
+    IntCounter::new(
+        "zmq_echo_log_records_dropped_total",
+        "Log records dropped because stdout was not read.",
+    )
+    .expect("the name is valid")
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(name, help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
+    register(registry, IntCounterVec::new(Opts::new(name, help), &[label]))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(name, help))
+}
+
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> C {
+    let collector = collector.expect("names and labels are valid");
+    registry.register(Box::new(collector.clone())).expect("each name is registered once");
+    collector
+}

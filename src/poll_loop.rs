@@ -1,0 +1,254 @@
+//! The poll loop: one thread, one turn after the other, each with one event.
+//!
+//! There is no concurrency in here and no lock. A process that has too much to do
+//! is joined by another replica; one that cannot go on ends and is replaced.
+
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use tokio::time::{Instant as TokioInstant, sleep_until};
+use tracing::{debug, info, trace};
+use zeromq::{ZmqError, ZmqMessage, ZmqResult};
+
+use crate::drain::{Drain, DrainPolicy, Ending, Step};
+use crate::handler::Rejected;
+use crate::health::{Health, Phase};
+use crate::metrics::{Metrics, PROBE_IDENTITY};
+use crate::socket::Router;
+use crate::termination::{AsyncTermination, TerminationSocket};
+
+/// The longest time between two turns of a loop that works.
+pub const TICK: Duration = Duration::from_millis(500);
+
+/// The same while draining, where a peer's leaving is to be noticed soon.
+const DRAIN_TICK: Duration = Duration::from_millis(50);
+
+/// How many requests one turn answers at most, so that a flood lets signals,
+/// deadlines and the socket's own tasks have their turn: 64 echoes take well
+/// under a millisecond.
+const BATCH: usize = 64;
+
+/// What a turn of the loop is about.
+enum Event {
+    /// A request from the socket, or that the socket cannot receive any more.
+    Request(ZmqResult<ZmqMessage>),
+    /// A byte from the termination socket, with the signal's name.
+    Terminate(io::Result<&'static str>),
+    /// Nothing has happened for a while.
+    Tick,
+}
+
+/// How a loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// Why serving ended.
+    pub ending: Ending,
+    /// Requests answered from the signal on.
+    pub answered: u64,
+    /// Replies not delivered from the signal on: their peer had left.
+    pub peer_gone: u64,
+    /// Replies that connected peers were still owed at the deadline.
+    pub owed: u64,
+    /// From the signal to the last connection closed.
+    pub duration: Duration,
+}
+
+/// What makes serving impossible.
+#[derive(Debug, thiserror::Error)]
+pub enum LoopError {
+    /// The ROUTER socket is lost.
+    #[error("the ROUTER socket cannot receive")]
+    Receive(#[source] ZmqError),
+    /// The termination socket is lost.
+    #[error("the termination socket cannot be read")]
+    Termination(#[source] io::Error),
+}
+
+/// Answers what `socket` receives with `handle`, until a byte comes from
+/// `termination` and the drain that it starts is over.
+///
+/// # Errors
+///
+/// What makes serving impossible, see [`LoopError`]. One peer's fault does not.
+pub async fn run<S: Router>(
+    socket: S,
+    termination: TerminationSocket,
+    policy: DrainPolicy,
+    handle: impl Fn(ZmqMessage) -> Result<ZmqMessage, Rejected>,
+    metrics: &Metrics,
+    health: &Health,
+) -> Result<Report, LoopError> {
+    let termination = termination.into_async().map_err(LoopError::Termination)?;
+    let mut turns = PollLoop {
+        socket,
+        termination,
+        drain: Drain::new(policy),
+        handle,
+        metrics,
+        health,
+        answered: 0,
+        peer_gone: 0,
+    };
+    let ending = turns.serve().await?;
+    Ok(turns.finish(ending).await)
+}
+
+struct PollLoop<'a, S, H> {
+    socket: S,
+    termination: AsyncTermination,
+    drain: Drain,
+    handle: H,
+    metrics: &'a Metrics,
+    health: &'a Health,
+    answered: u64,
+    peer_gone: u64,
+}
+
+impl<S, H> PollLoop<'_, S, H>
+where
+    S: Router,
+    H: Fn(ZmqMessage) -> Result<ZmqMessage, Rejected>,
+{
+    async fn serve(&mut self) -> Result<Ending, LoopError> {
+        self.health.turned(Instant::now());
+        self.health.enter(Phase::Serving);
+        let mut alarm = pin!(sleep_until(self.wake_at(Instant::now())));
+        loop {
+            // Each arm is cancel-safe: a read from a socket, a timer that stays,
+            // and `recv` as [`Router`] asks it to be. Biased, so that a flood of
+            // requests cannot keep the other two from being seen.
+            let event = tokio::select! {
+                biased;
+                signal = self.termination.recv(), if !self.drain.begun() => Event::Terminate(signal),
+                () = &mut alarm => Event::Tick,
+                request = self.socket.recv() => Event::Request(request),
+            };
+            let now = Instant::now();
+            self.health.turned(now);
+            match event {
+                Event::Request(request) => self.answer_batch(request).await?,
+                Event::Terminate(signal) => {
+                    self.begin_drain(signal.map_err(LoopError::Termination)?, now);
+                    alarm.as_mut().reset(self.wake_at(now));
+                }
+                Event::Tick => alarm.as_mut().reset(self.wake_at(now)),
+            }
+            match self.drain.step(now, self.socket.connections()) {
+                Step::Serve => {}
+                Step::StopListening => {
+                    self.socket.stop_listening().await;
+                    info!("stopped listening; connected peers are still served");
+                }
+                Step::Finish(ending) => return Ok(ending),
+            }
+        }
+    }
+
+    /// When the loop turns next if nothing happens.
+    fn wake_at(&self, now: Instant) -> TokioInstant {
+        let wake_at = match self.drain.wake_at() {
+            None => now + TICK,
+            Some(due) => due.clamp(now + Duration::from_millis(1), now + DRAIN_TICK),
+        };
+        TokioInstant::from_std(wake_at)
+    }
+
+    fn begin_drain(&mut self, signal: &'static str, now: Instant) {
+        self.drain.begin(now);
+        self.health.enter(Phase::Draining);
+        self.metrics.draining.set(1);
+        info!(signal, peers = self.metrics.socket.peers.get(), "draining");
+    }
+
+    /// Answers `first` and what is ready behind it, [`BATCH`] requests at most.
+    async fn answer_batch(&mut self, first: ZmqResult<ZmqMessage>) -> Result<(), LoopError> {
+        let mut next = Some(first);
+        let mut answered = 0;
+        while let Some(request) = next {
+            self.answer(request.map_err(LoopError::Receive)?).await;
+            answered += 1;
+            if answered == BATCH {
+                // More may be ready, but signals and the socket's tasks come first.
+                tokio::task::yield_now().await;
+                break;
+            }
+            next = self.socket.try_recv();
+        }
+        self.drain.message(Instant::now());
+        Ok(())
+    }
+
+    async fn answer(&mut self, request: ZmqMessage) {
+        let received_at = Instant::now();
+        let identity = request.get(0).cloned().unwrap_or_default();
+        let received = payload_bytes(&request);
+        let from_probe = identity.starts_with(PROBE_IDENTITY.as_bytes());
+        trace!(identity = %identity.escape_ascii(), frames = request.len() - 1, bytes = received, "request");
+        if from_probe {
+            self.metrics.probe_requests.inc();
+        } else {
+            self.metrics.client_requests.inc();
+            self.metrics.received_bytes.inc_by(received);
+        }
+        let reply = match (self.handle)(request) {
+            Ok(reply) => reply,
+            Err(Rejected(reason)) => {
+                self.metrics.rejected.inc();
+                debug!(identity = %identity.escape_ascii(), reason, "request rejected");
+                return;
+            }
+        };
+        let sent = payload_bytes(&reply);
+        if let Err(error) = self.socket.send(reply).await {
+            self.metrics.undeliverable_peer_gone.inc();
+            self.peer_gone += u64::from(self.drain.begun());
+            debug!(identity = %identity.escape_ascii(), %error, "reply not delivered");
+            return;
+        }
+        self.answered += u64::from(self.drain.begun());
+        if !from_probe {
+            self.metrics.sent_bytes.inc_by(sent);
+            self.metrics.request_duration.observe(received_at.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Lets every reply out and closes.
+    async fn finish(self, ending: Ending) -> Report {
+        let Self { mut socket, drain, metrics, health, answered, peer_gone, .. } = self;
+        let deadline = drain.close_by(Instant::now());
+        let leave = async {
+            socket.flush(deadline).await;
+            socket.close(deadline).await
+        };
+        let owed = turning(health, leave).await;
+        metrics.undeliverable_deadline.inc_by(owed);
+        let duration = drain.elapsed(Instant::now());
+        info!(
+            reason = ending.as_str(),
+            answered,
+            undelivered = peer_gone + owed,
+            duration = duration.as_secs_f64(),
+            "drained"
+        );
+        Report { ending, answered, peer_gone, owed, duration }
+    }
+}
+
+/// Waits for `future` while the loop's turns go on, for liveness stays true until
+/// the last connection is closed.
+async fn turning<T>(health: &Health, future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    loop {
+        tokio::select! {
+            output = &mut future => return output,
+            () = tokio::time::sleep(DRAIN_TICK) => health.turned(Instant::now()),
+        }
+    }
+}
+
+/// Bytes of all frames but the first, which is the identity.
+fn payload_bytes(message: &ZmqMessage) -> u64 {
+    message.iter().skip(1).map(|frame| frame.len() as u64).sum()
+}

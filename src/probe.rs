@@ -1,0 +1,192 @@
+//! One real echo through the public endpoint, within a limit.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use uuid::Uuid;
+use zeromq::util::PeerIdentity;
+use zeromq::{ReqSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqError, ZmqMessage};
+
+use crate::endpoint::ConnectEndpoint;
+use crate::metrics::PROBE_IDENTITY;
+
+/// The part of the limit after which a probe that is not connected asks the
+/// kernel whether anybody listens: 1/5.
+const DIAGNOSE_AFTER: u32 = 5;
+
+/// What the probe was doing when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Resolving the name and making the TCP connection.
+    Connect,
+    /// Greeting and READY.
+    Handshake,
+    /// Handing the request to the kernel.
+    Send,
+    /// Waiting for the reply.
+    Receive,
+    /// Comparing the reply with the request.
+    Verify,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Step::Connect => "connect",
+            Step::Handshake => "handshake",
+            Step::Send => "send",
+            Step::Receive => "receive",
+            Step::Verify => "verify",
+        })
+    }
+}
+
+/// A probe that failed: where, at which step, why and after how long.
+#[derive(Debug, thiserror::Error)]
+#[error("{endpoint}: {step} failed after {}: {reason}", milliseconds(*after))]
+pub struct ProbeError {
+    /// What was probed.
+    pub endpoint: ConnectEndpoint,
+    /// The step that failed.
+    pub step: Step,
+    /// Why, in a few words.
+    pub reason: String,
+    /// From the start to the failure.
+    pub after: Duration,
+}
+
+/// A failed step, before it is known when and where.
+struct Failure(Step, String);
+
+/// Connects to `endpoint`, sends a payload that no other probe sends and requires
+/// exactly that payload back. Returns how long it took, connecting included.
+///
+/// # Errors
+///
+/// [`ProbeError`] where that did not happen within `limit`. One fault of a peer is
+/// beyond it: the crate aborts the process where a frame of 2^47 bytes is
+/// announced to it.
+pub async fn check(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, ProbeError> {
+    let started = Instant::now();
+    match echo(endpoint, started, limit).await {
+        Ok(()) => Ok(started.elapsed()),
+        Err(Failure(step, reason)) => {
+            Err(ProbeError { endpoint: endpoint.clone(), step, reason, after: started.elapsed() })
+        }
+    }
+}
+
+async fn echo(
+    endpoint: &ConnectEndpoint,
+    started: Instant,
+    limit: Duration,
+) -> Result<(), Failure> {
+    let deadline = started + limit;
+    let token = Uuid::new_v4();
+    let mut options = SocketOptions::default();
+    let identity = format!("{PROBE_IDENTITY}{}", token.simple());
+    options.peer_identity(identity.parse::<PeerIdentity>().expect("shorter than 256 bytes"));
+    options.no_connect_timeout();
+    let mut socket = ReqSocket::with_options(options);
+
+    let address = endpoint.to_string();
+    tokio::select! {
+        connected = socket.connect(&address) => connected.map_err(|error| Failure(refuser(&error), error.to_string()))?,
+        failure = diagnose(endpoint, started + limit / DIAGNOSE_AFTER, deadline) => return Err(failure),
+    }
+
+    let payload = format!("{PROBE_IDENTITY}{}", Uuid::new_v4().simple());
+    within(deadline, Step::Send, "the peer does not read", socket.send(payload.clone().into()))
+        .await?;
+    let reply = within(deadline, Step::Receive, "no reply", socket.recv()).await?;
+    verify(&reply, payload.as_bytes())
+}
+
+/// The crate connects and shakes hands in one call, and tries a refused
+/// connection again and again. So a probe that is not through soon looks for
+/// itself: it fails at once where nobody listens, and knows at the deadline
+/// whether it was the connection or the handshake that did not come.
+async fn diagnose(endpoint: &ConnectEndpoint, from: Instant, deadline: Instant) -> Failure {
+    sleep_until(from).await;
+    match timeout_at(deadline, TcpStream::connect(endpoint.host_and_port())).await {
+        Ok(Ok(connection)) => {
+            drop(connection);
+            sleep_until(deadline).await;
+            Failure(Step::Handshake, "no handshake".to_owned())
+        }
+        Ok(Err(error)) => Failure(Step::Connect, error.to_string()),
+        Err(_) => Failure(Step::Connect, "no connection".to_owned()),
+    }
+}
+
+/// Which half of the crate's `connect` an error comes from.
+fn refuser(error: &ZmqError) -> Step {
+    match error {
+        ZmqError::Network(_) | ZmqError::Endpoint(_) => Step::Connect,
+        _ => Step::Handshake,
+    }
+}
+
+async fn within<T>(
+    deadline: Instant,
+    step: Step,
+    too_late: &str,
+    future: impl Future<Output = Result<T, ZmqError>>,
+) -> Result<T, Failure> {
+    match timeout_at(deadline, future).await {
+        Ok(Ok(output)) => Ok(output),
+        Ok(Err(ZmqError::NoMessage)) => {
+            Err(Failure(step, "the peer closed the connection".to_owned()))
+        }
+        Ok(Err(error)) => Err(Failure(step, error.to_string())),
+        Err(_) => Err(Failure(step, too_late.to_owned())),
+    }
+}
+
+fn verify(reply: &ZmqMessage, payload: &[u8]) -> Result<(), Failure> {
+    match (reply.len(), reply.get(0)) {
+        (1, Some(frame)) if frame == payload => Ok(()),
+        (1, Some(frame)) => {
+            let reason =
+                format!("another payload came back, {} bytes for {}", frame.len(), payload.len());
+            Err(Failure(Step::Verify, reason))
+        }
+        (frames, _) => Err(Failure(Step::Verify, format!("{frames} frames came back for one"))),
+    }
+}
+
+/// A short time as a person reads it.
+pub fn milliseconds(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
+}
+
+/// Runs one probe in a process of its own: the body of `zmq-echo-probe`.
+///
+/// # Errors
+///
+/// [`check`]'s, or what the kernel says where no runtime can be had.
+pub fn run(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(RunError::Runtime)?;
+    let outcome = runtime.block_on(check(endpoint, limit));
+    // A resolver that hangs would hold the process beyond its limit.
+    runtime.shutdown_background();
+    Ok(outcome?)
+}
+
+/// Why a probe process failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The echo did not come back.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// No runtime.
+    #[error("cannot start a runtime")]
+    Runtime(#[source] io::Error),
+}

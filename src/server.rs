@@ -1,0 +1,114 @@
+//! Puts the parts together: binds, starts the threads, runs the loop.
+//!
+//! Four threads: the poll loop on the one that calls [`run`], the side port, the
+//! log's writer and the watchdog. Only the first does the service's work.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::info;
+use zeromq::ZmqError;
+
+use crate::config::ServerConfig;
+use crate::drain::DrainPolicy;
+use crate::endpoint::{BindEndpoint, ConnectEndpoint};
+use crate::exit::Exit;
+use crate::handler;
+use crate::health::Health;
+use crate::log::Logs;
+use crate::metrics::{Metrics, REVISION, VERSION};
+use crate::poll_loop::{self, LoopError, Report};
+use crate::side_port::{self, SidePort};
+use crate::socket::ZeromqRouter;
+use crate::termination::{Termination, TerminationSocket};
+
+/// Why the service could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The ROUTER's endpoint cannot be had.
+    #[error("cannot listen on {endpoint}")]
+    Bind {
+        /// As it was configured.
+        endpoint: BindEndpoint,
+        /// What the resolver or the kernel says.
+        source: io::Error,
+    },
+    /// The side port's address cannot be had.
+    #[error("cannot serve HTTP on {address}")]
+    Http {
+        /// As it was configured.
+        address: SocketAddr,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// No thread, no runtime, no descriptors.
+    #[error("cannot start")]
+    Start(#[from] io::Error),
+    /// The crate refuses the listener.
+    #[error("cannot open the ROUTER socket")]
+    Socket(#[from] ZmqError),
+    /// The loop ended for want of a socket.
+    #[error("cannot go on")]
+    Loop(#[from] LoopError),
+}
+
+/// Serves until a signal and through the drain that it starts.
+///
+/// # Errors
+///
+/// [`ServerError`] where the service could not start or go on.
+pub fn run(
+    config: &ServerConfig,
+    termination: Termination,
+    logs: &Logs,
+) -> Result<Exit, ServerError> {
+    let listener = config
+        .bind
+        .listen()
+        .map_err(|source| ServerError::Bind { endpoint: config.bind.clone(), source })?;
+    let http = std::net::TcpListener::bind(config.http)
+        .map_err(|source| ServerError::Http { address: config.http, source })?;
+    let (address, http_address) = (listener.local_addr()?, http.local_addr()?);
+
+    let metrics = Metrics::new(config.latency_buckets.bounds(), logs.dropped());
+    let health = Arc::new(Health::new(Instant::now()));
+    let outcome = termination.watchdog.spawn(config.drain_timeout, logs.clone())?;
+    let side_port =
+        SidePort::new(metrics.clone(), Arc::clone(&health), ConnectEndpoint::to_listener(address));
+    side_port::spawn(http, side_port)?;
+
+    info!(
+        endpoint = %format_args!("tcp://{address}"),
+        http = %http_address,
+        version = VERSION,
+        revision = REVISION,
+        pid = std::process::id(),
+        "listening"
+    );
+    let report = serve(listener, termination.socket, config.drain(), &metrics, &health)?;
+    let exit = exit_of(&report);
+    outcome.set(exit);
+    Ok(exit)
+}
+
+/// The poll loop over the socket, on a runtime that nothing else shares.
+fn serve(
+    listener: std::net::TcpListener,
+    termination: TerminationSocket,
+    drain: DrainPolicy,
+    metrics: &Metrics,
+    health: &Health,
+) -> Result<Report, ServerError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let socket = ZeromqRouter::bind(listener, metrics.socket.clone()).await?;
+        Ok(poll_loop::run(socket, termination, drain, handler::handle, metrics, health).await?)
+    })
+}
+
+/// Replies to peers that had left do not count: nobody waits for them.
+fn exit_of(report: &Report) -> Exit {
+    if report.owed == 0 { Exit::Answered } else { Exit::Deadline }
+}

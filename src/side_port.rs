@@ -1,0 +1,232 @@
+//! The HTTP side port: metrics for a scraper, health for those who prefer HTTP.
+//!
+//! It has a thread and a runtime of its own: a scrape answers while the poll loop
+//! is saturated, and a slow scraper never delays an echo. What a stranger can take
+//! of it is bounded: connections, header bytes, time.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::debug;
+
+use crate::endpoint::ConnectEndpoint;
+use crate::health::{Health, Phase};
+use crate::metrics::{self, Metrics, REVISION, VERSION};
+use crate::probe;
+
+/// The paths that answer, with what they answer, for the index page and the README.
+pub const PATHS: [(&str, &str); 5] = [
+    ("/", "the service's name, version and these links"),
+    ("/metrics", "all series, in the Prometheus text format 0.0.4"),
+    (
+        "/livez",
+        "200 where an echo through the public endpoint came back within 500 ms, else 503; while draining, where the loop turned within the last second",
+    ),
+    ("/healthz", "the same as /livez"),
+    ("/readyz", "200 while new clients are welcome, else 503"),
+];
+
+/// Connections at a time. One more ends the oldest: a client that is served takes
+/// milliseconds, so the oldest is the one that dawdles.
+const CONNECTIONS: usize = 256;
+
+/// From the accepted connection to the last byte of the answer, one request.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(5);
+
+/// For the request's head, from the first look at the connection on.
+const HEADER_LIMIT: Duration = Duration::from_secs(2);
+
+/// For the request's head in bytes: the smallest that hyper takes.
+const HEADER_BYTES: usize = 8 << 10;
+
+/// After an accept that failed, mostly for want of descriptors: trying again at
+/// once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long an echo may take for `/livez`, as with the probe binary.
+const LIVE_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long the result of an echo is shared: callers of `/livez` are not to be a
+/// load of their own.
+const LIVE_SHARED: Duration = Duration::from_secs(1);
+
+/// What the side port answers from.
+pub struct SidePort {
+    metrics: Metrics,
+    health: Arc<Health>,
+    endpoint: ConnectEndpoint,
+    /// The last echo's end and result. The lock is held through an echo: there is
+    /// one at a time.
+    last_echo: Mutex<Option<(Instant, Result<Duration, String>)>>,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// Starts the thread that serves `side_port` on `listener`, for as long as the
+/// process lives.
+///
+/// # Errors
+///
+/// Where there is no thread or no runtime to be had.
+pub fn spawn(listener: std::net::TcpListener, side_port: SidePort) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("side-port".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            let listener = TcpListener::from_std(listener).expect("the runtime takes a listener");
+            accept(listener, Arc::new(side_port)).await;
+        });
+    })?;
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, side_port: Arc<SidePort>) {
+    let mut connections = JoinSet::new();
+    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::with_capacity(CONNECTIONS);
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                debug!(%error, "the side port cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        while connections.try_join_next().is_some() {}
+        oldest_first.retain(|connection| !connection.is_finished());
+        if oldest_first.len() == CONNECTIONS
+            && let Some(oldest) = oldest_first.pop_front()
+        {
+            oldest.abort();
+        }
+        oldest_first.push_back(connections.spawn(serve(stream, Arc::clone(&side_port))));
+    }
+}
+
+async fn serve(stream: TcpStream, side_port: Arc<SidePort>) {
+    let service = service_fn(|request| {
+        let side_port = Arc::clone(&side_port);
+        async move { Ok::<_, Infallible>(side_port.answer(&request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_LIMIT)
+        .max_buf_size(HEADER_BYTES)
+        // A connection kept for the next request is a connection to be bounded.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    // What goes wrong here is the client's doing, and it knows.
+    let _ = tokio::time::timeout(CONNECTION_LIMIT, connection).await;
+}
+
+impl SidePort {
+    /// A side port that shows `metrics` and `health`, and probes `endpoint`.
+    pub fn new(metrics: Metrics, health: Arc<Health>, endpoint: ConnectEndpoint) -> Self {
+        Self { metrics, health, endpoint, last_echo: Mutex::new(None) }
+    }
+
+    async fn answer(&self, request: &Request<Incoming>) -> Answer {
+        let path = request.uri().path();
+        if !PATHS.iter().any(|(known, _)| *known == path) {
+            return line(StatusCode::NOT_FOUND, format!("no such page; see {}", paths()));
+        }
+        // hyper leaves out the body of an answer to HEAD.
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut answer = line(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD".to_owned());
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return answer;
+        }
+        match path {
+            "/metrics" => body(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.render()),
+            "/livez" | "/healthz" => verdict(self.alive().await),
+            "/readyz" => verdict(self.ready()),
+            _ => body(StatusCode::OK, "text/html; charset=utf-8", index()),
+        }
+    }
+
+    /// Whether the process should live, as a line for people either way.
+    async fn alive(&self) -> Result<String, String> {
+        if self.health.phase() == Phase::Draining {
+            let since = self.health.since_turn(Instant::now());
+            let text = format!("draining, the loop turned {} ago", probe::milliseconds(since));
+            return if since <= Health::TURN_LIMIT { Ok(text) } else { Err(text) };
+        }
+        match self.shared_echo().await {
+            Ok(round_trip) => Ok(format!("alive, echoed in {}", probe::milliseconds(round_trip))),
+            Err(reason) => Err(format!("not alive: {reason}")),
+        }
+    }
+
+    async fn shared_echo(&self) -> Result<Duration, String> {
+        let mut last_echo = self.last_echo.lock().await;
+        if let Some((at, result)) = &*last_echo
+            && at.elapsed() < LIVE_SHARED
+        {
+            return result.clone();
+        }
+        let result =
+            probe::check(&self.endpoint, LIVE_LIMIT).await.map_err(|error| error.to_string());
+        *last_echo = Some((Instant::now(), result.clone()));
+        result
+    }
+
+    fn ready(&self) -> Result<String, String> {
+        match self.health.phase() {
+            Phase::Starting => Err("starting".to_owned()),
+            Phase::Serving => Ok("ready".to_owned()),
+            Phase::Draining => Err("draining".to_owned()),
+        }
+    }
+}
+
+fn verdict(verdict: Result<String, String>) -> Answer {
+    match verdict {
+        Ok(text) => line(StatusCode::OK, text),
+        Err(text) => line(StatusCode::SERVICE_UNAVAILABLE, text),
+    }
+}
+
+fn line(status: StatusCode, text: String) -> Answer {
+    body(status, "text/plain; charset=utf-8", text + "\n")
+}
+
+fn body(status: StatusCode, content_type: &'static str, content: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(content.into()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
+fn paths() -> String {
+    PATHS.map(|(path, _)| path).join(" ")
+}
+
+fn index() -> String {
+    let mut links = String::new();
+    for (path, purpose) in PATHS {
+        links.push_str(&format!("<li><a href=\"{path}\">{path}</a>: {purpose}</li>\n"));
+    }
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n<title>zmq-echo</title>\n\
+         <style>:root{{color-scheme:light dark}}body{{font:1rem/1.6 system-ui;max-width:40rem;margin:3rem auto;padding:0 1rem}}</style>\n\
+         <h1>zmq-echo</h1>\n<p>A ZeroMQ echo service, version {VERSION}, revision {REVISION}.</p>\n\
+         <ul>\n{links}</ul>\n"
+    )
+}

@@ -1,0 +1,187 @@
+//! What the poll loop needs of a ROUTER socket, and the zeromq crate's as one.
+//!
+//! The loop receives with [`zeromq::SocketRecv`] and sends with
+//! [`zeromq::SocketSend`], as any user of the crate would. [`Router`] adds the
+//! little that those two lack. Another socket takes the crate's place by
+//! implementing the three.
+
+use std::collections::HashSet;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures_util::{FutureExt, StreamExt};
+use tokio::runtime::Handle;
+use tracing::debug;
+use zeromq::util::PeerIdentity;
+use zeromq::{
+    RouterSocket, Socket, SocketEvent, SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult,
+};
+
+use crate::metrics::SocketMetrics;
+
+/// A ROUTER socket that can work in batches and leave in good order.
+///
+/// `recv` must be cancel-safe: the loop drops it whenever something else comes
+/// first.
+#[expect(async_fn_in_trait, reason = "the loop runs on one thread and needs no Send")]
+pub trait Router: SocketRecv + SocketSend {
+    /// The next message that is already here, or `None`. Does not wait.
+    fn try_recv(&mut self) -> Option<ZmqResult<ZmqMessage>>;
+
+    /// How many connections are open that may still bring a message, those in
+    /// the handshake included. Asked only after [`Router::stop_listening`].
+    fn connections(&self) -> usize;
+
+    /// Stops accepting. Connected peers stay connected and are served.
+    async fn stop_listening(&mut self);
+
+    /// Waits until every reply has been handed to the kernel, or until `deadline`.
+    async fn flush(&mut self, deadline: Instant);
+
+    /// Closes every connection once its replies are out, by `deadline` at the
+    /// latest. Returns how many replies connected peers were still owed then.
+    async fn close(self, deadline: Instant) -> u64;
+}
+
+/// The zeromq crate's [`RouterSocket`], with what it does not tell by itself:
+/// who is connected, and when the last reply has left.
+///
+/// Its limits are the crate's. It does not bound what a peer makes it hold,
+/// `send` waits where a peer's queue of 100,000 messages is full, and it tells
+/// neither how a connection ended nor what is still queued.
+pub struct ZeromqRouter {
+    socket: RouterSocket,
+    events: futures_channel::mpsc::Receiver<SocketEvent>,
+    peers: HashSet<PeerIdentity>,
+    metrics: SocketMetrics,
+}
+
+/// How many connection events may wait to be counted. The crate's own 1,024 are
+/// fewer than the peers that one lost node takes away, and what does not fit is
+/// lost and leaves the gauge wrong; this is more than a process has descriptors.
+const EVENTS: usize = 1 << 16;
+
+/// How often [`ZeromqRouter::close`] looks whether the last writer has ended.
+const CLOSE_TICK: Duration = Duration::from_millis(2);
+
+impl ZeromqRouter {
+    /// Takes over `listener` and begins to accept on the current runtime, which
+    /// must run nothing else: its tasks are counted as this socket's.
+    ///
+    /// # Errors
+    ///
+    /// What the crate or the kernel says of the listener.
+    pub async fn bind(listener: TcpListener, metrics: SocketMetrics) -> ZmqResult<Self> {
+        let mut socket = RouterSocket::new();
+        let (sender, events) = futures_channel::mpsc::channel(EVENTS);
+        *socket.backend().monitor().lock() = Some(sender);
+        socket.bind_listener(listener).await?;
+        Ok(Self { socket, events, peers: HashSet::new(), metrics })
+    }
+
+    fn account(&mut self, event: SocketEvent) {
+        match event {
+            SocketEvent::Accepted(endpoint, identity) => {
+                debug!(%endpoint, identity = %identity.escape_ascii(), "peer connected");
+                self.metrics.established.inc();
+                self.peers.insert(identity);
+            }
+            SocketEvent::Disconnected(identity) => {
+                debug!(identity = %identity.escape_ascii(), "peer disconnected");
+                self.metrics.closed.inc();
+                self.peers.remove(&identity);
+            }
+            SocketEvent::AcceptFailed(error) if left_before_the_greeting(&error) => {}
+            SocketEvent::AcceptFailed(error) => {
+                debug!(%error, "handshake failed");
+                self.metrics.failed.inc();
+            }
+            _ => {}
+        }
+        self.metrics.peers.set(self.peers.len() as i64);
+    }
+
+    fn account_ready(&mut self) {
+        while let Some(Some(event)) = self.events.next().now_or_never() {
+            self.account(event);
+        }
+    }
+}
+
+/// Whether this is what a TCP probe leaves behind: it connects and closes, or
+/// resets because our greeting lies unread. It is no fault and comes for ever.
+/// (The crate does not tell whether a byte had come before a reset.)
+fn left_before_the_greeting(error: &ZmqError) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+    if matches!(error, ZmqError::Other("Failed Greeting exchange")) {
+        return true;
+    }
+    std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| matches!(error.kind(), BrokenPipe | ConnectionReset))
+}
+
+/// The tasks of the current runtime: one that accepts, one for each handshake
+/// under way, and one for each peer, which writes its replies.
+fn tasks() -> usize {
+    Handle::current().metrics().num_alive_tasks()
+}
+
+#[async_trait]
+impl SocketRecv for ZeromqRouter {
+    async fn recv(&mut self) -> ZmqResult<ZmqMessage> {
+        loop {
+            // Both are cancel-safe: a channel's `next`, and the crate's `recv`.
+            tokio::select! {
+                Some(event) = self.events.next() => self.account(event),
+                message = self.socket.recv() => return message,
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl SocketSend for ZeromqRouter {
+    async fn send(&mut self, message: ZmqMessage) -> ZmqResult<()> {
+        self.socket.send(message).await
+    }
+}
+
+impl Router for ZeromqRouter {
+    fn try_recv(&mut self) -> Option<ZmqResult<ZmqMessage>> {
+        self.account_ready();
+        self.socket.recv().now_or_never()
+    }
+
+    fn connections(&self) -> usize {
+        tasks()
+    }
+
+    async fn stop_listening(&mut self) {
+        for error in self.socket.unbind_all().await {
+            debug!(%error, "could not stop listening");
+        }
+    }
+
+    /// Does nothing: what the crate has queued can be neither seen nor flushed
+    /// from outside. [`Router::close`] waits for it instead.
+    async fn flush(&mut self, _deadline: Instant) {}
+
+    /// Takes the crate's queues away from their writers, which write what is
+    /// left and end. A writer that has not ended by `deadline` counts as one
+    /// reply owed; it may be more, the crate does not tell.
+    async fn close(mut self, deadline: Instant) -> u64 {
+        self.account_ready();
+        // A handshake that hangs owes nothing and must not be waited for.
+        let handshakes = tasks().saturating_sub(self.peers.len());
+        drop(self);
+        loop {
+            let owed = tasks().saturating_sub(handshakes);
+            if owed == 0 || Instant::now() >= deadline {
+                return owed as u64;
+            }
+            tokio::time::sleep(CLOSE_TICK).await;
+        }
+    }
+}
