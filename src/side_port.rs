@@ -160,15 +160,19 @@ impl SidePort {
 
     /// Whether the process should live, as a line for people either way.
     async fn alive(&self) -> Result<String, String> {
-        if self.health.phase() == Phase::Draining {
-            let since = self.health.since_turn(Instant::now());
-            let text = format!("draining, the loop turned {} ago", probe::milliseconds(since));
-            return if since <= Health::TURN_LIMIT { Ok(text) } else { Err(text) };
+        if self.health.phase() != Phase::Draining {
+            match self.shared_echo().await {
+                Ok(round_trip) => {
+                    return Ok(format!("alive, echoed in {}", probe::milliseconds(round_trip)));
+                }
+                // The listener may have closed under the echo.
+                Err(_) if self.health.phase() == Phase::Draining => {}
+                Err(reason) => return Err(format!("not alive: {reason}")),
+            }
         }
-        match self.shared_echo().await {
-            Ok(round_trip) => Ok(format!("alive, echoed in {}", probe::milliseconds(round_trip))),
-            Err(reason) => Err(format!("not alive: {reason}")),
-        }
+        let since = self.health.since_turn(Instant::now());
+        let text = format!("draining, the loop turned {} ago", probe::milliseconds(since));
+        if since <= Health::TURN_LIMIT { Ok(text) } else { Err(text) }
     }
 
     async fn shared_echo(&self) -> Result<Duration, String> {

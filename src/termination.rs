@@ -101,7 +101,7 @@ impl AsyncTermination {
     ///
     /// Cancel-safe, because reading from a socket is.
     pub(crate) async fn recv(&mut self) -> io::Result<&'static str> {
-        self.stream.read(&mut [0]).await?;
+        let _byte_or_end = self.stream.read(&mut [0]).await?;
         let which = self.signal.load(Ordering::SeqCst);
         Ok(SIGNALS
             .iter()

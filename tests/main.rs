@@ -1,1 +1,11 @@
-//! Integration tests: real sockets, real processes, real signals.
+//! Integration tests: real sockets, real processes, real signals. Each is named
+//! after the promise that it keeps.
+
+mod config;
+mod drain;
+mod echo;
+mod logs;
+mod probe;
+mod readme;
+mod side_port;
+mod support;

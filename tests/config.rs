@@ -1,0 +1,125 @@
+//! Every flag by argument and by environment; what is wrong is refused with what
+//! would be right.
+
+use clap::CommandFactory;
+use zmq_echo::config::{LogFormat, ProbeConfig, ServerConfig};
+
+use crate::support::{SERVER, Server, command};
+
+/// A value that each flag refuses, and a part of what would be right.
+const REFUSED: [(&str, &str, &str); 17] = [
+    ("--bind", "127.0.0.1:5555", "expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555"),
+    ("--bind", "tcp://127.0.0.1", "expected tcp://HOST:PORT"),
+    ("--bind", "tcp://127.0.0.1:99999", "expected a port from 0 to 65535"),
+    ("--bind", "tcp://::1:5555", "expected an IPv6 address in brackets, such as tcp://[::1]:5555"),
+    ("--http", "8080", "expected IP:PORT, such as 127.0.0.1:8080"),
+    ("--http", "localhost:8080", "expected IP:PORT"),
+    ("--log-level", "verbose", "expected off, error, warn, info, debug or trace"),
+    ("--log-level", "zmq_echo=loud", "directives such as info,zmq_echo=debug"),
+    ("--log-format", "xml", "[possible values: auto, json, text]"),
+    ("--drain-delay", "5", "a number with its unit, such as 500ms, 1s or 2m"),
+    ("--drain-delay", "20s", "--drain-delay 20s leaves nothing of --drain-timeout 20s"),
+    ("--drain-quiet", "soon", "a number with its unit"),
+    ("--drain-quiet", "-1s", "a number with its unit"),
+    ("--drain-timeout", "100years", "expected 1day at most"),
+    ("--drain-timeout", "0s", "--drain-delay 0s leaves nothing of --drain-timeout 0s"),
+    ("--latency-buckets", "0.1,0.1", "expected seconds, comma-separated and rising"),
+    ("--latency-buckets", "0.1,nan", "expected seconds"),
+];
+
+#[test]
+fn a_wrong_value_is_refused_with_what_would_be_right() {
+    for (flag, value, right) in REFUSED {
+        let output = command(SERVER).arg(format!("{flag}={value}")).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{flag} {value}: {stderr}");
+        assert!(stderr.contains(flag) && stderr.contains(right), "{flag} {value}: {stderr}");
+        assert!(output.stdout.is_empty(), "{flag} {value}");
+    }
+}
+
+#[test]
+fn every_flag_is_an_environment_variable_that_a_wrong_value_names() {
+    let server = ServerConfig::command();
+    let flags =
+        server.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_env()?.to_str()?)));
+    let mut checked = 0;
+    for (long, variable) in flags {
+        assert_eq!(variable, format!("ZMQ_ECHO_{}", long.to_uppercase().replace('-', "_")));
+        let flag = format!("--{long}");
+        let (_, value, right) = REFUSED
+            .iter()
+            .find(|(refused, ..)| *refused == flag)
+            .unwrap_or_else(|| panic!("no value in the list that {flag} refuses"));
+        let output = command(SERVER).env(variable, value).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{variable}: {stderr}");
+        assert!(stderr.contains(variable) && stderr.contains(right), "{variable}: {stderr}");
+        checked += 1;
+    }
+    let with_values = server.get_arguments().filter(|arg| arg.get_long().is_some()).count();
+    assert_eq!(checked, with_values, "a flag without an environment variable");
+}
+
+#[test]
+fn the_environment_configures_and_an_argument_overrides_it() {
+    let mut server = command(SERVER);
+    server.envs([
+        ("ZMQ_ECHO_BIND", "tcp://[::1]:0"),
+        ("ZMQ_ECHO_HTTP", "127.0.0.1:0"),
+        ("ZMQ_ECHO_LOG_LEVEL", "warn"),
+        ("ZMQ_ECHO_LOG_FORMAT", "text"),
+        ("ZMQ_ECHO_LATENCY_BUCKETS", "1,2"),
+    ]);
+    server.args(["--bind", "tcp://127.0.0.1:0", "--log-level", "info", "--log-format", "json"]);
+    let server = Server::spawn(server);
+    assert!(server.endpoint.starts_with("tcp://127.0.0.1:"), "{}", server.endpoint);
+    let (_, metrics) = server.get("/metrics");
+    assert_eq!(metrics.matches("zmq_echo_request_duration_seconds_bucket").count(), 3, "{metrics}");
+}
+
+#[test]
+fn the_defaults_are_those_of_the_contract() {
+    // The environment of the test run is not the subject: every flag is read
+    // from the command's own defaults.
+    let command = ServerConfig::command();
+    let default = |flag: &str| {
+        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(flag)).unwrap();
+        arg.get_default_values()[0].to_str().unwrap().to_owned()
+    };
+    for (flag, expected) in [
+        ("bind", "tcp://127.0.0.1:5555"),
+        ("http", "127.0.0.1:8080"),
+        ("log-level", "info"),
+        ("log-format", "auto"),
+        ("drain-delay", "0s"),
+        ("drain-quiet", "1s"),
+        ("drain-timeout", "20s"),
+    ] {
+        assert_eq!(default(flag), expected, "--{flag}");
+    }
+    let buckets = default("latency-buckets");
+    assert!(buckets.starts_with("0.00001,") && buckets.ends_with(",5"), "{buckets}");
+}
+
+#[test]
+fn auto_is_text_on_a_terminal_and_json_elsewhere() {
+    assert!(!LogFormat::Auto.is_json(true));
+    assert!(LogFormat::Auto.is_json(false));
+    assert!(LogFormat::Json.is_json(true));
+    assert!(!LogFormat::Text.is_json(false));
+}
+
+#[test]
+fn help_says_the_unit_the_default_and_the_exit_codes() {
+    for (help, codes) in [
+        (ServerConfig::command().render_long_help(), &zmq_echo::exit::SERVER[..]),
+        (ProbeConfig::command().render_long_help(), &zmq_echo::exit::PROBE[..]),
+    ] {
+        let help = help.to_string();
+        for (code, _) in codes {
+            assert!(help.contains(&format!("\n  {code}")), "{code}: {help}");
+        }
+        assert!(help.contains("[default: ") && help.contains("[env: ZMQ_ECHO_"), "{help}");
+    }
+}

@@ -1,0 +1,243 @@
+//! What was received is answered, then the process leaves, by each way there is.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use zeromq::{SocketRecv, SocketSend};
+
+use crate::support::{Server, echo, message, wait_until, zmtp};
+
+#[test]
+fn with_nobody_connected_it_leaves_at_once() {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+        let mut server = Server::start(&["--drain-quiet", "50s", "--drain-timeout", "60s"]);
+        let signalled = Instant::now();
+        server.signal(signal);
+        assert_eq!(server.wait(), 0);
+        assert!(signalled.elapsed() < Duration::from_secs(50), "it waited for the quiet period");
+        assert_eq!(server.wait_for_record("draining")["signal"], name);
+        let drained = server.wait_for_record("drained");
+        assert_eq!(drained["reason"], "no_peers");
+        assert_eq!(drained["answered"], 0);
+        assert_eq!(drained["undelivered"], 0);
+        assert!(drained["duration"].is_f64(), "{drained}");
+    }
+}
+
+#[tokio::test]
+async fn connected_peers_are_served_until_they_are_quiet() {
+    let mut server = Server::start(&["--drain-quiet", "2s"]);
+    let mut dealer = server.dealer().await;
+    assert_eq!(echo(&mut dealer, "before".into()).await, [b"before"]);
+    server.signal(Signal::TERM);
+    server.wait_for_record("stopped listening; connected peers are still served");
+    let refused = TcpStream::connect(server.address()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(server.get("/readyz"), (503, "draining\n".to_owned()));
+    assert_eq!(server.get("/livez").0, 200);
+    assert_eq!(server.metric("zmq_echo_draining"), 1.0);
+    for _ in 0..3 {
+        assert_eq!(echo(&mut dealer, "while draining".into()).await, [b"while draining"]);
+    }
+    assert_eq!(server.wait(), 0);
+    let drained = server.wait_for_record("drained");
+    assert_eq!(drained["reason"], "quiet");
+    assert_eq!(drained["answered"], 3);
+    assert!(drained["duration"].as_f64().unwrap() >= 2.0, "{drained}");
+}
+
+#[tokio::test]
+async fn during_the_delay_it_still_accepts() {
+    let mut server = Server::start(&["--drain-delay", "3s", "--drain-quiet", "100ms"]);
+    assert_eq!(server.get("/readyz"), (200, "ready\n".to_owned()));
+    server.signal(Signal::TERM);
+    server.wait_for_record("draining");
+    assert_eq!(server.get("/readyz").0, 503);
+    let mut dealer = server.dealer().await;
+    assert_eq!(echo(&mut dealer, "newcomer".into()).await, [b"newcomer"]);
+    assert_eq!(server.wait(), 0);
+    let drained = server.wait_for_record("drained");
+    assert_eq!(drained["answered"], 1);
+    assert!(drained["duration"].as_f64().unwrap() >= 3.0, "{drained}");
+}
+
+#[tokio::test]
+async fn every_request_pipelined_before_the_signal_is_answered() {
+    const REQUESTS: usize = 20_000;
+    let mut server = Server::start(&[]);
+    let mut client = zmtp::connect(server.address(), b"");
+    let mut requests = Vec::new();
+    for number in 0..REQUESTS {
+        requests.extend(zmtp::frame(&number.to_be_bytes(), false));
+    }
+    client.write_all(&requests).unwrap();
+    server.signal(Signal::TERM);
+    for number in 0..REQUESTS {
+        assert_eq!(zmtp::read_frame(&mut client).1, number.to_be_bytes());
+    }
+    assert_eq!(server.wait(), 0);
+    assert_eq!(server.wait_for_record("drained")["undelivered"], 0);
+}
+
+#[tokio::test]
+async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
+    let mut server = Server::start(&["--drain-timeout", "2s", "--drain-quiet", "1500ms"]);
+    let mut dealer = server.dealer().await;
+    server.signal(Signal::TERM);
+    server.wait_for_record("draining");
+    let mut echoes = 0;
+    while server.find_record("drained").is_none() {
+        if dealer.send("more".into()).await.is_err() {
+            break;
+        }
+        let reply = tokio::time::timeout(Duration::from_millis(500), dealer.recv()).await;
+        echoes += u64::from(matches!(reply, Ok(Ok(_))));
+    }
+    assert_eq!(server.wait(), 0);
+    let drained = server.wait_for_record("drained");
+    assert_eq!(drained["reason"], "deadline");
+    assert!(drained["answered"].as_u64().unwrap() >= echoes, "{echoes} echoes: {drained}");
+    assert!(drained["duration"].as_f64().unwrap() >= 1.5, "{drained}");
+}
+
+#[tokio::test]
+async fn replies_that_a_peer_does_not_read_end_in_exit_4_at_the_deadline() {
+    let mut server = Server::start(&["--drain-timeout", "3s", "--drain-quiet", "500ms"]);
+    let mut stuck = zmtp::connect(server.address(), b"stuck");
+    stuck.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let request = zmtp::frame(&[0; 1 << 20], false);
+    // More than the kernel's buffers hold in both directions.
+    for _ in 0..64 {
+        if stuck.write_all(&request).is_err() {
+            break;
+        }
+    }
+    server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |requests| requests > 0.0);
+    server.signal(Signal::TERM);
+    // Liveness holds while the last replies wait for their peer.
+    while server.find_record("drained").is_none() && server.is_running() {
+        if let Ok(Ok(text)) = std::panic::catch_unwind(|| live(&server)) {
+            assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        }
+    }
+    assert_eq!(server.wait(), 4);
+    let drained = server.wait_for_record("drained");
+    assert!(drained["undelivered"].as_u64().unwrap() > 0, "{drained}");
+    drop(stuck);
+}
+
+/// `/livez` by hand: the server may end at any moment.
+fn live(server: &Server) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(server.http)?;
+    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    if text.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(text) }
+}
+
+#[tokio::test]
+async fn replies_to_peers_that_have_left_do_not_change_the_exit_code() {
+    let mut server = Server::start(&["--drain-quiet", "300ms"]);
+    let mut stays = server.dealer().await;
+    for client in 0..20 {
+        let mut leaver = zmtp::connect(server.address(), format!("leaver {client}").as_bytes());
+        leaver.write_all(&zmtp::frame(&[0; 100_000], false)).unwrap();
+    }
+    server.signal(Signal::TERM);
+    server.wait_for_record("draining");
+    assert_eq!(echo(&mut stays, message(&[b"a", b"b"])).await, [b"a", b"b"]);
+    assert_eq!(server.wait(), 0);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    for (second, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let mut server = Server::start(&["--drain-quiet", "50s", "--drain-timeout", "60s"]);
+        let mut dealer = server.dealer().await;
+        assert_eq!(echo(&mut dealer, "hold it".into()).await, [b"hold it"]);
+        server.signal(Signal::TERM);
+        server.wait_for_record("draining");
+        assert!(server.is_running());
+        server.signal(second);
+        assert_eq!(server.wait(), code);
+    }
+}
+
+/// Processes whose loop is stuck: this test binary, running one test of itself.
+mod stuck {
+    use std::process::{Command, Stdio};
+
+    use zmq_echo::log;
+    use zmq_echo::termination::Termination;
+
+    use super::*;
+    use crate::support::wait_for_exit;
+
+    const TIMEOUT: &str = "ZMQ_ECHO_TEST_STUCK_TIMEOUT";
+
+    /// Not a test by itself: the body of the child.
+    #[test]
+    fn child() {
+        let Ok(timeout) = std::env::var(TIMEOUT) else { return };
+        let termination = Termination::register().unwrap();
+        let logs = log::init(
+            tracing_subscriber::EnvFilter::new("info"),
+            zmq_echo::config::LogFormat::Json,
+        )
+        .unwrap();
+        let timeout = humantime::parse_duration(&timeout).unwrap();
+        termination.watchdog.spawn(timeout, logs).unwrap();
+        tracing::info!("stuck");
+        loop {
+            std::thread::park();
+        }
+    }
+
+    fn start(
+        timeout: &str,
+    ) -> (std::process::Child, std::io::BufReader<std::process::ChildStdout>) {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "drain::stuck::child", "--nocapture"])
+            .env(TIMEOUT, timeout)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+        wait_until("the child is stuck", || {
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+            line.contains("\"stuck\"")
+        });
+        (child, stdout)
+    }
+
+    fn kill(child: &std::process::Child, signal: Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+    }
+
+    #[test]
+    fn a_second_signal_ends_even_a_stuck_process() {
+        let (mut child, _stdout) = start("1h");
+        kill(&child, Signal::TERM);
+        // The first signal only writes a byte. The flag that it leaves cannot be
+        // seen from outside, so the second one is sent until it has worked.
+        wait_until("the second signal is seen", || {
+            kill(&child, Signal::INT);
+            std::thread::sleep(Duration::from_millis(20));
+            child.try_wait().unwrap().is_some()
+        });
+        assert_eq!(wait_for_exit(&mut child).code(), Some(130));
+    }
+
+    #[test]
+    fn the_watchdog_ends_a_stuck_process_at_the_drain_timeout() {
+        let (mut child, mut stdout) = start("300ms");
+        kill(&child, Signal::TERM);
+        assert_eq!(wait_for_exit(&mut child).code(), Some(4));
+        let mut rest = String::new();
+        stdout.read_to_string(&mut rest).unwrap();
+        assert!(rest.contains("stuck at the drain deadline"), "{rest}");
+    }
+}

@@ -1,0 +1,214 @@
+//! One record a line, parsed by anyone; never in the way of an echo.
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+
+use serde_json::Value as Json;
+use zmq_echo::config::LogFormat;
+use zmq_echo::log;
+
+use crate::support::{DEADLINE, SERVER, Server, command, get, sample, wait_until, zmtp};
+
+/// The size at which container runtimes split a line.
+const LINE_LIMIT: usize = 16 << 10;
+
+/// Identities and payloads that would break a careless log.
+const NASTY: [&[u8]; 5] = [
+    b"a\nb\r\n{\"level\":\"ERROR\"}",
+    b"\"quoted\\",
+    b"\x1b[31mred\x07",
+    b"\xff\xfe\x80not utf-8",
+    "\u{2028}\u{202e}".as_bytes(),
+];
+
+fn provoke(server: &Server) {
+    for nasty in NASTY {
+        let mut peer = zmtp::connect(server.address(), nasty);
+        peer.write_all(&zmtp::frame(nasty, false)).unwrap();
+        assert_eq!(zmtp::read_frame(&mut peer).1, nasty);
+    }
+    server.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
+}
+
+#[test]
+fn every_line_is_one_json_record_whatever_a_peer_sends() {
+    let server = Server::start(&["--log-level", "zmq_echo=trace"]);
+    provoke(&server);
+    wait_until("the requests are logged", || {
+        server.lines().iter().filter(|line| line.contains("\"request\"")).count() >= NASTY.len()
+    });
+    for line in server.lines() {
+        let record: Json =
+            serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        for field in ["timestamp", "level", "target", "message"] {
+            assert!(record[field].is_string(), "no {field}: {line}");
+        }
+        let timestamp = record["timestamp"].as_str().unwrap();
+        // RFC 3339, UTC, microseconds: 2026-01-31T12:34:56.123456Z
+        assert_eq!(timestamp.len(), 27, "{timestamp}");
+        assert!(timestamp.ends_with('Z') && timestamp.as_bytes()[19] == b'.', "{timestamp}");
+        assert!(line.len() < LINE_LIMIT);
+    }
+}
+
+#[test]
+fn every_line_is_one_text_record_whatever_a_peer_sends() {
+    let mut server = command(SERVER);
+    server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    server.args(["--log-level", "zmq_echo=trace", "--log-format", "text"]);
+    let mut child = server.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut listening = String::new();
+    std::io::BufRead::read_line(&mut stdout, &mut listening).unwrap();
+    let endpoint = listening.split("endpoint=tcp://").nth(1).unwrap().split(' ').next().unwrap();
+    for nasty in NASTY {
+        drop(zmtp::connect(endpoint.parse().unwrap(), nasty));
+    }
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&child),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    let mut text = listening;
+    stdout.read_to_string(&mut text).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(text.lines().count() > NASTY.len());
+    for line in text.lines() {
+        assert_eq!(line.as_bytes()[26], b'Z', "no time at the start: {line}");
+        assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
+    }
+}
+
+#[test]
+fn at_the_default_level_strangers_cannot_make_it_write() {
+    let server = Server::start(&[]);
+    provoke(&server);
+    for _ in 0..10 {
+        let mut peer = std::net::TcpStream::connect(server.address()).unwrap();
+        let _ = peer.write_all(&[b'x'; 100]);
+        let _ = peer.read_to_end(&mut Vec::new());
+    }
+    server
+        .wait_for_metric("zmq_echo_connections_total{outcome=\"failed\"}", |failed| failed == 10.0);
+    let messages: Vec<_> = server
+        .lines()
+        .iter()
+        .map(|line| serde_json::from_str::<Json>(line).unwrap()["message"].clone())
+        .collect();
+    assert_eq!(messages, ["listening"]);
+}
+
+#[test]
+fn a_reader_that_stops_reading_costs_records_and_no_echo() {
+    let mut server = command(SERVER);
+    server.args([
+        "--log-level",
+        "zmq_echo=trace",
+        "--bind",
+        "tcp://127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+    ]);
+    let mut child = server.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    std::io::BufRead::read_line(&mut stdout, &mut first).unwrap();
+    let listening: Json = serde_json::from_str(&first).unwrap();
+    // From here on nobody reads.
+    let address =
+        listening["endpoint"].as_str().unwrap().strip_prefix("tcp://").unwrap().parse().unwrap();
+    let http = listening["http"].as_str().unwrap().parse().unwrap();
+    let mut peer = zmtp::connect(address, b"chatty");
+    let mut dropped = 0.0;
+    wait_until("records are dropped", || {
+        peer.write_all(&zmtp::frame(b"x", false).repeat(1000)).unwrap();
+        for _ in 0..1000 {
+            assert_eq!(zmtp::read_frame(&mut peer).1, b"x");
+        }
+        let (_, text) = get(http, "/metrics");
+        let scrape =
+            prometheus_parse::Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
+        dropped = sample(&scrape, "zmq_echo_log_records_dropped_total").unwrap();
+        dropped > 0.0
+    });
+    drop(peer);
+    // It also ends, although its last records find no reader.
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(crate::support::wait_for_exit(&mut child).code(), Some(0));
+    drop(stdout);
+}
+
+#[test]
+fn an_error_at_the_start_is_one_record_that_names_what_failed() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let free = ["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let endpoint = format!("tcp://{address}");
+    for (args, named) in [
+        (vec!["--bind", &endpoint], &*endpoint),
+        (vec!["--http", &address], &*address),
+        (vec!["--bind", "tcp://no-such-host.invalid:5555"], "tcp://no-such-host.invalid:5555"),
+        (vec!["--bind", "tcp://192.0.2.1:5555"], "tcp://192.0.2.1:5555"),
+    ] {
+        let mut whole: Vec<&str> =
+            free.chunks(2).filter(|pair| pair[0] != args[0]).flatten().copied().collect();
+        whole.extend(&args);
+        let output = command(SERVER).args(&whole).output().unwrap();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stdout}");
+        let record: Json =
+            serde_json::from_str(stdout.trim()).unwrap_or_else(|error| panic!("{error}: {stdout}"));
+        assert_eq!(record["level"], "ERROR");
+        let error = record["error"].as_str().unwrap();
+        assert!(
+            error.contains(named) && error.contains("os error") || error.contains("lookup"),
+            "{error}"
+        );
+    }
+}
+
+/// A panic, in this test binary running one test of itself.
+mod panic {
+    use super::*;
+
+    const CHILD: &str = "ZMQ_ECHO_TEST_PANIC";
+
+    /// Not a test by itself: the body of the child.
+    #[test]
+    fn child() {
+        let Ok(message) = std::env::var(CHILD) else { return };
+        let _logs = log::init(tracing_subscriber::EnvFilter::new("info"), LogFormat::Json).unwrap();
+        // In a thread that nobody waits for.
+        std::thread::Builder::new()
+            .name("doomed".to_owned())
+            .spawn(move || panic!("{message}"))
+            .unwrap();
+        std::thread::sleep(DEADLINE);
+    }
+
+    #[test]
+    fn in_any_thread_it_is_one_record_and_exit_101() {
+        let messages = ["out of luck".to_owned(), "\"\n\u{1}".repeat(20_000)];
+        for message in messages {
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "logs::panic::child", "--nocapture"])
+                .env(CHILD, &message)
+                .output()
+                .unwrap();
+            let stdout = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(output.status.code(), Some(101), "{stdout}");
+            // The harness writes lines of its own.
+            let records: Vec<Json> =
+                stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            let [record] = &records[..] else { panic!("{} records: {stdout}", records.len()) };
+            assert_eq!(record["level"], "ERROR");
+            assert_eq!(record["message"], "panicked");
+            assert_eq!(record["thread"], "doomed");
+            assert!(message.starts_with(record["panic"].as_str().unwrap()), "{record}");
+            assert!(record["location"].as_str().unwrap().contains("tests/logs.rs"), "{record}");
+            assert!(record["backtrace"].as_str().unwrap().contains("panic"), "{record}");
+            assert!(stdout.lines().all(|line| line.len() < LINE_LIMIT));
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The probe says yes to an echo and no to everything else, in time.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Output;
+use std::thread;
+
+use zmq_echo::metrics::PROBE_IDENTITY;
+
+use crate::support::{PROBE, Server, command, zmtp};
+
+fn probe(endpoint: &str, args: &[&str]) -> Output {
+    command(PROBE).args(["--endpoint", endpoint]).args(args).output().expect("the probe runs")
+}
+
+/// A peer that does `behaviour` to each connection.
+fn peer(behaviour: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        // All at once: the probe may look with a connection of its own.
+        let mut open = Vec::new();
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            open.push(stream.try_clone().unwrap());
+            behaviour(stream);
+        }
+    });
+    address
+}
+
+/// Greets and shakes hands as a ROUTER would.
+fn shake_hands(stream: &mut TcpStream) -> Option<()> {
+    stream.write_all(&zmtp::greeting()).ok()?;
+    stream.read_exact(&mut [0; 64]).ok()?;
+    stream.write_all(&zmtp::ready("ROUTER", b"")).ok()?;
+    zmtp::read_frame(stream);
+    Some(())
+}
+
+/// Reads the two frames of a REQ request: delimiter and payload.
+fn read_request(stream: &mut TcpStream) -> Vec<u8> {
+    zmtp::read_frame(stream);
+    zmtp::read_frame(stream).1
+}
+
+#[track_caller]
+fn says_no(address: SocketAddr, step: &str, reason: &str) {
+    let output = probe(&format!("tcp://{address}"), &["--timeout", "400ms"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.starts_with(&format!("tcp://{address}: {step} failed after ")), "{stderr}");
+    assert!(stderr.contains(reason), "{stderr}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn an_echo_is_a_yes_in_silence() {
+    let server = Server::start(&[]);
+    let output = probe(&server.endpoint, &["--timeout", "30s"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+    let output = probe(&server.endpoint, &["--timeout", "30s", "-v"]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.starts_with(&format!("{}: echoed in ", server.endpoint)), "{stdout}");
+}
+
+#[test]
+fn it_is_counted_as_a_probe_and_leaves_nothing_open() {
+    let server = Server::start(&[]);
+    assert_eq!(probe(&server.endpoint, &["--timeout", "30s"]).status.code(), Some(0));
+    assert_eq!(server.metric("zmq_echo_requests_total{source=\"probe\"}"), 1.0);
+    assert_eq!(server.metric("zmq_echo_requests_total{source=\"client\"}"), 0.0);
+    assert_eq!(server.metric("zmq_echo_request_duration_seconds"), 0.0);
+    assert_eq!(server.metric("zmq_echo_received_bytes_total"), 0.0);
+    assert_eq!(server.metric("zmq_echo_sent_bytes_total"), 0.0);
+    server.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
+}
+
+#[test]
+fn nobody_listening_is_a_no_before_the_limit() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    says_no(free, "connect", "refused");
+    let output = probe("tcp://no-such-host.invalid:5555", &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("connect failed"));
+}
+
+#[test]
+fn a_peer_that_accepts_and_says_nothing_is_a_no() {
+    says_no(peer(|_| {}), "handshake", "no handshake");
+}
+
+#[test]
+fn a_peer_that_hangs_up_is_a_no() {
+    says_no(peer(|stream| stream.shutdown(std::net::Shutdown::Both).unwrap()), "handshake", "");
+}
+
+#[test]
+fn a_peer_that_hangs_in_the_handshake_is_a_no() {
+    says_no(
+        peer(|mut stream| drop(stream.write_all(&zmtp::greeting()[..40]))),
+        "handshake",
+        "no handshake",
+    );
+    says_no(
+        peer(|mut stream| drop(stream.write_all(&zmtp::greeting()))),
+        "handshake",
+        "no handshake",
+    );
+}
+
+#[test]
+fn garbage_for_a_handshake_is_a_no() {
+    says_no(peer(|mut stream| drop(stream.write_all(&[b'x'; 200]))), "handshake", "");
+    let http = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nyou are not a browser, are you? 0123456789";
+    says_no(peer(|mut stream| drop(stream.write_all(http))), "handshake", "");
+}
+
+#[test]
+fn a_peer_that_takes_the_request_and_does_not_answer_is_a_no() {
+    says_no(
+        peer(|mut stream| {
+            if shake_hands(&mut stream).is_some() {
+                read_request(&mut stream);
+            }
+        }),
+        "receive",
+        "no reply",
+    );
+}
+
+#[test]
+fn a_peer_that_hangs_up_on_the_request_is_a_no() {
+    says_no(
+        peer(|mut stream| {
+            if shake_hands(&mut stream).is_some() {
+                read_request(&mut stream);
+                stream.shutdown(std::net::Shutdown::Both).unwrap();
+            }
+        }),
+        "receive",
+        "closed",
+    );
+}
+
+/// A peer that answers each request with what `reply` makes of its payload.
+fn answering(reply: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
+    peer(move |mut stream| {
+        if shake_hands(&mut stream).is_some() {
+            let payload = read_request(&mut stream);
+            let _ = stream.write_all(&reply(payload));
+        }
+    })
+}
+
+#[test]
+fn another_payload_than_its_own_is_a_no() {
+    let another = |_| [zmtp::frame(b"", true), zmtp::frame(b"yes, yes", false)].concat();
+    says_no(answering(another), "verify", "another payload");
+    let shorter =
+        |payload: Vec<u8>| [zmtp::frame(b"", true), zmtp::frame(&payload[1..], false)].concat();
+    says_no(answering(shorter), "verify", "another payload");
+}
+
+#[test]
+fn its_payload_in_another_shape_is_a_no() {
+    let more = |payload: Vec<u8>| {
+        [zmtp::frame(b"", true), zmtp::frame(&payload, true), zmtp::frame(b"and more", false)]
+            .concat()
+    };
+    says_no(answering(more), "verify", "2 frames");
+    says_no(answering(|payload| zmtp::frame(&payload, false)), "receive", "");
+    says_no(
+        answering(|payload| zmtp::frame(&payload, false)[..20].to_vec()),
+        "receive",
+        "no reply",
+    );
+}
+
+#[test]
+fn frames_without_end_are_a_no() {
+    let endless = |mut stream: TcpStream| {
+        thread::spawn(move || {
+            if shake_hands(&mut stream).is_some() {
+                let frames = zmtp::frame(&[0; 1000], true).repeat(100);
+                while stream.write_all(&frames).is_ok() {}
+            }
+        });
+    };
+    says_no(peer(endless), "receive", "no reply");
+}
+
+#[test]
+fn a_frame_too_large_to_exist_aborts_the_crate_and_is_still_a_no() {
+    let huge = |mut stream: TcpStream| {
+        let mut bytes = zmtp::greeting();
+        bytes.push(0x06);
+        bytes.extend((1_u64 << 47).to_be_bytes());
+        let _ = stream.write_all(&bytes);
+    };
+    let output = probe(&format!("tcp://{}", peer(huge)), &[]);
+    // A shell and a container runtime report the signal as 128 + 6.
+    let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
+    assert_eq!(signal, Some(6), "{output:?}");
+}
+
+#[test]
+fn no_two_probes_are_alike() {
+    let (requests, seen) = std::sync::mpsc::channel();
+    let address = peer(move |mut stream| {
+        stream.write_all(&zmtp::greeting()).unwrap();
+        stream.read_exact(&mut [0; 64]).unwrap();
+        stream.write_all(&zmtp::ready("ROUTER", b"")).unwrap();
+        let ready = zmtp::read_frame(&mut stream).1;
+        let payload = read_request(&mut stream);
+        requests.send((ready, payload.clone())).unwrap();
+        stream.write_all(&[zmtp::frame(b"", true), zmtp::frame(&payload, false)].concat()).unwrap();
+    });
+    for _ in 0..2 {
+        let output = probe(&format!("tcp://{address}"), &["--timeout", "30s"]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
+    let [first, second] = [seen.recv().unwrap(), seen.recv().unwrap()];
+    assert_ne!(first.0, second.0, "one identity for two probes");
+    assert_ne!(first.1, second.1, "one payload for two probes");
+    let announced = String::from_utf8_lossy(&first.0).into_owned();
+    assert!(announced.contains(PROBE_IDENTITY), "{announced}");
+}
+
+#[test]
+fn a_wrong_flag_is_refused_with_what_would_be_right() {
+    for (args, right) in [
+        (["--endpoint", "localhost:5555"], "expected tcp://HOST:PORT"),
+        (["--endpoint", "tcp://*:5555"], "a client needs a host"),
+        (["--endpoint", "tcp://localhost:0"], "from 1 to 65535"),
+        (["--timeout", "500"], "such as 500ms"),
+        (["--timeout", "0s"], "more than 0s"),
+    ] {
+        let output = command(PROBE).args(args).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(args[0]) && stderr.contains(right), "{stderr}");
+    }
+}

@@ -1,0 +1,215 @@
+//! Metrics and health over HTTP, whatever else happens.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use zmq_echo::metrics::{REVISION, VERSION};
+use zmq_echo::side_port::PATHS;
+
+use crate::support::{Server, echo, message, request, sample, zmtp};
+
+/// Every series of the service, with its type, as the contract has it.
+pub const SERIES: [(&str, &str); 18] = [
+    ("zmq_echo_requests_total{source=\"client\"}", "counter"),
+    ("zmq_echo_requests_total{source=\"probe\"}", "counter"),
+    ("zmq_echo_request_duration_seconds", "histogram"),
+    ("zmq_echo_received_bytes_total", "counter"),
+    ("zmq_echo_sent_bytes_total", "counter"),
+    ("zmq_echo_peers", "gauge"),
+    ("zmq_echo_connections_total{outcome=\"established\"}", "counter"),
+    ("zmq_echo_connections_total{outcome=\"failed\"}", "counter"),
+    ("zmq_echo_disconnections_total{reason=\"closed\"}", "counter"),
+    ("zmq_echo_disconnections_total{reason=\"error\"}", "counter"),
+    ("zmq_echo_rejected_total", "counter"),
+    ("zmq_echo_undeliverable_total{reason=\"peer_gone\"}", "counter"),
+    ("zmq_echo_undeliverable_total{reason=\"deadline\"}", "counter"),
+    ("zmq_echo_draining", "gauge"),
+    ("zmq_echo_log_records_dropped_total", "counter"),
+    ("zmq_echo_build_info", "gauge"),
+    ("process_start_time_seconds", "gauge"),
+    ("process_cpu_seconds_total", "counter"),
+];
+
+#[test]
+fn every_series_is_there_at_zero_before_the_first_request() {
+    let server = Server::start(&[]);
+    let (_, text) = server.get("/metrics");
+    let scrape = server.scrape();
+    for (series, kind) in SERIES {
+        let name = series.split('{').next().unwrap();
+        assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name} is no {kind}");
+        assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
+        let value = sample(&scrape, series).unwrap_or_else(|| panic!("no {series}"));
+        match name {
+            "zmq_echo_build_info" => assert_eq!(value, 1.0),
+            name if name.starts_with("process_") => {}
+            _ => assert_eq!(value, 0.0, "{series}"),
+        }
+    }
+    let ours = scrape.docs.keys().filter(|name| name.starts_with("zmq_echo_")).count();
+    let mut listed: Vec<_> =
+        SERIES.iter().map(|(series, _)| series.split('{').next().unwrap()).collect();
+    listed.retain(|name| name.starts_with("zmq_echo_"));
+    listed.dedup();
+    assert_eq!(ours, listed.len(), "a family is not in the list: {:?}", scrape.docs.keys());
+    assert!(text.contains(&format!(
+        "zmq_echo_build_info{{revision=\"{REVISION}\",version=\"{VERSION}\"}} 1"
+    )));
+}
+
+#[tokio::test]
+async fn what_clients_do_is_counted() {
+    let server = Server::start(&["--latency-buckets", "0.5,60"]);
+    let mut dealer = server.dealer().await;
+    for _ in 0..3 {
+        echo(&mut dealer, message(&[b"12345", b"", b"678"])).await;
+    }
+    server.wait_for_metric("zmq_echo_request_duration_seconds", |count| count == 3.0);
+    assert_eq!(server.metric("zmq_echo_requests_total{source=\"client\"}"), 3.0);
+    assert_eq!(server.metric("zmq_echo_received_bytes_total"), 24.0);
+    assert_eq!(server.metric("zmq_echo_sent_bytes_total"), 24.0);
+    assert_eq!(server.metric("zmq_echo_peers"), 1.0);
+    let (_, text) = server.get("/metrics");
+    for bucket in ["0.5", "60", "+Inf"] {
+        assert!(
+            text.contains(&format!("zmq_echo_request_duration_seconds_bucket{{le=\"{bucket}\"}}")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn each_path_answers_and_others_do_not() {
+    let server = Server::start(&[]);
+    for (path, _) in PATHS {
+        let (status, body) = server.get(path);
+        assert_eq!(status, 200, "{path}: {body}");
+        if !matches!(path, "/" | "/metrics") {
+            assert_eq!(body.lines().count(), 1, "{path}: {body}");
+        }
+        assert_eq!(request(server.http, "HEAD", path), (200, String::new()), "{path}");
+        assert_eq!(request(server.http, "POST", path).0, 405, "{path}");
+    }
+    let (status, body) = server.get("/metricsx");
+    assert_eq!(status, 404);
+    assert!(PATHS.iter().all(|(path, _)| body.contains(path)), "{body}");
+    let (_, index) = server.get("/");
+    assert!(index.contains(VERSION) && index.contains(REVISION));
+    assert!(PATHS.iter().all(|(path, _)| index.contains(&format!("href=\"{path}\""))), "{index}");
+}
+
+#[test]
+fn metrics_come_as_the_text_format_0_0_4() {
+    let server = Server::start(&[]);
+    let head = raw(&server, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(head.contains("\r\ncontent-type: text/plain; version=0.0.4"), "{head}");
+}
+
+fn raw(server: &Server, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(server.http).unwrap();
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    // A reset after the answer is as good as a close.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn a_request_that_is_too_long_is_refused() {
+    let server = Server::start(&[]);
+    let long = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(100_000));
+    let mut stream = TcpStream::connect(server.http).unwrap();
+    let _ = stream.write_all(long.as_bytes());
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    assert!(!answer.contains(" 200 "), "{answer}");
+    assert_eq!(server.get("/readyz").0, 200);
+}
+
+#[test]
+fn slow_clients_do_not_stop_a_scrape() {
+    let server = Server::start(&[]);
+    let mut slow: Vec<TcpStream> =
+        (0..400).map(|_| TcpStream::connect(server.http).unwrap()).collect();
+    for (round, byte) in b"GET /".iter().enumerate() {
+        for stream in &mut slow {
+            // Those that the side port has closed already cannot be written to.
+            let _ = stream.write_all(&[*byte]);
+        }
+        assert_eq!(server.get("/metrics").0, 200, "round {round}");
+        thread::sleep(Duration::from_millis(200));
+    }
+    // A byte now and then does not keep a connection: each comes to its end.
+    for mut stream in slow {
+        stream.set_read_timeout(Some(crate::support::DEADLINE)).unwrap();
+        match stream.read_to_end(&mut Vec::new()) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+    }
+}
+
+#[test]
+fn a_scrape_answers_while_the_loop_is_saturated() {
+    let server = Server::start(&[]);
+    let stream = zmtp::connect(server.address(), b"flood");
+    let mut replies = stream.try_clone().unwrap();
+    let reader = thread::spawn(move || std::io::copy(&mut replies, &mut std::io::sink()));
+    let mut writer = stream.try_clone().unwrap();
+    let flood = thread::spawn(move || {
+        let requests = zmtp::frame(b"flood", false).repeat(1000);
+        while writer.write_all(&requests).is_ok() {}
+    });
+    server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |requests| {
+        requests > 10_000.0
+    });
+    for _ in 0..20 {
+        let before = server.metric("zmq_echo_requests_total{source=\"client\"}");
+        server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |requests| {
+            requests > before
+        });
+    }
+    stream.shutdown(std::net::Shutdown::Both).unwrap();
+    flood.join().unwrap();
+    let _ = reader.join().unwrap();
+}
+
+#[test]
+fn liveness_is_one_echo_shared_by_all_who_ask() {
+    let server = Server::start(&[]);
+    let asking: Vec<_> = (0..50)
+        .map(|_| {
+            let address = server.http;
+            thread::spawn(move || crate::support::get(address, "/livez"))
+        })
+        .collect();
+    for asked in asking {
+        let (status, text) = asked.join().unwrap();
+        assert_eq!(status, 200, "{text}");
+        assert!(text.starts_with("alive, echoed in "), "{text}");
+    }
+    let echoes = server.metric("zmq_echo_requests_total{source=\"probe\"}");
+    assert!((1.0..50.0).contains(&echoes), "{echoes} echoes for 50 questions");
+    assert_eq!(server.metric("zmq_echo_requests_total{source=\"client\"}"), 0.0);
+}
+
+#[test]
+fn a_loop_that_is_stuck_is_not_alive() {
+    let server = Server::start(&[]);
+    // Stopped: every thread stands still, and the kernel still accepts. A process
+    // that goes on answers what came meanwhile, so the verdict is asked of one
+    // that probes a stuck endpoint: the probe.
+    server.signal(Signal::STOP);
+    let output = crate::support::command(crate::support::PROBE)
+        .args(["--endpoint", &server.endpoint, "--timeout", "300ms"])
+        .output()
+        .unwrap();
+    server.signal(Signal::CONT);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("handshake failed after"));
+    assert_eq!(server.get("/livez").0, 200);
+}
