@@ -5,6 +5,7 @@ mod config;
 mod drain;
 mod echo;
 mod logs;
+mod poll_loop;
 mod probe;
 mod readme;
 mod side_port;

@@ -1,0 +1,90 @@
+//! The poll loop inside a process of its own making: with another handler, on
+//! the real socket.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use zeromq::{DealerSocket, Socket, SocketSend, ZmqMessage};
+use zmq_echo::drain::{DrainPolicy, Ending};
+use zmq_echo::handler::Rejected;
+use zmq_echo::health::{Health, Phase};
+use zmq_echo::metrics::{self, Metrics};
+use zmq_echo::poll_loop::{self, Report};
+use zmq_echo::socket::ZeromqRouter;
+use zmq_echo::termination::TerminationSocket;
+
+use crate::support::{DEADLINE, message, receive};
+
+struct Loop {
+    address: SocketAddr,
+    metrics: Metrics,
+    health: Arc<Health>,
+    termination: UnixStream,
+    thread: JoinHandle<Report>,
+}
+
+fn start(handle: fn(ZmqMessage) -> Result<ZmqMessage, Rejected>) -> Loop {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Metrics::new(&[1.0], metrics::log_records_dropped());
+    let health = Arc::new(Health::new(Instant::now()));
+    let (termination, socket) = UnixStream::pair().unwrap();
+    let drain =
+        DrainPolicy { delay: Duration::ZERO, quiet: Duration::from_millis(200), timeout: DEADLINE };
+    let (own_metrics, own_health) = (metrics.clone(), Arc::clone(&health));
+    let thread = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let router = ZeromqRouter::bind(listener, own_metrics.socket.clone()).await.unwrap();
+            let termination = TerminationSocket::new(socket);
+            poll_loop::run(router, termination, drain, handle, &own_metrics, &own_health)
+                .await
+                .unwrap()
+        })
+    });
+    Loop { address, metrics, health, termination, thread }
+}
+
+async fn dealer(address: SocketAddr) -> DealerSocket {
+    let mut dealer = DealerSocket::new();
+    dealer.connect(&format!("tcp://{address}")).await.unwrap();
+    dealer
+}
+
+fn even_only(request: ZmqMessage) -> Result<ZmqMessage, Rejected> {
+    match request.iter().last() {
+        Some(frame) if frame.len() % 2 == 0 => Ok(request),
+        _ => Err(Rejected("odd")),
+    }
+}
+
+#[tokio::test]
+async fn a_rejected_request_is_counted_and_the_loop_goes_on() {
+    let mut running = start(even_only);
+    let mut dealer = dealer(running.address).await;
+    for frame in ["odd", "even", "again", "even again"] {
+        dealer.send(message(&[frame.as_bytes()])).await.unwrap();
+    }
+    assert_eq!(receive(&mut dealer).await, [b"even"]);
+    assert_eq!(receive(&mut dealer).await, [b"even again"]);
+    assert_eq!(running.metrics.rejected.get(), 2);
+    assert_eq!(running.health.phase(), Phase::Serving);
+    running.termination.write_all(b"x").unwrap();
+    let report = running.thread.join().unwrap();
+    assert_eq!((report.ending, report.owed), (Ending::Quiet, 0));
+}
+
+#[tokio::test]
+async fn the_other_end_of_the_termination_socket_closing_is_a_request_to_end() {
+    let running = start(Ok);
+    drop(running.termination);
+    let (ended, end) = mpsc::channel();
+    thread::spawn(move || ended.send(running.thread.join().unwrap()));
+    assert_eq!(end.recv_timeout(DEADLINE).unwrap().ending, Ending::NoPeers);
+    assert_eq!(running.metrics.draining.get(), 1);
+}
