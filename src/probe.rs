@@ -3,6 +3,8 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -62,6 +64,13 @@ pub struct ProbeError {
 /// A failed step, before it is known when and where.
 struct Failure(Step, String);
 
+impl Failure {
+    fn of(self, endpoint: &ConnectEndpoint, after: Duration) -> ProbeError {
+        let Self(step, reason) = self;
+        ProbeError { endpoint: endpoint.clone(), step, reason, after }
+    }
+}
+
 /// Connects to `endpoint`, sends a payload that no other probe sends and requires
 /// exactly that payload back. Returns how long it took, connecting included.
 ///
@@ -72,23 +81,22 @@ struct Failure(Step, String);
 /// announced to it.
 pub async fn check(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, ProbeError> {
     let started = Instant::now();
-    match echo(endpoint, started, limit).await {
+    match echo(endpoint, started, limit, &Mutex::new(Step::Handshake)).await {
         Ok(()) => Ok(started.elapsed()),
-        Err(Failure(step, reason)) => {
-            Err(ProbeError { endpoint: endpoint.clone(), step, reason, after: started.elapsed() })
-        }
+        Err(failure) => Err(failure.of(endpoint, started.elapsed())),
     }
 }
 
+/// `reached` tells from outside which step it has come to.
 async fn echo(
     endpoint: &ConnectEndpoint,
     started: Instant,
     limit: Duration,
+    reached: &Mutex<Step>,
 ) -> Result<(), Failure> {
     let deadline = started + limit;
-    let token = Uuid::new_v4();
     let mut options = SocketOptions::default();
-    let identity = format!("{PROBE_IDENTITY}{}", token.simple());
+    let identity = format!("{PROBE_IDENTITY}{}", Uuid::new_v4().simple());
     options.peer_identity(identity.parse::<PeerIdentity>().expect("shorter than 256 bytes"));
     options.no_connect_timeout();
     let mut socket = ReqSocket::with_options(options);
@@ -100,8 +108,11 @@ async fn echo(
     }
 
     let payload = format!("{PROBE_IDENTITY}{}", Uuid::new_v4().simple());
-    within(deadline, Step::Send, "the peer does not read", socket.send(payload.clone().into()))
-        .await?;
+    let enter = |step| *reached.lock().unwrap_or_else(PoisonError::into_inner) = step;
+    enter(Step::Send);
+    let sending = socket.send(payload.clone().into());
+    within(deadline, Step::Send, "the peer does not read", sending).await?;
+    enter(Step::Receive);
     let reply = within(deadline, Step::Receive, "no reply", socket.recv()).await?;
     verify(&reply, payload.as_bytes())
 }
@@ -164,20 +175,56 @@ pub fn milliseconds(duration: Duration) -> String {
     format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
 }
 
+/// How often a probe process looks how large it has become.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long past its limit the echo may take to say itself what has failed.
+const OVERTIME: Duration = Duration::from_millis(20);
+
+/// The most memory that a probe process may hold, in KiB: ten times what it needs.
+/// It runs in its server's container, whose memory is not its own; and what it
+/// holds takes the kernel time to free, which the limit does not have.
+const RESIDENT_LIMIT: u64 = 64 << 10;
+
 /// Runs one probe in a process of its own: the body of `zmq-echo-probe`.
+///
+/// The echo has a thread for itself, so that the limit holds even where the crate
+/// does not come up for breath: a peer that sends frames without end keeps it
+/// decoding, and then freeing. That thread ends with the process.
 ///
 /// # Errors
 ///
-/// [`check`]'s, or what the kernel says where no runtime can be had.
+/// [`check`]'s, or what the kernel says where no thread can be had.
 pub fn run(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, RunError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(RunError::Runtime)?;
-    let outcome = runtime.block_on(check(endpoint, limit));
-    // A resolver that hangs would hold the process beyond its limit.
-    runtime.shutdown_background();
-    Ok(outcome?)
+    let started = Instant::now();
+    // What keeps the crate from breathing comes through a connection.
+    let step = Arc::new(Mutex::new(Step::Handshake));
+    let (done, outcome) = mpsc::sync_channel(1);
+    let (target, reached) = (endpoint.clone(), Arc::clone(&step));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("echo".to_owned()).spawn(move || {
+        // Sent from within, for leaving takes time: the socket is dropped then.
+        runtime.block_on(async { done.send(echo(&target, started, limit, &reached).await) })
+    })?;
+    loop {
+        match outcome.recv_timeout(LOOK) {
+            Ok(Ok(())) => return Ok(started.elapsed()),
+            Ok(Err(failure)) => return Err(failure.of(endpoint, started.elapsed()).into()),
+            Err(_) if started.elapsed() < limit + OVERTIME && resident() < RESIDENT_LIMIT => {}
+            Err(_) => {
+                let step = *step.lock().unwrap_or_else(PoisonError::into_inner);
+                let failure = Failure(step, "the peer sends without end".to_owned());
+                return Err(failure.of(endpoint, started.elapsed()).into());
+            }
+        }
+    }
+}
+
+/// What this process holds, in KiB, or 0 where the kernel does not say (proc(5)).
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 /// Why a probe process failed.
@@ -186,7 +233,7 @@ pub enum RunError {
     /// The echo did not come back.
     #[error(transparent)]
     Probe(#[from] ProbeError),
-    /// No runtime.
-    #[error("cannot start a runtime")]
-    Runtime(#[source] io::Error),
+    /// No runtime or no thread.
+    #[error("cannot start")]
+    Start(#[from] io::Error),
 }

@@ -22,7 +22,7 @@ pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
 pub fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("ZMQ_ECHO_") {
+        if name.to_string_lossy().starts_with("ZMQ_ECHO_") || name == "RUST_BACKTRACE" {
             command.env_remove(name);
         }
     }
