@@ -17,7 +17,7 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 use tokio::task::{AbortHandle, JoinSet};
@@ -44,13 +44,11 @@ pub const PATHS: [(&str, &str); 5] = [
 /// milliseconds, so the oldest is the one that dawdles.
 const CONNECTIONS: usize = 256;
 
-/// From the accepted connection to the last byte of the answer, one request.
+/// From the accepted connection to the last byte of the answer, for one request:
+/// its head, an echo where one is asked for, and a reader of the answer.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(5);
 
-/// For the request's head, from the first look at the connection on.
-const HEADER_LIMIT: Duration = Duration::from_secs(2);
-
-/// For the request's head in bytes: the smallest that hyper takes.
+/// For the request's head: the smallest buffer that hyper takes.
 const HEADER_BYTES: usize = 8 << 10;
 
 /// After an accept that failed, mostly for want of descriptors: trying again at
@@ -123,8 +121,6 @@ async fn serve(stream: TcpStream, side_port: Arc<SidePort>) {
         async move { Ok::<_, Infallible>(side_port.answer(&request).await) }
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_LIMIT)
         .max_buf_size(HEADER_BYTES)
         // A connection kept for the next request is a connection to be bounded.
         .keep_alive(false)

@@ -1,6 +1,6 @@
 //! What was received is answered, then the process leaves, by each way there is.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -167,13 +167,13 @@ async fn a_second_signal_ends_it_at_once() {
 
 /// Processes whose loop is stuck: this test binary, running one test of itself.
 mod stuck {
-    use std::process::{Command, Stdio};
+    use std::process::Command;
 
     use zmq_echo::log;
     use zmq_echo::termination::Termination;
 
     use super::*;
-    use crate::support::wait_for_exit;
+    use crate::support::Process;
 
     const TIMEOUT: &str = "ZMQ_ECHO_TEST_STUCK_TIMEOUT";
 
@@ -182,11 +182,8 @@ mod stuck {
     fn child() {
         let Ok(timeout) = std::env::var(TIMEOUT) else { return };
         let termination = Termination::register().unwrap();
-        let logs = log::init(
-            tracing_subscriber::EnvFilter::new("info"),
-            zmq_echo::config::LogFormat::Json,
-        )
-        .unwrap();
+        let filter = tracing_subscriber::EnvFilter::new("info");
+        let logs = log::init(filter, zmq_echo::config::LogFormat::Json).unwrap();
         let timeout = humantime::parse_duration(&timeout).unwrap();
         termination.watchdog.spawn(timeout, logs).unwrap();
         tracing::info!("stuck");
@@ -195,47 +192,40 @@ mod stuck {
         }
     }
 
-    fn start(
-        timeout: &str,
-    ) -> (std::process::Child, std::io::BufReader<std::process::ChildStdout>) {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "drain::stuck::child", "--nocapture"])
-            .env(TIMEOUT, timeout)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    fn start(timeout: &str) -> (Process, impl BufRead) {
+        let mut child = Process::spawn(
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "drain::stuck::child", "--nocapture"])
+                .env(TIMEOUT, timeout),
+        );
+        let mut stdout = child.stdout();
         wait_until("the child is stuck", || {
             let mut line = String::new();
-            std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+            stdout.read_line(&mut line).unwrap();
             line.contains("\"stuck\"")
         });
         (child, stdout)
     }
 
-    fn kill(child: &std::process::Child, signal: Signal) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
-    }
-
     #[test]
     fn a_second_signal_ends_even_a_stuck_process() {
         let (mut child, _stdout) = start("1h");
-        kill(&child, Signal::TERM);
-        // The first signal only writes a byte. The flag that it leaves cannot be
-        // seen from outside, so the second one is sent until it has worked.
+        child.signal(Signal::TERM);
+        // What the first signal leaves behind cannot be seen from outside, so the
+        // second one is sent until it has worked.
         wait_until("the second signal is seen", || {
-            kill(&child, Signal::INT);
+            child.signal(Signal::INT);
             std::thread::sleep(Duration::from_millis(20));
-            child.try_wait().unwrap().is_some()
+            !child.is_running()
         });
-        assert_eq!(wait_for_exit(&mut child).code(), Some(130));
+        assert_eq!(child.wait(), 130);
     }
 
     #[test]
     fn the_watchdog_ends_a_stuck_process_at_the_drain_timeout() {
         let (mut child, mut stdout) = start("300ms");
-        kill(&child, Signal::TERM);
-        assert_eq!(wait_for_exit(&mut child).code(), Some(4));
+        child.signal(Signal::TERM);
+        assert_eq!(child.wait(), 4);
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).unwrap();
         assert!(rest.contains("stuck at the drain deadline"), "{rest}");

@@ -1,13 +1,14 @@
 //! One record a line, parsed by anyone; never in the way of an echo.
 
-use std::io::{Read, Write};
-use std::process::{Command, Stdio};
+use std::io::{BufRead, Read, Write};
+use std::process::Command;
 
+use rustix::process::Signal;
 use serde_json::Value as Json;
 use zmq_echo::config::LogFormat;
 use zmq_echo::log;
 
-use crate::support::{DEADLINE, SERVER, Server, command, get, sample, wait_until, zmtp};
+use crate::support::{DEADLINE, Process, SERVER, Server, command, get, sample, wait_until, zmtp};
 
 /// The size at which container runtimes split a line.
 const LINE_LIMIT: usize = 16 << 10;
@@ -56,22 +57,18 @@ fn every_line_is_one_text_record_whatever_a_peer_sends() {
     let mut server = command(SERVER);
     server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
     server.args(["--log-level", "zmq_echo=trace", "--log-format", "text"]);
-    let mut child = server.stdout(Stdio::piped()).spawn().unwrap();
-    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut child = Process::spawn(&mut server);
+    let mut stdout = child.stdout();
     let mut listening = String::new();
-    std::io::BufRead::read_line(&mut stdout, &mut listening).unwrap();
+    stdout.read_line(&mut listening).unwrap();
     let endpoint = listening.split("endpoint=tcp://").nth(1).unwrap().split(' ').next().unwrap();
     for nasty in NASTY {
         drop(zmtp::connect(endpoint.parse().unwrap(), nasty));
     }
-    rustix::process::kill_process(
-        rustix::process::Pid::from_child(&child),
-        rustix::process::Signal::TERM,
-    )
-    .unwrap();
+    child.signal(Signal::TERM);
     let mut text = listening;
     stdout.read_to_string(&mut text).unwrap();
-    assert!(child.wait().unwrap().success());
+    assert_eq!(child.wait(), 0);
     assert!(text.lines().count() > NASTY.len());
     for line in text.lines() {
         assert_eq!(line.as_bytes()[26], b'Z', "no time at the start: {line}");
@@ -109,10 +106,10 @@ fn a_reader_that_stops_reading_costs_records_and_no_echo() {
         "--http",
         "127.0.0.1:0",
     ]);
-    let mut child = server.stdout(Stdio::piped()).spawn().unwrap();
-    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut child = Process::spawn(&mut server);
+    let mut stdout = child.stdout();
     let mut first = String::new();
-    std::io::BufRead::read_line(&mut stdout, &mut first).unwrap();
+    stdout.read_line(&mut first).unwrap();
     let listening: Json = serde_json::from_str(&first).unwrap();
     // From here on nobody reads.
     let address =
@@ -133,9 +130,8 @@ fn a_reader_that_stops_reading_costs_records_and_no_echo() {
     });
     drop(peer);
     // It also ends, although its last records find no reader.
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert_eq!(crate::support::wait_for_exit(&mut child).code(), Some(0));
+    child.signal(Signal::TERM);
+    assert_eq!(child.wait(), 0);
     drop(stdout);
 }
 

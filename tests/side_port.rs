@@ -135,6 +135,9 @@ fn slow_clients_do_not_stop_a_scrape() {
     let server = Server::start(&[]);
     let mut slow: Vec<TcpStream> =
         (0..400).map(|_| TcpStream::connect(server.http).unwrap()).collect();
+    // The oldest have made room already: as many descriptors would be open else.
+    let open = server.metric("process_open_fds");
+    assert!(open < 300.0, "{open} descriptors");
     for (round, byte) in b"GET /".iter().enumerate() {
         for stream in &mut slow {
             // Those that the side port has closed already cannot be written to.

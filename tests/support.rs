@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,9 +29,45 @@ pub fn command(program: &str) -> Command {
     command
 }
 
-/// A server process on ports of its own, whose log is read. Killed when dropped.
+/// A child process that does not outlive its test, whatever comes.
+pub struct Process(pub Child);
+
+impl Process {
+    pub fn spawn(command: &mut Command) -> Self {
+        Self(command.stdout(Stdio::piped()).spawn().expect("the program starts"))
+    }
+
+    /// What it writes from here on.
+    pub fn stdout(&mut self) -> BufReader<ChildStdout> {
+        BufReader::new(self.0.stdout.take().expect("stdout is taken once"))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal)
+            .expect("the process has not been waited for");
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for the end and returns the exit code.
+    pub fn wait(&mut self) -> i32 {
+        wait_until("the process ends", || !self.is_running());
+        self.0.wait().unwrap().code().expect("an exit code")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A server process on ports of its own, whose log is read.
 pub struct Server {
-    child: Child,
+    process: Process,
     records: Arc<Mutex<Vec<String>>>,
     pub endpoint: String,
     pub http: SocketAddr,
@@ -46,11 +82,11 @@ impl Server {
 
     /// Starts what writes its log as a server does, JSON, to stdout.
     pub fn spawn(mut server: Command) -> Self {
-        let mut child = server.stdout(Stdio::piped()).spawn().expect("the server starts");
+        let mut process = Process::spawn(&mut server);
         let records = Arc::new(Mutex::new(Vec::new()));
-        read_lines(child.stdout.take().expect("piped"), Arc::clone(&records));
+        read_lines(process.stdout(), Arc::clone(&records));
         let mut server = Self {
-            child,
+            process,
             records,
             endpoint: String::new(),
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -78,35 +114,26 @@ impl Server {
     pub fn wait_for_record(&mut self, message: &str) -> Json {
         let deadline = Instant::now() + DEADLINE;
         loop {
+            let running = self.process.is_running();
             if let Some(record) = self.find_record(message) {
                 return record;
             }
-            let ended = self.child.try_wait().unwrap();
-            assert!(
-                ended.is_none() || Instant::now() < deadline,
-                "ended with {ended:?}: {:?}",
-                self.lines()
-            );
+            assert!(running, "it has ended without `{message}`: {:?}", self.lines());
             assert!(Instant::now() < deadline, "no record `{message}` in {:?}", self.lines());
             thread::sleep(Duration::from_millis(5));
         }
     }
 
-    pub fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
-    }
-
     pub fn signal(&self, signal: Signal) {
-        kill_process(self.pid(), signal).expect("the server runs");
+        self.process.signal(signal);
     }
 
-    /// Waits for the end and returns the exit code.
     pub fn wait(&mut self) -> i32 {
-        wait_for_exit(&mut self.child).code().expect("an exit code")
+        self.process.wait()
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        self.process.is_running()
     }
 
     pub fn get(&self, path: &str) -> (u16, String) {
@@ -135,28 +162,12 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn read_lines(stdout: ChildStdout, lines: Arc<Mutex<Vec<String>>>) {
+fn read_lines(stdout: impl BufRead + Send + 'static, lines: Arc<Mutex<Vec<String>>>) {
     thread::spawn(move || {
-        for line in BufReader::new(stdout).lines() {
+        for line in stdout.lines() {
             lines.lock().unwrap().push(line.expect("UTF-8"));
         }
     });
-}
-
-pub fn wait_for_exit(child: &mut Child) -> ExitStatus {
-    let mut status = None;
-    wait_until("the process ends", || {
-        status = child.try_wait().unwrap();
-        status.is_some()
-    });
-    status.expect("it has ended")
 }
 
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
