@@ -1,5 +1,6 @@
 //! `zmq-echo-probe`: see [`zmq_echo::probe`].
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use zmq_echo::config::ProbeConfig;
@@ -9,15 +10,17 @@ use zmq_echo::probe;
 
 fn main() -> ExitCode {
     let config = ProbeConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    // The verdict is the exit code, whether or not anybody takes the line.
     match probe::run(&config.endpoint, config.timeout) {
         Ok(round_trip) => {
             if config.verbose {
-                println!("{}: echoed in {}", config.endpoint, probe::milliseconds(round_trip));
+                let round_trip = probe::milliseconds(round_trip);
+                let _ = writeln!(io::stdout(), "{}: echoed in {round_trip}", config.endpoint);
             }
             Exit::Answered.into()
         }
         Err(error) => {
-            eprintln!("{}", log::chain(&error));
+            let _ = writeln!(io::stderr(), "{}", log::chain(&error));
             Exit::Failed.into()
         }
     }

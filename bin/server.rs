@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use tracing::error;
 use zmq_echo::config::ServerConfig;
 use zmq_echo::exit::Exit;
 use zmq_echo::log::{self, FLUSH_LIMIT};
@@ -11,20 +10,23 @@ use zmq_echo::termination::Termination;
 
 fn main() -> ExitCode {
     let config = ServerConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    let started = Termination::register().and_then(|signals| {
-        Ok((signals, log::init(config.log_level.filter(), config.log_format)?))
-    });
-    let (termination, logs) = match started {
-        Ok(started) => started,
-        Err(error) => {
-            eprintln!("cannot register signals and start the log: {error}");
-            return Exit::Failed.into();
-        }
+    let termination = match Termination::register() {
+        Ok(termination) => termination,
+        Err(error) => return cannot_start("register signals", &error),
+    };
+    let logs = match log::init(config.log_level.filter(), config.log_format) {
+        Ok(logs) => logs,
+        Err(error) => return cannot_start("start the log", &error),
     };
     let exit = server::run(&config, termination, &logs).unwrap_or_else(|error| {
-        error!(error = log::chain(&error), "the service ends");
+        log::fatal(&error);
         Exit::Failed
     });
     logs.flush(FLUSH_LIMIT);
     exit.into()
+}
+
+fn cannot_start(what: &str, error: &std::io::Error) -> ExitCode {
+    eprintln!("cannot {what}: {error}");
+    Exit::Failed.into()
 }

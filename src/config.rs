@@ -46,7 +46,7 @@ pub struct ServerConfig {
     /// Where to serve metrics and health over HTTP, IP:PORT
     ///
     /// The side port shows what the service does, never what it carries. It has
-    /// no authentication, so the default serves this machine alone.
+    /// no authentication. The default serves this machine alone.
     #[arg(
         long, env = "ZMQ_ECHO_HTTP", value_name = "IP:PORT", default_value = "127.0.0.1:8080",
         value_parser = parse_socket_address
@@ -149,10 +149,11 @@ impl ServerConfig {
         args: impl IntoIterator<Item = T>,
     ) -> Result<Self, clap::Error> {
         let config: Self = parse(args)?;
-        if config.drain_delay >= config.drain_timeout {
+        let drain = config.drain();
+        if drain.delay >= drain.timeout - drain.reserve() {
             let message = format!(
-                "--drain-delay {} leaves nothing of --drain-timeout {}, which includes it; \
-                 expected a shorter delay or a longer timeout\n",
+                "--drain-delay {} leaves nothing of --drain-timeout {}, which includes it and a \
+                 tenth for the end; expected a shorter delay or a longer timeout\n",
                 humantime::format_duration(config.drain_delay),
                 humantime::format_duration(config.drain_timeout),
             );
@@ -184,42 +185,30 @@ impl ProbeConfig {
     }
 }
 
-/// Parses, and where a value is wrong that no argument gave, names the
-/// environment variable that did: clap speaks of the flag alone.
+/// Parses, and where the environment is at fault names the variable: clap speaks of
+/// the flag alone.
 fn parse<C: Parser, T: Into<OsString>>(
     args: impl IntoIterator<Item = T>,
 ) -> Result<C, clap::Error> {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    C::try_parse_from(&args).map_err(|error| {
-        let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else {
-            return error;
-        };
-        let flag = arg.split_whitespace().next().unwrap_or_default();
-        let given = args
-            .iter()
-            .filter_map(|arg| arg.to_str())
-            .any(|arg| arg.split('=').next() == Some(flag));
-        let command = C::command();
-        let variable = command
-            .get_arguments()
-            .find(|arg| arg.get_long().is_some_and(|long| flag.strip_prefix("--") == Some(long)))
-            .and_then(|arg| arg.get_env()?.to_str());
-        match variable {
-            Some(variable) if !given => C::command().error(
-                error.kind(),
-                format!("in the environment variable {variable}: {}", first_paragraph(&error)),
-            ),
-            _ => error,
+    let parsed = C::try_parse_from(&args);
+    let arguments = C::command().mut_args(|arg| arg.env(None::<&'static str>));
+    if parsed.is_ok() || arguments.clone().try_get_matches_from(&args).is_err() {
+        return parsed;
+    }
+    for arg in C::command().get_arguments() {
+        let (Some(long), Some(variable)) = (arg.get_long(), arg.get_env()) else { continue };
+        let Some(value) = std::env::var_os(variable) else { continue };
+        let mut flag = OsString::from(format!("--{long}="));
+        flag.push(value);
+        let alone = [OsString::from(arguments.get_name()), flag];
+        if let Err(mut error) = arguments.clone().try_get_matches_from(alone) {
+            let origin = format!("this is the environment variable {}", variable.to_string_lossy());
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![origin.into()]));
+            return Err(error);
         }
-    })
-}
-
-/// What a clap error says before its hint on `--help`, without `error: `.
-fn first_paragraph(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let end = text.find("\n\nFor more information").unwrap_or(text.len());
-    format!("{}\n", &text[..end])
+    }
+    parsed
 }
 
 /// A filter for log records, as `tracing` understands it.
@@ -238,10 +227,11 @@ impl FromStr for LogFilter {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let right = "expected off, error, warn, info, debug or trace, or directives such as info,zmq_echo=debug";
-        // A lone word would pass as the name of a target, and a misspelt level
-        // would silence the log.
-        let lone_word = text.chars().all(|c| c.is_ascii_alphanumeric());
-        if lone_word && text.parse::<LevelFilter>().is_err() {
+        // A word alone would pass as the name of a target, and a misspelt level or an
+        // empty variable would silence the log.
+        let alone = |word: &str| !word.contains(['=', '[', ']']);
+        let mut words = text.split(',').map(str::trim).filter(|word| alone(word));
+        if words.any(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {
             return Err(right.to_owned());
         }
         EnvFilter::try_new(text).map_err(|error| format!("{error}; {right}"))?;

@@ -9,14 +9,15 @@
 //! ```
 //!
 //! The caller owns the clock and the socket: it reports what happens and does
-//! what [`Drain::step`] says.
+//! what [`Drain::next`] says.
 
 use std::time::{Duration, Instant};
 
-/// The settings of a drain. All three run from the signal on.
+/// The settings of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainPolicy {
-    /// How long to go on accepting, for clients that are still being routed here.
+    /// How long to go on accepting from the signal on, for clients that are still
+    /// being routed here.
     pub delay: Duration,
     /// How long no message may have arrived before serving ends.
     pub quiet: Duration,
@@ -29,6 +30,12 @@ impl DrainPolicy {
     /// one second at most, so that the last replies get out before the deadline.
     pub fn reserve(&self) -> Duration {
         (self.timeout / 10).min(Duration::from_secs(1))
+    }
+
+    /// How long before the end of the timeout the watchdog speaks up: enough to
+    /// write a record, and less than what is left of a drain that keeps its times.
+    pub fn last_words(&self) -> Duration {
+        (self.reserve() / 5).min(Duration::from_millis(20))
     }
 }
 
@@ -56,7 +63,7 @@ impl Ending {
 
 /// What the caller has to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum Action {
     /// Go on serving.
     Serve,
     /// Stop listening, leave the connected peers alone, go on serving.
@@ -66,7 +73,7 @@ pub enum Step {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum State {
     Serving,
     Delay { signalled: Instant },
     Quiet { signalled: Instant, quiet_since: Instant },
@@ -76,62 +83,62 @@ enum Phase {
 #[derive(Debug)]
 pub struct Drain {
     policy: DrainPolicy,
-    phase: Phase,
+    state: State,
 }
 
 impl Drain {
     /// Not begun yet.
     pub fn new(policy: DrainPolicy) -> Self {
-        Self { policy, phase: Phase::Serving }
+        Self { policy, state: State::Serving }
     }
 
     /// The signal has come. A second call changes nothing.
     pub fn begin(&mut self, now: Instant) {
-        if self.phase == Phase::Serving {
-            self.phase = Phase::Delay { signalled: now };
+        if self.state == State::Serving {
+            self.state = State::Delay { signalled: now };
         }
     }
 
     /// Whether the signal has come.
     pub fn begun(&self) -> bool {
-        self.phase != Phase::Serving
+        self.state != State::Serving
     }
 
     /// A message has arrived: the quiet period starts again.
     pub fn message(&mut self, now: Instant) {
-        if let Phase::Quiet { quiet_since, .. } = &mut self.phase {
+        if let State::Quiet { quiet_since, .. } = &mut self.state {
             *quiet_since = now;
         }
     }
 
     /// What to do now, with `connections` open. Call it after each event, and at
     /// [`Drain::wake_at`] when there is none.
-    pub fn step(&mut self, now: Instant, connections: usize) -> Step {
-        match self.phase {
-            Phase::Serving => Step::Serve,
-            Phase::Delay { signalled } if now >= self.delay_ends(signalled) => {
-                self.phase = Phase::Quiet { signalled, quiet_since: now };
-                Step::StopListening
+    pub fn next(&mut self, now: Instant, connections: usize) -> Action {
+        match self.state {
+            State::Serving => Action::Serve,
+            State::Delay { signalled } if now >= self.delay_ends(signalled) => {
+                self.state = State::Quiet { signalled, quiet_since: now };
+                Action::StopListening
             }
-            Phase::Delay { .. } => Step::Serve,
-            Phase::Quiet { .. } if connections == 0 => Step::Finish(Ending::NoPeers),
-            Phase::Quiet { quiet_since, .. } if now >= quiet_since + self.policy.quiet => {
-                Step::Finish(Ending::Quiet)
+            State::Delay { .. } => Action::Serve,
+            State::Quiet { .. } if connections == 0 => Action::Finish(Ending::NoPeers),
+            State::Quiet { quiet_since, .. } if now >= quiet_since + self.policy.quiet => {
+                Action::Finish(Ending::Quiet)
             }
-            Phase::Quiet { signalled, .. } if now >= self.serving_ends(signalled) => {
-                Step::Finish(Ending::Deadline)
+            State::Quiet { signalled, .. } if now >= self.serving_ends(signalled) => {
+                Action::Finish(Ending::Deadline)
             }
-            Phase::Quiet { .. } => Step::Serve,
+            State::Quiet { .. } => Action::Serve,
         }
     }
 
-    /// When [`Drain::step`] will have something new to say if nothing happens
+    /// When [`Drain::next`] will have something new to say if nothing happens
     /// before, or `None` while nobody has asked for a drain.
     pub fn wake_at(&self) -> Option<Instant> {
-        match self.phase {
-            Phase::Serving => None,
-            Phase::Delay { signalled } => Some(self.delay_ends(signalled)),
-            Phase::Quiet { signalled, quiet_since } => {
+        match self.state {
+            State::Serving => None,
+            State::Delay { signalled } => Some(self.delay_ends(signalled)),
+            State::Quiet { signalled, quiet_since } => {
                 Some((quiet_since + self.policy.quiet).min(self.serving_ends(signalled)))
             }
         }
@@ -150,9 +157,9 @@ impl Drain {
     }
 
     fn signalled(&self) -> Option<Instant> {
-        match self.phase {
-            Phase::Serving => None,
-            Phase::Delay { signalled } | Phase::Quiet { signalled, .. } => Some(signalled),
+        match self.state {
+            State::Serving => None,
+            State::Delay { signalled } | State::Quiet { signalled, .. } => Some(signalled),
         }
     }
 
@@ -190,7 +197,7 @@ mod tests {
         let start = Instant::now();
         let mut drain = Drain::new(POLICY);
         assert!(!drain.begun());
-        assert_eq!(drain.step(at(start, 3600.0), 0), Step::Serve);
+        assert_eq!(drain.next(at(start, 3600.0), 0), Action::Serve);
         assert_eq!(drain.wake_at(), None);
     }
 
@@ -199,30 +206,30 @@ mod tests {
         let start = Instant::now();
         let mut drain = begun(start);
         assert_eq!(drain.wake_at(), Some(at(start, 5.0)));
-        assert_eq!(drain.step(at(start, 4.9), 0), Step::Serve);
-        assert_eq!(drain.step(at(start, 5.0), 0), Step::StopListening);
-        assert_eq!(drain.step(at(start, 5.0), 0), Step::Finish(Ending::NoPeers));
+        assert_eq!(drain.next(at(start, 4.9), 0), Action::Serve);
+        assert_eq!(drain.next(at(start, 5.0), 0), Action::StopListening);
+        assert_eq!(drain.next(at(start, 5.0), 0), Action::Finish(Ending::NoPeers));
     }
 
     #[test]
     fn each_message_starts_the_quiet_period_again() {
         let start = Instant::now();
         let mut drain = begun(start);
-        assert_eq!(drain.step(at(start, 5.0), 3), Step::StopListening);
+        assert_eq!(drain.next(at(start, 5.0), 3), Action::StopListening);
         drain.message(at(start, 5.9));
-        assert_eq!(drain.step(at(start, 6.1), 3), Step::Serve);
+        assert_eq!(drain.next(at(start, 6.1), 3), Action::Serve);
         assert_eq!(drain.wake_at(), Some(at(start, 6.9)));
-        assert_eq!(drain.step(at(start, 6.9), 3), Step::Finish(Ending::Quiet));
+        assert_eq!(drain.next(at(start, 6.9), 3), Action::Finish(Ending::Quiet));
     }
 
     #[test]
     fn messages_without_end_run_into_the_deadline_with_time_left_to_flush() {
         let start = Instant::now();
         let mut drain = begun(start);
-        assert_eq!(drain.step(at(start, 5.0), 1), Step::StopListening);
+        assert_eq!(drain.next(at(start, 5.0), 1), Action::StopListening);
         drain.message(at(start, 18.99));
         assert_eq!(drain.wake_at(), Some(at(start, 19.0)));
-        assert_eq!(drain.step(at(start, 19.0), 1), Step::Finish(Ending::Deadline));
+        assert_eq!(drain.next(at(start, 19.0), 1), Action::Finish(Ending::Deadline));
         assert!(drain.close_by(start) > at(start, 19.0));
         assert!(drain.close_by(start) < at(start, 20.0));
     }

@@ -169,9 +169,10 @@ fn split<'a>(
     let form = EndpointError::Form(example);
     let rest = text.strip_prefix("tcp://").ok_or(form.clone())?;
     let (host, port) = rest.rsplit_once(':').ok_or(form.clone())?;
-    let port = port
-        .parse()
-        .ok()
+    let port = Some(port)
+        // `parse` would take a plus sign.
+        .filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|port| port.parse().ok())
         .filter(|port| *port >= lowest_port)
         .ok_or(EndpointError::Port { from: lowest_port, example })?;
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -247,7 +248,7 @@ mod tests {
             let message = text.parse::<BindEndpoint>().unwrap_err().to_string();
             assert!(message.contains("tcp://127.0.0.1:5555"), "{text}: {message}");
         }
-        for text in ["tcp://a:", "tcp://a:65536", "tcp://a:-1", "tcp://a:http"] {
+        for text in ["tcp://a:", "tcp://a:65536", "tcp://a:-1", "tcp://a:+1", "tcp://a:http"] {
             let message = text.parse::<BindEndpoint>().unwrap_err().to_string();
             assert!(message.contains("from 0 to 65535"), "{text}: {message}");
         }

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::poll_loop::TICK;
+
 /// Where the service is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -25,9 +27,9 @@ pub struct Health {
 }
 
 impl Health {
-    /// The longest time that a loop which works takes from one turn to the next:
-    /// twice its tick.
-    pub const TURN_LIMIT: Duration = Duration::from_secs(1);
+    /// The longest time that a loop which works takes from one turn to the next, on
+    /// a machine that is busy.
+    pub const TURN_LIMIT: Duration = TICK.saturating_mul(2);
 
     /// A service that is starting.
     pub fn new(now: Instant) -> Self {

@@ -26,8 +26,8 @@ use crate::config::LogFormat;
 use crate::exit;
 use crate::metrics;
 
-/// How many records may wait to be written. At the usual 200 bytes this is a few
-/// hundred KiB, and seconds of the busiest debug log.
+/// How many records may wait to be written: a second or so of a busy debug log, and
+/// less than 1 MiB of records of the usual 200 bytes.
 const QUEUE: usize = 4096;
 
 /// How long a process that is about to end waits for its last records.
@@ -59,17 +59,44 @@ pub fn init(filter: EnvFilter, format: LogFormat) -> io::Result<Logs> {
     if format.is_json(terminal) {
         builder.json().flatten_event(true).init();
     } else {
-        builder.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).init();
+        builder.with_ansi(terminal && !colour_is_unwanted()).init();
     }
     let last = logs.clone();
+    let to_stderr = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        // Makes room for this one.
+        last.flush(FLUSH_LIMIT / 2);
+        let dropped = last.dropped.get();
         record_panic(panic);
-        last.flush(FLUSH_LIMIT);
+        last.flush(FLUSH_LIMIT / 2);
+        if last.dropped.get() > dropped || !shows_errors() {
+            to_stderr(panic);
+        }
         // The thread is lost, and with it the service: whoever started the
         // process starts another one.
         std::process::exit(exit::PANIC.into());
     }));
     Ok(logs)
+}
+
+/// Records what ends the process; on stderr, where a filter keeps it out of the log.
+pub fn fatal(error: &dyn Error) {
+    let error = chain(error);
+    if shows_errors() {
+        error!(error, "the service ends");
+    } else {
+        let _ = writeln!(io::stderr(), "{error}");
+    }
+}
+
+/// Whether the filter lets an error of this module through.
+fn shows_errors() -> bool {
+    tracing::enabled!(tracing::Level::ERROR)
+}
+
+/// See <https://no-color.org>.
+fn colour_is_unwanted() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 /// An error with everything that caused it, in one line.

@@ -60,8 +60,6 @@ pub struct Metrics {
     pub undeliverable_deadline: IntCounter,
     /// 1 from the signal on.
     pub draining: IntGauge,
-    /// Log records dropped because stdout was not read.
-    pub log_records_dropped: IntCounter,
 }
 
 /// What a ROUTER socket counts of its connections.
@@ -140,9 +138,9 @@ impl Metrics {
             undeliverable_peer_gone: undeliverable.with_label_values(&["peer_gone"]),
             undeliverable_deadline: undeliverable.with_label_values(&["deadline"]),
             draining: gauge(r, "zmq_echo_draining", "1 while the server drains, else 0."),
-            log_records_dropped: register(r, Ok(log_records_dropped)),
             registry: registry.clone(),
         };
+        register(r, Ok(log_records_dropped));
         let build_info = register(
             r,
             IntGaugeVec::new(

@@ -12,12 +12,12 @@ use tokio::time::{Instant as TokioInstant, sleep_until};
 use tracing::{debug, info, trace};
 use zeromq::{ZmqError, ZmqMessage, ZmqResult};
 
-use crate::drain::{Drain, DrainPolicy, Ending, Step};
+use crate::drain::{Action, Drain, DrainPolicy, Ending};
 use crate::handler::Rejected;
 use crate::health::{Health, Phase};
 use crate::metrics::{Metrics, PROBE_IDENTITY};
 use crate::socket::Router;
-use crate::termination::{AsyncTermination, TerminationSocket};
+use crate::termination::{AsyncTermination, Signal, TerminationSocket};
 
 /// The longest time between two turns of a loop that works.
 pub const TICK: Duration = Duration::from_millis(500);
@@ -34,8 +34,8 @@ const BATCH: usize = 64;
 enum Event {
     /// A request from the socket, or that the socket cannot receive any more.
     Request(ZmqResult<ZmqMessage>),
-    /// A byte from the termination socket, with the signal's name.
-    Terminate(io::Result<&'static str>),
+    /// A byte from the termination socket.
+    Terminate(io::Result<Signal>),
     /// Nothing has happened for a while.
     Tick,
 }
@@ -130,18 +130,18 @@ where
             match event {
                 Event::Request(request) => self.answer_batch(request).await?,
                 Event::Terminate(signal) => {
-                    self.begin_drain(signal.map_err(LoopError::Termination)?, now);
+                    self.begin_drain(signal.map_err(LoopError::Termination)?);
                     alarm.as_mut().reset(self.wake_at(now));
                 }
                 Event::Tick => alarm.as_mut().reset(self.wake_at(now)),
             }
-            match self.drain.step(now, self.socket.connections()) {
-                Step::Serve => {}
-                Step::StopListening => {
+            match self.drain.next(now, self.socket.connections()) {
+                Action::Serve => {}
+                Action::StopListening => {
                     self.socket.stop_listening().await;
                     info!("stopped listening; connected peers are still served");
                 }
-                Step::Finish(ending) => return Ok(ending),
+                Action::Finish(ending) => return Ok(ending),
             }
         }
     }
@@ -155,11 +155,11 @@ where
         TokioInstant::from_std(wake_at)
     }
 
-    fn begin_drain(&mut self, signal: &'static str, now: Instant) {
-        self.drain.begin(now);
+    fn begin_drain(&mut self, signal: Signal) {
+        self.drain.begin(signal.at);
         self.health.enter(Phase::Draining);
         self.metrics.draining.set(1);
-        info!(signal, peers = self.metrics.socket.peers.get(), "draining");
+        info!(signal = signal.name, peers = self.metrics.socket.peers.get(), "draining");
     }
 
     /// Answers `first` and what is ready behind it, [`BATCH`] requests at most.

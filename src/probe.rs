@@ -3,7 +3,8 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -206,18 +207,20 @@ pub fn run(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, RunE
         // Sent from within, for leaving takes time: the socket is dropped then.
         runtime.block_on(async { done.send(echo(&target, started, limit, &reached).await) })
     })?;
-    loop {
-        match outcome.recv_timeout(LOOK) {
+    let reason = loop {
+        let left = (limit + OVERTIME).saturating_sub(started.elapsed());
+        match outcome.recv_timeout(left.min(LOOK)) {
             Ok(Ok(())) => return Ok(started.elapsed()),
             Ok(Err(failure)) => return Err(failure.of(endpoint, started.elapsed()).into()),
-            Err(_) if started.elapsed() < limit + OVERTIME && resident() < RESIDENT_LIMIT => {}
-            Err(_) => {
-                let step = *step.lock().unwrap_or_else(PoisonError::into_inner);
-                let failure = Failure(step, "the peer sends without end".to_owned());
-                return Err(failure.of(endpoint, started.elapsed()).into());
+            Err(RecvTimeoutError::Disconnected) => break "the zeromq crate panicked",
+            Err(RecvTimeoutError::Timeout) if left.is_zero() || resident() > RESIDENT_LIMIT => {
+                break "the peer sends without end";
             }
+            Err(RecvTimeoutError::Timeout) => {}
         }
-    }
+    };
+    let step = *step.lock().unwrap_or_else(PoisonError::into_inner);
+    Err(Failure(step, reason.to_owned()).of(endpoint, started.elapsed()).into())
 }
 
 /// What this process holds, in KiB, or 0 where the kernel does not say (proc(5)).

@@ -64,6 +64,7 @@ pub fn run(
     termination: Termination,
     logs: &Logs,
 ) -> Result<Exit, ServerError> {
+    let outcome = termination.watchdog.spawn(config.drain(), logs.clone())?;
     let listener = config
         .bind
         .listen()
@@ -74,7 +75,6 @@ pub fn run(
 
     let metrics = Metrics::new(config.latency_buckets.bounds(), logs.dropped());
     let health = Arc::new(Health::new(Instant::now()));
-    let outcome = termination.watchdog.spawn(config.drain_timeout, logs.clone())?;
     let side_port =
         SidePort::new(metrics.clone(), Arc::clone(&health), ConnectEndpoint::to_listener(address));
     side_port::spawn(http, side_port)?;

@@ -56,7 +56,7 @@ const HEADER_BYTES: usize = 8 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long an echo may take for `/livez`, as with the probe binary.
-const LIVE_LIMIT: Duration = Duration::from_millis(500);
+pub const LIVE_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long the result of an echo is shared: callers of `/livez` are not to be a
 /// load of their own.

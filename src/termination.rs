@@ -3,16 +3,17 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::Instant;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
 use tokio::io::AsyncReadExt;
 use tracing::error;
 
+use crate::drain::DrainPolicy;
 use crate::exit::Exit;
 use crate::log::Logs;
 
@@ -34,6 +35,16 @@ pub struct Termination {
 pub struct TerminationSocket {
     stream: UnixStream,
     signal: Arc<AtomicUsize>,
+    signalled_at: Arc<OnceLock<Instant>>,
+}
+
+/// What the byte stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Signal {
+    /// Its name, or `other` where no signal sent the byte.
+    pub name: &'static str,
+    /// When it came. The loop may hear of it late, and the timeout runs from here.
+    pub at: Instant,
 }
 
 impl Termination {
@@ -52,6 +63,7 @@ impl Termination {
         let (watchdog, watchdog_writer) = UnixStream::pair()?;
         let signalled = Arc::new(AtomicBool::new(false));
         let which = Arc::new(AtomicUsize::new(0));
+        let signalled_at = Arc::new(OnceLock::new());
         for (signal, _) in SIGNALS {
             // Actions run in the order of their registration: this one must see
             // the flag as the signal before left it.
@@ -62,8 +74,12 @@ impl Termination {
             low_level::pipe::register(signal, watchdog_writer.try_clone()?)?;
         }
         Ok(Self {
-            socket: TerminationSocket { stream: socket, signal: which },
-            watchdog: Watchdog { stream: watchdog, outcome: Outcome::default() },
+            socket: TerminationSocket {
+                stream: socket,
+                signal: which,
+                signalled_at: Arc::clone(&signalled_at),
+            },
+            watchdog: Watchdog { stream: watchdog, signalled_at, outcome: Outcome::default() },
         })
     }
 }
@@ -72,7 +88,7 @@ impl TerminationSocket {
     /// A socket that gets its byte from whoever holds the other end of `stream`,
     /// for those who run a poll loop inside a process of their own.
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, signal: Arc::new(AtomicUsize::new(0)) }
+        Self { stream, signal: Arc::default(), signalled_at: Arc::default() }
     }
 
     /// Hands the socket to the current runtime.
@@ -85,6 +101,7 @@ impl TerminationSocket {
         Ok(AsyncTermination {
             stream: tokio::net::UnixStream::from_std(self.stream)?,
             signal: self.signal,
+            signalled_at: self.signalled_at,
         })
     }
 }
@@ -93,20 +110,20 @@ impl TerminationSocket {
 pub(crate) struct AsyncTermination {
     stream: tokio::net::UnixStream,
     signal: Arc<AtomicUsize>,
+    signalled_at: Arc<OnceLock<Instant>>,
 }
 
 impl AsyncTermination {
-    /// Waits for the byte and names its signal, or `other` where none sent it. A
-    /// closed socket counts as the byte: nobody is left to ask for the end.
+    /// Waits for the byte. A closed socket counts as one: nobody is left to ask for
+    /// the end.
     ///
     /// Cancel-safe, because reading from a socket is.
-    pub(crate) async fn recv(&mut self) -> io::Result<&'static str> {
+    pub(crate) async fn recv(&mut self) -> io::Result<Signal> {
         let _byte_or_end = self.stream.read(&mut [0]).await?;
         let which = self.signal.load(Ordering::SeqCst);
-        Ok(SIGNALS
-            .iter()
-            .find(|(signal, _)| *signal as usize == which)
-            .map_or("other", |(_, name)| name))
+        let name = SIGNALS.iter().find(|(signal, _)| *signal as usize == which);
+        let at = *self.signalled_at.get_or_init(Instant::now);
+        Ok(Signal { name: name.map_or("other", |(_, name)| name), at })
     }
 }
 
@@ -117,6 +134,7 @@ impl AsyncTermination {
 #[derive(Debug)]
 pub struct Watchdog {
     stream: UnixStream,
+    signalled_at: Arc<OnceLock<Instant>>,
     outcome: Outcome,
 }
 
@@ -139,24 +157,25 @@ impl Outcome {
 }
 
 impl Watchdog {
-    /// How long before its end the watchdog speaks, so that the record gets out.
-    const LAST_WORDS: Duration = Duration::from_millis(20);
-
-    /// Starts the thread that waits for the signal and then for `timeout`.
+    /// Starts the thread that waits for the signal and then for the timeout. Call it
+    /// before anything that may take long, as resolving a name does.
     ///
     /// # Errors
     ///
     /// Where no thread can be started.
-    pub fn spawn(mut self, timeout: Duration, logs: Logs) -> io::Result<Outcome> {
+    pub fn spawn(mut self, policy: DrainPolicy, logs: Logs) -> io::Result<Outcome> {
         let outcome = self.outcome.clone();
         thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
             if self.stream.read_exact(&mut [0]).is_err() {
                 return;
             }
-            thread::sleep(timeout.saturating_sub(Self::LAST_WORDS));
+            let signalled_at = *self.signalled_at.get_or_init(Instant::now);
+            let patience = policy.timeout - policy.last_words();
+            thread::sleep(patience.saturating_sub(signalled_at.elapsed()));
             let code = self.outcome.0.load(Ordering::SeqCst);
-            error!(timeout = %humantime::format_duration(timeout), code, "stuck at the drain deadline: leaving");
-            logs.flush(Self::LAST_WORDS);
+            let timeout = humantime::format_duration(policy.timeout);
+            error!(%timeout, code, "stuck at the drain deadline: leaving");
+            logs.flush(policy.last_words());
             std::process::exit(code.into());
         })?;
         Ok(outcome)

@@ -3,11 +3,12 @@
 
 use clap::CommandFactory;
 use zmq_echo::config::{LogFormat, ProbeConfig, ServerConfig};
+use zmq_echo::exit::{self, Exit};
 
 use crate::support::{SERVER, Server, command};
 
 /// A value that each flag refuses, and a part of what would be right.
-const REFUSED: [(&str, &str, &str); 17] = [
+const REFUSED: [(&str, &str, &str); 20] = [
     ("--bind", "127.0.0.1:5555", "expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555"),
     ("--bind", "tcp://127.0.0.1", "expected tcp://HOST:PORT"),
     ("--bind", "tcp://127.0.0.1:99999", "expected a port from 0 to 65535"),
@@ -15,6 +16,9 @@ const REFUSED: [(&str, &str, &str); 17] = [
     ("--http", "8080", "expected IP:PORT, such as 127.0.0.1:8080"),
     ("--http", "localhost:8080", "expected IP:PORT"),
     ("--log-level", "verbose", "expected off, error, warn, info, debug or trace"),
+    ("--log-level", "", "expected off, error, warn, info, debug or trace"),
+    ("--log-level", "inof,zmq_echo=debug", "expected off, error, warn, info, debug or trace"),
+    ("--log-level", "zmq_ehco", "directives such as info,zmq_echo=debug"),
     ("--log-level", "zmq_echo=loud", "directives such as info,zmq_echo=debug"),
     ("--log-format", "xml", "[possible values: auto, json, text]"),
     ("--drain-delay", "5", "a number with its unit, such as 500ms, 1s or 2m"),
@@ -111,15 +115,60 @@ fn auto_is_text_on_a_terminal_and_json_elsewhere() {
 }
 
 #[test]
-fn help_says_the_unit_the_default_and_the_exit_codes() {
-    for (help, codes) in [
-        (ServerConfig::command().render_long_help(), &zmq_echo::exit::SERVER[..]),
-        (ProbeConfig::command().render_long_help(), &zmq_echo::exit::PROBE[..]),
-    ] {
-        let help = help.to_string();
+fn help_says_every_default_and_variable_and_the_exit_codes() {
+    for (command, codes) in
+        [(ServerConfig::command(), &exit::SERVER[..]), (ProbeConfig::command(), &exit::PROBE[..])]
+    {
+        let help = command.clone().render_long_help().to_string();
         for (code, _) in codes {
             assert!(help.contains(&format!("\n  {code}")), "{code}: {help}");
         }
-        assert!(help.contains("[default: ") && help.contains("[env: ZMQ_ECHO_"), "{help}");
+        for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+            let (_, about) = help.split_once(&format!("--{} ", arg.get_long().unwrap())).unwrap();
+            let default = arg.get_default_values()[0].to_str().unwrap();
+            let about = about.split("\n      --").next().unwrap().replace("\n          ", " ");
+            assert!(about.contains(&format!("[default: {default}]")), "{about}");
+            assert!(about.contains("[env: ZMQ_ECHO_"), "{about}");
+            assert!(about.contains("The default"), "no reason for the default: {about}");
+        }
     }
+}
+
+#[test]
+fn the_exit_codes_in_the_tables_are_those_that_are_used() {
+    let codes = exit::SERVER.map(|(code, _)| code);
+    for exit in [Exit::Answered, Exit::Failed, Exit::Deadline] {
+        assert!(codes.contains(&&*exit.code().to_string()), "{exit:?}");
+    }
+    assert!(codes.contains(&&*exit::PANIC.to_string()));
+}
+
+#[test]
+fn the_probe_and_livez_have_the_same_limit() {
+    let command = ProbeConfig::command();
+    let timeout = command.get_arguments().find(|arg| arg.get_long() == Some("timeout")).unwrap();
+    let default = timeout.get_default_values()[0].to_str().unwrap();
+    assert_eq!(humantime::parse_duration(default).unwrap(), zmq_echo::side_port::LIVE_LIMIT);
+}
+
+#[test]
+fn a_variable_that_is_no_text_is_named() {
+    use std::os::unix::ffi::OsStrExt;
+    let value = std::ffi::OsStr::from_bytes(b"\xff");
+    let output = command(SERVER).env("ZMQ_ECHO_BIND", value).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("ZMQ_ECHO_BIND"), "{stderr}");
+}
+
+#[test]
+fn the_probe_is_configured_by_its_environment_too() {
+    let output = command(crate::support::PROBE)
+        .env("ZMQ_ECHO_PROBE_ENDPOINT", "tcp://no-such-host.invalid:1")
+        .env("ZMQ_ECHO_PROBE_TIMEOUT", "30s")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("tcp://no-such-host.invalid:1: connect failed"), "{stderr}");
 }

@@ -28,7 +28,7 @@ fn with_nobody_connected_it_leaves_at_once() {
 
 #[tokio::test]
 async fn connected_peers_are_served_until_they_are_quiet() {
-    let mut server = Server::start(&["--drain-quiet", "2s"]);
+    let mut server = Server::start(&["--drain-quiet", "5s"]);
     let mut dealer = server.dealer().await;
     assert_eq!(echo(&mut dealer, "before".into()).await, [b"before"]);
     server.signal(Signal::TERM);
@@ -45,7 +45,7 @@ async fn connected_peers_are_served_until_they_are_quiet() {
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "quiet");
     assert_eq!(drained["answered"], 3);
-    assert!(drained["duration"].as_f64().unwrap() >= 2.0, "{drained}");
+    assert!(drained["duration"].as_f64().unwrap() >= 5.0, "{drained}");
 }
 
 #[tokio::test]
@@ -95,9 +95,12 @@ async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
         let reply = tokio::time::timeout(Duration::from_millis(500), dealer.recv()).await;
         echoes += u64::from(matches!(reply, Ok(Ok(_))));
     }
-    assert_eq!(server.wait(), 0);
+    let code = server.wait();
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "deadline");
+    // The last request may have come too late for an answer.
+    let owed = drained["undelivered"].as_u64().unwrap() > 0;
+    assert_eq!(code, if owed { 4 } else { 0 }, "{drained}");
     assert!(drained["answered"].as_u64().unwrap() >= echoes, "{echoes} echoes: {drained}");
     assert!(drained["duration"].as_f64().unwrap() >= 1.5, "{drained}");
 }
@@ -116,12 +119,17 @@ async fn replies_that_a_peer_does_not_read_end_in_exit_4_at_the_deadline() {
     }
     server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |requests| requests > 0.0);
     server.signal(Signal::TERM);
+    server.wait_for_record("draining");
     // Liveness holds while the last replies wait for their peer.
-    while server.find_record("drained").is_none() && server.is_running() {
-        if let Ok(Ok(text)) = std::panic::catch_unwind(|| live(&server)) {
-            assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    let mut asked = 0;
+    while server.find_record("drained").is_none() {
+        match live(&server) {
+            Ok(text) => assert!(text.starts_with("HTTP/1.1 200"), "{text}"),
+            Err(_) => break,
         }
+        asked += 1;
     }
+    assert!(asked > 0, "it ended before it could be asked");
     assert_eq!(server.wait(), 4);
     let drained = server.wait_for_record("drained");
     assert!(drained["undelivered"].as_u64().unwrap() > 0, "{drained}");
@@ -139,7 +147,7 @@ fn live(server: &Server) -> std::io::Result<String> {
 
 #[tokio::test]
 async fn replies_to_peers_that_have_left_do_not_change_the_exit_code() {
-    let mut server = Server::start(&["--drain-quiet", "300ms"]);
+    let mut server = Server::start(&["--drain-quiet", "5s"]);
     let mut stays = server.dealer().await;
     for client in 0..20 {
         let mut leaver = zmtp::connect(server.address(), format!("leaver {client}").as_bytes());
@@ -169,6 +177,7 @@ async fn a_second_signal_ends_it_at_once() {
 mod stuck {
     use std::process::Command;
 
+    use zmq_echo::drain::DrainPolicy;
     use zmq_echo::log;
     use zmq_echo::termination::Termination;
 
@@ -177,15 +186,16 @@ mod stuck {
 
     const TIMEOUT: &str = "ZMQ_ECHO_TEST_STUCK_TIMEOUT";
 
-    /// Not a test by itself: the body of the child.
     #[test]
+    #[ignore = "the body of another test's child"]
     fn child() {
-        let Ok(timeout) = std::env::var(TIMEOUT) else { return };
+        let timeout = std::env::var(TIMEOUT).unwrap();
         let termination = Termination::register().unwrap();
         let filter = tracing_subscriber::EnvFilter::new("info");
         let logs = log::init(filter, zmq_echo::config::LogFormat::Json).unwrap();
         let timeout = humantime::parse_duration(&timeout).unwrap();
-        termination.watchdog.spawn(timeout, logs).unwrap();
+        let policy = DrainPolicy { delay: Duration::ZERO, quiet: Duration::ZERO, timeout };
+        termination.watchdog.spawn(policy, logs).unwrap();
         tracing::info!("stuck");
         loop {
             std::thread::park();
@@ -195,7 +205,7 @@ mod stuck {
     fn start(timeout: &str) -> (Process, impl BufRead) {
         let mut child = Process::spawn(
             Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "drain::stuck::child", "--nocapture"])
+                .args(["--ignored", "--exact", "drain::stuck::child", "--nocapture"])
                 .env(TIMEOUT, timeout),
         );
         let mut stdout = child.stdout();

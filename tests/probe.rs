@@ -7,7 +7,7 @@ use std::thread;
 
 use zmq_echo::metrics::PROBE_IDENTITY;
 
-use crate::support::{PROBE, Server, command, zmtp};
+use crate::support::{DEADLINE, PROBE, Server, command, zmtp};
 
 fn probe(endpoint: &str, args: &[&str]) -> Output {
     command(PROBE).args(["--endpoint", endpoint]).args(args).output().expect("the probe runs")
@@ -44,15 +44,33 @@ fn read_request(stream: &mut TcpStream) -> Vec<u8> {
     zmtp::read_frame(stream).1
 }
 
+/// With a limit for peers that let it pass.
 #[track_caller]
-fn says_no(address: SocketAddr, step: &str, reason: &str) {
-    let output = probe(&format!("tcp://{address}"), &["--timeout", "400ms"]);
+fn says_no_at_the_limit(address: SocketAddr, step: &str, reason: &str) {
+    let after = says_no(address, "400ms", step, reason);
+    assert!(after >= 400.0, "{after} ms");
+}
+
+/// With a limit that only a hang would reach.
+#[track_caller]
+fn says_no_at_once(address: SocketAddr, step: &str, reason: &str) {
+    let after = says_no(address, "1h", step, reason);
+    assert!(after < DEADLINE.as_secs_f64() * 1000.0, "{after} ms");
+}
+
+/// Returns the milliseconds that the probe says it took.
+#[track_caller]
+fn says_no(address: SocketAddr, limit: &str, step: &str, reason: &str) -> f64 {
+    let output = probe(&format!("tcp://{address}"), &["--timeout", limit]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(stderr.starts_with(&format!("tcp://{address}: {step} failed after ")), "{stderr}");
-    assert!(stderr.contains(reason), "{stderr}");
     assert!(output.stdout.is_empty());
+    let said = stderr.strip_prefix(&format!("tcp://{address}: {step} failed after "));
+    let (after, said) =
+        said.and_then(|said| said.split_once(" ms: ")).unwrap_or_else(|| panic!("{stderr}"));
+    assert!(said.contains(reason), "{stderr}");
+    after.parse().unwrap()
 }
 
 #[test]
@@ -80,8 +98,10 @@ fn it_is_counted_as_a_probe_and_leaves_nothing_open() {
 
 #[test]
 fn nobody_listening_is_a_no_before_the_limit() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    says_no(free, "connect", "refused");
+    // Bound, so that nobody else gets it, and not listening.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    says_no(socket.local_addr().unwrap().as_socket().unwrap(), "30s", "connect", "refused");
     let output = probe("tcp://no-such-host.invalid:5555", &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("connect failed"));
@@ -89,60 +109,60 @@ fn nobody_listening_is_a_no_before_the_limit() {
 
 #[test]
 fn a_peer_that_accepts_and_says_nothing_is_a_no() {
-    says_no(peer(|_| {}), "handshake", "no handshake");
+    says_no_at_the_limit(peer(|_| {}), "handshake", "no handshake");
 }
 
 #[test]
 fn a_peer_that_hangs_up_is_a_no() {
-    says_no(peer(|stream| stream.shutdown(std::net::Shutdown::Both).unwrap()), "handshake", "");
+    let hangs_up = |stream: TcpStream| stream.shutdown(std::net::Shutdown::Both).unwrap();
+    says_no_at_once(peer(hangs_up), "handshake", "Failed Greeting exchange");
 }
 
 #[test]
 fn a_peer_that_hangs_in_the_handshake_is_a_no() {
-    says_no(
-        peer(|mut stream| drop(stream.write_all(&zmtp::greeting()[..40]))),
-        "handshake",
-        "no handshake",
-    );
-    says_no(
-        peer(|mut stream| drop(stream.write_all(&zmtp::greeting()))),
-        "handshake",
-        "no handshake",
-    );
+    let half = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting()[..40]));
+    says_no_at_the_limit(peer(half), "handshake", "no handshake");
+    let whole = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting()));
+    says_no_at_the_limit(peer(whole), "handshake", "no handshake");
+    let trickled = |mut stream: TcpStream| {
+        thread::spawn(move || {
+            for byte in [zmtp::greeting(), zmtp::ready("ROUTER", b"")].concat() {
+                let _ = stream.write_all(&[byte]);
+                thread::sleep(std::time::Duration::from_millis(20));
+            }
+        });
+    };
+    says_no_at_the_limit(peer(trickled), "handshake", "no handshake");
 }
 
 #[test]
 fn garbage_for_a_handshake_is_a_no() {
-    says_no(peer(|mut stream| drop(stream.write_all(&[b'x'; 200]))), "handshake", "");
+    let garbage = |mut stream: TcpStream| drop(stream.write_all(&[b'x'; 200]));
+    says_no_at_once(peer(garbage), "handshake", "Bad first byte of greeting");
     let http = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nyou are not a browser, are you? 0123456789";
-    says_no(peer(|mut stream| drop(stream.write_all(http))), "handshake", "");
+    let http = |mut stream: TcpStream| drop(stream.write_all(http));
+    says_no_at_once(peer(http), "handshake", "Bad first byte of greeting");
 }
 
 #[test]
 fn a_peer_that_takes_the_request_and_does_not_answer_is_a_no() {
-    says_no(
-        peer(|mut stream| {
-            if shake_hands(&mut stream).is_some() {
-                read_request(&mut stream);
-            }
-        }),
-        "receive",
-        "no reply",
-    );
+    let silent = |mut stream: TcpStream| {
+        if shake_hands(&mut stream).is_some() {
+            read_request(&mut stream);
+        }
+    };
+    says_no(peer(silent), "5s", "receive", "no reply");
 }
 
 #[test]
 fn a_peer_that_hangs_up_on_the_request_is_a_no() {
-    says_no(
-        peer(|mut stream| {
-            if shake_hands(&mut stream).is_some() {
-                read_request(&mut stream);
-                stream.shutdown(std::net::Shutdown::Both).unwrap();
-            }
-        }),
-        "receive",
-        "closed",
-    );
+    let hangs_up = |mut stream: TcpStream| {
+        if shake_hands(&mut stream).is_some() {
+            read_request(&mut stream);
+            stream.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+    };
+    says_no_at_once(peer(hangs_up), "receive", "closed");
 }
 
 /// A peer that answers each request with what `reply` makes of its payload.
@@ -158,10 +178,10 @@ fn answering(reply: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
 #[test]
 fn another_payload_than_its_own_is_a_no() {
     let another = |_| [zmtp::frame(b"", true), zmtp::frame(b"yes, yes", false)].concat();
-    says_no(answering(another), "verify", "another payload");
+    says_no_at_once(answering(another), "verify", "another payload");
     let shorter =
         |payload: Vec<u8>| [zmtp::frame(b"", true), zmtp::frame(&payload[1..], false)].concat();
-    says_no(answering(shorter), "verify", "another payload");
+    says_no_at_once(answering(shorter), "verify", "another payload");
 }
 
 #[test]
@@ -170,13 +190,11 @@ fn its_payload_in_another_shape_is_a_no() {
         [zmtp::frame(b"", true), zmtp::frame(&payload, true), zmtp::frame(b"and more", false)]
             .concat()
     };
-    says_no(answering(more), "verify", "2 frames");
-    says_no(answering(|payload| zmtp::frame(&payload, false)), "receive", "");
-    says_no(
-        answering(|payload| zmtp::frame(&payload, false)[..20].to_vec()),
-        "receive",
-        "no reply",
-    );
+    says_no_at_once(answering(more), "verify", "2 frames");
+    let bare = |payload: Vec<u8>| zmtp::frame(&payload, false);
+    says_no_at_once(answering(bare), "receive", "too few frames");
+    let half = |payload: Vec<u8>| zmtp::frame(&payload, false)[..20].to_vec();
+    says_no(answering(half), "5s", "receive", "no reply");
 }
 
 #[test]
@@ -205,10 +223,22 @@ fn a_frame_too_large_to_exist_aborts_the_crate_and_is_still_a_no() {
         bytes.extend((1_u64 << 47).to_be_bytes());
         let _ = stream.write_all(&bytes);
     };
-    let output = probe(&format!("tcp://{}", peer(huge)), &[]);
+    let output = probe(&format!("tcp://{}", peer(huge)), &["--timeout", "30s"]);
     // A shell and a container runtime report the signal as 128 + 6.
     let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
     assert_eq!(signal, Some(6), "{output:?}");
+}
+
+#[test]
+fn the_verdict_stands_where_its_line_cannot_be_written() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let server = Server::start(&[]);
+    let mut yes = command(PROBE);
+    yes.args(["-v", "--endpoint", &server.endpoint, "--timeout", "30s"]).stdout(full());
+    assert_eq!(yes.status().unwrap().code(), Some(0));
+    let mut no = command(PROBE);
+    no.args(["--endpoint", "tcp://no-such-host.invalid:5555"]).stderr(full());
+    assert_eq!(no.status().unwrap().code(), Some(1));
 }
 
 #[test]

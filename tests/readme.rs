@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use clap::CommandFactory;
-use zmq_echo::config::ServerConfig;
+use zmq_echo::config::{ProbeConfig, ServerConfig};
 use zmq_echo::exit;
 use zmq_echo::side_port::PATHS;
 
@@ -12,10 +12,11 @@ use crate::side_port::SERIES;
 
 const README: &str = include_str!("../README.md");
 
-/// The rows of the table whose header starts with these columns, cells trimmed
-/// and freed of backticks.
-fn table(header: &str) -> Vec<Vec<String>> {
-    let (_, rest) = README.split_once(header).unwrap_or_else(|| panic!("no table `{header}`"));
+/// The rows of the first table under `heading` whose header starts with these
+/// columns, cells trimmed and freed of backticks.
+fn table(heading: &str, header: &str) -> Vec<Vec<String>> {
+    let section = README.split_once(heading).and_then(|(_, rest)| rest.split_once(header));
+    let (_, rest) = section.unwrap_or_else(|| panic!("no table `{header}` under `{heading}`"));
     rest.lines()
         .skip(2)
         .take_while(|line| line.starts_with('|'))
@@ -31,44 +32,42 @@ fn pairs(rows: &[Vec<String>]) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn the_flags_are_those_of_the_parser() {
-    let command = ServerConfig::command();
-    let flags: Vec<Vec<String>> = command
-        .get_arguments()
-        .filter_map(|arg| {
-            let default = arg.get_default_values().first()?.to_str()?;
-            Some(vec![
-                format!("--{}", arg.get_long()?),
-                arg.get_env()?.to_str()?.to_owned(),
-                default.to_owned(),
-            ])
-        })
-        .collect();
-    let documented: Vec<Vec<String>> =
-        table("| flag | environment |").into_iter().map(|row| row[..3].to_vec()).collect();
-    assert_eq!(documented, flags);
+fn the_flags_are_those_of_the_parsers() {
+    for (heading, command) in
+        [("## The server", ServerConfig::command()), ("## The probe", ProbeConfig::command())]
+    {
+        let valued = command.get_arguments().filter(|arg| arg.get_action().takes_values());
+        let flags: Vec<Vec<String>> = valued
+            .map(|arg| {
+                let text = |value: &std::ffi::OsStr| value.to_str().unwrap().to_owned();
+                let flag = format!("--{}", arg.get_long().unwrap());
+                vec![flag, text(arg.get_env().unwrap()), text(&arg.get_default_values()[0])]
+            })
+            .collect();
+        let rows = table(heading, "| flag | environment |");
+        let documented: Vec<_> = rows.iter().map(|row| row[..3].to_vec()).collect();
+        assert_eq!(documented, flags);
+    }
 }
 
 #[test]
 fn the_exit_codes_are_those_of_the_binaries() {
-    let tables: Vec<_> = README.split("| code | meaning |").collect();
-    assert_eq!(tables.len(), 3, "a table for the server and one for the probe");
-    assert_eq!(pairs(&table("| code | meaning |")), exit::SERVER);
-    let (_, probe) = README.split_once("## The probe").unwrap();
-    for (code, meaning) in exit::PROBE {
-        assert!(probe.contains(&format!("| `{code}` | {meaning} |")), "{code}");
+    for (heading, codes) in
+        [("## The server", &exit::SERVER[..]), ("## The probe", &exit::PROBE[..])]
+    {
+        assert_eq!(pairs(&table(heading, "| code | meaning |")), codes);
     }
 }
 
 #[test]
 fn the_paths_are_those_of_the_side_port() {
-    assert_eq!(pairs(&table("| path | answer |")), PATHS);
+    assert_eq!(pairs(&table("## The side port", "| path | answer |")), PATHS);
 }
 
 #[test]
 fn the_series_are_those_of_the_registry() {
     let mut documented = BTreeSet::new();
-    for row in table("| series | type |") {
+    for row in table("## The side port", "| series | type |") {
         let (name, kind) = (&row[0], &row[1]);
         match row[2].split_once(": ") {
             Some((label, values)) => {
@@ -91,7 +90,7 @@ fn the_series_are_those_of_the_registry() {
 #[test]
 fn every_file_that_it_points_to_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for row in table("| pattern | file |") {
+    for row in table("## Where each pattern lives", "| pattern | file |") {
         assert!(root.join(&row[1]).is_file(), "{}", row[1]);
     }
     let library = include_str!("../src/lib.rs");

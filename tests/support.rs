@@ -65,10 +65,17 @@ impl Drop for Process {
     }
 }
 
+/// What a process has written so far.
+#[derive(Default)]
+struct Log {
+    lines: Vec<String>,
+    ended: bool,
+}
+
 /// A server process on ports of its own, whose log is read.
 pub struct Server {
     process: Process,
-    records: Arc<Mutex<Vec<String>>>,
+    log: Arc<Mutex<Log>>,
     pub endpoint: String,
     pub http: SocketAddr,
 }
@@ -83,11 +90,11 @@ impl Server {
     /// Starts what writes its log as a server does, JSON, to stdout.
     pub fn spawn(mut server: Command) -> Self {
         let mut process = Process::spawn(&mut server);
-        let records = Arc::new(Mutex::new(Vec::new()));
-        read_lines(process.stdout(), Arc::clone(&records));
+        let log = Arc::new(Mutex::new(Log::default()));
+        read_lines(process.stdout(), Arc::clone(&log));
         let mut server = Self {
             process,
-            records,
+            log,
             endpoint: String::new(),
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
         };
@@ -102,7 +109,7 @@ impl Server {
     }
 
     pub fn lines(&self) -> Vec<String> {
-        self.records.lock().unwrap().clone()
+        self.log.lock().unwrap().lines.clone()
     }
 
     pub fn find_record(&self, message: &str) -> Option<Json> {
@@ -111,14 +118,14 @@ impl Server {
         records.into_iter().find(|record| record["message"] == message)
     }
 
-    pub fn wait_for_record(&mut self, message: &str) -> Json {
+    pub fn wait_for_record(&self, message: &str) -> Json {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let running = self.process.is_running();
+            let ended = self.log.lock().unwrap().ended;
             if let Some(record) = self.find_record(message) {
                 return record;
             }
-            assert!(running, "it has ended without `{message}`: {:?}", self.lines());
+            assert!(!ended, "it has ended without `{message}`: {:?}", self.lines());
             assert!(Instant::now() < deadline, "no record `{message}` in {:?}", self.lines());
             thread::sleep(Duration::from_millis(5));
         }
@@ -162,11 +169,13 @@ impl Server {
     }
 }
 
-fn read_lines(stdout: impl BufRead + Send + 'static, lines: Arc<Mutex<Vec<String>>>) {
+fn read_lines(stdout: impl BufRead + Send + 'static, log: Arc<Mutex<Log>>) {
     thread::spawn(move || {
-        for line in stdout.lines() {
-            lines.lock().unwrap().push(line.expect("UTF-8"));
+        for line in stdout.split(b'\n') {
+            let line = line.expect("a pipe can be read");
+            log.lock().unwrap().lines.push(String::from_utf8_lossy(&line).into_owned());
         }
+        log.lock().unwrap().ended = true;
     });
 }
 
