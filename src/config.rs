@@ -115,7 +115,7 @@ pub struct ProbeConfig {
     /// The service's public endpoint, tcp://HOST:PORT
     ///
     /// The public one, because a check that takes another way than the clients
-    /// proves nothing about theirs.
+    /// proves nothing about theirs. The default is the server's own.
     #[arg(
         long,
         env = "ZMQ_ECHO_PROBE_ENDPOINT",
