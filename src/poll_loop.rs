@@ -88,8 +88,9 @@ pub async fn run<S: Router>(
         handle,
         metrics,
         health,
-        answered: 0,
-        peer_gone: 0,
+        replied: 0,
+        unreachable: 0,
+        gone_before: 0,
     };
     let ending = turns.serve().await?;
     Ok(turns.finish(ending).await)
@@ -102,8 +103,22 @@ struct PollLoop<'a, S, H> {
     handle: H,
     metrics: &'a Metrics,
     health: &'a Health,
-    answered: u64,
-    peer_gone: u64,
+    /// Replies from the signal on that the socket took, and that it did not.
+    replied: u64,
+    unreachable: u64,
+    /// Replies before the signal whose peer had left.
+    gone_before: u64,
+}
+
+/// What a batch adds to the counters, which other threads read: once a batch, not
+/// once a message.
+#[derive(Default)]
+struct Tally {
+    client_requests: u64,
+    probe_requests: u64,
+    received_bytes: u64,
+    sent_bytes: u64,
+    replied: u64,
 }
 
 impl<S, H> PollLoop<'_, S, H>
@@ -157,6 +172,7 @@ where
 
     fn begin_drain(&mut self, signal: &'static str, now: Instant) {
         self.drain.begin(now);
+        self.gone_before = self.metrics.undeliverable_peer_gone.get();
         self.health.enter(Phase::Draining);
         self.metrics.draining.set(1);
         info!(signal, peers = self.metrics.socket.peers.get(), "draining");
@@ -165,32 +181,47 @@ where
     /// Answers `first` and what is ready behind it, [`BATCH`] requests at most.
     async fn answer_batch(&mut self, first: ZmqResult<ZmqMessage>) -> Result<(), LoopError> {
         let mut next = Some(first);
+        let mut tally = Tally::default();
         let mut answered = 0;
-        while let Some(request) = next {
-            self.answer(request.map_err(LoopError::Receive)?).await;
+        let outcome = loop {
+            let Some(request) = next else { break Ok(()) };
+            match request {
+                Ok(request) => self.answer(request, &mut tally).await,
+                Err(error) => break Err(LoopError::Receive(error)),
+            }
             answered += 1;
             if answered == BATCH {
                 // More may be ready, but signals and the socket's tasks come first.
                 tokio::task::yield_now().await;
-                break;
+                break Ok(());
             }
             next = self.socket.try_recv();
-        }
+        };
+        self.count(&tally);
         self.drain.message(Instant::now());
-        Ok(())
+        outcome
     }
 
-    async fn answer(&mut self, request: ZmqMessage) {
-        let received_at = Instant::now();
+    fn count(&mut self, tally: &Tally) {
+        self.metrics.client_requests.inc_by(tally.client_requests);
+        self.metrics.probe_requests.inc_by(tally.probe_requests);
+        self.metrics.received_bytes.inc_by(tally.received_bytes);
+        self.metrics.sent_bytes.inc_by(tally.sent_bytes);
+        if self.drain.begun() {
+            self.replied += tally.replied;
+        }
+    }
+
+    async fn answer(&mut self, request: ZmqMessage, tally: &mut Tally) {
         let identity = request.get(0).cloned().unwrap_or_default();
         let received = payload_bytes(&request);
         let from_probe = identity.starts_with(PROBE_IDENTITY.as_bytes());
         trace!(identity = %identity.escape_ascii(), frames = request.len() - 1, bytes = received, "request");
         if from_probe {
-            self.metrics.probe_requests.inc();
+            tally.probe_requests += 1;
         } else {
-            self.metrics.client_requests.inc();
-            self.metrics.received_bytes.inc_by(received);
+            tally.client_requests += 1;
+            tally.received_bytes += received;
         }
         let reply = match (self.handle)(request) {
             Ok(reply) => reply,
@@ -201,29 +232,26 @@ where
             }
         };
         let sent = payload_bytes(&reply);
-        if let Err(error) = self.socket.send(reply).await {
+        if let Err(error) = self.socket.reply(reply).await {
             self.metrics.undeliverable_peer_gone.inc();
-            self.peer_gone += u64::from(self.drain.begun());
+            self.unreachable += u64::from(self.drain.begun());
             debug!(identity = %identity.escape_ascii(), %error, "reply not delivered");
             return;
         }
-        self.answered += u64::from(self.drain.begun());
+        tally.replied += 1;
         if !from_probe {
-            self.metrics.sent_bytes.inc_by(sent);
-            self.metrics.request_duration.observe(received_at.elapsed().as_secs_f64());
+            tally.sent_bytes += sent;
         }
     }
 
     /// Lets every reply out and closes.
     async fn finish(self, ending: Ending) -> Report {
-        let Self { mut socket, drain, metrics, health, answered, peer_gone, .. } = self;
-        let deadline = drain.close_by(Instant::now());
-        let leave = async {
-            socket.flush(deadline).await;
-            socket.close(deadline).await
-        };
-        let owed = turning(health, leave).await;
+        let Self { socket, drain, metrics, health, replied, unreachable, gone_before, .. } = self;
+        let owed = turning(health, socket.close(drain.close_by(Instant::now()))).await;
         metrics.undeliverable_deadline.inc_by(owed);
+        let peer_gone = metrics.undeliverable_peer_gone.get() - gone_before;
+        // What the socket took may be lost with its peer, or still lie there.
+        let answered = replied.saturating_sub(peer_gone - unreachable + owed);
         let duration = drain.elapsed(Instant::now());
         info!(
             reason = ending.as_str(),
