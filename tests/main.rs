@@ -1,1 +1,3 @@
 //! Integration tests: real sockets, real processes, real signals.
+
+mod router;

@@ -44,9 +44,9 @@ impl Clock {
 
     /// An alarm whose time has come. After the last one the bell rings for the next.
     pub fn due(&mut self, now: Instant) -> Option<(Instant, Token)> {
+        self.bell.answer();
         let Reverse((at, _)) = self.alarms.peek()?;
         if *at > now {
-            self.bell.answer();
             self.wait();
             return None;
         }
@@ -54,7 +54,7 @@ impl Clock {
     }
 
     /// How many alarms are set, those included that nobody waits for any more.
-    pub fn len(&self) -> usize {
+    pub fn alarms(&self) -> usize {
         self.alarms.len()
     }
 

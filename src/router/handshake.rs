@@ -125,13 +125,16 @@ impl Handshake {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     const METADATA: usize = 512;
 
     /// A client's greeting and READY.
-    pub(crate) fn hello(minor: u8, properties: &[(&str, &[u8])]) -> Vec<u8> {
+    fn hello(minor: u8, properties: &[(&str, &[u8])]) -> Vec<u8> {
         let mut bytes = wire::greeting().to_vec();
         bytes[11] = minor;
         let mut body = b"\x05READY".to_vec();
@@ -214,5 +217,32 @@ pub(crate) mod tests {
         assert_eq!(with(&[1; 255]).unwrap().unwrap().identity.len(), 255);
         assert_eq!(with(&[1; 256]), Err(Reason::Identity));
         assert_eq!(with(b"\0abc"), Err(Reason::Identity));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end_in_a_peer_or_a_named_reason_within_the_limit(
+            greeted in any::<bool>(),
+            noise in vec(prop_oneof![Just(4u8), Just(0), any::<u8>()], 0..600),
+            cuts in vec(1usize..100, 1..20),
+        ) {
+            let greeting: &[u8] = if greeted { &wire::greeting() } else { b"" };
+            let bytes = Bytes::from([greeting, &noise].concat());
+            let mut handshake = Handshake::default();
+            let mut out = Vec::new();
+            let mut at = 0;
+            for cut in cuts.iter().cycle() {
+                let end = bytes.len().min(at + cut);
+                let mut input = bytes.slice(at..end);
+                let told = handshake.feed(&mut input, METADATA, &mut out);
+                prop_assert!(handshake.bytes.len() <= METADATA + GREETING);
+                prop_assert!(out.len() <= 64);
+                at = end;
+                if told != Ok(None) || at == bytes.len() {
+                    break;
+                }
+                prop_assert!(input.is_empty());
+            }
+        }
     }
 }

@@ -187,7 +187,7 @@ mod tests {
     fn written(queue: &OutQueue) -> Vec<u8> {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let count = queue.slices(&mut slices);
-        slices[..count].concat()
+        slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect()
     }
 
     #[test]

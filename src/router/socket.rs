@@ -518,7 +518,7 @@ impl BoundedRouter {
         }
         self.peers[slot].as_mut().expect("as above").alarm_at = Some(at);
         self.clock.set(at, slot);
-        if self.clock.len() > 4 * (self.peers.len() + RESERVED_PEERS) {
+        if self.clock.alarms() > 4 * (self.peers.len() + RESERVED_PEERS) {
             let peers = &self.peers;
             self.clock.retain(|at, token| match peers.get(token) {
                 Some(peer) => peer.as_ref().is_some_and(|peer| peer.alarm_at == Some(at)),

@@ -318,6 +318,9 @@ fn split_short(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 mod tests {
     use super::*;
 
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     const LIMITS: MessageLimits = MessageLimits { bytes: 1000, frames: 4 };
 
     fn scan(bytes: &[u8]) -> Result<Scanned, Reason> {
@@ -401,5 +404,88 @@ mod tests {
         let mut pong = Vec::new();
         encode_pong(&mut pong, b"hello");
         assert_eq!(pong, b"\x04\x0a\x04PONGhello");
+    }
+
+    proptest! {
+        #[test]
+        fn messages_come_out_as_they_went_in_wherever_reads_cut_them(
+            messages in vec(vec(vec(any::<u8>(), 0..300), 1..=4), 0..8),
+            ping_before in any::<usize>(),
+            cuts in vec(1usize..400, 1..20),
+        ) {
+            let limits = MessageLimits { bytes: 4 * 300, frames: 4 };
+            let mut stream = Vec::new();
+            for (number, message) in messages.iter().enumerate() {
+                if number == ping_before % 8 {
+                    encode_ping(&mut stream);
+                }
+                for (index, frame) in message.iter().enumerate() {
+                    encode_header(&mut stream, message_flags(index + 1 < message.len()), frame.len());
+                    stream.extend_from_slice(frame);
+                }
+            }
+            let (decoded, error) = session(&stream, &cuts, &limits);
+            prop_assert_eq!(error, None);
+            prop_assert_eq!(decoded, messages);
+        }
+
+        #[test]
+        fn any_bytes_end_in_messages_or_a_named_reason_within_the_limits(
+            stream in vec(prop_oneof![0u8..8, any::<u8>()], 0..4000),
+            cuts in vec(1usize..400, 1..20),
+        ) {
+            let limits = MessageLimits { bytes: 100, frames: 3 };
+            let (decoded, _) = session(&stream, &cuts, &limits);
+            for message in decoded {
+                prop_assert!(message.len() <= limits.frames);
+                prop_assert!(message.iter().map(Vec::len).sum::<usize>() <= limits.bytes);
+            }
+        }
+    }
+
+    /// What a connection makes of `stream`, read in pieces of `cuts` bytes in turn:
+    /// the messages, and the reason why it ended.
+    fn session(
+        stream: &[u8],
+        cuts: &[usize],
+        limits: &MessageLimits,
+    ) -> (Vec<Vec<Vec<u8>>>, Option<Reason>) {
+        let mut held = Vec::new();
+        let mut scan = Scan::default();
+        let mut messages = Vec::new();
+        let mut rest = stream;
+        for cut in cuts.iter().cycle() {
+            let (read, left) = rest.split_at((*cut).min(rest.len()));
+            rest = left;
+            held.extend_from_slice(read);
+            loop {
+                match scan.step(&held, limits) {
+                    Err(reason) => return (messages, Some(reason)),
+                    Ok(Scanned::Message(end)) => {
+                        let mut frames = VecDeque::new();
+                        split_frames(&held.drain(..end).collect::<Vec<_>>().into(), &mut frames);
+                        messages.push(frames.iter().map(|frame| frame.to_vec()).collect());
+                    }
+                    Ok(Scanned::Command(body)) => {
+                        if let Err(reason) = Command::decode(&held[body]) {
+                            return (messages, Some(reason));
+                        }
+                        if let Some(end) = scan.between_messages() {
+                            held.drain(..end);
+                        }
+                    }
+                    Ok(Scanned::Partial(missing)) => {
+                        let headers = LONGEST_HEADER * (limits.frames + 1);
+                        let most = limits.bytes + headers + COMMAND_BYTES;
+                        assert!(missing > 0 && held.len() + missing <= most);
+                        break;
+                    }
+                }
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        (messages, None)
     }
 }
