@@ -186,14 +186,21 @@ fn eventually(condition: impl Fn() -> bool) {
     }
 }
 
-/// Writes until the other side has taken nothing for a while; how much it took.
-fn write_until_stuck(stream: &mut TcpStream, bytes: &[u8]) -> u64 {
+/// Writes until the other side takes no more because replies wait there; how much
+/// it took.
+fn write_until_stuck(echo: &Echo, stream: &mut TcpStream, bytes: &[u8]) -> u64 {
+    let started = Instant::now();
     stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-    let mut written = 0;
-    let mut at = 0;
-    while let Ok(count) = stream.write(&bytes[at..]) {
-        written += count as u64;
-        at = (at + count) % bytes.len();
+    let (mut written, mut at) = (0, 0);
+    loop {
+        match stream.write(&bytes[at..]) {
+            Ok(count) => {
+                written += count as u64;
+                at = (at + count) % bytes.len();
+            }
+            Err(_) if echo.metrics.socket.buffered_bytes.get() > 0 => break,
+            Err(_) => assert!(started.elapsed() < DEADLINE, "no reply waits"),
+        }
     }
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     written
@@ -284,7 +291,7 @@ fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing_and_holds_up_nob
     let echo = Echo::start(LIMITS);
     let mut slow = echo.dealer(0, b"");
     let request = frame(0, &[9; 100]);
-    let written = write_until_stuck(&mut slow, &request);
+    let written = write_until_stuck(&echo, &mut slow, &request);
     assert!(written < 2 << 20, "{written}");
     let held = echo.metrics.socket.buffered_bytes.get();
     assert!(held < 1 << 20, "{held}");
@@ -345,7 +352,7 @@ fn a_quiet_peer_that_knows_ping_is_asked_and_closed_when_it_does_not_answer() {
 fn pings_from_one_who_does_not_read_are_bounded() {
     let echo = Echo::start(LIMITS);
     let mut stream = echo.dealer(1, b"");
-    let written = write_until_stuck(&mut stream, &frame(4, b"\x04PING\0\0").repeat(1000));
+    let written = write_until_stuck(&echo, &mut stream, &frame(4, b"\x04PING\0\0").repeat(1000));
     assert!(written < 2 << 20, "{written}");
     assert!(echo.metrics.socket.buffered_bytes.get() < 1 << 20);
 }
@@ -503,7 +510,7 @@ fn close_lets_every_reply_out_and_says_how_many_are_owed() {
     let mut reader = echo.dealer(0, b"");
     let mut stuck = echo.dealer(0, b"");
     let request = frame(0, &[3; 1000]);
-    let written = write_until_stuck(&mut stuck, &request);
+    let written = write_until_stuck(&echo, &mut stuck, &request);
     let requests = request.repeat(100);
     reader.write_all(&requests).unwrap();
     eventually(|| echo.metrics.socket.request_duration.get_sample_count() > 0);
@@ -525,7 +532,7 @@ fn close_lets_every_reply_out_and_says_how_many_are_owed() {
 fn replies_of_a_peer_that_resets_are_counted_as_undeliverable() {
     let echo = Echo::start(LIMITS);
     let mut stuck = echo.dealer(0, b"");
-    write_until_stuck(&mut stuck, &frame(0, &[3; 1000]));
+    write_until_stuck(&echo, &mut stuck, &frame(0, &[3; 1000]));
     let pending = echo.metrics.socket.pending_replies.get();
     assert!(pending > 0);
     drop(stuck);

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
@@ -121,6 +122,25 @@ impl Peer {
             charged: 0,
             owed: 0,
         }
+    }
+
+    /// Has the kernel take no more than `bytes` a direction (Linux doubles it), and
+    /// send small replies at once. A connection that is broken already says so when
+    /// it is read.
+    pub fn bound_kernel_buffers(&self, bytes: usize) {
+        let socket = SockRef::from(&self.stream);
+        let _ = socket.set_recv_buffer_size(bytes);
+        let _ = socket.set_send_buffer_size(bytes);
+        let _ = socket.set_tcp_nodelay(true);
+    }
+
+    /// Has the kernel ask a silent peer whether it is there, for ZMTP 3.0 knows no
+    /// PING. The kernel counts in seconds.
+    pub fn keep_alive(&self, interval: Duration) {
+        let interval = interval.max(Duration::from_secs(1));
+        let keepalive =
+            TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(2);
+        let _ = SockRef::from(&self.stream).set_tcp_keepalive(&keepalive);
     }
 
     /// Reads once, up to `limit` bytes into `scratch`, which is the socket's, or

@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use prometheus::local::LocalHistogram;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::debug;
 use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
@@ -119,7 +118,6 @@ impl BoundedRouter {
         metrics: SocketMetrics,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        configure(&listener, &limits)?;
         let ready = ReadyList::default();
         let listener_bell = ready.bell(LISTENER);
         Ok(Self {
@@ -352,6 +350,9 @@ impl BoundedRouter {
             identity = [&[0], &self.next_identity.to_be_bytes()[..]].concat().into();
         }
         debug!(identity = %identity.escape_ascii(), "peer connected");
+        if !peer.knows_ping && !self.limits.heartbeat_interval.is_zero() {
+            peer.keep_alive(self.limits.heartbeat_interval);
+        }
         peer.identity = identity.clone();
         self.identities.insert(identity, slot);
         self.metrics.established.inc();
@@ -477,6 +478,7 @@ impl BoundedRouter {
             self.peers.len() - 1
         });
         let mut peer = Peer::new(stream, self.ready.bell(slot), Instant::now());
+        peer.bound_kernel_buffers(self.limits.socket_buffer);
         peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()));
         self.peers[slot] = Some(Box::new(peer));
         self.turns.push_back(slot);
@@ -578,22 +580,6 @@ impl BoundedRouter {
         }
         Poll::Pending
     }
-}
-
-/// Sets what accepted connections inherit (on Linux, and wherever accept copies
-/// the listener's options).
-fn configure(listener: &std::net::TcpListener, limits: &Limits) -> io::Result<()> {
-    let socket = SockRef::from(listener);
-    socket.set_tcp_nodelay(true)?;
-    socket.set_recv_buffer_size(limits.socket_buffer)?;
-    socket.set_send_buffer_size(limits.socket_buffer)?;
-    if !limits.heartbeat_interval.is_zero() {
-        // For peers of ZMTP 3.0, which knows no PING. The kernel counts in seconds.
-        let interval = limits.heartbeat_interval.max(Duration::from_secs(1));
-        let keepalive = TcpKeepalive::new().with_time(interval).with_interval(interval);
-        socket.set_tcp_keepalive(&keepalive)?;
-    }
-    Ok(())
 }
 
 /// Whether accept failed for the connection's own fault.
