@@ -35,6 +35,9 @@ pub enum State {
     HalfClosed,
 }
 
+/// What a first read takes at most, before it is known how large the messages are.
+const FIRST_READ: usize = 16 << 10;
+
 /// What a read brought.
 #[derive(Debug)]
 pub enum Read {
@@ -72,6 +75,8 @@ pub struct Peer {
     pub scan: Scan,
     /// How many bytes `partial` lacks at least.
     pub missing: usize,
+    /// What a read takes at most, so that its messages fit a turn.
+    appetite: usize,
     /// What it is to be sent.
     pub out: OutQueue,
     /// Whether the last write left something behind.
@@ -110,6 +115,7 @@ impl Peer {
             partial: Vec::new(),
             scan: Scan::default(),
             missing: 0,
+            appetite: FIRST_READ,
             out: OutQueue::default(),
             blocked: false,
             ended: None,
@@ -143,17 +149,23 @@ impl Peer {
         let _ = SockRef::from(&self.stream).set_tcp_keepalive(&keepalive);
     }
 
-    /// Reads once, up to `limit` bytes into `scratch`, which is the socket's, or
+    /// Reads once into `scratch`, which is the socket's and has `limit` bytes, or
     /// into memory of its own where the frame that comes is larger than that.
-    /// What has been kept of a message moves to the front of the batch.
+    /// What has been kept of a message moves to the front of the batch. Messages
+    /// that an earlier turn has left come first, without a read.
     pub fn poll_read(&mut self, scratch: &mut BytesMut, limit: usize) -> Poll<io::Result<Read>> {
+        if self.has_messages() {
+            let bytes = std::mem::take(&mut self.partial).into();
+            return Poll::Ready(Ok(Read::Batch { bytes, own: true }));
+        }
         if self.partial.len() + self.missing > limit {
             return self.poll_read_own();
         }
         scratch.clear();
         scratch.reserve(limit);
         scratch.extend_from_slice(&self.partial);
-        let mut room = (&mut *scratch).limit(limit - self.partial.len());
+        let room = (limit - self.partial.len()).min(self.appetite.max(self.missing));
+        let mut room = (&mut *scratch).limit(room);
         let read = ready!(poll_once(&self.waker, self.stream.read_buf(&mut room)))?;
         if read == 0 {
             return Poll::Ready(Ok(Read::End));
@@ -178,8 +190,16 @@ impl Peer {
         }))
     }
 
-    /// Whether there may be more to read; if not, the bell rings when there is.
+    /// Whether a turn has ended before the messages that it had read.
+    pub fn has_messages(&self) -> bool {
+        self.missing == 0 && !self.partial.is_empty()
+    }
+
+    /// Whether there may be more for a turn; if not, the bell rings when there is.
     pub fn is_readable(&self) -> bool {
+        if self.has_messages() {
+            return true;
+        }
         let readable = std::future::poll_fn(|cx| self.stream.poll_read_ready(cx));
         poll_once(&self.waker, readable).is_ready()
     }
@@ -214,6 +234,14 @@ impl Peer {
         match poll_once(&self.waker, shutdown) {
             Poll::Ready(result) => result,
             Poll::Pending => Ok(()),
+        }
+    }
+
+    /// Reads from now on, up to `limit` bytes, what makes about `messages` of the size
+    /// of the last ones: `count` in `bytes`.
+    pub fn adapt(&mut self, bytes: usize, count: usize, messages: usize, limit: usize) {
+        if let Some(average) = bytes.checked_div(count) {
+            self.appetite = (average * messages).clamp(LEAST_READ, limit);
         }
     }
 

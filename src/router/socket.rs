@@ -35,9 +35,14 @@ use super::{ALLOWANCE, Limits, RESERVED_PEERS};
 use crate::metrics::{PROBE_IDENTITY, SocketMetrics};
 use crate::socket::Router;
 
-/// How much one turn reads: two messages of 64 KiB nearly, or 2,000 of 64 bytes,
-/// which take a fraction of a millisecond. Raw TCP gains nothing beyond it.
+/// How much one turn reads: two messages of 64 KiB nearly. Raw TCP gains nothing
+/// beyond it.
 const READ: usize = 128 << 10;
+
+/// How many messages one turn hands out: they take well under 0.1 ms, against which
+/// a turn's two system calls are small. Who floods the socket with messages of one
+/// byte gets no more turns than others, and no longer ones.
+const MESSAGES: usize = 512;
 
 /// Replies are written before their batch is through when they come to this.
 const WRITE: usize = 128 << 10;
@@ -94,9 +99,13 @@ pub struct BoundedRouter {
 struct Batch {
     slot: usize,
     bytes: Bytes,
-    /// Its length at first, where the memory is one large message's own.
-    own: Option<usize>,
+    /// Whether the memory is the peer's own.
+    own: bool,
     read_at: Instant,
+    /// Its length at first.
+    whole: usize,
+    /// The messages and commands taken from it.
+    taken: usize,
 }
 
 /// What is due when a peer's alarm comes.
@@ -213,17 +222,24 @@ impl BoundedRouter {
         let slot = batch.slot;
         let peer = self.peers[slot].as_mut().expect("a batch has a peer");
         let reason = loop {
+            if batch.taken == MESSAGES && !batch.bytes.is_empty() {
+                self.end_batch(0);
+                return None;
+            }
             match peer.scan.step(&batch.bytes, &self.message_limits) {
                 Ok(Scanned::Message(end)) => {
                     let mut frames = std::mem::take(&mut self.spare_frames);
                     frames.push_back(peer.identity.clone());
-                    wire::split_frames(&batch.bytes.split_to(end), &mut frames);
-                    if let Some(whole) = batch.own {
-                        disown(&mut frames, whole);
+                    wire::split_frames(&batch.bytes, end, &mut frames);
+                    batch.bytes.advance(end);
+                    if batch.own {
+                        disown(&mut frames, batch.whole);
                     }
+                    batch.taken += 1;
                     return Some(ZmqMessage::try_from(frames).expect("it has frames"));
                 }
                 Ok(Scanned::Command(body)) => {
+                    batch.taken += 1;
                     if let Err(reason) = obey(peer, &batch.bytes[body]) {
                         break reason;
                     }
@@ -232,10 +248,7 @@ impl BoundedRouter {
                     }
                 }
                 Ok(Scanned::Partial(missing)) => {
-                    peer.missing = missing;
-                    // Memory of its own moves back; a slice of the scratch is copied.
-                    peer.partial = std::mem::take(&mut batch.bytes).into();
-                    self.end_batch(slot);
+                    self.end_batch(missing);
                     return None;
                 }
                 Err(reason) => break reason,
@@ -247,9 +260,15 @@ impl BoundedRouter {
         None
     }
 
-    /// The batch has been handed out, and answered as far as it will be.
-    fn end_batch(&mut self, slot: usize) {
-        self.batch = None;
+    /// The batch has had its turn, and been answered as far as it will be. What is left
+    /// is kept: part of a message that misses so many bytes, or whole messages.
+    fn end_batch(&mut self, missing: usize) {
+        let Some(Batch { slot, bytes, whole, taken, .. }) = self.batch.take() else { return };
+        let peer = self.peers[slot].as_mut().expect("a batch has a peer");
+        peer.adapt(whole - bytes.len(), taken, MESSAGES, READ);
+        peer.missing = missing;
+        // Memory of its own moves back; a slice of the scratch is copied.
+        peer.partial = bytes.into();
         let flushed = self.flush(slot);
         let peer = self.peers[slot].as_mut().expect("a batch has a peer");
         self.spare = if peer.out.is_empty() {
@@ -297,6 +316,7 @@ impl BoundedRouter {
         if peer.is_paused() || peer.ended.is_some() || (self.closing && !half_closed) {
             return Ok(());
         }
+        let kept = peer.has_messages();
         let (mut bytes, own) = match peer.poll_read(&mut self.scratch, READ) {
             Poll::Pending => return Ok(()),
             Poll::Ready(Err(_)) => return Err(Reason::Error),
@@ -310,9 +330,11 @@ impl BoundedRouter {
             Poll::Ready(Ok(Read::More)) => (Bytes::new(), true),
             Poll::Ready(Ok(Read::Batch { bytes, own })) => (bytes, own),
         };
-        let now = Instant::now();
-        peer.read_at = now;
-        peer.pinged_at = None;
+        if !kept {
+            peer.read_at = Instant::now();
+            peer.pinged_at = None;
+        }
+        let read_at = peer.read_at;
         match &mut peer.state {
             State::HalfClosed => return Ok(()),
             State::Established => {}
@@ -326,7 +348,8 @@ impl BoundedRouter {
             }
         }
         if !bytes.is_empty() {
-            self.begin_batch(Batch { slot, own: own.then_some(bytes.len()), bytes, read_at: now });
+            let whole = bytes.len();
+            self.begin_batch(Batch { slot, bytes, own, read_at, whole, taken: 0 });
         }
         Ok(())
     }
@@ -659,9 +682,7 @@ impl Router for BoundedRouter {
 
     async fn close(mut self, deadline: Instant) -> u64 {
         self.closing = true;
-        if let Some(batch) = self.batch.take() {
-            self.end_batch(batch.slot);
-        }
+        self.end_batch(1);
         for slot in 0..self.peers.len() {
             match &self.peers[slot] {
                 Some(peer) if matches!(peer.state, State::Handshake(_)) => {

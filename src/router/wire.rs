@@ -205,15 +205,16 @@ impl Scan {
     }
 }
 
-/// Appends the frames of `message`, whose end a [`Scan`] has found, as slices of it.
+/// Appends the frames of the message at the start of `bytes`, whose end a [`Scan`]
+/// has found, as slices.
 #[inline]
-pub fn split_frames(message: &Bytes, frames: &mut VecDeque<Bytes>) {
+pub fn split_frames(bytes: &Bytes, end: usize, frames: &mut VecDeque<Bytes>) {
     let mut at = 0;
-    while let Ok(Some(header)) = Header::decode(&message[at..]) {
+    while let Ok(Some(header)) = Header::decode(&bytes[at..end]) {
         let start = at + header.bytes;
         at = start + header.body as usize;
         if !header.command {
-            frames.push_back(message.slice(start..at));
+            frames.push_back(bytes.slice(start..at));
         }
     }
 }
@@ -367,7 +368,8 @@ mod tests {
         assert_eq!(state.between_messages(), None);
         assert_eq!(state.step(&bytes, &LIMITS), Ok(Scanned::Message(bytes.len())));
         let mut frames = VecDeque::new();
-        split_frames(&bytes.into(), &mut frames);
+        let bytes = Bytes::from(bytes);
+        split_frames(&bytes, bytes.len(), &mut frames);
         assert_eq!(frames, ["a", "b"]);
     }
 
@@ -463,7 +465,8 @@ mod tests {
                     Err(reason) => return (messages, Some(reason)),
                     Ok(Scanned::Message(end)) => {
                         let mut frames = VecDeque::new();
-                        split_frames(&held.drain(..end).collect::<Vec<_>>().into(), &mut frames);
+                        split_frames(&Bytes::copy_from_slice(&held), end, &mut frames);
+                        held.drain(..end);
                         messages.push(frames.iter().map(|frame| frame.to_vec()).collect());
                     }
                     Ok(Scanned::Command(body)) => {
