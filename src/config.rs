@@ -111,8 +111,7 @@ pub struct ServerConfig {
     /// The largest message, all frames together, such as 8MiB
     ///
     /// A client that announces more is disconnected at once. The default, 8MiB,
-    /// lets half a dozen of the largest be under way at the default of
-    /// --buffer-limit.
+    /// lets eight of the largest be under way at the default of --buffer-limit.
     #[arg(long, env = "ZMQ_ECHO_MESSAGE_LIMIT", value_name = "BYTES", default_value = "8MiB")]
     pub message_limit: ByteSize,
 
@@ -163,19 +162,20 @@ pub struct ServerConfig {
     )]
     pub stall_timeout: Duration,
 
-    /// What all clients together may make the server hold, such as 48MiB
+    /// What all clients together may make the server hold, such as 64MiB
     ///
     /// Beyond 8 KiB each, which they may always have. When it is full, the client
-    /// whose bytes have not moved for longest is disconnected. The default, 48MiB,
-    /// keeps the process under 160 MiB with all others.
-    #[arg(long, env = "ZMQ_ECHO_BUFFER_LIMIT", value_name = "BYTES", default_value = "48MiB")]
+    /// whose bytes have not moved for longest is disconnected. The default, 64MiB,
+    /// takes 256 clients that do not read, and keeps the process under 160 MiB.
+    #[arg(long, env = "ZMQ_ECHO_BUFFER_LIMIT", value_name = "BYTES", default_value = "64MiB")]
     pub buffer_limit: ByteSize,
 
-    /// The kernel's buffer for each connection and direction, such as 128KiB
+    /// The kernel's buffer for each connection and direction, such as 256KiB
     ///
     /// Linux takes twice as much, and no more than net.core.rmem_max and wmem_max
-    /// allow. The default, 128KiB, keeps a client busy at 100 MB/s and 1 ms away.
-    #[arg(long, env = "ZMQ_ECHO_SOCKET_BUFFER", value_name = "BYTES", default_value = "128KiB")]
+    /// allow. The default, 256KiB, holds several messages of 64 KiB, which took half
+    /// as long again with 128KiB.
+    #[arg(long, env = "ZMQ_ECHO_SOCKET_BUFFER", value_name = "BYTES", default_value = "256KiB")]
     pub socket_buffer: ByteSize,
 
     /// After how long a silent client is asked whether it is there, such as 15s

@@ -26,9 +26,9 @@ pub const TICK: Duration = Duration::from_millis(500);
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 
 /// How many requests one turn answers at most, so that a flood lets signals,
-/// deadlines and the socket's own tasks have their turn: 64 echoes take well
+/// deadlines and the socket's own tasks have their turn: 256 echoes take well
 /// under a millisecond.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 
 /// What a turn of the loop is about.
 enum Event {

@@ -26,7 +26,7 @@
 //!
 //! and in the kernel `peers * 4 * socket_buffer`: one buffer a direction, which
 //! Linux makes twice as large as it is told. With the defaults that is 70 MiB,
-//! 48 MiB and 17 MiB. (The 4 KiB are what a peer costs at most without a byte
+//! 64 MiB and 17 MiB, beside 6 MiB for the rest of the process. (The 4 KiB are what a peer costs at most without a byte
 //! buffered; it is about 1 KiB.)
 //!
 //! # What it leaves out
