@@ -100,7 +100,7 @@ impl SocketMetrics {
         self.disconnections.with_label_values(&[reason.as_str()]).inc();
     }
 
-    /// Shows `limits`: bytes and counts as they are, durations in seconds.
+    /// Shows those of `limits` that are bytes or counts.
     pub fn show_limits(&self, limits: &Limits) {
         for (limit, value) in [
             ("message_bytes", limits.message_bytes),

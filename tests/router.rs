@@ -224,7 +224,7 @@ fn the_crates_req_and_dealer_sockets_get_their_echoes() {
             let payload = vec![b'x'; size];
             req.send(payload.clone().into()).await.unwrap();
             let reply = req.recv().await.unwrap();
-            assert_eq!(reply.into_vec(), [payload.clone()]);
+            assert_eq!(reply.into_vec(), std::slice::from_ref(&payload));
             let mut message = ZmqMessage::from("first");
             message.push_back(Default::default());
             message.push_back(payload[..size.saturating_sub(5)].to_vec().into());
