@@ -17,6 +17,7 @@ use crate::drain::DrainPolicy;
 use crate::endpoint::{BindEndpoint, ConnectEndpoint};
 use crate::exit;
 use crate::metrics::LATENCY_BUCKETS;
+use crate::router::{Limits, RESERVED_PEERS};
 
 /// The longest duration that a flag takes. What is longer is a mistake in the
 /// unit, and times near the end of the clock's range cannot be added to.
@@ -106,6 +107,87 @@ pub struct ServerConfig {
         default_value_t = LatencyBuckets(LATENCY_BUCKETS.to_vec())
     )]
     pub latency_buckets: LatencyBuckets,
+
+    /// The largest message, all frames together, such as 8MiB
+    ///
+    /// A client that announces more is disconnected at once. The default, 8MiB,
+    /// lets eight of the largest be under way at the default of --buffer-limit.
+    #[arg(long, env = "ZMQ_ECHO_MESSAGE_LIMIT", value_name = "BYTES", default_value = "8MiB")]
+    pub message_limit: ByteSize,
+
+    /// The most frames of a message
+    ///
+    /// Each costs work and memory beside its bytes. The default, 1024, is far more
+    /// than any envelope takes.
+    #[arg(
+        long, env = "ZMQ_ECHO_FRAME_LIMIT", value_name = "FRAMES", default_value_t = 1024,
+        value_parser = clap::value_parser!(u32).range(2..=1 << 20)
+    )]
+    pub frame_limit: u32,
+
+    /// The most metadata that a client may announce in its handshake
+    ///
+    /// The default, 4KiB, is sixteen times what ZeroMQ libraries send with the
+    /// longest identity.
+    #[arg(long, env = "ZMQ_ECHO_METADATA_LIMIT", value_name = "BYTES", default_value = "4KiB")]
+    pub metadata_limit: ByteSize,
+
+    /// The most connections at a time
+    ///
+    /// Eight of them are for clients on this host, such as the probe. Lowered at
+    /// the start where the process may not open so many files. The default, 6000,
+    /// keeps the memory for their allowances under 70 MiB.
+    #[arg(
+        long, env = "ZMQ_ECHO_PEER_LIMIT", value_name = "PEERS", default_value_t = 6000,
+        value_parser = clap::value_parser!(u32).range(RESERVED_PEERS as i64 + 1..=1 << 20)
+    )]
+    pub peer_limit: u32,
+
+    /// How long a client's handshake may take, such as 5s
+    ///
+    /// The default, 5s, is several round trips with lost packets among them.
+    #[arg(
+        long, env = "ZMQ_ECHO_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "5s",
+        value_parser = parse_limit
+    )]
+    pub handshake_timeout: Duration,
+
+    /// How long half a message or an unread reply may stay where it is, such as 30s
+    ///
+    /// The default, 30s, outlasts a client's pause for garbage collection and a
+    /// network's hiccup.
+    #[arg(
+        long, env = "ZMQ_ECHO_STALL_TIMEOUT", value_name = "DURATION", default_value = "30s",
+        value_parser = parse_limit
+    )]
+    pub stall_timeout: Duration,
+
+    /// What all clients together may make the server hold, such as 64MiB
+    ///
+    /// Beyond 8 KiB each, which they may always have. When it is full, the client
+    /// whose bytes have not moved for longest is disconnected. The default, 64MiB,
+    /// takes 256 clients that do not read, and keeps the process under 160 MiB.
+    #[arg(long, env = "ZMQ_ECHO_BUFFER_LIMIT", value_name = "BYTES", default_value = "64MiB")]
+    pub buffer_limit: ByteSize,
+
+    /// The kernel's buffer for each connection and direction, such as 256KiB
+    ///
+    /// Linux takes twice as much, and no more than net.core.rmem_max and wmem_max
+    /// allow. The default, 256KiB, holds several messages of 64 KiB, which took half
+    /// as long again with 128KiB.
+    #[arg(long, env = "ZMQ_ECHO_SOCKET_BUFFER", value_name = "BYTES", default_value = "256KiB")]
+    pub socket_buffer: ByteSize,
+
+    /// After how long a silent client is asked whether it is there, such as 15s
+    ///
+    /// By a ZMTP PING where it knows them, by TCP keepalive elsewhere. It is
+    /// disconnected when as long again has passed without an answer. 0s turns it
+    /// off. The default, 15s, finds a lost node before most clients' timeouts.
+    #[arg(
+        long, env = "ZMQ_ECHO_HEARTBEAT_INTERVAL", value_name = "DURATION", default_value = "15s",
+        value_parser = parse_duration
+    )]
+    pub heartbeat_interval: Duration,
 }
 
 /// Sends one message to a ZeroMQ echo service and requires it back in time
@@ -159,7 +241,30 @@ impl ServerConfig {
             );
             return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
         }
+        if config.message_limit > config.buffer_limit {
+            let message = format!(
+                "--message-limit {} is more than --buffer-limit {}, which every message has to \
+                 fit; expected a lower message limit or a higher buffer limit\n",
+                config.message_limit, config.buffer_limit,
+            );
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
+        }
         Ok(config)
+    }
+
+    /// The limits of the ROUTER socket.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            message_bytes: self.message_limit.bytes(),
+            message_frames: self.frame_limit as usize,
+            metadata_bytes: self.metadata_limit.bytes(),
+            peers: self.peer_limit as usize,
+            handshake_timeout: self.handshake_timeout,
+            stall_timeout: self.stall_timeout,
+            buffer_bytes: self.buffer_limit.bytes(),
+            socket_buffer: self.socket_buffer.bytes(),
+            heartbeat_interval: self.heartbeat_interval,
+        }
     }
 
     /// The settings of the drain.
@@ -303,6 +408,44 @@ impl std::fmt::Display for LatencyBuckets {
             write!(f, "{}{bound}", if index == 0 { "" } else { "," })?;
         }
         Ok(())
+    }
+}
+
+/// A number of bytes: digits and, where it is no plain number, KiB, MiB or GiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(u32);
+
+impl ByteSize {
+    const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("", 0)];
+
+    /// The least that makes sense of any limit: the kernel's least buffer.
+    const LEAST: u32 = 1 << 10;
+
+    /// The number.
+    pub fn bytes(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let right = "expected 1KiB to 3GiB, such as 65536, 64KiB or 8MiB";
+        let unit = |(unit, shift): (&str, u32)| {
+            let number: u32 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            number.checked_mul(1 << shift)
+        };
+        let bytes = Self::UNITS.into_iter().find_map(unit).ok_or(right)?;
+        if bytes < Self::LEAST { Err(right) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl std::fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let whole = |(_, shift): &(&str, u32)| self.0.trailing_zeros() >= *shift;
+        let (unit, shift) = Self::UNITS.into_iter().find(whole).unwrap_or(("", 0));
+        write!(f, "{}{unit}", self.0 >> shift)
     }
 }
 

@@ -8,16 +8,17 @@
 //! 2. [`poll_loop`]: the loop that takes one event a turn and answers requests.
 //! 3. [`drain`]: the states of a graceful shutdown, free of any socket.
 //! 4. [`socket`]: what the loop needs of a ROUTER socket, and the crate's.
-//! 5. [`termination`]: SIGTERM and SIGINT as a byte in a socket, and the watchdog.
-//! 6. [`server`]: puts the parts together: binds, starts the threads, runs the loop.
-//! 7. [`side_port`]: `/metrics`, `/livez` and `/readyz` over HTTP.
-//! 8. [`health`]: what the loop tells the side port about itself.
-//! 9. [`probe`]: one real echo through the public endpoint, within a limit.
-//! 10. [`metrics`]: every series, in a registry that is owned and passed.
-//! 11. [`log`]: one record a line on stdout, panics included; never in the way.
-//! 12. [`config`]: the flags of every binary, validated once.
-//! 13. [`endpoint`]: `tcp://HOST:PORT` to bind to and to connect to.
-//! 14. [`exit`]: the exit codes, a contract with whoever starts the process.
+//! 5. [`router`]: the server's own ROUTER socket, bounded by its configuration.
+//! 6. [`termination`]: SIGTERM and SIGINT as a byte in a socket, and the watchdog.
+//! 7. [`server`]: puts the parts together: binds, starts the threads, runs the loop.
+//! 8. [`side_port`]: `/metrics`, `/livez` and `/readyz` over HTTP.
+//! 9. [`health`]: what the loop tells the side port about itself.
+//! 10. [`probe`]: one real echo through the public endpoint, within a limit.
+//! 11. [`metrics`]: every series, in a registry that is owned and passed.
+//! 12. [`log`]: one record a line on stdout, panics included; never in the way.
+//! 13. [`config`]: the flags of every binary, validated once.
+//! 14. [`endpoint`]: `tcp://HOST:PORT` to bind to and to connect to.
+//! 15. [`exit`]: the exit codes, a contract with whoever starts the process.
 #![forbid(unsafe_code)]
 
 pub mod config;
@@ -30,6 +31,7 @@ pub mod log;
 pub mod metrics;
 pub mod poll_loop;
 pub mod probe;
+pub mod router;
 pub mod server;
 pub mod side_port;
 pub mod socket;

@@ -11,6 +11,8 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use crate::router::{Limits, Reason};
+
 /// The identity that a probe announces starts with this. Anyone can claim it: it
 /// decides how a request is counted, and nothing else.
 pub const PROBE_IDENTITY: &str = "zmq-echo-probe/";
@@ -44,8 +46,6 @@ pub struct Metrics {
     pub client_requests: IntCounter,
     /// Requests received, from probes.
     pub probe_requests: IntCounter,
-    /// From a client's request received to its reply handed over, in seconds.
-    pub request_duration: Histogram,
     /// Bytes of the frames received from clients, identity aside.
     pub received_bytes: IntCounter,
     /// Bytes of the frames sent to clients, identity aside.
@@ -71,10 +71,46 @@ pub struct SocketMetrics {
     pub established: IntCounter,
     /// Handshakes that failed.
     pub failed: IntCounter,
-    /// Peers that closed their connection.
-    pub closed: IntCounter,
-    /// Peers whose connection broke.
-    pub error: IntCounter,
+    /// Failed handshakes, by reason.
+    pub failures: IntCounterVec,
+    /// Established connections that ended, by reason.
+    pub disconnections: IntCounterVec,
+    /// Replies whose peer had left.
+    pub undeliverable_peer_gone: IntCounter,
+    /// Replies that the kernel has not taken yet.
+    pub pending_replies: IntGauge,
+    /// Bytes held for peers: parts of messages, and replies.
+    pub buffered_bytes: IntGauge,
+    /// From a client's request read to its reply handed to the kernel, in seconds.
+    pub request_duration: Histogram,
+    limits: IntGaugeVec,
+}
+
+impl SocketMetrics {
+    /// A handshake has failed.
+    pub fn handshake_failed(&self, reason: Reason) {
+        self.failed.inc();
+        self.failures.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// An established connection has ended.
+    pub fn disconnected(&self, reason: Reason) {
+        self.disconnections.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// Shows those of `limits` that are bytes or counts.
+    pub fn show_limits(&self, limits: &Limits) {
+        for (limit, value) in [
+            ("message_bytes", limits.message_bytes),
+            ("message_frames", limits.message_frames),
+            ("metadata_bytes", limits.metadata_bytes),
+            ("peers", limits.peers),
+            ("buffered_bytes", limits.buffer_bytes),
+            ("socket_buffer_bytes", limits.socket_buffer),
+        ] {
+            self.limits.with_label_values(&[limit]).set(value as i64);
+        }
+    }
 }
 
 impl Metrics {
@@ -104,19 +140,23 @@ impl Metrics {
             "Replies that could not be sent.",
             "reason",
         );
+        let failures = counters(
+            r,
+            "zmq_echo_handshake_failures_total",
+            "Connections refused or lost before the handshake was done, by reason.",
+            "reason",
+        );
+        for reason in Reason::ALL {
+            if reason.before_ready() {
+                failures.with_label_values(&[reason.as_str()]);
+            }
+            if reason.after_ready() {
+                disconnections.with_label_values(&[reason.as_str()]);
+            }
+        }
         let metrics = Self {
             client_requests: requests.with_label_values(&["client"]),
             probe_requests: requests.with_label_values(&["probe"]),
-            request_duration: register(
-                r,
-                Histogram::with_opts(
-                    HistogramOpts::new(
-                        "zmq_echo_request_duration_seconds",
-                        "Time from a client's request received to its reply handed over.",
-                    )
-                    .buckets(buckets.to_vec()),
-                ),
-            ),
             received_bytes: counter(
                 r,
                 "zmq_echo_received_bytes_total",
@@ -131,8 +171,36 @@ impl Metrics {
                 peers: gauge(r, "zmq_echo_peers", "Connected peers."),
                 established: connections.with_label_values(&["established"]),
                 failed: connections.with_label_values(&["failed"]),
-                closed: disconnections.with_label_values(&["closed"]),
-                error: disconnections.with_label_values(&["error"]),
+                failures,
+                disconnections,
+                undeliverable_peer_gone: undeliverable.with_label_values(&["peer_gone"]),
+                pending_replies: gauge(
+                    r,
+                    "zmq_echo_pending_replies",
+                    "Replies that the kernel has not taken yet.",
+                ),
+                buffered_bytes: gauge(
+                    r,
+                    "zmq_echo_buffered_bytes",
+                    "Bytes held for peers: parts of messages, and replies.",
+                ),
+                request_duration: register(
+                    r,
+                    Histogram::with_opts(
+                        HistogramOpts::new(
+                            "zmq_echo_request_duration_seconds",
+                            "Time from a client's request read to its reply handed to the kernel.",
+                        )
+                        .buckets(buckets.to_vec()),
+                    ),
+                ),
+                limits: register(
+                    r,
+                    IntGaugeVec::new(
+                        Opts::new("zmq_echo_limit", "The socket's limits, in bytes or as a count."),
+                        &["limit"],
+                    ),
+                ),
             },
             rejected: counter(r, "zmq_echo_rejected_total", "Requests that the handler refused."),
             undeliverable_peer_gone: undeliverable.with_label_values(&["peer_gone"]),

@@ -26,9 +26,9 @@ pub const TICK: Duration = Duration::from_millis(500);
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 
 /// How many requests one turn answers at most, so that a flood lets signals,
-/// deadlines and the socket's own tasks have their turn: 64 echoes take well
+/// deadlines and the socket's own tasks have their turn: 256 echoes take well
 /// under a millisecond.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 
 /// What a turn of the loop is about.
 enum Event {
@@ -88,8 +88,9 @@ pub async fn run<S: Router>(
         handle,
         metrics,
         health,
-        answered: 0,
-        peer_gone: 0,
+        replied: 0,
+        unreachable: 0,
+        gone_before: 0,
     };
     let ending = turns.serve().await?;
     Ok(turns.finish(ending).await)
@@ -102,8 +103,22 @@ struct PollLoop<'a, S, H> {
     handle: H,
     metrics: &'a Metrics,
     health: &'a Health,
-    answered: u64,
-    peer_gone: u64,
+    /// Replies from the signal on that the socket took, and that it did not.
+    replied: u64,
+    unreachable: u64,
+    /// Replies before the signal whose peer had left.
+    gone_before: u64,
+}
+
+/// What a batch adds to the counters, which other threads read: once a batch, not
+/// once a message.
+#[derive(Default)]
+struct Tally {
+    client_requests: u64,
+    probe_requests: u64,
+    received_bytes: u64,
+    sent_bytes: u64,
+    replied: u64,
 }
 
 impl<S, H> PollLoop<'_, S, H>
@@ -141,7 +156,12 @@ where
                     self.socket.stop_listening().await;
                     info!("stopped listening; connected peers are still served");
                 }
-                Action::Finish(ending) => return Ok(ending),
+                Action::Finish(ending) => {
+                    let more_had_come = self.answer_arrived().await?;
+                    if ending == Ending::Deadline || !more_had_come {
+                        return Ok(ending);
+                    }
+                }
             }
         }
     }
@@ -157,6 +177,7 @@ where
 
     fn begin_drain(&mut self, signal: Signal) {
         self.drain.begin(signal.at);
+        self.gone_before = self.metrics.undeliverable_peer_gone.get();
         self.health.enter(Phase::Draining);
         self.metrics.draining.set(1);
         info!(signal = signal.name, peers = self.metrics.socket.peers.get(), "draining");
@@ -165,32 +186,66 @@ where
     /// Answers `first` and what is ready behind it, [`BATCH`] requests at most.
     async fn answer_batch(&mut self, first: ZmqResult<ZmqMessage>) -> Result<(), LoopError> {
         let mut next = Some(first);
+        let mut tally = Tally::default();
         let mut answered = 0;
-        while let Some(request) = next {
-            self.answer(request.map_err(LoopError::Receive)?).await;
+        let outcome = loop {
+            let Some(request) = next else { break Ok(()) };
+            match request {
+                Ok(request) => self.answer(request, &mut tally).await,
+                Err(error) => break Err(LoopError::Receive(error)),
+            }
             answered += 1;
             if answered == BATCH {
                 // More may be ready, but signals and the socket's tasks come first.
                 tokio::task::yield_now().await;
-                break;
+                break Ok(());
             }
             next = self.socket.try_recv();
-        }
+        };
+        self.count(&tally);
         self.drain.message(Instant::now());
-        Ok(())
+        outcome
     }
 
-    async fn answer(&mut self, request: ZmqMessage) {
-        let received_at = Instant::now();
+    fn count(&mut self, tally: &Tally) {
+        self.metrics.client_requests.inc_by(tally.client_requests);
+        self.metrics.probe_requests.inc_by(tally.probe_requests);
+        self.metrics.received_bytes.inc_by(tally.received_bytes);
+        self.metrics.sent_bytes.inc_by(tally.sent_bytes);
+        if self.drain.begun() {
+            self.replied += tally.replied;
+        }
+    }
+
+    /// Answers what has arrived by now, in a quarter of the time that is left: at the
+    /// deadline there may be no end of it. Says whether there was anything.
+    async fn answer_arrived(&mut self) -> Result<bool, LoopError> {
+        let now = Instant::now();
+        let until = now + self.drain.close_by(now).saturating_duration_since(now) / 4;
+        // A loop that stood still is late for everything: the runtime may not have
+        // heard yet of what the kernel has.
+        tokio::task::yield_now().await;
+        let mut any = false;
+        while Instant::now() < until
+            && let Some(request) = self.socket.try_recv()
+        {
+            self.health.turned(Instant::now());
+            self.answer_batch(request).await?;
+            any = true;
+        }
+        Ok(any)
+    }
+
+    async fn answer(&mut self, request: ZmqMessage, tally: &mut Tally) {
         let identity = request.get(0).cloned().unwrap_or_default();
         let received = payload_bytes(&request);
         let from_probe = identity.starts_with(PROBE_IDENTITY.as_bytes());
         trace!(identity = %identity.escape_ascii(), frames = request.len() - 1, bytes = received, "request");
         if from_probe {
-            self.metrics.probe_requests.inc();
+            tally.probe_requests += 1;
         } else {
-            self.metrics.client_requests.inc();
-            self.metrics.received_bytes.inc_by(received);
+            tally.client_requests += 1;
+            tally.received_bytes += received;
         }
         let reply = match (self.handle)(request) {
             Ok(reply) => reply,
@@ -201,29 +256,31 @@ where
             }
         };
         let sent = payload_bytes(&reply);
-        if let Err(error) = self.socket.send(reply).await {
+        if let Err(error) = self.socket.reply(reply).await {
             self.metrics.undeliverable_peer_gone.inc();
-            self.peer_gone += u64::from(self.drain.begun());
+            self.unreachable += u64::from(self.drain.begun());
             debug!(identity = %identity.escape_ascii(), %error, "reply not delivered");
             return;
         }
-        self.answered += u64::from(self.drain.begun());
+        tally.replied += 1;
         if !from_probe {
-            self.metrics.sent_bytes.inc_by(sent);
-            self.metrics.request_duration.observe(received_at.elapsed().as_secs_f64());
+            tally.sent_bytes += sent;
         }
     }
 
     /// Lets every reply out and closes.
     async fn finish(self, ending: Ending) -> Report {
-        let Self { mut socket, drain, metrics, health, answered, peer_gone, .. } = self;
+        let Self { mut socket, drain, metrics, health, replied, unreachable, gone_before, .. } =
+            self;
+        // Only at the deadline is there anything: requests that nobody will answer.
+        // They are counted as far as a batch goes, behind which there may be more.
+        let unanswered = (0..BATCH).map_while(|_| socket.try_recv()).count() as u64;
         let deadline = drain.close_by(Instant::now());
-        let leave = async {
-            socket.flush(deadline).await;
-            socket.close(deadline).await
-        };
-        let owed = turning(health, leave).await;
+        let owed = unanswered + turning(health, socket.close(deadline)).await;
         metrics.undeliverable_deadline.inc_by(owed);
+        let peer_gone = metrics.undeliverable_peer_gone.get() - gone_before;
+        // What the socket took may be lost with its peer, or still lie there.
+        let answered = replied.saturating_sub(peer_gone - unreachable + owed);
         let duration = drain.elapsed(Instant::now());
         info!(
             reason = ending.as_str(),

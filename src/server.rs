@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::info;
-use zeromq::ZmqError;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::{info, warn};
 
 use crate::config::ServerConfig;
 use crate::drain::DrainPolicy;
@@ -20,9 +20,13 @@ use crate::health::Health;
 use crate::log::Logs;
 use crate::metrics::{Metrics, REVISION, VERSION};
 use crate::poll_loop::{self, LoopError, Report};
+use crate::router::{BoundedRouter, Limits, RESERVED_PEERS};
 use crate::side_port::{self, SidePort};
-use crate::socket::ZeromqRouter;
 use crate::termination::{Termination, TerminationSocket};
+
+/// The descriptors that are neither a client's nor the side port's: listeners,
+/// signals, runtimes, standard streams, a probe of our own and a few to spare.
+const OWN_DESCRIPTORS: usize = 32;
 
 /// Why the service could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +50,6 @@ pub enum ServerError {
     /// No thread, no runtime, no descriptors.
     #[error("cannot start")]
     Start(#[from] io::Error),
-    /// The crate refuses the listener.
-    #[error("cannot open the ROUTER socket")]
-    Socket(#[from] ZmqError),
     /// The loop ended for want of a socket.
     #[error("cannot go on")]
     Loop(#[from] LoopError),
@@ -79,6 +80,9 @@ pub fn run(
         SidePort::new(metrics.clone(), Arc::clone(&health), ConnectEndpoint::to_listener(address));
     side_port::spawn(http, side_port)?;
 
+    let limits = fit_to_descriptors(config.limits());
+    metrics.socket.show_limits(&limits);
+
     info!(
         endpoint = %format_args!("tcp://{address}"),
         http = %http_address,
@@ -87,7 +91,7 @@ pub fn run(
         pid = std::process::id(),
         "listening"
     );
-    let report = serve(listener, termination.socket, config.drain(), &metrics, &health)?;
+    let report = serve(listener, limits, termination.socket, config.drain(), &metrics, &health)?;
     let exit = exit_of(&report);
     outcome.set(exit);
     Ok(exit)
@@ -96,6 +100,7 @@ pub fn run(
 /// The poll loop over the socket, on a runtime that nothing else shares.
 fn serve(
     listener: std::net::TcpListener,
+    limits: Limits,
     termination: TerminationSocket,
     drain: DrainPolicy,
     metrics: &Metrics,
@@ -103,9 +108,30 @@ fn serve(
 ) -> Result<Report, ServerError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let socket = ZeromqRouter::bind(listener, metrics.socket.clone()).await?;
+        let socket = BoundedRouter::bind(listener, limits, metrics.socket.clone())?;
         Ok(poll_loop::run(socket, termination, drain, handler::handle, metrics, health).await?)
     })
+}
+
+/// Raises the soft limit of open files to the hard one, and lowers the peer limit to
+/// what that allows: the side port must get its descriptors however many clients
+/// there are.
+fn fit_to_descriptors(mut limits: Limits) -> Limits {
+    let allowed = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: allowed.maximum, ..allowed };
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => allowed.maximum,
+        Err(_) => allowed.current,
+    };
+    // No limit is more than there are numbers for descriptors.
+    let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    let kept = OWN_DESCRIPTORS + side_port::CONNECTIONS.min(files / 4);
+    let peers = files.saturating_sub(kept).max(RESERVED_PEERS + 1);
+    if peers < limits.peers {
+        warn!(peers, wanted = limits.peers, files, "fewer peers: the open files are limited");
+        limits.peers = peers;
+    }
+    limits
 }
 
 /// Replies to peers that had left do not count: nobody waits for them.

@@ -42,7 +42,7 @@ pub const PATHS: [(&str, &str); 5] = [
 
 /// Connections at a time. One more ends the oldest: a client that is served takes
 /// milliseconds, so the oldest is the one that dawdles.
-const CONNECTIONS: usize = 256;
+pub const CONNECTIONS: usize = 256;
 
 /// From the accepted connection to the last byte of the answer, for one request:
 /// its head, an echo where one is asked for, and a reader of the answer.

@@ -2,8 +2,8 @@
 //!
 //! The loop receives with [`zeromq::SocketRecv`] and sends with
 //! [`zeromq::SocketSend`], as any user of the crate would. [`Router`] adds the
-//! little that those two lack. Another socket takes the crate's place by
-//! implementing the three.
+//! little that those two lack. [`crate::router`] implements the three as well, and
+//! is the server's; the crate's is here to be measured against, and to go back to.
 
 use std::collections::HashSet;
 use std::net::TcpListener;
@@ -19,6 +19,7 @@ use zeromq::{
 };
 
 use crate::metrics::SocketMetrics;
+use crate::router::Reason;
 
 /// A ROUTER socket that can work in batches and leave in good order.
 ///
@@ -29,15 +30,18 @@ pub trait Router: SocketRecv + SocketSend {
     /// The next message that is already here, or `None`. Does not wait.
     fn try_recv(&mut self) -> Option<ZmqResult<ZmqMessage>>;
 
+    /// Sends a reply: [`SocketSend::send`], for sockets that can do it without a
+    /// future on the heap for each message.
+    async fn reply(&mut self, message: ZmqMessage) -> ZmqResult<()> {
+        self.send(message).await
+    }
+
     /// How many connections are open that may still bring a message, those in
     /// the handshake included. Asked only after [`Router::stop_listening`].
     fn connections(&self) -> usize;
 
     /// Stops accepting. Connected peers stay connected and are served.
     async fn stop_listening(&mut self);
-
-    /// Waits until every reply has been handed to the kernel, or until `deadline`.
-    async fn flush(&mut self, deadline: Instant);
 
     /// Closes every connection once its replies are out, by `deadline` at the
     /// latest. Returns how many replies connected peers were still owed then.
@@ -55,6 +59,8 @@ pub struct ZeromqRouter {
     events: futures_channel::mpsc::Receiver<SocketEvent>,
     peers: HashSet<PeerIdentity>,
     metrics: SocketMetrics,
+    /// When the last request was taken from the crate.
+    received_at: Instant,
 }
 
 /// How many connection events may wait to be counted. The crate's own 1,024 are
@@ -77,7 +83,8 @@ impl ZeromqRouter {
         let (sender, events) = futures_channel::mpsc::channel(EVENTS);
         *socket.backend().monitor().lock() = Some(sender);
         socket.bind_listener(listener).await?;
-        Ok(Self { socket, events, peers: HashSet::new(), metrics })
+        let peers = HashSet::new();
+        Ok(Self { socket, events, peers, metrics, received_at: Instant::now() })
     }
 
     fn account(&mut self, event: SocketEvent) {
@@ -89,13 +96,13 @@ impl ZeromqRouter {
             }
             SocketEvent::Disconnected(identity) => {
                 debug!(identity = %identity.escape_ascii(), "peer disconnected");
-                self.metrics.closed.inc();
+                self.metrics.disconnected(Reason::Closed);
                 self.peers.remove(&identity);
             }
             SocketEvent::AcceptFailed(error) if left_before_the_greeting(&error) => {}
             SocketEvent::AcceptFailed(error) => {
                 debug!(%error, "handshake failed");
-                self.metrics.failed.inc();
+                self.metrics.handshake_failed(Reason::Error);
             }
             _ => {}
         }
@@ -135,7 +142,10 @@ impl SocketRecv for ZeromqRouter {
             // Both are cancel-safe: a channel's `next`, and the crate's `recv`.
             tokio::select! {
                 Some(event) = self.events.next() => self.account(event),
-                message = self.socket.recv() => return message,
+                message = self.socket.recv() => {
+                    self.received_at = Instant::now();
+                    return message;
+                }
             }
         }
     }
@@ -151,7 +161,16 @@ impl SocketSend for ZeromqRouter {
 impl Router for ZeromqRouter {
     fn try_recv(&mut self) -> Option<ZmqResult<ZmqMessage>> {
         self.account_ready();
-        self.socket.recv().now_or_never()
+        let message = self.socket.recv().now_or_never()?;
+        self.received_at = Instant::now();
+        Some(message)
+    }
+
+    /// Observes the time to the crate's queue: it does not tell when a reply leaves.
+    async fn reply(&mut self, message: ZmqMessage) -> ZmqResult<()> {
+        self.socket.send(message).await?;
+        self.metrics.request_duration.observe(self.received_at.elapsed().as_secs_f64());
+        Ok(())
     }
 
     fn connections(&self) -> usize {
@@ -163,10 +182,6 @@ impl Router for ZeromqRouter {
             debug!(%error, "could not stop listening");
         }
     }
-
-    /// Does nothing: what the crate has queued can be neither seen nor flushed
-    /// from outside. [`Router::close`] waits for it instead.
-    async fn flush(&mut self, _deadline: Instant) {}
 
     /// Takes the crate's queues away from their writers, which write what is
     /// left and end. A writer that has not ended by `deadline` counts as one

@@ -8,5 +8,6 @@ mod logs;
 mod poll_loop;
 mod probe;
 mod readme;
+mod router;
 mod side_port;
 mod support;

@@ -1,0 +1,73 @@
+//! The deadlines of all connections behind one timer of the runtime.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Instant;
+
+use tokio::time::{Sleep, sleep_until};
+
+use super::ready::{Bell, CLOCK, ReadyList, Token};
+
+/// Alarms in the order of their times, and the timer for the next.
+///
+/// An alarm cannot be taken back: who sets one remembers its time, and ignores
+/// any other that comes.
+#[derive(Debug)]
+pub struct Clock {
+    alarms: BinaryHeap<Reverse<(Instant, Token)>>,
+    sleep: Pin<Box<Sleep>>,
+    bell: Arc<Bell>,
+    waker: Waker,
+}
+
+impl Clock {
+    /// No alarms. Rings the bell of [`CLOCK`] on `list`. Needs a runtime.
+    pub fn new(list: &ReadyList) -> Self {
+        let bell = list.bell(CLOCK);
+        let waker = Waker::from(Arc::clone(&bell));
+        let sleep = Box::pin(sleep_until(Instant::now().into()));
+        Self { alarms: BinaryHeap::new(), sleep, bell, waker }
+    }
+
+    /// Has `token` told at `at`.
+    pub fn set(&mut self, at: Instant, token: Token) {
+        let first = self.alarms.peek().is_none_or(|Reverse((next, _))| at < *next);
+        self.alarms.push(Reverse((at, token)));
+        if first {
+            self.wait();
+        }
+    }
+
+    /// An alarm whose time has come. After the last one the bell rings for the next.
+    pub fn due(&mut self, now: Instant) -> Option<(Instant, Token)> {
+        self.bell.answer();
+        let Reverse((at, _)) = self.alarms.peek()?;
+        if *at > now {
+            self.wait();
+            return None;
+        }
+        self.alarms.pop().map(|Reverse(alarm)| alarm)
+    }
+
+    /// How many alarms are set, those included that nobody waits for any more.
+    pub fn alarms(&self) -> usize {
+        self.alarms.len()
+    }
+
+    /// Forgets the alarms that nobody waits for.
+    pub fn retain(&mut self, wanted: impl Fn(Instant, Token) -> bool) {
+        self.alarms.retain(|Reverse((at, token))| wanted(*at, *token));
+    }
+
+    fn wait(&mut self) {
+        let Some(Reverse((at, _))) = self.alarms.peek() else { return };
+        self.sleep.as_mut().reset((*at).into());
+        if self.sleep.as_mut().poll(&mut Context::from_waker(&self.waker)).is_ready() {
+            self.waker.wake_by_ref();
+        }
+    }
+}

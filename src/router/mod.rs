@@ -1,0 +1,80 @@
+//! The server's own ROUTER socket, which strangers cannot hurt.
+//!
+//! In layers that can be read and tested apart:
+//!
+//! 1. [`wire`]: frames and commands to and from bytes.
+//! 2. [`handshake`]: greeting and READY as a state machine.
+//! 3. [`out_queue`]: what a peer is still to be sent.
+//! 4. [`peer`]: one connection.
+//! 5. [`ready`] and [`clock`]: who has something to do, and when.
+//! 6. [`socket`]: accepting, fairness, flow control, accounts, shutdown.
+//! 7. [`reason`]: why a connection ends.
+//!
+//! The first three do no I/O. There is no task but the caller's: the socket owns
+//! the listener and every connection, works while it is polled, and is gone when
+//! it is dropped.
+//!
+//! # What it can take
+//!
+//! At most, in bytes, whatever peers do:
+//!
+//! ```text
+//! peers * (ALLOWANCE + 4 KiB)     each peer's allowance, and the peer itself
+//! + buffer_bytes                  the pool, for all that exceeds the allowances
+//! + 2 * message_bytes + 1 MiB     the message and the reads under way
+//! ```
+//!
+//! and in the kernel `peers * 4 * socket_buffer`: one buffer a direction, which
+//! Linux makes twice as large as it is told. With the defaults that is 70 MiB,
+//! 64 MiB and 17 MiB, beside 6 MiB for the rest of the process. (The 4 KiB are what a peer costs at most without a byte
+//! buffered; it is about 1 KiB.)
+//!
+//! # What it leaves out
+//!
+//! Other socket types, connecting, other transports, mechanisms other than NULL,
+//! ZMTP before 3.0, and ERROR as an answer to peers that are refused: they see
+//! their connection closed, the reason is counted here.
+
+pub mod clock;
+pub mod handshake;
+pub mod out_queue;
+pub mod peer;
+pub mod ready;
+pub mod reason;
+pub mod socket;
+pub mod wire;
+
+use std::time::Duration;
+
+pub use reason::Reason;
+pub use socket::BoundedRouter;
+
+/// What every peer may hold without drawing on the pool: a message of the usual
+/// size, or a few dozen replies, while the other half is on its way.
+pub const ALLOWANCE: usize = 8 << 10;
+
+/// Slots for peers of this host alone, so that a full server answers its own probe.
+pub const RESERVED_PEERS: usize = 8;
+
+/// The limits of a [`BoundedRouter`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of all frames of a message.
+    pub message_bytes: usize,
+    /// Frames of a message.
+    pub message_frames: usize,
+    /// Bytes of a READY command.
+    pub metadata_bytes: usize,
+    /// Connections at a time, [`RESERVED_PEERS`] included.
+    pub peers: usize,
+    /// From a connection's first moment to its READY.
+    pub handshake_timeout: Duration,
+    /// How long half a message may stay half, and a reply unread.
+    pub stall_timeout: Duration,
+    /// The shared pool: what all peers hold together beyond their allowances.
+    pub buffer_bytes: usize,
+    /// Each connection's kernel buffer, a direction.
+    pub socket_buffer: usize,
+    /// After how much silence a peer is asked whether it is there; zero for never.
+    pub heartbeat_interval: Duration,
+}

@@ -1,0 +1,240 @@
+//! What a peer is still to be sent. No I/O, no clock.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::wire;
+
+/// A frame from this size on is queued as it is, not copied behind the others: a
+/// copy of less costs no more than an entry of its own.
+const LARGE: usize = 8 << 10;
+
+/// The most slices that one write takes, a small part of the kernel's 1,024.
+pub const SLICES: usize = 32;
+
+/// What an entry of `parts` costs beside its bytes, allocation included.
+const PART: usize = 64;
+
+/// Bytes in the order in which they leave, and where in them each reply ends.
+#[derive(Debug, Default)]
+pub struct OutQueue {
+    /// What leaves before `tail`.
+    parts: VecDeque<Bytes>,
+    /// Frames copied one behind the other.
+    tail: Vec<u8>,
+    /// How much has left of the first part, or of `tail` where there is none.
+    front_sent: usize,
+    /// Bytes queued and bytes left, from the start on.
+    queued: u64,
+    sent: u64,
+    /// Where each reply ends, counted as `queued` is.
+    ends: VecDeque<u64>,
+    /// How many replies belong to the requests that were read at each time.
+    reads: VecDeque<(Instant, usize)>,
+}
+
+impl OutQueue {
+    /// Bytes that have not left.
+    pub fn len(&self) -> usize {
+        (self.queued - self.sent) as usize
+    }
+
+    /// Whether everything has left.
+    pub fn is_empty(&self) -> bool {
+        self.queued == self.sent
+    }
+
+    /// Replies of which a part has not left.
+    pub fn replies(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The memory that the queue holds. A large part counts in full until its last
+    /// byte has left, for so long it takes memory.
+    pub fn held(&self) -> usize {
+        self.parts.iter().map(|part| part.len() + PART).sum::<usize>()
+            + self.tail.capacity()
+            + self.ends.capacity() * size_of::<u64>()
+            + self.reads.capacity() * size_of::<(Instant, usize)>()
+    }
+
+    /// Appends a reply to a request that was read at `read_at`.
+    #[inline]
+    pub fn push_reply(&mut self, frames: &VecDeque<Bytes>, read_at: Instant) {
+        let before = self.tail.len();
+        let mut parted = 0;
+        for (index, frame) in frames.iter().enumerate() {
+            let flags = wire::message_flags(index + 1 < frames.len());
+            wire::encode_header(&mut self.tail, flags, frame.len());
+            if frame.len() < LARGE {
+                self.tail.extend_from_slice(frame);
+            } else {
+                parted += self.tail.len() + frame.len();
+                self.part_tail();
+                self.parts.push_back(frame.clone());
+            }
+        }
+        self.queued += (parted + self.tail.len() - before) as u64;
+        self.ends.push_back(self.queued);
+        match self.reads.back_mut() {
+            Some((at, replies)) if *at == read_at => *replies += 1,
+            _ => self.reads.push_back((read_at, 1)),
+        }
+    }
+
+    /// Appends what `write` appends: a greeting or a command, which is no reply.
+    pub fn push_bytes<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let before = self.tail.len();
+        let result = write(&mut self.tail);
+        self.queued += (self.tail.len() - before) as u64;
+        result
+    }
+
+    /// What leaves next, for one vectored write.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
+        let mut skip = self.front_sent;
+        let mut count = 0;
+        for bytes in self.parts.iter().map(|part| &part[..]).chain([&self.tail[..]]) {
+            let bytes = &bytes[std::mem::take(&mut skip)..];
+            if bytes.is_empty() || count == SLICES {
+                break;
+            }
+            slices[count] = IoSlice::new(bytes);
+            count += 1;
+        }
+        count
+    }
+
+    /// The first `count` bytes have left. Calls `replied` with the time at which
+    /// requests were read and how many of their replies have left with these bytes.
+    pub fn advance(&mut self, count: usize, mut replied: impl FnMut(Instant, usize)) {
+        self.sent += count as u64;
+        self.front_sent += count;
+        while let Some(part) = self.parts.front()
+            && part.len() <= self.front_sent
+        {
+            self.front_sent -= part.len();
+            self.parts.pop_front();
+        }
+        if self.parts.is_empty() && self.front_sent == self.tail.len() {
+            self.tail.clear();
+            self.front_sent = 0;
+        }
+        let left = if self.is_empty() {
+            self.ends.len()
+        } else {
+            self.ends.iter().take_while(|end| **end <= self.sent).count()
+        };
+        self.ends.drain(..left);
+        let mut left = left;
+        while left > 0
+            && let Some((read_at, replies)) = self.reads.front_mut()
+        {
+            let now = left.min(*replies);
+            replied(*read_at, now);
+            left -= now;
+            *replies -= now;
+            if *replies == 0 {
+                self.reads.pop_front();
+            }
+        }
+    }
+
+    /// Moves what has not left into memory of its own, no larger than it must be,
+    /// and keeps the memory that there was for the next peer. A part of at most
+    /// `shared` bytes may be a slice of a shared buffer, which it must not keep
+    /// alive.
+    pub fn take_backlog(&mut self, shared: usize) -> Self {
+        let mut skip = std::mem::take(&mut self.front_sent);
+        let mut backlog = Self { queued: self.queued, sent: self.sent, ..Self::default() };
+        for (index, part) in self.parts.drain(..).enumerate() {
+            if part.len() <= shared {
+                backlog.parts.push_back(Bytes::copy_from_slice(&part[skip..]));
+            } else {
+                if index == 0 {
+                    backlog.front_sent = skip;
+                }
+                backlog.parts.push_back(part);
+            }
+            skip = 0;
+        }
+        backlog.tail = self.tail[skip..].to_vec();
+        backlog.ends = self.ends.drain(..).collect();
+        backlog.reads = self.reads.drain(..).collect();
+        self.tail.clear();
+        (self.queued, self.sent) = (0, 0);
+        backlog
+    }
+
+    fn part_tail(&mut self) {
+        if self.parts.is_empty() {
+            self.tail.drain(..std::mem::take(&mut self.front_sent));
+        }
+        if !self.tail.is_empty() {
+            self.parts.push_back(Bytes::copy_from_slice(&self.tail));
+            self.tail.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(queue: &OutQueue) -> Vec<u8> {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let count = queue.slices(&mut slices);
+        slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect()
+    }
+
+    #[test]
+    fn replies_leave_in_order_however_the_kernel_cuts_them_and_are_counted_once() {
+        let frames = |sizes: &[usize]| -> VecDeque<Bytes> {
+            sizes.iter().map(|size| vec![*size as u8; *size].into()).collect()
+        };
+        let read_at = Instant::now();
+        let replies = [frames(&[0, 5]), frames(&[LARGE]), frames(&[3, LARGE + 1, 7])];
+        let mut whole = OutQueue::default();
+        replies.iter().for_each(|reply| whole.push_reply(reply, read_at));
+        let bytes = written(&whole);
+        assert_eq!(whole.len(), bytes.len());
+        for cut in [1, 2, 9, 10, 100, LARGE, 3 * LARGE] {
+            for settle in [false, true] {
+                let mut queue = OutQueue::default();
+                replies.iter().for_each(|reply| queue.push_reply(reply, read_at));
+                let (mut out, mut counted) = (Vec::new(), 0);
+                while !queue.is_empty() {
+                    let next = written(&queue);
+                    let count = cut.min(next.len());
+                    out.extend_from_slice(&next[..count]);
+                    queue.advance(count, |at, replies| {
+                        assert_eq!(at, read_at);
+                        counted += replies;
+                    });
+                    assert_eq!(counted + queue.replies(), replies.len());
+                    if settle {
+                        queue = queue.take_backlog(LARGE);
+                    }
+                }
+                assert_eq!(out, bytes);
+                assert_eq!(counted, replies.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_backlog_holds_little_more_than_its_bytes() {
+        let mut queue = OutQueue::default();
+        for _ in 0..10_000 {
+            queue.push_reply(&VecDeque::from([Bytes::from_static(b"0123456789")]), Instant::now());
+        }
+        queue.advance(12 * 9_990, |_, _| {});
+        let backlog = queue.take_backlog(LARGE);
+        assert_eq!((backlog.len(), backlog.replies()), (120, 10));
+        assert!(backlog.held() < 2_000, "{}", backlog.held());
+        assert!(queue.is_empty() && queue.replies() == 0);
+    }
+}

@@ -1,0 +1,272 @@
+//! One connection: its stream, what has come of a message, what is to be sent.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::coop::unconstrained;
+
+use super::ALLOWANCE;
+use super::handshake::Handshake;
+use super::out_queue::{OutQueue, SLICES};
+use super::ready::Bell;
+use super::reason::Reason;
+use super::wire::Scan;
+
+/// The least room for a read behind a message in memory of its own, so that small
+/// frames behind a large one do not take a system call each.
+const LEAST_READ: usize = 4 << 10;
+
+/// Where a connection is in its life.
+#[derive(Debug)]
+pub enum State {
+    /// Greeting and READY.
+    Handshake(Box<Handshake>),
+    /// Messages.
+    Established,
+    /// We have said that nothing more comes from us, and wait for the same.
+    HalfClosed,
+}
+
+/// What a first read takes at most, before it is known how large the messages are.
+const FIRST_READ: usize = 16 << 10;
+
+/// What a read brought.
+#[derive(Debug)]
+pub enum Read {
+    /// The start of a message, whole frames mostly, and what follows it.
+    Batch {
+        /// What has been kept of the message, and what has come.
+        bytes: Bytes,
+        /// Whether the memory is this message's own.
+        own: bool,
+    },
+    /// More of a large frame that is still not whole.
+    More,
+    /// The peer sends nothing more.
+    End,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Peer {
+    stream: TcpStream,
+    /// Puts the peer on the ready list.
+    pub bell: Arc<Bell>,
+    waker: Waker,
+    /// Where the connection is in its life.
+    pub state: State,
+    /// What routes replies to it. Empty until the handshake is done.
+    pub identity: Bytes,
+    /// Whether its requests count as a client's.
+    pub is_client: bool,
+    /// Whether it knows PING.
+    pub knows_ping: bool,
+    /// The start of a message that is not whole, as it came.
+    pub partial: Vec<u8>,
+    /// How far `partial` has been scanned.
+    pub scan: Scan,
+    /// How many bytes `partial` lacks at least.
+    pub missing: usize,
+    /// What a read takes at most, so that its messages fit a turn.
+    appetite: usize,
+    /// What it is to be sent.
+    pub out: OutQueue,
+    /// Whether the last write left something behind.
+    pub blocked: bool,
+    /// It sends nothing more, and why it is to be closed when it has its replies.
+    pub ended: Option<Reason>,
+    /// When the connection was accepted.
+    pub accepted_at: Instant,
+    /// When its bytes came last.
+    pub read_at: Instant,
+    /// When bytes to it left last, or began to wait.
+    pub moved_at: Instant,
+    /// When we sent the PING that is not answered.
+    pub pinged_at: Option<Instant>,
+    /// How long it may be silent, by its own PING.
+    pub ttl: Option<Duration>,
+    /// The deadline for it that the clock holds.
+    pub alarm_at: Option<Instant>,
+    /// The memory that it has been charged for.
+    pub charged: usize,
+    /// The replies it has been charged for.
+    pub owed: usize,
+}
+
+impl Peer {
+    /// A connection that was accepted at `now`.
+    pub fn new(stream: TcpStream, bell: Arc<Bell>, now: Instant) -> Self {
+        Self {
+            stream,
+            waker: Waker::from(Arc::clone(&bell)),
+            bell,
+            state: State::Handshake(Box::default()),
+            identity: Bytes::new(),
+            is_client: true,
+            knows_ping: false,
+            partial: Vec::new(),
+            scan: Scan::default(),
+            missing: 0,
+            appetite: FIRST_READ,
+            out: OutQueue::default(),
+            blocked: false,
+            ended: None,
+            accepted_at: now,
+            read_at: now,
+            moved_at: now,
+            pinged_at: None,
+            ttl: None,
+            alarm_at: None,
+            charged: 0,
+            owed: 0,
+        }
+    }
+
+    /// Has the kernel take no more than `bytes` a direction (Linux doubles it), and
+    /// send small replies at once. A connection that is broken already says so when
+    /// it is read.
+    pub fn bound_kernel_buffers(&self, bytes: usize) {
+        let socket = SockRef::from(&self.stream);
+        let _ = socket.set_recv_buffer_size(bytes);
+        let _ = socket.set_send_buffer_size(bytes);
+        let _ = socket.set_tcp_nodelay(true);
+    }
+
+    /// Has the kernel ask a silent peer whether it is there, for ZMTP 3.0 knows no
+    /// PING. The kernel counts in seconds.
+    pub fn keep_alive(&self, interval: Duration) {
+        let interval = interval.max(Duration::from_secs(1));
+        let keepalive =
+            TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(2);
+        let _ = SockRef::from(&self.stream).set_tcp_keepalive(&keepalive);
+    }
+
+    /// Reads once into `scratch`, which is the socket's and has `limit` bytes, or
+    /// into memory of its own where the frame that comes is larger than that.
+    /// What has been kept of a message moves to the front of the batch. Messages
+    /// that an earlier turn has left come first, without a read.
+    pub fn poll_read(&mut self, scratch: &mut BytesMut, limit: usize) -> Poll<io::Result<Read>> {
+        if self.has_messages() {
+            let bytes = std::mem::take(&mut self.partial).into();
+            return Poll::Ready(Ok(Read::Batch { bytes, own: true }));
+        }
+        if self.partial.len() + self.missing > limit {
+            return self.poll_read_own();
+        }
+        scratch.clear();
+        scratch.reserve(limit);
+        scratch.extend_from_slice(&self.partial);
+        let room = (limit - self.partial.len()).min(self.appetite.max(self.missing));
+        let mut room = (&mut *scratch).limit(room);
+        let read = ready!(poll_once(&self.waker, self.stream.read_buf(&mut room)))?;
+        if read == 0 {
+            return Poll::Ready(Ok(Read::End));
+        }
+        self.partial = Vec::new();
+        Poll::Ready(Ok(Read::Batch { bytes: scratch.split().freeze(), own: false }))
+    }
+
+    /// Grows with what has come, not with what has been announced.
+    fn poll_read_own(&mut self) -> Poll<io::Result<Read>> {
+        if self.partial.len() == self.partial.capacity() {
+            self.partial.reserve_exact(self.missing.min(self.partial.len()).max(LEAST_READ));
+        }
+        let room = self.partial.capacity() - self.partial.len();
+        let mut own = (&mut self.partial).limit(room.min(self.missing.max(LEAST_READ)));
+        let read = ready!(poll_once(&self.waker, self.stream.read_buf(&mut own)))?;
+        self.missing = self.missing.saturating_sub(read);
+        Poll::Ready(Ok(match read {
+            0 => Read::End,
+            _ if self.missing > 0 => Read::More,
+            _ => Read::Batch { bytes: std::mem::take(&mut self.partial).into(), own: true },
+        }))
+    }
+
+    /// Whether a turn has ended before the messages that it had read.
+    pub fn has_messages(&self) -> bool {
+        self.missing == 0 && !self.partial.is_empty()
+    }
+
+    /// Whether there may be more for a turn; if not, the bell rings when there is.
+    pub fn is_readable(&self) -> bool {
+        if self.has_messages() {
+            return true;
+        }
+        let readable = std::future::poll_fn(|cx| self.stream.poll_read_ready(cx));
+        poll_once(&self.waker, readable).is_ready()
+    }
+
+    /// Writes what there is and the kernel takes; the bell rings when it takes more.
+    /// `replied` is [`OutQueue::advance`]'s.
+    pub fn flush(&mut self, mut replied: impl FnMut(Instant, usize)) -> io::Result<()> {
+        while !self.out.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let count = self.out.slices(&mut slices);
+            let stream = &mut self.stream;
+            let write = std::future::poll_fn(|cx| {
+                Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count])
+            });
+            match poll_once(&self.waker, write) {
+                Poll::Pending => {
+                    self.blocked = true;
+                    return Ok(());
+                }
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => self.out.advance(written?, &mut replied),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the peer that nothing more comes.
+    pub fn half_close(&mut self) -> io::Result<()> {
+        let stream = &mut self.stream;
+        let shutdown = std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx));
+        // A TCP shutdown is never pending.
+        match poll_once(&self.waker, shutdown) {
+            Poll::Ready(result) => result,
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    /// Reads from now on, up to `limit` bytes, what makes about `messages` of the size
+    /// of the last ones: `count` in `bytes`.
+    pub fn adapt(&mut self, bytes: usize, count: usize, messages: usize, limit: usize) {
+        if let Some(average) = bytes.checked_div(count) {
+            self.appetite = (average * messages).clamp(LEAST_READ, limit);
+        }
+    }
+
+    /// Whether so much waits for it that it is not read from.
+    pub fn is_paused(&self) -> bool {
+        self.out.len() > ALLOWANCE
+    }
+
+    /// The memory that this connection holds beyond its own struct.
+    pub fn held(&self) -> usize {
+        let handshake = match &self.state {
+            State::Handshake(handshake) => handshake.held(),
+            _ => 0,
+        };
+        self.partial.capacity() + self.out.held() + handshake
+    }
+
+    /// When something moved last of what it holds.
+    pub fn progress_at(&self) -> Instant {
+        if self.out.is_empty() { self.read_at } else { self.moved_at }
+    }
+}
+
+/// Polls `future` once with `waker`, outside the runtime's cooperative budget: a
+/// turn of the socket is bounded by the socket.
+fn poll_once<T>(waker: &Waker, future: impl Future<Output = T>) -> Poll<T> {
+    pin!(unconstrained(future)).poll(&mut Context::from_waker(waker))
+}

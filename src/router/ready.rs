@@ -1,0 +1,90 @@
+//! Who has something to do: the list that wakers write and the socket reads, so
+//! that a turn costs what its busy peers cost, however many are open.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Wake, Waker};
+
+/// A peer's slot, or one of the socket's own below.
+pub type Token = usize;
+
+/// The listener has a connection, or may be tried again.
+pub const LISTENER: Token = usize::MAX;
+
+/// A deadline has come.
+pub const CLOCK: Token = usize::MAX - 1;
+
+/// The tokens that were woken, each once, in the order in which they were.
+#[derive(Debug, Default, Clone)]
+pub struct ReadyList(Arc<Mutex<Ready>>);
+
+#[derive(Debug, Default)]
+struct Ready {
+    tokens: Vec<Token>,
+    task: Option<Waker>,
+}
+
+/// What puts its token on the list when the runtime wakes it.
+///
+/// One that outlives its peer may wake the next owner of the slot: a visit for
+/// nothing, and no more.
+#[derive(Debug)]
+pub struct Bell {
+    token: Token,
+    rung: AtomicBool,
+    list: ReadyList,
+}
+
+impl ReadyList {
+    /// A bell for `token`.
+    pub fn bell(&self, token: Token) -> Arc<Bell> {
+        Arc::new(Bell { token, rung: AtomicBool::new(false), list: self.clone() })
+    }
+
+    /// Moves what is on the list to `tokens`.
+    pub fn take(&self, tokens: &mut impl Extend<Token>) {
+        tokens.extend(self.lock().tokens.drain(..));
+    }
+
+    /// Has `task` woken by the next bell; at once, where one has rung already.
+    pub fn wake_next(&self, task: &Waker) {
+        let mut ready = self.lock();
+        if ready.tokens.is_empty() {
+            ready.task = Some(task.clone());
+        } else {
+            task.wake_by_ref();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ready> {
+        // Nothing under the lock can leave the list half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bell {
+    /// The token is about to be visited: what comes from now on rings again.
+    pub fn answer(&self) {
+        self.rung.store(false, Ordering::Release);
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.rung.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let task = {
+            let mut ready = self.list.lock();
+            ready.tokens.push(self.token);
+            ready.task.take()
+        };
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+}

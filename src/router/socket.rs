@@ -1,0 +1,702 @@
+//! The socket: accepting, fairness, flow control, accounts and shutdown.
+//!
+//! Whatever wakes a peer, the listener or the clock puts its token on the ready
+//! list. A turn takes one token: it flushes what waits for that peer, reads from
+//! it once, and makes what came the current batch. `recv` and `try_recv` hand out
+//! the batch's messages; the replies gather in the peer's queue and are written
+//! when the batch is through. So peers are served in turn, a read each, and a
+//! batch costs one system call to read and one to write.
+//!
+//! A peer that does not take its replies is not read from: TCP makes it wait.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::{Buf, Bytes, BytesMut};
+use prometheus::local::LocalHistogram;
+use tokio::net::{TcpListener, TcpStream};
+use tracing::debug;
+use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
+
+use super::clock::Clock;
+use super::handshake::PeerInfo;
+use super::out_queue::OutQueue;
+use super::peer::{Peer, Read, State};
+use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Token};
+use super::reason::Reason;
+use super::wire::{self, Command, MessageLimits, Scanned};
+use super::{ALLOWANCE, Limits, RESERVED_PEERS};
+use crate::metrics::{PROBE_IDENTITY, SocketMetrics};
+use crate::socket::Router;
+
+/// How much one turn reads: nearly four messages of 64 KiB. Half of it halves the
+/// throughput of such, for the part of a message at its end is copied.
+const READ: usize = 256 << 10;
+
+/// How many messages one turn hands out: they take well under 0.1 ms, against which
+/// a turn's two system calls are small. Who floods the socket with messages of one
+/// byte gets no more turns than others, and no longer ones.
+const MESSAGES: usize = 512;
+
+/// Replies are written before their batch is through when they come to this.
+const WRITE: usize = READ;
+
+/// How many turns without a message the caller waits for at a time.
+const TURNS: usize = 64;
+
+/// How many connections one turn accepts.
+const ACCEPTS: usize = 16;
+
+/// After an accept that failed, for want of descriptors mostly: trying again at
+/// once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a peer that has all of its replies has to close its side as well. A
+/// client that still sends would have unread replies destroyed by a reset.
+const LINGER: Duration = Duration::from_millis(250);
+
+/// The memory that is kept from one batch's replies for the next at most.
+const SPARE: usize = 1 << 20;
+
+/// The frames that are kept room for from one message to the next.
+const SPARE_FRAMES: usize = 64;
+
+/// A ROUTER socket whose cost is bounded by [`Limits`].
+pub struct BoundedRouter {
+    limits: Limits,
+    message_limits: MessageLimits,
+    metrics: SocketMetrics,
+    duration: LocalHistogram,
+    listener: Option<TcpListener>,
+    listener_bell: Arc<Bell>,
+    peers: Vec<Option<Box<Peer>>>,
+    free: Vec<usize>,
+    identities: HashMap<Bytes, usize>,
+    next_identity: u32,
+    ready: ReadyList,
+    clock: Clock,
+    turns: VecDeque<Token>,
+    batch: Option<Batch>,
+    /// What every peer is read into.
+    scratch: BytesMut,
+    /// Lent to the batch's peer for its replies.
+    spare: OutQueue,
+    spare_frames: VecDeque<Bytes>,
+    /// Bytes beyond the allowances, all bytes, and replies, of all peers.
+    pooled: usize,
+    buffered: usize,
+    owed: usize,
+    closing: bool,
+}
+
+/// What one read brought and has not been handed out.
+struct Batch {
+    slot: usize,
+    bytes: Bytes,
+    /// Whether the memory is the peer's own.
+    own: bool,
+    read_at: Instant,
+    /// Its length at first.
+    whole: usize,
+    /// The messages and commands taken from it.
+    taken: usize,
+}
+
+/// What is due when a peer's alarm comes.
+enum Due {
+    Ping,
+    Close(Reason),
+}
+
+impl BoundedRouter {
+    /// Takes over `listener`, to accept from it whenever it is polled. Needs a
+    /// runtime with I/O and time.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says of the listener.
+    pub fn bind(
+        listener: std::net::TcpListener,
+        limits: Limits,
+        metrics: SocketMetrics,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let ready = ReadyList::default();
+        let listener_bell = ready.bell(LISTENER);
+        Ok(Self {
+            limits,
+            message_limits: MessageLimits {
+                bytes: limits.message_bytes,
+                frames: limits.message_frames,
+            },
+            duration: metrics.request_duration.local(),
+            metrics,
+            listener: Some(TcpListener::from_std(listener)?),
+            listener_bell,
+            peers: Vec::new(),
+            free: Vec::new(),
+            identities: HashMap::new(),
+            next_identity: 0,
+            clock: Clock::new(&ready),
+            ready,
+            turns: VecDeque::from([LISTENER]),
+            batch: None,
+            scratch: BytesMut::new(),
+            spare: OutQueue::default(),
+            spare_frames: VecDeque::new(),
+            pooled: 0,
+            buffered: 0,
+            owed: 0,
+            closing: false,
+        })
+    }
+
+    /// Queues a reply. It leaves when its peer's batch is through.
+    ///
+    /// # Errors
+    ///
+    /// The message, where the peer that its first frame names is not connected.
+    pub fn queue(&mut self, message: ZmqMessage) -> ZmqResult<()> {
+        let mut frames = message.into_vecdeque();
+        let identity = frames.pop_front().unwrap_or_default();
+        if frames.is_empty() {
+            return Err(ZmqError::Socket("a ROUTER sends an identity and at least one frame"));
+        }
+        // Nearly always the peer whose request was handed out last.
+        let batch = self.batch.as_ref().map(|batch| (batch.slot, batch.read_at));
+        let current = batch.filter(|(slot, _)| {
+            self.peers[*slot].as_ref().is_some_and(|peer| peer.identity == identity)
+        });
+        let Some(slot) =
+            current.map(|(slot, _)| slot).or_else(|| self.identities.get(&identity).copied())
+        else {
+            frames.push_front(identity);
+            let message = ZmqMessage::try_from(frames).expect("it has frames");
+            return Err(ZmqError::ReturnToSender { reason: "the peer has left", message });
+        };
+        let peer = self.peers[slot].as_mut().expect("an identity in use has a peer");
+        let read_at = current.map_or(peer.read_at, |(_, read_at)| read_at);
+        if peer.out.is_empty() {
+            peer.moved_at = Instant::now().min(read_at.max(peer.moved_at));
+        }
+        peer.out.push_reply(&frames, read_at);
+        if current.is_none() {
+            Waker::from(Arc::clone(&peer.bell)).wake();
+        } else if peer.out.len() >= WRITE && !peer.blocked {
+            // What fails here fails again when the batch is through.
+            let _ = self.flush(slot);
+        }
+        if frames.capacity() <= SPARE_FRAMES {
+            frames.clear();
+            self.spare_frames = frames;
+        }
+        Ok(())
+    }
+
+    /// The next message that takes no waiting.
+    fn next(&mut self) -> Option<ZmqMessage> {
+        for _ in 0..TURNS {
+            if let Some(message) = self.next_of_batch() {
+                return Some(message);
+            }
+            self.ready.take(&mut self.turns);
+            match self.turns.pop_front()? {
+                LISTENER => self.accept(),
+                CLOCK => self.expire(),
+                slot => self.visit(slot),
+            }
+        }
+        self.next_of_batch()
+    }
+
+    /// The next message of the batch. A batch that has none is through.
+    #[inline]
+    fn next_of_batch(&mut self) -> Option<ZmqMessage> {
+        let batch = self.batch.as_mut()?;
+        let slot = batch.slot;
+        let peer = self.peers[slot].as_mut().expect("a batch has a peer");
+        let reason = loop {
+            if batch.taken == MESSAGES && !batch.bytes.is_empty() {
+                self.end_batch(0);
+                return None;
+            }
+            match peer.scan.step(&batch.bytes, &self.message_limits) {
+                Ok(Scanned::Message(end)) => {
+                    let mut frames = std::mem::take(&mut self.spare_frames);
+                    frames.push_back(peer.identity.clone());
+                    wire::split_frames(&batch.bytes, end, &mut frames);
+                    batch.bytes.advance(end);
+                    if batch.own {
+                        disown(&mut frames, batch.whole);
+                    }
+                    batch.taken += 1;
+                    return Some(ZmqMessage::try_from(frames).expect("it has frames"));
+                }
+                Ok(Scanned::Command(body)) => {
+                    batch.taken += 1;
+                    if let Err(reason) = obey(peer, &batch.bytes[body]) {
+                        break reason;
+                    }
+                    if let Some(end) = peer.scan.between_messages() {
+                        batch.bytes.advance(end);
+                    }
+                }
+                Ok(Scanned::Partial(missing)) => {
+                    self.end_batch(missing);
+                    return None;
+                }
+                Err(reason) => break reason,
+            }
+        };
+        // What was asked before is answered.
+        let _ = self.flush(slot);
+        self.close_peer(slot, reason);
+        None
+    }
+
+    /// The batch has had its turn, and been answered as far as it will be. What is left
+    /// is kept: part of a message that misses so many bytes, or whole messages.
+    fn end_batch(&mut self, missing: usize) {
+        let Some(Batch { slot, bytes, whole, taken, .. }) = self.batch.take() else { return };
+        let peer = self.peers[slot].as_mut().expect("a batch has a peer");
+        peer.adapt(whole - bytes.len(), taken, MESSAGES, READ);
+        peer.missing = missing;
+        // Memory of its own moves back; a slice of the scratch is copied.
+        peer.partial = bytes.into();
+        let flushed = self.flush(slot);
+        let peer = self.peers[slot].as_mut().expect("a batch has a peer");
+        self.spare = if peer.out.is_empty() {
+            std::mem::take(&mut peer.out)
+        } else {
+            let backlog = peer.out.take_backlog(READ);
+            std::mem::replace(&mut peer.out, backlog)
+        };
+        if self.spare.held() > SPARE {
+            self.spare = OutQueue::default();
+        }
+        match flushed {
+            Ok(()) => self.settle(slot),
+            Err(reason) => self.close_peer(slot, reason),
+        }
+    }
+
+    /// One peer's turn.
+    fn visit(&mut self, slot: usize) {
+        let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) else { return };
+        peer.bell.answer();
+        peer.blocked = false;
+        match self.serve(slot) {
+            Err(reason) => self.close_peer(slot, reason),
+            Ok(()) if self.batch.is_none() => self.settle(slot),
+            Ok(()) => {}
+        }
+    }
+
+    fn serve(&mut self, slot: usize) -> Result<(), Reason> {
+        self.flush(slot)?;
+        let peer = self.peers[slot].as_mut().expect("the visit has looked");
+        if peer.out.is_empty() {
+            if let Some(reason) = peer.ended {
+                return Err(reason);
+            }
+            if self.closing && !matches!(peer.state, State::HalfClosed) {
+                peer.half_close().map_err(|_| Reason::Error)?;
+                peer.state = State::HalfClosed;
+                (peer.partial, peer.missing) = (Vec::new(), 0);
+                peer.moved_at = Instant::now();
+            }
+        }
+        let half_closed = matches!(peer.state, State::HalfClosed);
+        if peer.is_paused() || peer.ended.is_some() || (self.closing && !half_closed) {
+            return Ok(());
+        }
+        let kept = peer.has_messages();
+        let (mut bytes, own) = match peer.poll_read(&mut self.scratch, READ) {
+            Poll::Pending => return Ok(()),
+            Poll::Ready(Err(_)) => return Err(Reason::Error),
+            Poll::Ready(Ok(Read::End)) => {
+                let whole = !matches!(peer.state, State::Handshake(_)) && peer.partial.is_empty();
+                let reason = if whole { Reason::Closed } else { Reason::Error };
+                peer.ended = Some(reason);
+                peer.partial = Vec::new();
+                return if peer.out.is_empty() { Err(reason) } else { Ok(()) };
+            }
+            Poll::Ready(Ok(Read::More)) => (Bytes::new(), true),
+            Poll::Ready(Ok(Read::Batch { bytes, own })) => (bytes, own),
+        };
+        if !kept {
+            peer.read_at = Instant::now();
+            peer.pinged_at = None;
+        }
+        let read_at = peer.read_at;
+        match &mut peer.state {
+            State::HalfClosed => return Ok(()),
+            State::Established => {}
+            State::Handshake(handshake) => {
+                let metadata = self.limits.metadata_bytes;
+                let info = peer.out.push_bytes(|out| handshake.feed(&mut bytes, metadata, out))?;
+                if let Some(info) = info {
+                    self.establish(slot, info);
+                }
+                self.flush(slot)?;
+            }
+        }
+        if !bytes.is_empty() {
+            let whole = bytes.len();
+            self.begin_batch(Batch { slot, bytes, own, read_at, whole, taken: 0 });
+        }
+        Ok(())
+    }
+
+    fn begin_batch(&mut self, batch: Batch) {
+        let peer = self.peers[batch.slot].as_mut().expect("who was read from is there");
+        if peer.out.is_empty() {
+            std::mem::swap(&mut peer.out, &mut self.spare);
+        }
+        self.batch = Some(batch);
+    }
+
+    fn establish(&mut self, slot: usize, info: PeerInfo) {
+        let peer = self.peers[slot].as_mut().expect("who was read from is there");
+        peer.is_client = !info.identity.starts_with(PROBE_IDENTITY.as_bytes());
+        peer.knows_ping = info.knows_ping;
+        peer.state = State::Established;
+        let mut identity = info.identity;
+        while identity.is_empty() || self.identities.contains_key(&identity) {
+            self.next_identity = self.next_identity.wrapping_add(1);
+            identity = [&[0], &self.next_identity.to_be_bytes()[..]].concat().into();
+        }
+        debug!(identity = %identity.escape_ascii(), "peer connected");
+        if !peer.knows_ping && !self.limits.heartbeat_interval.is_zero() {
+            peer.keep_alive(self.limits.heartbeat_interval);
+        }
+        peer.identity = identity.clone();
+        self.identities.insert(identity, slot);
+        self.metrics.established.inc();
+        self.metrics.peers.set(self.identities.len() as i64);
+    }
+
+    /// Writes what waits for the peer, as far as the kernel takes it.
+    fn flush(&mut self, slot: usize) -> Result<(), Reason> {
+        let peer = self.peers[slot].as_mut().expect("the caller has looked");
+        let before = peer.out.len();
+        if before == 0 {
+            return Ok(());
+        }
+        let (paused, is_client, duration) = (peer.is_paused(), peer.is_client, &self.duration);
+        let mut written_at = None;
+        let result = peer.flush(|read_at, replies| {
+            let now = *written_at.get_or_insert_with(Instant::now);
+            let seconds = (now - read_at).as_secs_f64();
+            if is_client {
+                (0..replies).for_each(|_| duration.observe(seconds));
+            }
+        });
+        if peer.out.len() < before {
+            peer.moved_at = written_at.unwrap_or_else(Instant::now);
+        }
+        if paused && !peer.is_paused() {
+            // It could not be heard while it was not read from.
+            peer.read_at = peer.moved_at;
+            peer.pinged_at = None;
+        }
+        result.map_err(|_| Reason::Error)
+    }
+
+    /// Brings the accounts up to date after a turn, sees to it that the peer gets
+    /// its next one, and that the pool is not overdrawn.
+    fn settle(&mut self, slot: usize) {
+        let peer = self.peers[slot].as_mut().expect("who had its turn is there");
+        if peer.out.is_empty() && peer.out.held() > 0 {
+            peer.out = OutQueue::default();
+        }
+        let readable = !peer.is_paused() && peer.ended.is_none() && peer.is_readable();
+        let (held, owed) = (peer.held(), peer.out.replies());
+        self.account(slot, held, owed);
+        if readable {
+            self.turns.push_back(slot);
+        }
+        self.set_alarm(slot);
+        while self.pooled > self.limits.buffer_bytes {
+            let holders = self.peers.iter().enumerate().filter_map(|(slot, peer)| {
+                let peer = peer.as_ref().filter(|peer| peer.charged > ALLOWANCE)?;
+                Some((peer.progress_at(), slot))
+            });
+            // A look at every peer, but only for a connection that ends by it.
+            let (_, longest) = holders.min().expect("an overdrawn pool has holders");
+            self.close_peer(longest, Reason::PoolFull);
+        }
+    }
+
+    fn account(&mut self, slot: usize, held: usize, owed: usize) {
+        let Some(peer) = self.peers[slot].as_mut() else { return };
+        self.pooled += held.saturating_sub(ALLOWANCE);
+        self.pooled -= peer.charged.saturating_sub(ALLOWANCE);
+        self.buffered = self.buffered + held - peer.charged;
+        self.owed = self.owed + owed - peer.owed;
+        (peer.charged, peer.owed) = (held, owed);
+    }
+
+    fn close_peer(&mut self, slot: usize, reason: Reason) {
+        self.account(slot, 0, 0);
+        let Some(peer) = self.peers[slot].take() else { return };
+        if self.batch.as_ref().is_some_and(|batch| batch.slot == slot) {
+            self.batch = None;
+        }
+        self.free.push(slot);
+        self.metrics.undeliverable_peer_gone.inc_by(peer.out.replies() as u64);
+        if let State::Handshake(handshake) = &peer.state {
+            // A TCP probe connects and closes, or resets because our greeting lies
+            // unread. It is no fault and comes for ever.
+            if !(handshake.untouched() && reason == Reason::Error) {
+                debug!(reason = reason.as_str(), "handshake failed");
+                self.metrics.handshake_failed(reason);
+            }
+            return;
+        }
+        let identity = peer.identity.escape_ascii();
+        debug!(%identity, reason = reason.as_str(), "peer disconnected");
+        self.identities.remove(&peer.identity);
+        self.metrics.disconnected(reason);
+        self.metrics.peers.set(self.identities.len() as i64);
+    }
+
+    fn open(&self) -> usize {
+        self.peers.len() - self.free.len()
+    }
+
+    fn accept(&mut self) {
+        self.listener_bell.answer();
+        let waker = Waker::from(Arc::clone(&self.listener_bell));
+        for _ in 0..ACCEPTS {
+            let Some(listener) = &self.listener else { return };
+            match listener.poll_accept(&mut Context::from_waker(&waker)) {
+                Poll::Pending => return,
+                Poll::Ready(Ok((stream, from))) => self.admit(stream, from),
+                Poll::Ready(Err(error)) if ended_in_the_queue(&error) => {}
+                Poll::Ready(Err(error)) => {
+                    debug!(%error, "cannot accept");
+                    self.clock.set(Instant::now() + ACCEPT_PAUSE, LISTENER);
+                    return;
+                }
+            }
+        }
+        self.turns.push_back(LISTENER);
+    }
+
+    fn admit(&mut self, stream: TcpStream, from: SocketAddr) {
+        let left = self.limits.peers.saturating_sub(self.open());
+        if left == 0 || (left <= RESERVED_PEERS && !is_of_this_host(&stream, from)) {
+            self.metrics.handshake_failed(Reason::PeerLimit);
+            return;
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.peers.push(None);
+            self.peers.len() - 1
+        });
+        let mut peer = Peer::new(stream, self.ready.bell(slot), Instant::now());
+        peer.bound_kernel_buffers(self.limits.socket_buffer);
+        peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()));
+        self.peers[slot] = Some(Box::new(peer));
+        self.turns.push_back(slot);
+    }
+
+    /// What is due next for the peer, and when.
+    fn next_due(&self, peer: &Peer) -> Option<(Instant, Due)> {
+        let limits = &self.limits;
+        match peer.state {
+            State::Handshake(_) => {
+                let at = peer.accepted_at + limits.handshake_timeout;
+                return Some((at, Due::Close(Reason::HandshakeTimeout)));
+            }
+            State::HalfClosed => return Some((peer.moved_at + LINGER, Due::Close(Reason::Closed))),
+            State::Established => {}
+        }
+        let holds = !peer.out.is_empty() || !peer.partial.is_empty();
+        let stalled =
+            holds.then(|| (peer.progress_at() + limits.stall_timeout, Due::Close(Reason::Stalled)));
+        if peer.is_paused() || peer.ended.is_some() {
+            return stalled;
+        }
+        let silent = peer.ttl.map(|ttl| (peer.read_at + ttl, Due::Close(Reason::Vanished)));
+        let interval = limits.heartbeat_interval;
+        let heartbeat = (peer.knows_ping && !interval.is_zero()).then(|| match peer.pinged_at {
+            None => (peer.read_at + interval, Due::Ping),
+            Some(at) => (at + interval, Due::Close(Reason::Vanished)),
+        });
+        [stalled, silent, heartbeat].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Sets the peer's alarm, unless one comes before what is due next: it is set
+    /// again then. So a busy peer's alarm is not touched with each message.
+    fn set_alarm(&mut self, slot: usize) {
+        let peer = self.peers[slot].as_ref().expect("the caller has looked");
+        let Some((at, _)) = self.next_due(peer) else { return };
+        if peer.alarm_at.is_some_and(|alarm| alarm <= at) {
+            return;
+        }
+        self.peers[slot].as_mut().expect("as above").alarm_at = Some(at);
+        self.clock.set(at, slot);
+        if self.clock.alarms() > 4 * (self.peers.len() + RESERVED_PEERS) {
+            let peers = &self.peers;
+            self.clock.retain(|at, token| match peers.get(token) {
+                Some(peer) => peer.as_ref().is_some_and(|peer| peer.alarm_at == Some(at)),
+                None => true,
+            });
+        }
+    }
+
+    /// Does what is due.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        while let Some((at, token)) = self.clock.due(now) {
+            if token == LISTENER {
+                self.turns.push_back(LISTENER);
+                continue;
+            }
+            let Some(peer) = self.peers[token].as_mut() else { continue };
+            if peer.alarm_at != Some(at) {
+                continue;
+            }
+            peer.alarm_at = None;
+            let peer = self.peers[token].as_ref().expect("as above");
+            match self.next_due(peer) {
+                Some((at, Due::Close(reason))) if at <= now => self.close_peer(token, reason),
+                Some((at, Due::Ping)) if at <= now => self.ping(token, now),
+                _ => self.set_alarm(token),
+            }
+        }
+    }
+
+    fn ping(&mut self, slot: usize, now: Instant) {
+        let peer = self.peers[slot].as_mut().expect("whose alarm came is there");
+        if peer.out.is_empty() {
+            peer.moved_at = now;
+        }
+        peer.out.push_bytes(wire::encode_ping);
+        peer.pinged_at = Some(now);
+        self.turns.push_back(slot);
+    }
+
+    /// Lets the counts out that are kept apart while there is work.
+    fn publish(&self) {
+        self.duration.flush();
+        self.metrics.pending_replies.set(self.owed as i64);
+        self.metrics.buffered_bytes.set(self.buffered as i64);
+    }
+
+    fn poll_recv(&mut self, cx: &Context<'_>) -> Poll<ZmqMessage> {
+        if let Some(message) = self.next() {
+            return Poll::Ready(message);
+        }
+        self.publish();
+        if self.turns.is_empty() {
+            self.ready.wake_next(cx.waker());
+        } else {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+/// Whether accept failed for the connection's own fault.
+fn ended_in_the_queue(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+}
+
+fn is_of_this_host(stream: &TcpStream, from: SocketAddr) -> bool {
+    let ip = from.ip().to_canonical();
+    ip.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == ip)
+}
+
+/// Gives frames memory of their own that are a small part of a `whole` buffer: who
+/// keeps such a frame would keep all of it, uncounted.
+fn disown(frames: &mut VecDeque<Bytes>, whole: usize) {
+    for frame in frames.iter_mut().filter(|frame| frame.len() + ALLOWANCE < whole) {
+        *frame = Bytes::copy_from_slice(frame);
+    }
+}
+
+/// Does what a command between messages asks for.
+fn obey(peer: &mut Peer, body: &[u8]) -> Result<(), Reason> {
+    match Command::decode(body)? {
+        Command::Ping { ttl, context } => {
+            if peer.out.is_empty() {
+                peer.moved_at = peer.read_at;
+            }
+            peer.ttl = ttl;
+            peer.out.push_bytes(|out| wire::encode_pong(out, context));
+            Ok(())
+        }
+        Command::Pong => Ok(()),
+        Command::Error => Err(Reason::PeerError),
+        Command::Ready(_) => Err(Reason::Command),
+    }
+}
+
+#[async_trait]
+impl SocketRecv for BoundedRouter {
+    async fn recv(&mut self) -> ZmqResult<ZmqMessage> {
+        Ok(poll_fn(|cx| self.poll_recv(cx)).await)
+    }
+}
+
+#[async_trait]
+impl SocketSend for BoundedRouter {
+    async fn send(&mut self, message: ZmqMessage) -> ZmqResult<()> {
+        self.queue(message)
+    }
+}
+
+impl Router for BoundedRouter {
+    fn try_recv(&mut self) -> Option<ZmqResult<ZmqMessage>> {
+        self.next().map(Ok)
+    }
+
+    async fn reply(&mut self, message: ZmqMessage) -> ZmqResult<()> {
+        self.queue(message)
+    }
+
+    fn connections(&self) -> usize {
+        self.open()
+    }
+
+    async fn stop_listening(&mut self) {
+        let Some(listener) = self.listener.take() else { return };
+        // To close a listener resets what waits in its queue.
+        // The runtime may not have heard of it yet; the kernel has.
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, from)) = listener.accept() {
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                self.admit(stream, from);
+            }
+        }
+    }
+
+    async fn close(mut self, deadline: Instant) -> u64 {
+        self.closing = true;
+        self.end_batch(1);
+        for slot in 0..self.peers.len() {
+            match &self.peers[slot] {
+                Some(peer) if matches!(peer.state, State::Handshake(_)) => {
+                    self.close_peer(slot, Reason::Closed);
+                }
+                _ => self.turns.push_back(slot),
+            }
+        }
+        let left = poll_fn(|cx| match self.poll_recv(cx) {
+            _ if self.open() == 0 => Poll::Ready(()),
+            _ => Poll::Pending,
+        });
+        let _ = tokio::time::timeout_at(deadline.into(), left).await;
+        self.publish();
+        self.owed as u64
+    }
+}

@@ -1,0 +1,587 @@
+//! The server's own ROUTER socket, over real TCP, peer by peer.
+//!
+//! Each test runs an echo on the socket in a thread of its own and talks to it with
+//! blocking streams, byte by byte where it matters, or with the crate's sockets.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use zeromq::{DealerSocket, ReqSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqMessage};
+use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, log_records_dropped};
+use zmq_echo::router::{BoundedRouter, Limits};
+use zmq_echo::socket::Router;
+
+/// How long anything may take here before the test fails: far more than it takes.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+const LIMITS: Limits = Limits {
+    message_bytes: 8 << 20,
+    message_frames: 64,
+    metadata_bytes: 4 << 10,
+    peers: 100,
+    handshake_timeout: Duration::from_secs(30),
+    stall_timeout: Duration::from_secs(30),
+    buffer_bytes: 16 << 20,
+    socket_buffer: 64 << 10,
+    heartbeat_interval: Duration::ZERO,
+};
+
+/// What to tell the thread that owns the socket.
+enum Order {
+    StopListening,
+    Close(Duration),
+}
+
+/// An echo on a socket of its own.
+struct Echo {
+    address: SocketAddr,
+    metrics: Metrics,
+    orders: tokio::sync::mpsc::UnboundedSender<Order>,
+    done: mpsc::Receiver<()>,
+    thread: JoinHandle<u64>,
+}
+
+impl Echo {
+    fn start(limits: Limits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
+        let (orders, mut received) = tokio::sync::mpsc::unbounded_channel();
+        let (done_sender, done) = mpsc::channel();
+        let socket_metrics = metrics.socket.clone();
+        let thread = thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut socket = BoundedRouter::bind(listener, limits, socket_metrics).unwrap();
+                loop {
+                    tokio::select! {
+                        order = received.recv() => match order {
+                            Some(Order::StopListening) => {
+                                socket.stop_listening().await;
+                                done_sender.send(()).unwrap();
+                            }
+                            Some(Order::Close(limit)) => {
+                                return socket.close(Instant::now() + limit).await;
+                            }
+                            None => return 0,
+                        },
+                        request = socket.recv() => {
+                            let mut next = Some(request);
+                            while let Some(request) = next {
+                                socket.reply(request.unwrap()).await.unwrap();
+                                next = socket.try_recv();
+                            }
+                        }
+                    }
+                }
+            })
+        });
+        Self { address, metrics, orders, done, thread }
+    }
+
+    fn stop_listening(&self) {
+        self.orders.send(Order::StopListening).unwrap();
+        self.done.recv_timeout(DEADLINE).unwrap();
+    }
+
+    /// Closes the socket; how many replies were owed then.
+    fn close(self, limit: Duration) -> u64 {
+        self.orders.send(Order::Close(limit)).unwrap();
+        self.thread.join().unwrap()
+    }
+
+    /// A stream that has sent nothing.
+    fn stream(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        // Else the kernel lets them grow, and it takes megabytes to be stuck.
+        let socket = socket2::SockRef::from(&stream);
+        socket.set_recv_buffer_size(64 << 10).unwrap();
+        socket.set_send_buffer_size(64 << 10).unwrap();
+        stream
+    }
+
+    /// A DEALER of ZMTP 3.`minor` whose handshake is done.
+    fn dealer(&self, minor: u8, identity: &[u8]) -> TcpStream {
+        let mut stream = self.stream();
+        stream.write_all(&hello(minor, "DEALER", identity)).unwrap();
+        read(&mut stream, SERVER_HELLO);
+        stream
+    }
+
+    fn failures(&self, reason: &str) -> u64 {
+        self.metrics.socket.failures.with_label_values(&[reason]).get()
+    }
+
+    fn disconnections(&self, reason: &str) -> u64 {
+        self.metrics.socket.disconnections.with_label_values(&[reason]).get()
+    }
+}
+
+/// The server's greeting and READY.
+const SERVER_HELLO: usize = 64 + 2 + 6 + 12 + 4 + 6;
+
+fn greeting(minor: u8) -> Vec<u8> {
+    let mut bytes = vec![0; 64];
+    (bytes[0], bytes[9], bytes[10], bytes[11]) = (0xff, 0x7f, 3, minor);
+    bytes[12..16].copy_from_slice(b"NULL");
+    bytes
+}
+
+fn hello(minor: u8, socket_type: &str, identity: &[u8]) -> Vec<u8> {
+    let mut body = b"\x05READY".to_vec();
+    for (name, value) in [("Socket-Type", socket_type.as_bytes()), ("Identity", identity)] {
+        body.push(name.len() as u8);
+        body.extend_from_slice(name.as_bytes());
+        body.extend_from_slice(&(value.len() as u32).to_be_bytes());
+        body.extend_from_slice(value);
+    }
+    let mut bytes = greeting(minor);
+    bytes.extend_from_slice(&frame(4, &body));
+    bytes
+}
+
+fn frame(flags: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = match u8::try_from(body.len()) {
+        Ok(size) => vec![flags, size],
+        Err(_) => [&[flags | 2], &(body.len() as u64).to_be_bytes()[..]].concat(),
+    };
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+fn read(stream: &mut TcpStream, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+#[track_caller]
+fn echoes(stream: &mut TcpStream, bytes: &[u8]) {
+    stream.write_all(bytes).unwrap();
+    assert_eq!(read(stream, bytes.len()), bytes);
+}
+
+/// Reads until the other side has closed; whatever came before is dropped.
+#[track_caller]
+fn closed(stream: &mut TcpStream) {
+    match io::copy(stream, &mut io::sink()) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
+    }
+}
+
+#[track_caller]
+fn eventually(condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < DEADLINE, "it did not happen");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Writes until the other side takes no more because replies wait there; how much
+/// it took.
+fn write_until_stuck(echo: &Echo, stream: &mut TcpStream, bytes: &[u8]) -> u64 {
+    let started = Instant::now();
+    stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let (mut written, mut at) = (0, 0);
+    loop {
+        match stream.write(&bytes[at..]) {
+            Ok(count) => {
+                written += count as u64;
+                at = (at + count) % bytes.len();
+            }
+            Err(_) if echo.metrics.socket.buffered_bytes.get() > 0 => break,
+            Err(_) => assert!(started.elapsed() < DEADLINE, "no reply waits"),
+        }
+    }
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    written
+}
+
+fn on_runtime<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
+}
+
+#[test]
+fn the_crates_req_and_dealer_sockets_get_their_echoes() {
+    let echo = Echo::start(LIMITS);
+    let endpoint = format!("tcp://{}", echo.address);
+    on_runtime(async {
+        let mut req = ReqSocket::new();
+        req.connect(&endpoint).await.unwrap();
+        let mut dealer = DealerSocket::new();
+        dealer.connect(&endpoint).await.unwrap();
+        for size in [0, 1, 255, 256, 70_000, 200_000, 8 << 20] {
+            let payload = vec![b'x'; size];
+            req.send(payload.clone().into()).await.unwrap();
+            let reply = req.recv().await.unwrap();
+            assert_eq!(reply.into_vec(), std::slice::from_ref(&payload));
+            let mut message = ZmqMessage::from("first");
+            message.push_back(Default::default());
+            message.push_back(payload[..size.saturating_sub(5)].to_vec().into());
+            dealer.send(message.clone()).await.unwrap();
+            assert_eq!(dealer.recv().await.unwrap().into_vec(), message.into_vec());
+        }
+    });
+    eventually(|| echo.metrics.socket.request_duration.get_sample_count() == 14);
+    assert_eq!(echo.metrics.socket.established.get(), 2);
+}
+
+#[test]
+fn messages_of_all_sizes_come_back_in_order_wherever_writes_cut_them() {
+    let echo = Echo::start(LIMITS);
+    let mut stream = Vec::new();
+    for size in [0, 1, 300, 130_000, 5, 131_072, 64_000, 0, 2 << 20, 7, 140_000, 8_192, 1] {
+        stream.extend_from_slice(&frame(1, &vec![size as u8; size / 2]));
+        stream.extend_from_slice(&frame(4, b"\x04PONG"));
+        stream.extend_from_slice(&frame(0, &vec![!size as u8; size]));
+    }
+    let expected: Vec<u8> = {
+        // As it came, but for the commands.
+        let pong = frame(4, b"\x04PONG");
+        let mut bytes = Vec::new();
+        let mut rest = &stream[..];
+        while let Some(at) = rest.windows(pong.len()).position(|window| window == pong) {
+            bytes.extend_from_slice(&rest[..at]);
+            rest = &rest[at + pong.len()..];
+        }
+        [&bytes, rest].concat()
+    };
+    for cut in [1 << 10, 4_099, 65_536, 1 << 30] {
+        let mut reader = echo.dealer(0, b"");
+        let mut writer = reader.try_clone().unwrap();
+        let bytes = stream.clone();
+        let writing = thread::spawn(move || {
+            bytes.chunks(cut).for_each(|chunk| writer.write_all(chunk).unwrap());
+        });
+        assert!(read(&mut reader, expected.len()) == expected, "cut {cut}");
+        writing.join().unwrap();
+    }
+}
+
+#[test]
+fn a_client_that_half_closed_after_its_last_request_gets_all_its_replies() {
+    let echo = Echo::start(LIMITS);
+    let mut stream = echo.dealer(0, b"");
+    let requests = frame(0, &[7; 1000]).repeat(5_000);
+    let mut writer = stream.try_clone().unwrap();
+    let bytes = requests.clone();
+    let writing = thread::spawn(move || {
+        writer.write_all(&bytes).unwrap();
+        writer.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut replies = Vec::new();
+    stream.read_to_end(&mut replies).unwrap();
+    assert!(replies == requests);
+    writing.join().unwrap();
+    eventually(|| echo.disconnections("closed") == 1);
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing_and_holds_up_nobody() {
+    let echo = Echo::start(LIMITS);
+    let mut slow = echo.dealer(0, b"");
+    let request = frame(0, &[9; 100]);
+    let written = write_until_stuck(&echo, &mut slow, &request);
+    assert!(written < 2 << 20, "{written}");
+    let held = echo.metrics.socket.buffered_bytes.get();
+    assert!(held < 1 << 20, "{held}");
+    assert!(echo.metrics.socket.pending_replies.get() > 0);
+    let mut other = echo.dealer(0, b"");
+    for _ in 0..100 {
+        echoes(&mut other, &request);
+    }
+    let replies = read(&mut slow, written as usize / request.len() * request.len());
+    assert!(replies.chunks(request.len()).all(|reply| reply == request));
+    eventually(|| echo.metrics.socket.pending_replies.get() == 0);
+    eventually(|| echo.metrics.socket.buffered_bytes.get() < 200);
+}
+
+#[test]
+fn an_identity_in_use_stays_with_its_connection() {
+    let echo = Echo::start(LIMITS);
+    let mut first = echo.dealer(0, b"me");
+    let mut second = echo.dealer(0, b"me");
+    echoes(&mut second, &frame(0, b"second"));
+    echoes(&mut first, &frame(0, b"first"));
+    first.shutdown(std::net::Shutdown::Both).unwrap();
+    eventually(|| echo.metrics.socket.peers.get() == 1);
+    let mut third = echo.dealer(0, b"me");
+    echoes(&mut third, &frame(0, b"third"));
+    echoes(&mut second, &frame(0, b"second"));
+    assert_eq!(echo.metrics.socket.disconnections.with_label_values(&["closed"]).get(), 1);
+}
+
+#[test]
+fn a_ping_is_answered_with_its_context_and_its_ttl_is_kept() {
+    let echo = Echo::start(LIMITS);
+    let mut stream = echo.dealer(1, b"");
+    stream.write_all(&frame(4, b"\x04PING\x00\x02context")).unwrap();
+    assert_eq!(read(&mut stream, 14), frame(4, b"\x04PONGcontext"));
+    closed(&mut stream);
+    assert_eq!(echo.disconnections("vanished"), 1);
+}
+
+#[test]
+fn a_quiet_peer_that_knows_ping_is_asked_and_closed_when_it_does_not_answer() {
+    let limits = Limits { heartbeat_interval: Duration::from_millis(200), ..LIMITS };
+    let echo = Echo::start(limits);
+    let ping = frame(4, b"\x04PING\0\0");
+    let mut old = echo.dealer(0, b"");
+    let mut quiet = echo.dealer(1, b"");
+    for _ in 0..3 {
+        assert_eq!(read(&mut quiet, ping.len()), ping);
+        quiet.write_all(&frame(4, b"\x04PONG")).unwrap();
+    }
+    closed(&mut quiet);
+    assert_eq!(echo.disconnections("vanished"), 1);
+    // A peer of ZMTP 3.0 knows no PING and gets none.
+    echoes(&mut old, &frame(0, b"still here"));
+}
+
+#[test]
+fn pings_from_one_who_does_not_read_are_bounded() {
+    let echo = Echo::start(LIMITS);
+    let mut stream = echo.dealer(1, b"");
+    let written = write_until_stuck(&echo, &mut stream, &frame(4, b"\x04PING\0\0").repeat(1000));
+    assert!(written < 2 << 20, "{written}");
+    assert!(echo.metrics.socket.buffered_bytes.get() < 1 << 20);
+}
+
+#[test]
+fn a_handshake_ends_in_time_silent_or_trickled() {
+    let limits = Limits { handshake_timeout: Duration::from_millis(300), ..LIMITS };
+    let echo = Echo::start(limits);
+    let mut silent = echo.stream();
+    let mut trickle = echo.stream();
+    let started = Instant::now();
+    for byte in greeting(1) {
+        if trickle.write_all(&[byte]).is_err() || started.elapsed() > DEADLINE {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    closed(&mut trickle);
+    closed(&mut silent);
+    assert_eq!(echo.failures("handshake_timeout"), 2);
+}
+
+#[test]
+fn wrong_peers_are_told_apart() {
+    let echo = Echo::start(LIMITS);
+    let curve = {
+        let mut bytes = greeting(1);
+        bytes[12..17].copy_from_slice(b"CURVE");
+        bytes
+    };
+    let announced = |size: u64| [&[2], &size.to_be_bytes()[..]].concat();
+    let established = |bytes: &[u8]| [&hello(1, "DEALER", b""), bytes].concat();
+    for (bytes, reason) in [
+        (b"GET / HTTP/1.1\r\n".to_vec(), "not_zmtp"),
+        (b"\x16\x03\x01\x02\x00\x01".to_vec(), "not_zmtp"),
+        (b"\xff\0\0\0\0\0\0\0\x01\x7f\x01".to_vec(), "version"),
+        (curve, "mechanism"),
+        (hello(1, "PUB", b""), "socket_type"),
+        (hello(1, "REQ", &[1; 256]), "identity"),
+        (hello(1, "REQ", &[0, 1]), "identity"),
+        ([greeting(0), frame(0, b"data")].concat(), "data_before_ready"),
+        ([greeting(0), announced(1 << 47)].concat(), "data_before_ready"),
+        ([greeting(0), b"\x06\0\0\x7f\0\0\0\0\0".to_vec()].concat(), "metadata"),
+        ([greeting(0), frame(4, b"\x05ERROR\x00")].concat(), "peer_error"),
+        ([greeting(0), frame(4, b"\x05HELLO")].concat(), "command"),
+        ([greeting(0), vec![0x80]].concat(), "reserved_flags"),
+    ] {
+        let mut stream = echo.stream();
+        let before = echo.failures(reason);
+        stream.write_all(&bytes).unwrap();
+        closed(&mut stream);
+        assert_eq!(echo.failures(reason), before + 1, "{reason}");
+    }
+    for (bytes, reason) in [
+        (vec![0x10], "reserved_flags"),
+        (frame(4, b"\x09SUBSCRIBE"), "command"),
+        (frame(4, b"\x05READY"), "command"),
+        (announced((8 << 20) + 1), "message_limit"),
+        (announced(1 << 47), "message_limit"),
+        (announced(u64::MAX), "message_limit"),
+        (frame(1, b"").repeat(65), "frame_limit"),
+    ] {
+        let mut stream = echo.stream();
+        let before = echo.disconnections(reason);
+        stream.write_all(&established(&bytes)).unwrap();
+        closed(&mut stream);
+        assert_eq!(echo.disconnections(reason), before + 1, "{reason}");
+    }
+    assert_eq!(echo.metrics.socket.buffered_bytes.get(), 0);
+    assert_eq!(echo.metrics.socket.peers.get(), 0);
+}
+
+#[test]
+fn a_tcp_probe_that_sends_nothing_is_no_fault() {
+    let echo = Echo::start(LIMITS);
+    for _ in 0..20 {
+        let stream = echo.stream();
+        // With the greeting unread, closing resets.
+        drop(stream);
+    }
+    let mut stream = echo.dealer(0, b"");
+    echoes(&mut stream, &frame(0, b"a"));
+    assert_eq!(echo.metrics.socket.failed.get(), 0);
+}
+
+#[test]
+fn half_a_message_and_an_unread_reply_end_after_the_stall_timeout() {
+    let limits = Limits { stall_timeout: Duration::from_millis(500), ..LIMITS };
+    let echo = Echo::start(limits);
+    let mut half = echo.dealer(0, b"");
+    half.write_all(b"\x00\x05abc").unwrap();
+    closed(&mut half);
+    assert_eq!(echo.disconnections("stalled"), 1);
+    let mut unread = echo.dealer(0, b"");
+    let request = frame(0, &[1; 60_000]);
+    while unread.write_all(&request).is_ok() {}
+    eventually(|| echo.disconnections("stalled") == 2);
+}
+
+#[test]
+fn a_full_pool_costs_the_holder_that_has_gone_longest_without_progress() {
+    let limits = Limits { message_bytes: 1 << 20, buffer_bytes: 3 << 20, ..LIMITS };
+    let echo = Echo::start(limits);
+    let half = [&[2], &(1u64 << 20).to_be_bytes()[..], &vec![1; 900 << 10]].concat();
+    let mut holders: Vec<TcpStream> = (0..3).map(|_| echo.dealer(0, b"")).collect();
+    for (number, holder) in holders.iter_mut().enumerate() {
+        holder.write_all(&half).unwrap();
+        let held = (number as i64 + 1) * (half.len() as i64);
+        eventually(|| echo.metrics.socket.buffered_bytes.get() >= held);
+    }
+    let mut next = echo.dealer(0, b"");
+    next.write_all(&half).unwrap();
+    closed(&mut holders[0]);
+    assert_eq!(echo.disconnections("pool_full"), 1);
+    for stream in holders[1..].iter_mut().chain([&mut next]) {
+        let rest = vec![1; (1 << 20) - (900 << 10)];
+        stream.write_all(&rest).unwrap();
+        read(stream, 9 + (1 << 20));
+    }
+    eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
+}
+
+#[test]
+fn peers_over_the_limit_are_closed_at_once_and_others_come_in_when_there_is_room() {
+    let echo = Echo::start(Limits { peers: 20, ..LIMITS });
+    let mut inside: Vec<TcpStream> = (0..20).map(|_| echo.dealer(0, b"")).collect();
+    let mut outside = echo.stream();
+    closed(&mut outside);
+    assert_eq!(echo.failures("peer_limit"), 1);
+    echoes(&mut inside[0], &frame(0, b"a"));
+    inside.pop();
+    eventually(|| echo.metrics.socket.peers.get() == 19);
+    let mut late = echo.dealer(0, b"");
+    echoes(&mut late, &frame(0, b"a"));
+}
+
+#[test]
+fn stop_listening_accepts_what_waits_and_leaves_connected_peers_alone() {
+    let echo = Echo::start(LIMITS);
+    let mut inside = echo.dealer(0, b"");
+    let mut waiting: Vec<TcpStream> = (0..50).map(|_| echo.stream()).collect();
+    echo.stop_listening();
+    assert_eq!(TcpStream::connect(echo.address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    echoes(&mut inside, &frame(0, b"still served"));
+    for stream in &mut waiting {
+        stream.write_all(&hello(0, "REQ", b"")).unwrap();
+        read(stream, SERVER_HELLO);
+        echoes(stream, b"\x01\x00\x00\x01a");
+    }
+}
+
+#[test]
+fn close_lets_every_reply_out_and_says_how_many_are_owed() {
+    let echo = Echo::start(LIMITS);
+    let mut reader = echo.dealer(0, b"");
+    let mut stuck = echo.dealer(0, b"");
+    let request = frame(0, &[3; 1000]);
+    let written = write_until_stuck(&echo, &mut stuck, &request);
+    let requests = request.repeat(100);
+    reader.write_all(&requests).unwrap();
+    eventually(|| echo.metrics.socket.request_duration.get_sample_count() > 0);
+    let mut replies = vec![0; requests.len()];
+    reader.read_exact(&mut replies).unwrap();
+    // Data that nobody will answer must not turn the close into a reset.
+    reader.write_all(&request).unwrap();
+    let pending = echo.metrics.socket.pending_replies.clone();
+    eventually(|| pending.get() > 0);
+    let owed = echo.close(Duration::from_millis(700));
+    assert!(owed > 0 && owed <= written / request.len() as u64);
+    assert_eq!(owed, pending.get() as u64);
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty() || rest == request);
+}
+
+#[test]
+fn replies_of_a_peer_that_resets_are_counted_as_undeliverable() {
+    let echo = Echo::start(LIMITS);
+    let mut stuck = echo.dealer(0, b"");
+    write_until_stuck(&echo, &mut stuck, &frame(0, &[3; 1000]));
+    let pending = echo.metrics.socket.pending_replies.get();
+    assert!(pending > 0);
+    drop(stuck);
+    eventually(|| echo.metrics.socket.undeliverable_peer_gone.get() == pending as u64);
+    assert_eq!(echo.metrics.socket.pending_replies.get(), 0);
+}
+
+#[test]
+fn dropping_the_socket_closes_everything() {
+    let echo = Echo::start(LIMITS);
+    let mut stream = echo.dealer(0, b"");
+    let address = echo.address;
+    drop(echo.orders);
+    echo.thread.join().unwrap();
+    closed(&mut stream);
+    assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn recv_can_be_dropped_at_any_time_without_a_message_lost() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
+    on_runtime(async {
+        let mut socket = BoundedRouter::bind(listener, LIMITS, metrics.socket.clone()).unwrap();
+        let mut options = SocketOptions::default();
+        options.peer_identity("me".parse().unwrap());
+        let client = async move {
+            let mut dealer = DealerSocket::with_options(options);
+            dealer.connect(&format!("tcp://{address}")).await.unwrap();
+            for number in 0..500u32 {
+                dealer.send(number.to_string().into()).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            dealer
+        };
+        let client = tokio::spawn(client);
+        let mut number = 0;
+        while number < 500 {
+            tokio::select! {
+                biased;
+                () = tokio::task::yield_now() => {}
+                message = socket.recv() => {
+                    let expected = ["me".to_owned(), number.to_string()];
+                    assert_eq!(message.unwrap().into_vec(), expected);
+                    number += 1;
+                }
+            }
+        }
+        client.await.unwrap();
+    });
+}
