@@ -53,6 +53,11 @@ impl Server {
         format!("tcp://{}", self.address)
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The time that all its threads have spent on a CPU.
     ///
     /// # Errors
@@ -60,7 +65,7 @@ impl Server {
     /// Where the process is gone.
     pub fn cpu_time(&self) -> Result<Duration> {
         let mut nanoseconds = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
             let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
             let on_cpu = schedstat.split(' ').next().context("an empty schedstat")?;
             nanoseconds += on_cpu.parse::<u64>()?;
@@ -74,7 +79,7 @@ impl Server {
     ///
     /// Where the process is gone.
     pub fn resident(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib: u64 = line
             .and_then(|line| line.trim().strip_suffix(" kB"))

@@ -56,7 +56,7 @@ impl Side {
     /// Where this program's own path is unknown.
     pub fn command(self, server: &Path) -> Result<Command> {
         let kind = match self {
-            Side::Server => return Ok(server_command(server)),
+            Side::Server => return Ok(server_command(server, ANY_ENDPOINT)),
             Side::Libzmq => "libzmq",
             Side::Crate => "crate",
             Side::Tcp => "tcp",
@@ -68,11 +68,13 @@ impl Side {
     }
 }
 
-/// The server on two ports of the kernel's choice, with its defaults otherwise.
-pub fn server_command(server: &Path) -> Command {
+/// A port of the kernel's choice.
+pub const ANY_ENDPOINT: &str = "tcp://127.0.0.1:0";
+
+/// The server on `endpoint`, with its defaults otherwise.
+pub fn server_command(server: &Path, endpoint: &str) -> Command {
     let mut command = Command::new(server);
-    command.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
-    command.args(["--log-format", "json"]);
+    command.args(["--bind", endpoint, "--http", "127.0.0.1:0", "--log-format", "json"]);
     command
 }
 

@@ -1,1 +1,9 @@
-fn main() {}
+//! `zmq-echo-server`, the real process, held to what libzmq's clients expect.
+
+mod clients;
+mod crowd;
+mod heartbeat;
+mod reconnect;
+mod sizes;
+mod support;
+mod yardstick;
