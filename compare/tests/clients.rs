@@ -1,6 +1,6 @@
 //! Each kind of client gets back what it sent, envelope and all.
 
-use crate::support::{client, server};
+use crate::support::{client, metric, server};
 
 #[test]
 fn a_req_client_gets_its_message_back() {
@@ -99,4 +99,7 @@ fn clients_that_claim_one_identity_each_get_their_own_replies() {
         assert_eq!(second.recv_bytes(0).unwrap(), b"second");
         assert_eq!(first.recv_bytes(0).unwrap(), b"first");
     }
+    // Whoever is thrown out comes back by itself and throws out the other.
+    let established = metric(&server, r#"zmq_echo_connections_total{outcome="established"}"#);
+    assert_eq!(established, 2.0, "connections made");
 }
