@@ -1,0 +1,62 @@
+//! What is measured, and how fast the server has promised to be there.
+
+/// A load: so many connections, each with so many messages in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Connections, all from one thread.
+    pub connections: usize,
+    /// Requests on each connection that have no reply yet.
+    pub in_flight: usize,
+    /// Bytes of a message's only frame.
+    pub payload: usize,
+}
+
+/// A load with the floors that the server is held to.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// For `--case` and the tables.
+    pub name: &'static str,
+    /// What the generator does.
+    pub load: Load,
+    /// The least messages per second, in multiples of libzmq's.
+    pub of_libzmq: f64,
+    /// The same of a raw TCP echo's.
+    pub of_tcp: f64,
+}
+
+/// One message at a time shows the latency of the path, many show the cost of a
+/// message, many on few and on many connections show batching, large ones copies.
+pub const CASES: [Case; 6] = [
+    case("64B-1x1", 1, 1, 64, 1.4, 0.6),
+    case("64B-1x100", 1, 100, 64, 2.0, 0.35),
+    case("64B-16x100", 16, 100, 64, 2.0, 0.25),
+    case("64B-64x10", 64, 10, 64, 2.0, 0.6),
+    case("1KiB-16x100", 16, 100, 1 << 10, 4.0, 0.6),
+    case("64KiB-4x10", 4, 10, 64 << 10, 1.4, 0.6),
+];
+
+/// The most memory that an idle connection may take of the server, in bytes.
+pub const IDLE_CEILING: u64 = 4 << 10;
+
+const fn case(
+    name: &'static str,
+    connections: usize,
+    in_flight: usize,
+    payload: usize,
+    of_libzmq: f64,
+    of_tcp: f64,
+) -> Case {
+    Case { name, load: Load { connections, in_flight, payload }, of_libzmq, of_tcp }
+}
+
+/// The case of that name.
+///
+/// # Errors
+///
+/// Which names there are.
+pub fn by_name(name: &str) -> Result<Case, String> {
+    CASES
+        .into_iter()
+        .find(|case| case.name == name)
+        .ok_or_else(|| format!("expected one of {}", CASES.map(|case| case.name).join(", ")))
+}

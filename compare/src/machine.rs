@@ -1,0 +1,86 @@
+//! Where, when and of what versions the numbers are.
+
+use std::fmt;
+use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::SystemTime;
+
+/// What a reader needs to know to take the numbers for what they are.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    date: String,
+    cpu: String,
+    cores: usize,
+    kernel: String,
+    rustc: String,
+    revision: String,
+}
+
+/// The versions that the build has settled on.
+const LOCK: &str = include_str!("../../Cargo.lock");
+
+impl Machine {
+    /// This one, now. Ask before a thread is pinned: the cores are those that the
+    /// calling thread may use.
+    pub fn here() -> Self {
+        let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpu_info
+            .lines()
+            .find_map(|line| line.strip_prefix("model name"))
+            .map(|rest| rest.trim_start_matches([' ', '\t', ':']));
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        Self {
+            date: date.split('T').next().unwrap_or_default().to_owned(),
+            cpu: model.unwrap_or("an unnamed CPU").to_owned(),
+            cores: thread::available_parallelism().map_or(1, usize::from),
+            kernel: format!("Linux {}", release.trim()),
+            rustc: output("rustc", &["--version"]),
+            revision: output(
+                "git",
+                &["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "--short", "HEAD"],
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { date, cpu, cores, kernel, rustc, revision } = self;
+        let (major, minor, patch) = zmq::version();
+        write!(
+            f,
+            "{date}, {cpu}, {cores} cores, {kernel}; commit {revision}, libzmq \
+             {major}.{minor}.{patch}, zeromq {zeromq}, tokio {tokio}, {rustc}.",
+            zeromq = locked("zeromq"),
+            tokio = locked("tokio"),
+        )
+    }
+}
+
+/// What a program prints; it is a note beside the numbers, so it may be missing.
+fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().ok();
+    output
+        .filter(|output| output.status.success())
+        .and_then(|output| String::from_utf8(output.stdout).ok())
+        .map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned())
+}
+
+fn locked(package: &str) -> &'static str {
+    let entry = format!("name = \"{package}\"\nversion = \"");
+    LOCK.split_once(&entry).and_then(|(_, rest)| rest.split('"').next()).unwrap_or("unknown")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_versions_of_what_is_compared_are_known() {
+        for package in ["zeromq", "tokio"] {
+            assert_ne!(locked(package), "unknown", "{package}");
+        }
+    }
+}

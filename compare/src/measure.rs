@@ -1,0 +1,102 @@
+//! One server under one load for a second; and one under nothing but connections.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::cases::Load;
+use crate::generator::{self, Generator};
+use crate::pin::{self, Cpus};
+use crate::process::Server;
+use crate::sides::Side;
+
+/// Connections that are open before idle ones are counted: what a server sets up
+/// once for the first is not what each of them takes.
+const FIRST_CONNECTIONS: usize = 16;
+
+/// How often a server's memory is looked at until it rests, and how often at most.
+const SETTLE: (Duration, u32) = (Duration::from_millis(50), 40);
+
+/// What a side has shown under a load, once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sample {
+    /// Messages per second, there and back.
+    pub rate: f64,
+    /// Half of the round trips took at most this many microseconds.
+    pub p50: f64,
+    /// 99 of 100 of them.
+    pub p99: f64,
+    /// Microseconds of the server's CPU per message.
+    pub cpu: f64,
+}
+
+/// The times of a measurement.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// Under load, and not yet counted.
+    pub warm_up: Duration,
+    /// Counted.
+    pub window: Duration,
+}
+
+/// Starts `side`, puts it under `load` and counts.
+///
+/// # Errors
+///
+/// Where the server does not start, or does not echo what it is sent.
+pub fn throughput(
+    side: Side,
+    server: &Path,
+    load: Load,
+    times: Times,
+    cpus: Cpus,
+) -> Result<Sample> {
+    let process = pin::scoped(cpus.server, || Server::start(side.command(server)?))?;
+    let (window, cpu) = pin::scoped(cpus.generator, || {
+        let mut generator = Generator::start(process.address, side.protocol(), load)?;
+        generator.run(times.warm_up)?;
+        let before = process.cpu_time()?;
+        let window = generator.run(times.window)?;
+        Ok((window, process.cpu_time()? - before))
+    })
+    .with_context(|| side.name())?;
+    let messages = window.messages as f64;
+    let microseconds = |quantile| window.latency.value_at_quantile(quantile) as f64 / 1e3;
+    Ok(Sample {
+        rate: messages / window.elapsed.as_secs_f64(),
+        p50: microseconds(0.50),
+        p99: microseconds(0.99),
+        cpu: cpu.as_secs_f64() * 1e6 / messages,
+    })
+}
+
+/// Bytes of the server's memory that each of `connections` takes which has
+/// finished the handshake and says nothing.
+///
+/// # Errors
+///
+/// Where the server does not start, or refuses a connection.
+pub fn idle(side: Side, server: &Path, connections: usize) -> Result<u64> {
+    let process = Server::start(side.command(server)?)?;
+    let connect = |count| -> Result<Vec<_>> {
+        (0..count).map(|_| generator::connect(process.address, side.protocol())).collect()
+    };
+    let _first = connect(FIRST_CONNECTIONS).with_context(|| side.name())?;
+    let before = settled(&process)?;
+    let _idle = connect(connections).with_context(|| side.name())?;
+    Ok(settled(&process)?.saturating_sub(before) / connections as u64)
+}
+
+fn settled(process: &Server) -> Result<u64> {
+    let mut resident = process.resident()?;
+    for _ in 0..SETTLE.1 {
+        thread::sleep(SETTLE.0);
+        let before = std::mem::replace(&mut resident, process.resident()?);
+        if before == resident {
+            break;
+        }
+    }
+    Ok(resident)
+}

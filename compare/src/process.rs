@@ -1,0 +1,162 @@
+//! A server as a process of its own, and what the kernel tells about it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a server may take to tell where it listens.
+const START: Duration = Duration::from_secs(10);
+
+/// A running server; it is killed where it has not ended by itself.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The line in which it said so.
+    pub announcement: String,
+}
+
+impl Server {
+    /// Starts `command` and waits for a line on stdout with `tcp://IP:PORT` in it.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be started, ends, or says nothing.
+    pub fn start(mut command: Command) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {command:?}"))?;
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        let lines = read_lines(stdout);
+        match announcement(&lines) {
+            Ok((address, announcement)) => Ok(Self { child, address, announcement }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error.context(format!("{command:?}")))
+            }
+        }
+    }
+
+    /// `tcp://IP:PORT`.
+    pub fn endpoint(&self) -> String {
+        format!("tcp://{}", self.address)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The time that all its threads have spent on a CPU.
+    ///
+    /// # Errors
+    ///
+    /// Where the process is gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let mut nanoseconds = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
+            let on_cpu = schedstat.split(' ').next().context("an empty schedstat")?;
+            nanoseconds += on_cpu.parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(nanoseconds))
+    }
+
+    /// Resident memory in bytes.
+    ///
+    /// # Errors
+    ///
+    /// Where the process is gone.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib: u64 = line
+            .and_then(|line| line.trim().strip_suffix(" kB"))
+            .context("no VmRSS in the process's status")?
+            .parse()?;
+        Ok(kib << 10)
+    }
+
+    /// Asks it to end, and waits for that.
+    ///
+    /// # Errors
+    ///
+    /// Where it still runs after `limit`.
+    pub fn terminate(mut self, limit: Duration) -> Result<ExitStatus> {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).context("sending SIGTERM")?;
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        bail!("the server still runs {limit:?} after SIGTERM")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Its lines, read to the end even where nobody wants them: a server must not be
+/// measured against a full pipe.
+fn read_lines(stdout: impl std::io::Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    lines
+}
+
+fn announcement(lines: &Receiver<String>) -> Result<(SocketAddr, String)> {
+    let deadline = Instant::now() + START;
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                if let Some(address) = address_in(&line) {
+                    return Ok((address, line));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => bail!("the server did not say where it listens"),
+            Err(RecvTimeoutError::Disconnected) => bail!("the server ended as it started"),
+        }
+    }
+}
+
+/// The address of the first `tcp://IP:PORT` in a line, be it JSON or text.
+fn address_in(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once("tcp://")?;
+    let end = rest.find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | ':'));
+    rest[..end.unwrap_or(rest.len())].parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_is_found_in_text_and_in_json() {
+        let address = Some("127.0.0.1:5555".parse().unwrap());
+        assert_eq!(address_in("listening endpoint=tcp://127.0.0.1:5555 pid=1"), address);
+        assert_eq!(address_in(r#"{"endpoint":"tcp://127.0.0.1:5555","pid":1}"#), address);
+        assert_eq!(address_in("nothing of the kind"), None);
+    }
+}

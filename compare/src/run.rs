@@ -1,0 +1,152 @@
+//! The comparison: all sides in turns, so that what disturbs one disturbs all.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::cases::{self, CASES, Case};
+use crate::machine::Machine;
+use crate::measure::{self, Times};
+use crate::pin::{self, Cpus};
+use crate::results::{Idle, Results};
+use crate::sides::{Side, build_server};
+
+/// Where the whole of the results goes.
+const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md");
+
+/// The page that shows the summary, between two lines.
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+const BEGIN: &str = "<!-- results of compare/ begin -->\n";
+const END: &str = "<!-- results of compare/ end -->";
+
+/// The sides whose memory for an idle connection is measured. Raw TCP holds a
+/// buffer of a size that was chosen for speed.
+const IDLE_SIDES: [Side; 3] = [Side::Server, Side::Libzmq, Side::Crate];
+
+/// How a comparison is run.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// How many times each side is measured in each case
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+
+    /// How many seconds a measurement counts
+    #[arg(long, default_value_t = 1.0, value_parser = parse_seconds)]
+    pub seconds: f64,
+
+    /// How many seconds a server is under load before they begin to count
+    #[arg(long, default_value_t = 0.3, value_parser = parse_seconds)]
+    pub warm_up: f64,
+
+    /// Measure this case only; may be given several times
+    ///
+    /// The results are then printed and no file is changed.
+    #[arg(long = "case", value_name = "NAME", value_parser = cases::by_name)]
+    pub cases: Vec<Case>,
+
+    /// How many idle connections to weigh; 0 leaves that out
+    #[arg(long, default_value_t = 1000)]
+    pub connections: usize,
+
+    /// The CPU of the servers
+    #[arg(long, default_value_t = 0)]
+    pub server_cpu: usize,
+
+    /// The CPU of the generator
+    #[arg(long, default_value_t = 1)]
+    pub generator_cpu: usize,
+
+    /// Exit with 1 where a floor is missed
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// Measures, prints, and writes the files where every case was measured. Returns
+/// whether all is as it was asked to be.
+///
+/// # Errors
+///
+/// Where a server cannot be built or run, does not echo, or a file cannot be
+/// written.
+pub fn run(args: &RunArgs) -> Result<bool> {
+    let cpus = Cpus { server: args.server_cpu, generator: args.generator_cpu };
+    cpus.check()?;
+    pin::raise_open_files()?;
+    let machine = Machine::here();
+    let server = build_server()?;
+    let cases = if args.cases.is_empty() { &CASES[..] } else { &args.cases };
+
+    let mut results = Results::new(machine, cases);
+    let times = Times {
+        warm_up: Duration::from_secs_f64(args.warm_up),
+        window: Duration::from_secs_f64(args.seconds),
+    };
+    for round in 1..=args.rounds {
+        for (index, case) in cases.iter().enumerate() {
+            eprint!("round {round} of {}, {}:", args.rounds, case.name);
+            let mut samples = Vec::with_capacity(Side::ALL.len());
+            for side in Side::ALL {
+                let sample = measure::throughput(side, &server, case.load, times, cpus)?;
+                eprint!(" {} {:.0}/s", side.name(), sample.rate);
+                samples.push(sample);
+            }
+            eprintln!();
+            results.add(index, samples.try_into().expect("a sample of each side"));
+        }
+    }
+    if args.connections > 0 {
+        for side in IDLE_SIDES {
+            let bytes = measure::idle(side, &server, args.connections)?;
+            results.add_idle(Idle { side, connections: args.connections, bytes });
+        }
+    }
+
+    println!("{results}");
+    if args.cases.is_empty() {
+        fs::write(RESULTS, results.to_string()).with_context(|| format!("writing {RESULTS}"))?;
+        show_summary(Path::new(PAGE), &results.summary())?;
+    }
+    Ok(!args.check || results.floors_met())
+}
+
+/// Puts `summary` where the page has room for it.
+fn show_summary(page: &Path, summary: &str) -> Result<()> {
+    let text = fs::read_to_string(page).unwrap_or_default();
+    match replaced(&text, summary) {
+        Some(text) => fs::write(page, text).with_context(|| format!("writing {}", page.display())),
+        None => {
+            eprintln!("{} has no place for the summary", page.display());
+            Ok(())
+        }
+    }
+}
+
+fn replaced(page: &str, summary: &str) -> Option<String> {
+    let (before, rest) = page.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{summary}\n{END}{after}"))
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.01..=3600.0).contains(seconds))
+        .ok_or_else(|| "expected seconds from 0.01 to 3600, such as 1 or 0.3".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_keeps_what_is_around_the_summary() {
+        let page = format!("before\n{BEGIN}old\n{END}\nafter\n");
+        let shown = replaced(&page, "new").unwrap();
+        assert_eq!(shown, format!("before\n{BEGIN}\nnew\n{END}\nafter\n"));
+        assert_eq!(replaced(&shown, "new").unwrap(), shown);
+        assert_eq!(replaced("a page without a place", "new"), None);
+    }
+}

@@ -1,0 +1,44 @@
+//! The servers beside ours. Each says where it listens and echoes until it is
+//! killed.
+
+mod libzmq;
+mod tcp;
+mod zeromq_crate;
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// An echo server to compare with.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Server {
+    /// On a ROUTER of libzmq
+    Libzmq,
+    /// The server's poll loop over the zeromq crate's ROUTER
+    Crate,
+    /// On TCP alone
+    Tcp,
+}
+
+impl Server {
+    /// Serves on a port of the kernel's choice.
+    ///
+    /// # Errors
+    ///
+    /// Whatever ends it: it does not end by itself.
+    pub fn run(self) -> Result<()> {
+        match self {
+            Server::Libzmq => libzmq::run(),
+            Server::Crate => zeromq_crate::run(),
+            Server::Tcp => tcp::run(),
+        }
+    }
+}
+
+/// Every interface would do; loopback is what is measured.
+const ANY_PORT: &str = "127.0.0.1:0";
+
+fn announce(address: SocketAddr) {
+    println!("listening on tcp://{address}");
+}

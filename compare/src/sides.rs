@@ -1,0 +1,106 @@
+//! The servers that are compared, and how each is started.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+
+use crate::generator::Protocol;
+
+/// The binary that all this is about.
+const SERVER: &str = "zmq-echo-server";
+
+/// The manifest of the package that it belongs to.
+const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+
+/// A server, in the order of the tables' rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Side {
+    /// `zmq-echo-server`, as it ships
+    Server,
+    /// A ROUTER of libzmq
+    Libzmq,
+    /// The server's poll loop over the zeromq crate's ROUTER
+    Crate,
+    /// A TCP echo that knows nothing of messages
+    Tcp,
+}
+
+impl Side {
+    /// All of them.
+    pub const ALL: [Side; 4] = [Side::Server, Side::Libzmq, Side::Crate, Side::Tcp];
+
+    /// For the tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Side::Server => SERVER,
+            Side::Libzmq => "libzmq",
+            Side::Crate => "zeromq crate",
+            Side::Tcp => "raw TCP",
+        }
+    }
+
+    /// What it speaks.
+    pub const fn protocol(self) -> Protocol {
+        match self {
+            Side::Tcp => Protocol::Raw,
+            Side::Server | Side::Libzmq | Side::Crate => Protocol::Zmtp,
+        }
+    }
+
+    /// The command that runs it on a port of the kernel's choice.
+    ///
+    /// # Errors
+    ///
+    /// Where this program's own path is unknown.
+    pub fn command(self, server: &Path) -> Result<Command> {
+        let kind = match self {
+            Side::Server => return Ok(server_command(server, ANY_ENDPOINT)),
+            Side::Libzmq => "libzmq",
+            Side::Crate => "crate",
+            Side::Tcp => "tcp",
+        };
+        let this = std::env::current_exe().context("asking for the path of this program")?;
+        let mut command = Command::new(this);
+        command.args(["serve", kind]);
+        Ok(command)
+    }
+}
+
+/// A port of the kernel's choice.
+pub const ANY_ENDPOINT: &str = "tcp://127.0.0.1:0";
+
+/// The server on `endpoint`, with its defaults otherwise.
+pub fn server_command(server: &Path, endpoint: &str) -> Command {
+    let mut command = Command::new(server);
+    command.args(["--bind", endpoint, "--http", "127.0.0.1:0", "--log-format", "json"]);
+    command
+}
+
+/// Builds the server as this program was built, optimised or not, and returns
+/// its path: cargo does not build a dependency's binaries.
+///
+/// # Errors
+///
+/// Where cargo cannot be run or does not succeed.
+pub fn build_server() -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--manifest-path", MANIFEST, "--package", "zmq-echo", "--bin", SERVER]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("building {SERVER}: {command:?}"))?;
+    ensure!(output.status.success(), "building {SERVER}: {command:?}: {}", output.status);
+    String::from_utf8(output.stdout)?
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == SERVER)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .with_context(|| format!("{command:?} did not say where it put {SERVER}"))
+}

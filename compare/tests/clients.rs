@@ -1,0 +1,105 @@
+//! Each kind of client gets back what it sent, envelope and all.
+
+use crate::support::{client, metric, server};
+
+#[test]
+fn a_req_client_gets_its_message_back() {
+    let server = server(&[]);
+    let context = zmq::Context::new();
+    let req = client(&context, zmq::REQ, &server.endpoint(), |_| Ok(()));
+    for number in 0..1000 {
+        let request = format!("request {number}");
+        req.send(&request, 0).unwrap();
+        assert_eq!(req.recv_bytes(0).unwrap(), request.as_bytes());
+    }
+}
+
+#[test]
+fn a_req_client_that_correlates_gets_the_reply_to_its_last_request() {
+    let server = server(&[]);
+    let context = zmq::Context::new();
+    let req = client(&context, zmq::REQ, &server.endpoint(), |req| {
+        req.set_req_relaxed(true)?;
+        req.set_req_correlate(true)
+    });
+    for number in 0..1000 {
+        // The first is given up: its reply comes and must be taken for nothing
+        // else, which it is if the request id comes back in front of it.
+        req.send("given up", 0).unwrap();
+        let request = format!("request {number}");
+        req.send(&request, 0).unwrap();
+        assert_eq!(req.recv_bytes(0).unwrap(), request.as_bytes());
+    }
+}
+
+#[test]
+fn a_dealer_that_pipelines_gets_every_reply_in_order() {
+    const MESSAGES: usize = 50_000;
+    /// Below libzmq's high-water marks, at which DEALER's send would wait.
+    const IN_FLIGHT: usize = 500;
+    let server = server(&[]);
+    let context = zmq::Context::new();
+    let dealer = client(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));
+    for number in 0..MESSAGES + IN_FLIGHT {
+        if number < MESSAGES {
+            dealer.send(&number.to_string(), 0).unwrap();
+        }
+        if let Some(number) = number.checked_sub(IN_FLIGHT) {
+            assert_eq!(dealer.recv_bytes(0).unwrap(), number.to_string().as_bytes());
+        }
+    }
+}
+
+#[test]
+fn frames_come_back_as_many_and_as_long_as_they_went() {
+    let server = server(&[]);
+    let context = zmq::Context::new();
+    let dealer = client(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));
+    let messages: [&[usize]; 6] =
+        [&[0], &[0, 0, 0], &[0, 5], &[1, 255, 256, 0, 70_000], &[3; 100], &[65_536, 0]];
+    for lengths in messages {
+        let frames: Vec<Vec<u8>> =
+            lengths.iter().enumerate().map(|(at, length)| vec![at as u8; *length]).collect();
+        dealer.send_multipart(&frames, 0).unwrap();
+        assert_eq!(dealer.recv_multipart(0).unwrap(), frames, "{lengths:?}");
+    }
+}
+
+#[test]
+fn a_router_client_can_address_the_server() {
+    let server = server(&[]);
+    let context = zmq::Context::new();
+    // It says the first word, an empty message, and learns from the echo under
+    // which identity it knows the server.
+    let router = client(&context, zmq::ROUTER, &server.endpoint(), |router| {
+        router.set_probe_router(true)?;
+        router.set_router_mandatory(true)
+    });
+    let mut greeting = router.recv_multipart(0).unwrap();
+    assert_eq!(greeting.split_off(1), [Vec::<u8>::new()]);
+    let message = [greeting.remove(0), b"envelope".to_vec(), Vec::new(), b"payload".to_vec()];
+    for _ in 0..1000 {
+        router.send_multipart(&message, 0).unwrap();
+        assert_eq!(router.recv_multipart(0).unwrap(), message);
+    }
+}
+
+#[test]
+fn clients_that_claim_one_identity_each_get_their_own_replies() {
+    let server = server(&[]);
+    let context = zmq::Context::new();
+    let claim = |dealer: &zmq::Socket| dealer.set_identity(b"the same");
+    let first = client(&context, zmq::DEALER, &server.endpoint(), claim);
+    first.send("first", 0).unwrap();
+    assert_eq!(first.recv_bytes(0).unwrap(), b"first");
+    let second = client(&context, zmq::DEALER, &server.endpoint(), claim);
+    for _ in 0..100 {
+        second.send("second", 0).unwrap();
+        first.send("first", 0).unwrap();
+        assert_eq!(second.recv_bytes(0).unwrap(), b"second");
+        assert_eq!(first.recv_bytes(0).unwrap(), b"first");
+    }
+    // Whoever is thrown out comes back by itself and throws out the other.
+    let established = metric(&server, r#"zmq_echo_connections_total{outcome="established"}"#);
+    assert_eq!(established, 2.0, "connections made");
+}

@@ -1,0 +1,38 @@
+//! libzmq's PING (ZMTP 3.1) is answered, or it leaves and comes back for ever.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::support::{client, metric, server};
+
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Silence for this many intervals, in each of which a PING goes out.
+const INTERVALS: u32 = 20;
+
+#[test]
+fn a_connection_with_heartbeats_survives_silence() {
+    let server = server(&[]);
+    let context = zmq::Context::new();
+    let milliseconds = INTERVAL.as_millis() as i32;
+    let dealer = client(&context, zmq::DEALER, &server.endpoint(), |dealer| {
+        dealer.set_heartbeat_ivl(milliseconds)?;
+        dealer.set_heartbeat_timeout(5 * milliseconds)?;
+        dealer.set_heartbeat_ttl(10 * milliseconds)?;
+        dealer.monitor("inproc://heartbeat", zmq::SocketEvent::DISCONNECTED as i32)
+    });
+    let monitor = context.socket(zmq::PAIR).unwrap();
+    monitor.connect("inproc://heartbeat").unwrap();
+
+    for _ in 0..2 {
+        dealer.send("alive", 0).unwrap();
+        assert_eq!(dealer.recv_bytes(0).unwrap(), b"alive");
+        // Time is what is tested: the heartbeats of a silent connection.
+        thread::sleep(INTERVAL * INTERVALS);
+    }
+
+    let lost = std::iter::from_fn(|| monitor.recv_multipart(zmq::DONTWAIT).ok()).count();
+    assert_eq!(lost, 0, "connections lost in {} intervals", 2 * INTERVALS);
+    let established = metric(&server, r#"zmq_echo_connections_total{outcome="established"}"#);
+    assert_eq!(established, 1.0, "connections made");
+}

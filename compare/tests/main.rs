@@ -1,0 +1,9 @@
+//! `zmq-echo-server`, the real process, held to what libzmq's clients expect.
+
+mod clients;
+mod crowd;
+mod heartbeat;
+mod reconnect;
+mod sizes;
+mod support;
+mod yardstick;

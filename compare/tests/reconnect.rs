@@ -1,0 +1,90 @@
+//! A server that is replaced on its port is found again, and one that leaves
+//! leaves nothing unanswered.
+
+use std::time::Duration;
+
+use zmq_echo_compare::process::Server;
+
+use crate::support::{PATIENCE, client, eventually, server, server_on};
+
+/// How long a client waits for a reply before it asks again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// A new server where `old` was, which drains first.
+fn replaced(old: Server) -> Server {
+    let endpoint = old.endpoint();
+    old.terminate(PATIENCE).expect("the old server drains");
+    server_on(&endpoint, &[])
+}
+
+fn echoes(socket: &zmq::Socket, message: &str) -> bool {
+    socket.send(message, 0).unwrap();
+    // Replies to what was asked before may come first.
+    std::iter::from_fn(|| socket.recv_bytes(0).ok()).any(|reply| reply == message.as_bytes())
+}
+
+#[test]
+fn clients_of_every_kind_find_a_server_that_was_replaced() {
+    let mut running = server(&[]);
+    let context = zmq::Context::new();
+    let ask_again = ASK_AGAIN.as_millis() as i32;
+    let req = client(&context, zmq::REQ, &running.endpoint(), |req| {
+        req.set_req_relaxed(true)?;
+        req.set_req_correlate(true)?;
+        req.set_rcvtimeo(ask_again)
+    });
+    let dealer = client(&context, zmq::DEALER, &running.endpoint(), |dealer| {
+        dealer.set_immediate(true)?;
+        dealer.set_rcvtimeo(ask_again)
+    });
+    for round in 0..3 {
+        for (socket, kind) in [(&req, "REQ"), (&dealer, "DEALER")] {
+            let mut attempt = 0;
+            eventually(&format!("{kind} in round {round}"), || {
+                attempt += 1;
+                echoes(socket, &format!("{kind} {round} {attempt}"))
+            });
+        }
+        running = replaced(running);
+    }
+}
+
+#[test]
+fn a_killed_server_is_found_again() {
+    let old = server(&[]);
+    let endpoint = old.endpoint();
+    let context = zmq::Context::new();
+    let dealer = client(&context, zmq::DEALER, &endpoint, |dealer| {
+        dealer.set_immediate(true)?;
+        dealer.set_rcvtimeo(ASK_AGAIN.as_millis() as i32)
+    });
+    assert!(echoes(&dealer, "before"));
+    drop(old);
+    let _new = server_on(&endpoint, &[]);
+    let mut attempt = 0;
+    eventually("an echo of the new server", || {
+        attempt += 1;
+        echoes(&dealer, &format!("after {attempt}"))
+    });
+}
+
+#[test]
+fn what_was_pipelined_before_the_signal_is_answered() {
+    const MESSAGES: usize = 20_000;
+    let server = server(&[]);
+    let context = zmq::Context::new();
+    let dealer = client(&context, zmq::DEALER, &server.endpoint(), |dealer| {
+        dealer.set_sndhwm(0)?;
+        dealer.set_rcvhwm(0)
+    });
+    for number in 0..MESSAGES {
+        dealer.send(&number.to_string(), 0).unwrap();
+    }
+    // The first reply: the connection is there and the rest is on its way.
+    assert_eq!(dealer.recv_bytes(0).unwrap(), b"0");
+    let status = server.terminate(PATIENCE).expect("the server drains");
+    assert!(status.success(), "{status}");
+    for number in 1..MESSAGES {
+        assert_eq!(dealer.recv_bytes(0).unwrap(), number.to_string().as_bytes());
+    }
+}
