@@ -7,8 +7,8 @@
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::router::{Limits, Reason};
@@ -83,7 +83,64 @@ pub struct SocketMetrics {
     pub buffered_bytes: IntGauge,
     /// From a client's request read to its reply handed to the kernel, in seconds.
     pub request_duration: Histogram,
-    limits: IntGaugeVec,
+    limits: LimitMetrics,
+}
+
+/// The socket's limits as they are in force, so that an alert can tell how near
+/// something is to its own.
+#[derive(Debug, Clone)]
+struct LimitMetrics {
+    peers: IntGauge,
+    buffered_bytes: IntGauge,
+    message_bytes: IntGauge,
+    message_frames: IntGauge,
+    metadata_bytes: IntGauge,
+    socket_buffer_bytes: IntGauge,
+    handshake_seconds: Gauge,
+    stall_seconds: Gauge,
+    heartbeat_seconds: Gauge,
+}
+
+impl LimitMetrics {
+    fn new(r: &Registry) -> Self {
+        let seconds = |name, help| register(r, Gauge::new(name, help));
+        Self {
+            peers: gauge(r, "zmq_echo_limit_peers", "The most connections at a time."),
+            buffered_bytes: gauge(
+                r,
+                "zmq_echo_limit_buffered_bytes",
+                "The pool that peers share beyond their allowances.",
+            ),
+            message_bytes: gauge(r, "zmq_echo_limit_message_bytes", "The largest message."),
+            message_frames: gauge(
+                r,
+                "zmq_echo_limit_message_frames",
+                "The most frames of a message.",
+            ),
+            metadata_bytes: gauge(
+                r,
+                "zmq_echo_limit_metadata_bytes",
+                "The most metadata of a handshake.",
+            ),
+            socket_buffer_bytes: gauge(
+                r,
+                "zmq_echo_limit_socket_buffer_bytes",
+                "The kernel's buffer for a connection and direction, as asked for.",
+            ),
+            handshake_seconds: seconds(
+                "zmq_echo_limit_handshake_seconds",
+                "How long a handshake may take.",
+            ),
+            stall_seconds: seconds(
+                "zmq_echo_limit_stall_seconds",
+                "How long half a message or a reply may stay where it is.",
+            ),
+            heartbeat_seconds: seconds(
+                "zmq_echo_limit_heartbeat_seconds",
+                "After how much silence a peer is asked whether it is there; 0 for never.",
+            ),
+        }
+    }
 }
 
 impl SocketMetrics {
@@ -98,18 +155,18 @@ impl SocketMetrics {
         self.disconnections.with_label_values(&[reason.as_str()]).inc();
     }
 
-    /// Shows those of `limits` that are bytes or counts.
+    /// Shows the limits that are in force.
     pub fn show_limits(&self, limits: &Limits) {
-        for (limit, value) in [
-            ("message_bytes", limits.message_bytes),
-            ("message_frames", limits.message_frames),
-            ("metadata_bytes", limits.metadata_bytes),
-            ("peers", limits.peers),
-            ("buffered_bytes", limits.buffer_bytes),
-            ("socket_buffer_bytes", limits.socket_buffer),
-        ] {
-            self.limits.with_label_values(&[limit]).set(value as i64);
-        }
+        let shown = &self.limits;
+        shown.peers.set(limits.peers as i64);
+        shown.buffered_bytes.set(limits.buffer_bytes as i64);
+        shown.message_bytes.set(limits.message_bytes as i64);
+        shown.message_frames.set(limits.message_frames as i64);
+        shown.metadata_bytes.set(limits.metadata_bytes as i64);
+        shown.socket_buffer_bytes.set(limits.socket_buffer as i64);
+        shown.handshake_seconds.set(limits.handshake_timeout.as_secs_f64());
+        shown.stall_seconds.set(limits.stall_timeout.as_secs_f64());
+        shown.heartbeat_seconds.set(limits.heartbeat_interval.as_secs_f64());
     }
 }
 
@@ -194,13 +251,7 @@ impl Metrics {
                         .buckets(buckets.to_vec()),
                     ),
                 ),
-                limits: register(
-                    r,
-                    IntGaugeVec::new(
-                        Opts::new("zmq_echo_limit", "The socket's limits, in bytes or as a count."),
-                        &["limit"],
-                    ),
-                ),
+                limits: LimitMetrics::new(r),
             },
             rejected: counter(r, "zmq_echo_rejected_total", "Requests that the handler refused."),
             undeliverable_peer_gone: undeliverable.with_label_values(&["peer_gone"]),

@@ -8,7 +8,7 @@ use zmq_echo::exit::{self, Exit};
 use crate::support::{SERVER, Server, command};
 
 /// A value that each flag refuses, and a part of what would be right.
-const REFUSED: [(&str, &str, &str); 20] = [
+const REFUSED: [(&str, &str, &str); 31] = [
     ("--bind", "127.0.0.1:5555", "expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555"),
     ("--bind", "tcp://127.0.0.1", "expected tcp://HOST:PORT"),
     ("--bind", "tcp://127.0.0.1:99999", "expected a port from 0 to 65535"),
@@ -29,6 +29,17 @@ const REFUSED: [(&str, &str, &str); 20] = [
     ("--drain-timeout", "0s", "--drain-delay 0s leaves nothing of --drain-timeout 0s"),
     ("--latency-buckets", "0.1,0.1", "expected seconds, comma-separated and rising"),
     ("--latency-buckets", "0.1,nan", "expected seconds"),
+    ("--message-limit", "8 apples", "such as 65536, 64KiB or 8MiB"),
+    ("--message-limit", "1GiB", "--message-limit 1GiB is more than --buffer-limit 64MiB"),
+    ("--frame-limit", "1", "1 is not in 2..="),
+    ("--metadata-limit", "1", "expected 1KiB to 3GiB"),
+    ("--peer-limit", "8", "8 is not in 9..="),
+    ("--handshake-timeout", "0s", "more than 0s"),
+    ("--stall-timeout", "0s", "more than 0s"),
+    ("--buffer-limit", "4GiB", "expected 1KiB to 3GiB"),
+    ("--buffer-limit", "1MiB", "--message-limit 8MiB is more than --buffer-limit 1MiB"),
+    ("--socket-buffer", "64kB", "such as 65536, 64KiB or 8MiB"),
+    ("--heartbeat-interval", "often", "a number with its unit"),
 ];
 
 #[test]

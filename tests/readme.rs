@@ -6,9 +6,10 @@ use std::path::Path;
 use clap::CommandFactory;
 use zmq_echo::config::{ProbeConfig, ServerConfig};
 use zmq_echo::exit;
+use zmq_echo::router::Reason;
 use zmq_echo::side_port::PATHS;
 
-use crate::side_port::SERIES;
+use crate::side_port::series;
 
 const README: &str = include_str!("../README.md");
 
@@ -76,13 +77,30 @@ fn the_series_are_those_of_the_registry() {
                     documented.insert((format!("{name}{{{label}=\"{value}\"}}"), kind.clone()));
                 }
             }
-            None => drop(documented.insert((name.clone(), kind.clone()))),
+            None if row[2].is_empty() => drop(documented.insert((name.clone(), kind.clone()))),
+            None => {
+                let labels = row[2].replace("`, `", ",");
+                documented.insert((format!("{name}{{{labels}}}"), kind.clone()));
+            }
         }
     }
-    let held: BTreeSet<_> = SERIES
-        .iter()
+    let held: BTreeSet<_> = series()
+        .into_iter()
         .filter(|(series, _)| series.starts_with("zmq_echo_"))
-        .map(|(series, kind)| ((*series).to_owned(), (*kind).to_owned()))
+        .map(|(series, kind)| (series, kind.to_owned()))
+        .collect();
+    assert_eq!(documented, held);
+}
+
+#[test]
+fn the_reasons_are_those_of_the_socket() {
+    let rows = table("## Wrong peers", "| reason | handshake |");
+    let documented: Vec<_> =
+        rows.iter().map(|row| (row[0].as_str(), row[1].as_str(), row[2].as_str())).collect();
+    let yes_or_no = |yes| if yes { "yes" } else { "" };
+    let held: Vec<_> = Reason::ALL
+        .iter()
+        .map(|r| (r.as_str(), yes_or_no(r.before_ready()), yes_or_no(r.after_ready())))
         .collect();
     assert_eq!(documented, held);
 }

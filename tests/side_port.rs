@@ -1,5 +1,6 @@
 //! Metrics and health over HTTP, whatever else happens.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -9,12 +10,14 @@ use std::time::{Duration, Instant};
 use zmq_echo::endpoint::ConnectEndpoint;
 use zmq_echo::health::{Health, Phase};
 use zmq_echo::metrics::{self, Metrics, REVISION, VERSION};
+use zmq_echo::router::Reason;
 use zmq_echo::side_port::{self, PATHS, SidePort};
 
 use crate::support::{Server, echo, get, message, request, sample, zmtp};
 
-/// Every series of the service, with its type, as the contract has it.
-pub const SERIES: [(&str, &str); 18] = [
+/// Every series of the service but those by reason, with its type, as the contract
+/// has it.
+const SERIES: [(&str, &str); 26] = [
     ("zmq_echo_requests_total{source=\"client\"}", "counter"),
     ("zmq_echo_requests_total{source=\"probe\"}", "counter"),
     ("zmq_echo_request_duration_seconds", "histogram"),
@@ -23,40 +26,67 @@ pub const SERIES: [(&str, &str); 18] = [
     ("zmq_echo_peers", "gauge"),
     ("zmq_echo_connections_total{outcome=\"established\"}", "counter"),
     ("zmq_echo_connections_total{outcome=\"failed\"}", "counter"),
-    ("zmq_echo_disconnections_total{reason=\"closed\"}", "counter"),
-    ("zmq_echo_disconnections_total{reason=\"error\"}", "counter"),
     ("zmq_echo_rejected_total", "counter"),
     ("zmq_echo_undeliverable_total{reason=\"peer_gone\"}", "counter"),
     ("zmq_echo_undeliverable_total{reason=\"deadline\"}", "counter"),
+    ("zmq_echo_pending_replies", "gauge"),
+    ("zmq_echo_buffered_bytes", "gauge"),
     ("zmq_echo_draining", "gauge"),
     ("zmq_echo_log_records_dropped_total", "counter"),
-    ("zmq_echo_build_info", "gauge"),
+    ("zmq_echo_build_info{version,revision}", "gauge"),
+    ("zmq_echo_limit_peers", "gauge"),
+    ("zmq_echo_limit_buffered_bytes", "gauge"),
+    ("zmq_echo_limit_message_bytes", "gauge"),
+    ("zmq_echo_limit_message_frames", "gauge"),
+    ("zmq_echo_limit_metadata_bytes", "gauge"),
+    ("zmq_echo_limit_socket_buffer_bytes", "gauge"),
+    ("zmq_echo_limit_handshake_seconds", "gauge"),
+    ("zmq_echo_limit_stall_seconds", "gauge"),
+    ("zmq_echo_limit_heartbeat_seconds", "gauge"),
     ("process_start_time_seconds", "gauge"),
-    ("process_cpu_seconds_total", "counter"),
 ];
+
+/// Every series of the service, with its type.
+pub fn series() -> Vec<(String, &'static str)> {
+    let mut series: Vec<_> =
+        SERIES.iter().map(|(name, kind)| ((*name).to_owned(), *kind)).collect();
+    for reason in Reason::ALL {
+        let word = reason.as_str();
+        if reason.before_ready() {
+            series.push((
+                format!("zmq_echo_handshake_failures_total{{reason=\"{word}\"}}"),
+                "counter",
+            ));
+        }
+        if reason.after_ready() {
+            series.push((format!("zmq_echo_disconnections_total{{reason=\"{word}\"}}"), "counter"));
+        }
+    }
+    series
+}
 
 #[test]
 fn every_series_is_there_at_zero_before_the_first_request() {
     let server = Server::start(&[]);
     let (_, text) = server.get("/metrics");
     let scrape = server.scrape();
-    for (series, kind) in SERIES {
+    let mut families = BTreeSet::new();
+    for (series, kind) in series() {
         let name = series.split('{').next().unwrap();
+        families.insert(name.to_owned());
         assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name} is no {kind}");
         assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
-        let value = sample(&scrape, series).unwrap_or_else(|| panic!("no {series}"));
         match name {
-            "zmq_echo_build_info" => assert_eq!(value, 1.0),
-            name if name.starts_with("process_") => {}
-            _ => assert_eq!(value, 0.0, "{series}"),
+            "zmq_echo_build_info" => assert_eq!(sample(&scrape, name), Some(1.0)),
+            _ if name.starts_with("process_") || name.starts_with("zmq_echo_limit_") => {
+                assert!(sample(&scrape, name).is_some_and(|value| value > 0.0), "{name}");
+            }
+            _ => assert_eq!(sample(&scrape, &series), Some(0.0), "{series}"),
         }
     }
-    let ours = scrape.docs.keys().filter(|name| name.starts_with("zmq_echo_")).count();
-    let mut listed: Vec<_> =
-        SERIES.iter().map(|(series, _)| series.split('{').next().unwrap()).collect();
-    listed.retain(|name| name.starts_with("zmq_echo_"));
-    listed.dedup();
-    assert_eq!(ours, listed.len(), "a family is not in the list: {:?}", scrape.docs.keys());
+    let shown = scrape.docs.into_keys().filter(|name| !name.starts_with("process_"));
+    families.retain(|name| !name.starts_with("process_"));
+    assert_eq!(shown.collect::<BTreeSet<_>>(), families);
     assert!(text.contains(&format!(
         "zmq_echo_build_info{{revision=\"{REVISION}\",version=\"{VERSION}\"}} 1"
     )));
