@@ -309,3 +309,58 @@ async fn turning<T>(health: &Health, future: impl Future<Output = T>) -> T {
 fn payload_bytes(message: &ZmqMessage) -> u64 {
     message.iter().skip(1).map(|frame| frame.len() as u64).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use async_trait::async_trait;
+    use zeromq::{SocketRecv, SocketSend};
+
+    use super::*;
+
+    /// What no real socket can be made to do here: it is lost.
+    struct Lost;
+
+    #[async_trait]
+    impl SocketRecv for Lost {
+        async fn recv(&mut self) -> ZmqResult<ZmqMessage> {
+            Err(ZmqError::NoMessage)
+        }
+    }
+
+    #[async_trait]
+    impl SocketSend for Lost {
+        async fn send(&mut self, _: ZmqMessage) -> ZmqResult<()> {
+            Err(ZmqError::NoMessage)
+        }
+    }
+
+    impl Router for Lost {
+        fn try_recv(&mut self) -> Option<ZmqResult<ZmqMessage>> {
+            None
+        }
+
+        fn connections(&self) -> usize {
+            0
+        }
+
+        async fn stop_listening(&mut self) {}
+
+        async fn close(self, _: Instant) -> u64 {
+            0
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_socket_ends_the_loop_with_an_error() {
+        let (_writer, reader) = UnixStream::pair().unwrap();
+        let second = Duration::from_secs(1);
+        let policy = DrainPolicy { delay: second, quiet: second, timeout: second };
+        let metrics = Metrics::new(&[1.0], crate::metrics::log_records_dropped());
+        let health = Health::new(Instant::now());
+        let termination = TerminationSocket::new(reader);
+        let ended = run(Lost, termination, policy, Ok, &metrics, &health).await;
+        assert!(matches!(ended, Err(LoopError::Receive(_))), "{ended:?}");
+    }
+}

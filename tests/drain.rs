@@ -105,6 +105,45 @@ async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
     assert!(drained["duration"].as_f64().unwrap() >= 1.5, "{drained}");
 }
 
+#[test]
+fn a_flood_that_does_not_end_leaves_requests_unanswered_and_exits_4() {
+    let mut server = Server::start(&["--drain-timeout", "2s"]);
+    let stream = zmtp::connect(server.address(), b"flood");
+    let (mut replies, mut requests) = (stream.try_clone().unwrap(), stream);
+    let reading = std::thread::spawn(move || std::io::copy(&mut replies, &mut std::io::sink()));
+    let writing = std::thread::spawn(move || {
+        let flood = zmtp::frame(b"flood", false).repeat(10_000);
+        while requests.write_all(&flood).is_ok() {}
+    });
+    server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |requests| requests > 0.0);
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait(), 4);
+    let drained = server.wait_for_record("drained");
+    assert_eq!(drained["reason"], "deadline");
+    assert!(drained["undelivered"].as_u64().unwrap() > 0, "{drained}");
+    assert!(drained["answered"].as_u64().unwrap() > 0, "{drained}");
+    writing.join().unwrap();
+    let _ = reading.join().unwrap();
+}
+
+#[test]
+fn requests_that_came_while_the_process_stood_still_are_answered() {
+    let mut server = Server::start(&["--drain-quiet", "1s"]);
+    let mut client = zmtp::connect(server.address(), b"patient");
+    server.signal(Signal::TERM);
+    server.wait_for_record("stopped listening; connected peers are still served");
+    server.signal(Signal::STOP);
+    client.write_all(&zmtp::frame(b"anybody there?", false).repeat(100)).unwrap();
+    // The quiet period has to pass while nothing turns.
+    std::thread::sleep(Duration::from_millis(1500));
+    server.signal(Signal::CONT);
+    for _ in 0..100 {
+        assert_eq!(zmtp::read_frame(&mut client).1, b"anybody there?");
+    }
+    assert_eq!(server.wait(), 0);
+    assert_eq!(server.wait_for_record("drained")["answered"], 100);
+}
+
 #[tokio::test]
 async fn replies_that_a_peer_does_not_read_end_in_exit_4_at_the_deadline() {
     let mut server = Server::start(&["--drain-timeout", "3s", "--drain-quiet", "500ms"]);
