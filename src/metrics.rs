@@ -52,7 +52,7 @@ pub struct Metrics {
     pub sent_bytes: IntCounter,
     /// What the socket counts.
     pub socket: SocketMetrics,
-    /// Requests that the handler refused.
+    /// Requests that the handler refused, or answered with nothing.
     pub rejected: IntCounter,
     /// Replies whose peer had left.
     pub undeliverable_peer_gone: IntCounter,

@@ -256,15 +256,23 @@ where
             }
         };
         let sent = payload_bytes(&reply);
-        if let Err(error) = self.socket.reply(reply).await {
-            self.metrics.undeliverable_peer_gone.inc();
-            self.unreachable += u64::from(self.drain.begun());
-            debug!(identity = %identity.escape_ascii(), %error, "reply not delivered");
-            return;
-        }
-        tally.replied += 1;
-        if !from_probe {
-            tally.sent_bytes += sent;
+        match self.socket.reply(reply).await {
+            Ok(()) => {
+                tally.replied += 1;
+                if !from_probe {
+                    tally.sent_bytes += sent;
+                }
+            }
+            // Not the peer's fault but the handler's: nothing behind the identity.
+            Err(ZmqError::Socket(reason)) => {
+                self.metrics.rejected.inc();
+                debug!(identity = %identity.escape_ascii(), reason, "reply malformed");
+            }
+            Err(error) => {
+                self.metrics.undeliverable_peer_gone.inc();
+                self.unreachable += u64::from(self.drain.begun());
+                debug!(identity = %identity.escape_ascii(), %error, "reply not delivered");
+            }
         }
     }
 

@@ -10,15 +10,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use zeromq::{DealerSocket, Socket, SocketSend, ZmqMessage};
+use zmq_echo::config::ServerConfig;
 use zmq_echo::drain::{DrainPolicy, Ending};
 use zmq_echo::handler::Rejected;
 use zmq_echo::health::{Health, Phase};
 use zmq_echo::metrics::{self, Metrics};
 use zmq_echo::poll_loop::{self, Report};
-use zmq_echo::socket::ZeromqRouter;
+use zmq_echo::router::BoundedRouter;
 use zmq_echo::termination::TerminationSocket;
 
-use crate::support::{DEADLINE, message, receive};
+use crate::support::{DEADLINE, message, receive, wait_until};
 
 struct Loop {
     address: SocketAddr,
@@ -36,11 +37,12 @@ fn start(handle: fn(ZmqMessage) -> Result<ZmqMessage, Rejected>) -> Loop {
     let (termination, socket) = UnixStream::pair().unwrap();
     let drain =
         DrainPolicy { delay: Duration::ZERO, quiet: Duration::from_millis(200), timeout: DEADLINE };
+    let limits = ServerConfig::parse_args(["zmq-echo-server"]).unwrap().limits();
     let (own_metrics, own_health) = (metrics.clone(), Arc::clone(&health));
     let thread = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let router = ZeromqRouter::bind(listener, own_metrics.socket.clone()).await.unwrap();
+            let router = BoundedRouter::bind(listener, limits, own_metrics.socket.clone()).unwrap();
             let termination = TerminationSocket::new(socket);
             poll_loop::run(router, termination, drain, handle, &own_metrics, &own_health)
                 .await
@@ -77,6 +79,21 @@ async fn a_rejected_request_is_counted_and_the_loop_goes_on() {
     running.termination.write_all(b"x").unwrap();
     let report = running.thread.join().unwrap();
     assert_eq!((report.ending, report.owed), (Ending::Quiet, 0));
+}
+
+#[tokio::test]
+async fn a_handler_that_answers_with_nothing_is_counted_and_blames_no_peer() {
+    let mut running = start(|mut request| {
+        request.split_off(1);
+        Ok(request)
+    });
+    let mut dealer = dealer(running.address).await;
+    dealer.send("swallowed".into()).await.unwrap();
+    let metrics = running.metrics.clone();
+    wait_until("the reply is refused", || metrics.rejected.get() == 1);
+    assert_eq!(metrics.undeliverable_peer_gone.get(), 0);
+    running.termination.write_all(b"x").unwrap();
+    assert_eq!(running.thread.join().unwrap().peer_gone, 0);
 }
 
 #[tokio::test]
