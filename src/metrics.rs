@@ -125,7 +125,7 @@ impl LimitMetrics {
             socket_buffer_bytes: gauge(
                 r,
                 "zmq_echo_limit_socket_buffer_bytes",
-                "The kernel's buffer for a connection and direction, as asked for.",
+                "The kernel's buffer for a connection's requests, as asked for.",
             ),
             handshake_seconds: seconds(
                 "zmq_echo_limit_handshake_seconds",

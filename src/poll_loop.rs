@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use tokio::time::{Instant as TokioInstant, sleep_until};
-use tracing::{debug, info, trace};
+use tracing::{Level, debug, enabled, info, trace};
 use zeromq::{ZmqError, ZmqMessage, ZmqResult};
 
 use crate::drain::{Action, Drain, DrainPolicy, Ending};
@@ -237,7 +237,7 @@ where
     }
 
     async fn answer(&mut self, request: ZmqMessage, tally: &mut Tally) {
-        let identity = request.get(0).cloned().unwrap_or_default();
+        let identity = request.get(0).map_or(&[][..], |identity| identity);
         let received = payload_bytes(&request);
         let from_probe = identity.starts_with(PROBE_IDENTITY.as_bytes());
         trace!(identity = %identity.escape_ascii(), frames = request.len() - 1, bytes = received, "request");
@@ -247,11 +247,14 @@ where
             tally.client_requests += 1;
             tally.received_bytes += received;
         }
+        // The handler takes the request; a copy for each only where one may be logged.
+        let identity = enabled!(Level::DEBUG).then(|| request.get(0).cloned()).flatten();
+        let identity = || identity.as_deref().unwrap_or_default().escape_ascii();
         let reply = match (self.handle)(request) {
             Ok(reply) => reply,
             Err(Rejected(reason)) => {
                 self.metrics.rejected.inc();
-                debug!(identity = %identity.escape_ascii(), reason, "request rejected");
+                debug!(identity = %identity(), reason, "request rejected");
                 return;
             }
         };
@@ -266,12 +269,12 @@ where
             // Not the peer's fault but the handler's: nothing behind the identity.
             Err(ZmqError::Socket(reason)) => {
                 self.metrics.rejected.inc();
-                debug!(identity = %identity.escape_ascii(), reason, "reply malformed");
+                debug!(identity = %identity(), reason, "reply malformed");
             }
             Err(error) => {
                 self.metrics.undeliverable_peer_gone.inc();
                 self.unreachable += u64::from(self.drain.begun());
-                debug!(identity = %identity.escape_ascii(), %error, "reply not delivered");
+                debug!(identity = %identity(), %error, "reply not delivered");
             }
         }
     }

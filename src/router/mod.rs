@@ -24,10 +24,11 @@
 //! + 2 * message_bytes + 1 MiB     the message and the reads under way
 //! ```
 //!
-//! and in the kernel `peers * 4 * socket_buffer`: one buffer a direction, which
-//! Linux makes twice as large as it is told. With the defaults that is 70 MiB,
-//! 64 MiB and 17 MiB, beside 6 MiB for the rest of the process. (The 4 KiB are what a peer costs at most without a byte
-//! buffered; it is about 1 KiB.)
+//! and in the kernel `peers * 2.5 * socket_buffer`: one buffer for requests and a
+//! quarter of it for replies, which Linux makes twice as large as it is told. With
+//! the defaults that is 70 MiB, 64 MiB and 17 MiB, beside 6 MiB for the rest of the
+//! process. (The 4 KiB are what a peer costs at most without a byte buffered; it is
+//! about 1 KiB.)
 //!
 //! # What it leaves out
 //!
@@ -73,7 +74,7 @@ pub struct Limits {
     pub stall_timeout: Duration,
     /// The shared pool: what all peers hold together beyond their allowances.
     pub buffer_bytes: usize,
-    /// Each connection's kernel buffer, a direction.
+    /// The kernel's buffer for each connection's requests; replies have a quarter of it.
     pub socket_buffer: usize,
     /// After how much silence a peer is asked whether it is there; zero for never.
     pub heartbeat_interval: Duration,

@@ -130,13 +130,16 @@ impl Peer {
         }
     }
 
-    /// Has the kernel take no more than `bytes` a direction (Linux doubles it), and
-    /// send small replies at once. A connection that is broken already says so when
-    /// it is read.
+    /// Has the kernel hold `bytes` of requests, and a quarter of that of replies, and
+    /// no more (Linux doubles both), and send small replies at once. A connection that
+    /// is broken already says so when it is read.
+    ///
+    /// Room for requests keeps a peer's window open while others have their turns.
+    /// Replies leave as they are written; room for more of them only cools the caches.
     pub fn bound_kernel_buffers(&self, bytes: usize) {
         let socket = SockRef::from(&self.stream);
         let _ = socket.set_recv_buffer_size(bytes);
-        let _ = socket.set_send_buffer_size(bytes);
+        let _ = socket.set_send_buffer_size(bytes / 4);
         let _ = socket.set_tcp_nodelay(true);
     }
 
@@ -211,8 +214,10 @@ impl Peer {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let count = self.out.slices(&mut slices);
             let stream = &mut self.stream;
-            let write = std::future::poll_fn(|cx| {
-                Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count])
+            let write = std::future::poll_fn(|cx| match &slices[..count] {
+                // Nearly always, and the kernel does it faster than a list.
+                [only] => Pin::new(&mut *stream).poll_write(cx, only),
+                slices => Pin::new(&mut *stream).poll_write_vectored(cx, slices),
             });
             match poll_once(&self.waker, write) {
                 Poll::Pending => {

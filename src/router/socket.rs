@@ -106,6 +106,9 @@ struct Batch {
     whole: usize,
     /// The messages and commands taken from it.
     taken: usize,
+    /// The identity that a reply has brought back, for the next message: what is
+    /// passed on need not be counted, which takes longer than all else of a frame.
+    identity: Option<Bytes>,
 }
 
 /// What is due when a peer's alarm comes.
@@ -183,9 +186,12 @@ impl BoundedRouter {
         let peer = self.peers[slot].as_mut().expect("an identity in use has a peer");
         let read_at = current.map_or(peer.read_at, |(_, read_at)| read_at);
         if peer.out.is_empty() {
-            peer.moved_at = Instant::now().min(read_at.max(peer.moved_at));
+            peer.moved_at = read_at.max(peer.moved_at);
         }
         peer.out.push_reply(&frames, read_at);
+        if let Some(batch) = self.batch.as_mut().filter(|_| current.is_some()) {
+            batch.identity = Some(identity);
+        }
         if current.is_none() {
             Waker::from(Arc::clone(&peer.bell)).wake();
         } else if peer.out.len() >= WRITE && !peer.blocked {
@@ -229,7 +235,8 @@ impl BoundedRouter {
             match peer.scan.step(&batch.bytes, &self.message_limits) {
                 Ok(Scanned::Message(end)) => {
                     let mut frames = std::mem::take(&mut self.spare_frames);
-                    frames.push_back(peer.identity.clone());
+                    frames
+                        .push_back(batch.identity.take().unwrap_or_else(|| peer.identity.clone()));
                     wire::split_frames(&batch.bytes, end, &mut frames);
                     batch.bytes.advance(end);
                     if batch.own {
@@ -349,7 +356,7 @@ impl BoundedRouter {
         }
         if !bytes.is_empty() {
             let whole = bytes.len();
-            self.begin_batch(Batch { slot, bytes, own, read_at, whole, taken: 0 });
+            self.begin_batch(Batch { slot, bytes, own, read_at, whole, taken: 0, identity: None });
         }
         Ok(())
     }
