@@ -476,6 +476,23 @@ fn a_full_pool_costs_the_holder_that_has_gone_longest_without_progress() {
 }
 
 #[test]
+fn a_peer_that_has_its_reply_holds_nothing_however_large_it_was() {
+    let echo = Echo::start(Limits { socket_buffer: 4 << 20, ..LIMITS });
+    let mut stream = echo.dealer(0, b"");
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_recv_buffer_size(4 << 20).unwrap();
+    for _ in 0..20 {
+        // The start of the next message must not keep the memory of this one.
+        stream.write_all(&[&frame(0, &[1; 1 << 20]), &b"\x00\x05par"[..]].concat()).unwrap();
+        read(&mut stream, 9 + (1 << 20));
+        eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
+        stream.write_all(b"ts").unwrap();
+        assert_eq!(read(&mut stream, 7), b"\x00\x05parts");
+    }
+    eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
+}
+
+#[test]
 fn peers_over_the_limit_are_closed_at_once_and_others_come_in_when_there_is_room() {
     let echo = Echo::start(Limits { peers: 20, ..LIMITS });
     let mut inside: Vec<TcpStream> = (0..20).map(|_| echo.dealer(0, b"")).collect();
