@@ -274,8 +274,9 @@ impl BoundedRouter {
         let peer = self.peers[slot].as_mut().expect("a batch has a peer");
         peer.adapt(whole - bytes.len(), taken, MESSAGES, READ);
         peer.missing = missing;
-        // Memory of its own moves back; a slice of the scratch is copied.
-        peer.partial = bytes.into();
+        // Memory of its own moves back where most of it is needed still, else it would
+        // be held and charged for, full or not. A slice of the scratch is copied.
+        peer.partial = if bytes.len() < whole / 2 { bytes.to_vec() } else { bytes.into() };
         let flushed = self.flush(slot);
         let peer = self.peers[slot].as_mut().expect("a batch has a peer");
         self.spare = if peer.out.is_empty() {
