@@ -29,13 +29,15 @@ impl Machine {
             .lines()
             .find_map(|line| line.strip_prefix("model name"))
             .map(|rest| rest.trim_start_matches([' ', '\t', ':']));
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let kernel = |name| fs::read_to_string(format!("/proc/sys/{name}")).unwrap_or_default();
+        let release = kernel("kernel/osrelease");
+        let congestion = kernel("net/ipv4/tcp_congestion_control");
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         Self {
             date: date.split('T').next().unwrap_or_default().to_owned(),
             cpu: model.unwrap_or("an unnamed CPU").to_owned(),
             cores: thread::available_parallelism().map_or(1, usize::from),
-            kernel: format!("Linux {}", release.trim()),
+            kernel: format!("Linux {} with TCP {}", release.trim(), congestion.trim()),
             rustc: output("rustc", &["--version"]),
             revision: output(
                 "git",
