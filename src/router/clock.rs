@@ -71,3 +71,35 @@ impl Clock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Waits until the clock's token is on the list.
+    async fn rung(list: &ReadyList) {
+        let mut tokens = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while tokens.is_empty() {
+            assert!(Instant::now() < deadline, "the bell does not ring");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            list.take(&mut tokens);
+        }
+        assert_eq!(tokens, [CLOCK]);
+    }
+
+    #[tokio::test]
+    async fn it_rings_for_an_alarm_that_is_set_after_the_last_one_has_come() {
+        let list = ReadyList::default();
+        let mut clock = Clock::new(&list);
+        for token in 0..3 {
+            let at = Instant::now() + Duration::from_millis(2);
+            clock.set(at, token);
+            rung(&list).await;
+            assert_eq!(clock.due(Instant::now()), Some((at, token)));
+            assert_eq!(clock.due(Instant::now()), None);
+        }
+    }
+}
