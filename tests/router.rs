@@ -186,20 +186,21 @@ fn eventually(condition: impl Fn() -> bool) {
     }
 }
 
-/// Writes until the other side takes no more because replies wait there; how much
-/// it took.
-fn write_until_stuck(echo: &Echo, stream: &mut TcpStream, bytes: &[u8]) -> u64 {
-    let started = Instant::now();
+/// Writes until the other side has taken no more for a while; how much it took.
+///
+/// What it has not taken waits in the kernel's buffers of both sides, and replies may
+/// wait there too: whether any waits in the socket depends on where TCP got stuck.
+fn write_until_stuck(stream: &mut TcpStream, bytes: &[u8]) -> u64 {
     stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-    let (mut written, mut at) = (0, 0);
-    loop {
+    let (mut written, mut at, mut refused) = (0, 0, 0);
+    while refused < 3 {
         match stream.write(&bytes[at..]) {
             Ok(count) => {
                 written += count as u64;
                 at = (at + count) % bytes.len();
+                refused = 0;
             }
-            Err(_) if echo.metrics.socket.buffered_bytes.get() > 0 => break,
-            Err(_) => assert!(started.elapsed() < DEADLINE, "no reply waits"),
+            Err(_) => refused += 1,
         }
     }
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
@@ -291,11 +292,10 @@ fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing_and_holds_up_nob
     let echo = Echo::start(LIMITS);
     let mut slow = echo.dealer(0, b"");
     let request = frame(0, &[9; 100]);
-    let written = write_until_stuck(&echo, &mut slow, &request);
+    let written = write_until_stuck(&mut slow, &request);
     assert!(written < 2 << 20, "{written}");
     let held = echo.metrics.socket.buffered_bytes.get();
     assert!(held < 1 << 20, "{held}");
-    eventually(|| echo.metrics.socket.pending_replies.get() > 0);
     let mut other = echo.dealer(0, b"");
     for _ in 0..100 {
         echoes(&mut other, &request);
@@ -352,7 +352,7 @@ fn a_quiet_peer_that_knows_ping_is_asked_and_closed_when_it_does_not_answer() {
 fn pings_from_one_who_does_not_read_are_bounded() {
     let echo = Echo::start(LIMITS);
     let mut stream = echo.dealer(1, b"");
-    let written = write_until_stuck(&echo, &mut stream, &frame(4, b"\x04PING\0\0").repeat(1000));
+    let written = write_until_stuck(&mut stream, &frame(4, b"\x04PING\0\0").repeat(1000));
     assert!(written < 2 << 20, "{written}");
     assert!(echo.metrics.socket.buffered_bytes.get() < 1 << 20);
 }
@@ -527,7 +527,9 @@ fn close_lets_every_reply_out_and_says_how_many_are_owed() {
     let mut reader = echo.dealer(0, b"");
     let mut stuck = echo.dealer(0, b"");
     let request = frame(0, &[3; 1000]);
-    let written = write_until_stuck(&echo, &mut stuck, &request);
+    // More than the kernel takes of a reply: it waits in the socket.
+    let large = frame(0, &[3; 1 << 20]);
+    let written = write_until_stuck(&mut stuck, &large);
     let requests = request.repeat(100);
     reader.write_all(&requests).unwrap();
     eventually(|| echo.metrics.socket.request_duration.get_sample_count() > 0);
@@ -538,7 +540,8 @@ fn close_lets_every_reply_out_and_says_how_many_are_owed() {
     let pending = echo.metrics.socket.pending_replies.clone();
     eventually(|| pending.get() > 0);
     let owed = echo.close(Duration::from_millis(700));
-    assert!(owed > 0 && owed <= written / request.len() as u64);
+    // The reader's last may be among them.
+    assert!(owed > 0 && owed <= written / large.len() as u64 + 1, "{owed}");
     assert_eq!(owed, pending.get() as u64);
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest).unwrap();
@@ -549,7 +552,8 @@ fn close_lets_every_reply_out_and_says_how_many_are_owed() {
 fn replies_of_a_peer_that_resets_are_counted_as_undeliverable() {
     let echo = Echo::start(LIMITS);
     let mut stuck = echo.dealer(0, b"");
-    write_until_stuck(&echo, &mut stuck, &frame(0, &[3; 1000]));
+    // More than the kernel takes of a reply: it waits in the socket.
+    write_until_stuck(&mut stuck, &frame(0, &[3; 1 << 20]));
     eventually(|| echo.metrics.socket.pending_replies.get() > 0);
     let pending = echo.metrics.socket.pending_replies.get();
     drop(stuck);
