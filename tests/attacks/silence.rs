@@ -82,7 +82,7 @@ fn who_does_not_read_is_closed_at_the_stall_timeout_and_counted() {
     let mut peers = crowd(attacked.address(), 4);
     for (peer, size) in peers.iter_mut().zip([1 << 20, 64 << 10, 1000, 4]) {
         let request = zmtp::frame(&vec![1; size], false);
-        write_until_closed(peer, &request.repeat((1 << 20) / request.len()));
+        write_until_closed(peer, &request.repeat((1usize << 20).div_ceil(request.len())));
     }
     attacked.wait_for_disconnections("stalled", 4);
     assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
