@@ -176,7 +176,8 @@ fn four_thousand_messages_of_a_mebibyte_from_one_who_does_not_read_stay_where_th
     // Each would send without end: it is not read from.
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     let most = taken.iter().map(|taken| taken.bytes).max().unwrap();
-    assert!(most < 16 << 20, "{most} bytes were taken from one peer");
+    assert!(most < 6 << 20, "{most} bytes were taken from one peer");
+    eprintln!("taken from one peer at most: {most} bytes");
     attacked.serves_its_neighbour();
     attacked.rests();
     attacked.is_unharmed();
