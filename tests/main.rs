@@ -1,6 +1,7 @@
 //! Integration tests: real sockets, real processes, real signals. Each is named
 //! after the promise that it keeps.
 
+mod attacks;
 mod config;
 mod drain;
 mod echo;

@@ -162,6 +162,40 @@ impl Server {
         wait_until(&format!("{series} is as expected"), || holds(self.metric(series)));
     }
 
+    /// A line of `/proc/<pid>/status`, in bytes: `VmRSS` is what is resident now,
+    /// `VmHWM` the most that ever was.
+    pub fn memory(&self, line: &str) -> u64 {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(':'));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()).expect("the line");
+        kilobytes.parse::<u64>().expect("a number") << 10
+    }
+
+    /// The CPU time that the process has taken.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = self.proc("stat");
+        // The name of the program, which stands in brackets, may hold anything.
+        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
+        let ticks = |at| fields.split(' ').nth(at).and_then(|field| field.parse::<u64>().ok());
+        let (user, system) = (ticks(11).expect("utime"), ticks(12).expect("stime"));
+        // In hundredths of a second, on every Linux that Rust knows.
+        Duration::from_millis((user + system) * 10)
+    }
+
+    /// The descriptors that the process has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
+    }
+
+    fn proc(&self, file: &str) -> String {
+        let path = format!("/proc/{}/{file}", self.pid());
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
     pub async fn dealer(&self) -> DealerSocket {
         let mut dealer = DealerSocket::new();
         dealer.connect(&self.endpoint).await.expect("the server accepts");
@@ -249,6 +283,10 @@ pub fn message(frames: &[&[u8]]) -> ZmqMessage {
 pub mod zmtp {
     use super::{DEADLINE, Read, SocketAddr, TcpStream, Write};
 
+    /// The server's greeting and READY.
+    pub const SERVER_HELLO: usize = 64 + 2 + 6 + 12 + 4 + 6;
+
+    /// A greeting of ZMTP 3.0.
     pub fn greeting() -> Vec<u8> {
         let mut greeting = vec![0; 64];
         greeting[0] = 0xff;
@@ -256,6 +294,72 @@ pub mod zmtp {
         greeting[10] = 3;
         greeting[12..16].copy_from_slice(b"NULL");
         greeting
+    }
+
+    /// Greeting and READY of a peer of ZMTP 3.`minor`.
+    pub fn hello(minor: u8, socket_type: &str, identity: &[u8]) -> Vec<u8> {
+        let mut hello = greeting();
+        hello[11] = minor;
+        hello.extend(ready(socket_type, identity));
+        hello
+    }
+
+    /// A connection that has sent nothing, with small kernel buffers: as the kernel
+    /// lets them grow, it takes megabytes to be stuck.
+    pub fn stream(address: SocketAddr) -> TcpStream {
+        let stream = TcpStream::connect(address).expect("the kernel accepts");
+        let socket = socket2::SockRef::from(&stream);
+        socket.set_recv_buffer_size(32 << 10).unwrap();
+        socket.set_send_buffer_size(32 << 10).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream
+    }
+
+    /// A DEALER of ZMTP 3.`minor` on such a connection, its handshake done.
+    pub fn dealer(address: SocketAddr, minor: u8, identity: &[u8]) -> TcpStream {
+        let mut stream = stream(address);
+        stream.write_all(&hello(minor, "DEALER", identity)).unwrap();
+        read(&mut stream, SERVER_HELLO);
+        stream
+    }
+
+    pub fn read(stream: &mut impl Read, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        stream.read_exact(&mut bytes).expect("as many bytes in time");
+        bytes
+    }
+
+    #[track_caller]
+    pub fn echoes(stream: &mut TcpStream, bytes: &[u8]) {
+        stream.write_all(bytes).expect("it is read from");
+        assert!(read(stream, bytes.len()) == bytes, "another message came back");
+    }
+
+    /// Reads until the other side has closed; how much came before.
+    #[track_caller]
+    pub fn read_until_closed(stream: &mut TcpStream) -> u64 {
+        let mut bytes = vec![0; 64 << 10];
+        let mut count = 0;
+        loop {
+            match stream.read(&mut bytes) {
+                Ok(0) => return count,
+                Ok(more) => count += more as u64,
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return count,
+                Err(error) => panic!("it is not closed: {error}"),
+            }
+        }
+    }
+
+    /// The header of a frame: its flags, the one for eight bytes included, and the
+    /// size that it announces.
+    pub fn announced(flags: u8, size: u64) -> Vec<u8> {
+        [&[flags | 0x02], &size.to_be_bytes()[..]].concat()
+    }
+
+    pub fn command(body: &[u8]) -> Vec<u8> {
+        [&[0x04, u8::try_from(body.len()).expect("a short command")], body].concat()
     }
 
     pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
@@ -272,11 +376,13 @@ pub mod zmtp {
         command
     }
 
+    /// A frame as the server would send it: eight bytes of size where one will not do.
     pub fn frame(body: &[u8], more: bool) -> Vec<u8> {
-        let mut frame = vec![0x02 | u8::from(more)];
-        frame.extend_from_slice(&(body.len() as u64).to_be_bytes());
-        frame.extend_from_slice(body);
-        frame
+        let header = match u8::try_from(body.len()) {
+            Ok(size) => vec![u8::from(more), size],
+            Err(_) => announced(u8::from(more), body.len() as u64),
+        };
+        [&header, body].concat()
     }
 
     /// Connects as `identity` and shakes hands. What comes next is the caller's.

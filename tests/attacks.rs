@@ -1,0 +1,182 @@
+//! What strangers do to a server, against the real process, each with its price:
+//! memory, CPU, and the latency of a peer that behaves, held against what it was
+//! before in the same run.
+
+mod accepting;
+mod fairness;
+mod memory;
+mod replies;
+mod silence;
+mod together;
+mod wrong_peers;
+
+use std::io::{ErrorKind, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::ops::Deref;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::support::{DEADLINE, PROBE, Server, command, zmtp};
+
+/// The most that may ever be resident at the default flags.
+const MEMORY: u64 = 160 << 20;
+
+/// The neighbour's request: as small as most are.
+const REQUEST: usize = 64;
+
+/// A server and a peer that behaves, which was there before the attack.
+struct Attacked {
+    server: Server,
+    neighbour: TcpStream,
+    baseline: Duration,
+}
+
+impl Deref for Attacked {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+impl Attacked {
+    fn start(args: &[&str]) -> Self {
+        Self::new(Server::start(args))
+    }
+
+    fn new(server: Server) -> Self {
+        raise_open_files();
+        let mut neighbour = zmtp::dealer(server.address(), 0, b"neighbour");
+        median_echo(&mut neighbour, 100);
+        let baseline = median_echo(&mut neighbour, 200);
+        Self { server, neighbour, baseline }
+    }
+
+    fn failures(&self, reason: &str) -> f64 {
+        self.metric(&format!("zmq_echo_handshake_failures_total{{reason=\"{reason}\"}}"))
+    }
+
+    fn disconnections(&self, reason: &str) -> f64 {
+        self.metric(&format!("zmq_echo_disconnections_total{{reason=\"{reason}\"}}"))
+    }
+
+    fn wait_for_failures(&self, reason: &str, count: usize) {
+        let series = format!("zmq_echo_handshake_failures_total{{reason=\"{reason}\"}}");
+        self.wait_for_metric(&series, |value| value == count as f64);
+    }
+
+    fn wait_for_disconnections(&self, reason: &str, count: usize) {
+        let series = format!("zmq_echo_disconnections_total{{reason=\"{reason}\"}}");
+        self.wait_for_metric(&series, |value| value == count as f64);
+    }
+
+    /// While the attack lasts: the neighbour's echo takes a few times of what it
+    /// took before at most. What a busy machine adds is in the constant.
+    #[track_caller]
+    fn serves_its_neighbour(&mut self) {
+        let now = median_echo(&mut self.neighbour, 50);
+        eprintln!("neighbour: {now:?}, before {:?}", self.baseline);
+        let bound = 10 * self.baseline + Duration::from_millis(50);
+        assert!(now <= bound, "an echo takes {now:?}, and took {:?} before", self.baseline);
+    }
+
+    /// While nobody moves: the process rests, within 5 % of a core and what the
+    /// clock's ticks may add.
+    #[track_caller]
+    fn rests(&self) {
+        let (started, before) = (Instant::now(), self.cpu_time());
+        thread::sleep(Duration::from_millis(800));
+        let (spent, passed) = (self.cpu_time() - before, started.elapsed());
+        eprintln!("cpu: {spent:?} in {passed:?}");
+        assert!(spent <= passed / 20 + Duration::from_millis(30), "{spent:?} in {passed:?}");
+    }
+
+    /// At the end: memory has stayed in its bound, the probe says yes, the neighbour
+    /// is still served, and the log tells of the server's own life alone.
+    #[track_caller]
+    fn is_unharmed(&mut self) {
+        self.serves_its_neighbour();
+        let (peak, now) = (self.memory("VmHWM"), self.memory("VmRSS"));
+        eprintln!("memory: {} KiB at most, {} KiB at the end", peak >> 10, now >> 10);
+        assert!(peak < MEMORY, "{peak} bytes were resident");
+        self.passes_its_probe();
+        for line in self.lines() {
+            let own = ["\"listening\"", "\"fewer peers: the open files are limited\""];
+            assert!(own.iter().any(|own| line.contains(own)), "a stranger's doing: {line}");
+        }
+        assert!(self.server.is_running());
+    }
+
+    #[track_caller]
+    fn passes_its_probe(&self) {
+        let output = command(PROBE)
+            .args(["--endpoint", &self.endpoint, "--timeout", "20s"])
+            .output()
+            .expect("the probe runs");
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// Writes `request` over and over to all of `peers`, who read nothing, until none
+    /// of them is read from any more and the server holds a reply for each.
+    fn flood_until_stuck(&self, peers: &mut [TcpStream], request: &[u8]) -> Vec<Taken> {
+        let started = Instant::now();
+        let mut taken = vec![Taken::default(); peers.len()];
+        peers.iter().for_each(|peer| peer.set_nonblocking(true).unwrap());
+        loop {
+            let mut moved = false;
+            for (peer, taken) in peers.iter_mut().zip(&mut taken) {
+                while !taken.closed {
+                    match peer.write(&request[taken.bytes % request.len()..]) {
+                        Ok(count) => taken.bytes += count,
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                        Err(_) => taken.closed = true,
+                    }
+                    moved = true;
+                }
+            }
+            let open = taken.iter().filter(|taken| !taken.closed).count();
+            if !moved && self.metric("zmq_echo_pending_replies") >= open as f64 {
+                break;
+            }
+            assert!(started.elapsed() < DEADLINE, "they are not stuck");
+        }
+        peers.iter().for_each(|peer| peer.set_nonblocking(false).unwrap());
+        taken
+    }
+}
+
+/// What a server has taken from a peer that reads nothing.
+#[derive(Debug, Default, Clone)]
+struct Taken {
+    bytes: usize,
+    closed: bool,
+}
+
+/// `count` peers of ZMTP 3.0, connected.
+fn crowd(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    (0..count).map(|_| zmtp::dealer(address, 0, b"")).collect()
+}
+
+fn median_echo(peer: &mut TcpStream, count: usize) -> Duration {
+    let request = zmtp::frame(&[7; REQUEST], false);
+    let echoes = (0..count).map(|_| {
+        let started = Instant::now();
+        zmtp::echoes(peer, &request);
+        started.elapsed()
+    });
+    quantile(echoes.collect(), 0.5)
+}
+
+fn quantile(mut values: Vec<Duration>, quantile: f64) -> Duration {
+    values.sort_unstable();
+    values[((values.len() - 1) as f64 * quantile).round() as usize]
+}
+
+/// Every peer of an attack costs this process a descriptor.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        .expect("the soft limit may be raised to the hard one");
+}

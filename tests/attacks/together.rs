@@ -1,0 +1,98 @@
+//! Every attack at once, for a few seconds, at the default flags.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use super::{Attacked, crowd};
+use crate::support::zmtp;
+
+const SPAN: Duration = Duration::from_secs(5);
+
+/// What one peer sends, over and over on new connections, and does not wait for.
+fn hit_and_run(address: SocketAddr, bytes: &[u8], reset: bool) {
+    let Ok(mut peer) = TcpStream::connect(address) else { return };
+    if reset {
+        let _ = SockRef::from(&peer).set_linger(Some(Duration::ZERO));
+    }
+    // It may be closed before all is written.
+    let _ = peer.set_write_timeout(Some(Duration::from_millis(100)));
+    let _ = peer.write_all(bytes);
+}
+
+#[test]
+fn all_at_once_it_keeps_its_memory_its_neighbour_and_its_probe() {
+    let mut attacked = Attacked::start(&[]);
+    let address = attacked.address();
+    // Those who stay: silent, half way through a message, and not reading.
+    let silent: Vec<TcpStream> = (0..200).map(|_| zmtp::stream(address)).collect();
+    let mut halves = crowd(address, 100);
+    let half = [zmtp::announced(0, 400 << 10), vec![5; 200 << 10]].concat();
+    for peer in &mut halves {
+        let _ = peer.write_all(&half);
+    }
+    let mut slow = crowd(address, 200);
+    slow.iter().for_each(|peer| peer.set_nonblocking(true).unwrap());
+
+    // Those who come and go.
+    let hello = |bytes: &[u8]| [&zmtp::hello(1, "DEALER", b"same"), bytes].concat();
+    let visits: Vec<(Vec<u8>, bool)> = vec![
+        (hello(&zmtp::frame(b"", true).repeat(5000)), true),
+        (hello(&zmtp::announced(0, u64::MAX)), false),
+        (hello(&zmtp::announced(0, 8 << 20)), true),
+        ([zmtp::greeting(), zmtp::announced(0, 1 << 47)].concat(), false),
+        ([zmtp::greeting(), zmtp::announced(4, 1 << 47)].concat(), true),
+        (hello(&zmtp::frame(&[1; 100 << 10], false).repeat(20)), true),
+        (hello(&zmtp::command(b"\x04PING\0\x01sixteen bytes xx").repeat(1000)), true),
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), true),
+        (hello(b"\xff"), true),
+        (Vec::new(), true),
+    ];
+    let over = Arc::new(AtomicBool::new(false));
+    let visiting = thread::spawn({
+        let over = Arc::clone(&over);
+        move || {
+            for (bytes, reset) in visits.iter().cycle() {
+                if over.load(Ordering::Relaxed) {
+                    return;
+                }
+                hit_and_run(address, bytes, *reset);
+            }
+        }
+    });
+    let flooding = thread::spawn({
+        let over = Arc::clone(&over);
+        let request = zmtp::frame(&[3; 64 << 10], false);
+        move || {
+            let mut at = vec![0; slow.len()];
+            while !over.load(Ordering::Relaxed) {
+                for (peer, at) in slow.iter_mut().zip(&mut at) {
+                    if let Ok(count) = peer.write(&request[*at..]) {
+                        *at = (*at + count) % request.len();
+                    }
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    });
+    let started = Instant::now();
+    while started.elapsed() < SPAN {
+        attacked.serves_its_neighbour();
+        attacked.passes_its_probe();
+        assert_eq!(attacked.get("/livez").0, 200);
+    }
+    attacked.is_unharmed();
+    over.store(true, Ordering::Relaxed);
+    visiting.join().unwrap();
+    flooding.join().unwrap();
+    drop((silent, halves));
+    attacked.wait_for_metric("zmq_echo_peers", |peers| peers == 1.0);
+    attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held == 0.0);
+    attacked.rests();
+    attacked.is_unharmed();
+}

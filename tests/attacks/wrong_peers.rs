@@ -1,0 +1,96 @@
+//! Wrong peers are told apart: closed, counted by reason, and not logged.
+
+use std::io::Write;
+
+use super::Attacked;
+use crate::support::zmtp;
+
+fn mechanism(name: &[u8]) -> Vec<u8> {
+    let mut greeting = zmtp::greeting();
+    greeting[12..32].fill(0);
+    greeting[12..12 + name.len()].copy_from_slice(name);
+    greeting
+}
+
+/// Sends `bytes` to a new connection, which is to end for `reason`.
+#[track_caller]
+fn refused(attacked: &Attacked, bytes: &[u8], reason: &str) {
+    let before = attacked.failures(reason);
+    let mut peer = zmtp::stream(attacked.address());
+    // It may be closed before all is written.
+    let _ = peer.write_all(bytes);
+    zmtp::read_until_closed(&mut peer);
+    attacked.wait_for_failures(reason, before as usize + 1);
+}
+
+#[test]
+fn whoever_is_wrong_before_ready_is_refused_for_its_own_reason() {
+    let mut attacked = Attacked::start(&[]);
+    for greeting in [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice(),
+        // A TLS ClientHello's start.
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        // ZMTP 1.0: a frame with an empty identity.
+        b"\x01\x00",
+        &[0; 64],
+        // The signature's last byte is wrong.
+        b"\xff\0\0\0\0\0\0\0\x01\x7e",
+    ] {
+        refused(&attacked, greeting, "not_zmtp");
+    }
+    // ZMTP 2.0: signature, revision, socket type, an empty identity.
+    refused(&attacked, b"\xff\0\0\0\0\0\0\0\x01\x7f\x01\x05\0\0", "version");
+    refused(&attacked, b"\xff\0\0\0\0\0\0\0\x01\x7f\x02\x00", "version");
+    for name in [b"CURVE".as_slice(), b"PLAIN", b"GSSAPI", b"NULLX", b""] {
+        refused(&attacked, &mechanism(name), "mechanism");
+    }
+    for socket_type in ["PUB", "SUB", "PUSH", "PULL", "REP", "PAIR", "XPUB", "XSUB", "", "dealer"] {
+        refused(&attacked, &zmtp::hello(1, socket_type, b""), "socket_type");
+    }
+    refused(&attacked, &zmtp::hello(1, "DEALER", &[1; 256]), "identity");
+    refused(&attacked, &zmtp::hello(1, "DEALER", &[1; 3000]), "identity");
+    refused(&attacked, &zmtp::hello(1, "DEALER", b"\0made up"), "identity");
+    let greeted = |bytes: &[u8]| [&zmtp::greeting(), bytes].concat();
+    refused(&attacked, &greeted(&zmtp::frame(b"data", false)), "data_before_ready");
+    refused(&attacked, &greeted(&zmtp::command(b"\x05READY\x0bSocket-Type\0\0\xff")), "metadata");
+    refused(&attacked, &greeted(&zmtp::command(b"\x05HELLO")), "command");
+    refused(&attacked, &greeted(&zmtp::command(b"\x04PING\0\0")), "command");
+    refused(&attacked, &greeted(&zmtp::command(b"")), "command");
+    refused(&attacked, &greeted(&zmtp::command(b"\x05ERROR\x04nope")), "peer_error");
+    for flags in [0x08, 0x10, 0x20, 0x40, 0x80, 0x05] {
+        refused(&attacked, &greeted(&[flags]), "reserved_flags");
+    }
+    assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
+    attacked.is_unharmed();
+}
+
+#[test]
+fn whoever_is_wrong_after_ready_is_closed_for_its_own_reason() {
+    let mut attacked = Attacked::start(&[]);
+    for (bytes, reason) in [
+        (vec![0x08], "reserved_flags"),
+        (vec![0x80], "reserved_flags"),
+        (vec![0x05], "reserved_flags"),
+        (zmtp::command(b"\x09SUBSCRIBE"), "command"),
+        (zmtp::command(b"\x05READY"), "command"),
+        (zmtp::command(b"\x04PING\0"), "command"),
+        (zmtp::command(b"\x04PING\0\0seventeen bytes x"), "command"),
+        (zmtp::command(b"\xffPING"), "command"),
+        (zmtp::announced(4, 256), "command"),
+        (zmtp::command(b"\x05ERROR\x04nope"), "peer_error"),
+        (zmtp::announced(0, (8 << 20) + 1), "message_limit"),
+        ([zmtp::frame(b"a", true), zmtp::announced(1, 8 << 20)].concat(), "message_limit"),
+        (zmtp::frame(b"", true).repeat(1025), "frame_limit"),
+    ] {
+        let before = attacked.disconnections(reason);
+        let mut peer = zmtp::dealer(attacked.address(), 1, b"");
+        // What was right before gets its reply.
+        zmtp::echoes(&mut peer, &zmtp::frame(b"right", false));
+        let _ = peer.write_all(&bytes);
+        zmtp::read_until_closed(&mut peer);
+        attacked.wait_for_disconnections(reason, before as usize + 1);
+    }
+    assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
+    attacked.is_unharmed();
+}
