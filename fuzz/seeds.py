@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Writes the first inputs of each target to seeds/: the shapes that take a fuzzer
+long to guess. Run again, it writes the same."""
+
+import pathlib
+import struct
+
+SEEDS = pathlib.Path(__file__).parent / "seeds"
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48)
+
+
+def frame(flags, body):
+    if len(body) < 256:
+        return bytes([flags, len(body)]) + body
+    return bytes([flags | 2]) + struct.pack(">Q", len(body)) + body
+
+
+def ready(socket_type, identity=b""):
+    body = b"\x05READY"
+    for name, value in ((b"Socket-Type", socket_type), (b"Identity", identity)):
+        body += bytes([len(name)]) + name + struct.pack(">I", len(value)) + value
+    return frame(4, body)
+
+
+PING = frame(4, b"\x04PING\x00\x00context")
+PONG = frame(4, b"\x04PONGcontext")
+ERROR = frame(4, b"\x05ERROR\x02no")
+MESSAGES = frame(1, b"") + frame(0, b"hello") + frame(0, bytes(300)) + frame(2, b"long form")
+BROKEN = {
+    "flags": b"\x08",
+    "command": frame(4, b"\x09SUBSCRIBE"),
+    "error": ERROR,
+    "huge": b"\x02" + b"\xff" * 8,
+    "frames": frame(1, b"") * 70,
+    "half": b"\x00\x20half",
+    "pings": frame(1, b"a") + PING * 30 + frame(0, b"b"),
+}
+
+
+def write(target, name, data):
+    folder = SEEDS / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+
+
+# Limits, how many cuts, the cuts, the stream.
+for limits in range(4):
+    write("decoder", f"valid-{limits}", bytes([limits, 2, 0, 6, 40]) + MESSAGES + PING + PONG + MESSAGES)
+for name, end in BROKEN.items():
+    write("decoder", name, b"\x02\x01\x03\xff" + MESSAGES + end)
+
+# Limits and whether the greeting is given, how many cuts, the cuts, the stream.
+for kind in (b"REQ", b"DEALER", b"ROUTER", b"PUB"):
+    name = kind.decode().lower()
+    write("handshake", name, b"\x01\x01\x3f\x05" + GREETING + ready(kind, b"identity") + MESSAGES)
+    write("handshake", f"{name}-greeted", b"\x07\x00\x02" + ready(kind))
+write("handshake", "long-identity", b"\x07\x00\xff" + ready(b"REQ", b"i" * 256))
+write("handshake", "curve", b"\x01\x00\x20" + GREETING.replace(b"NULL", b"CURV"))
+write("handshake", "http", b"\x01\x00\x20GET / HTTP/1.1\r\n\r\n")
+write("handshake", "error-greeted", b"\x07\x00\x20" + ERROR)
+write("handshake", "data-greeted", b"\x07\x00\x20" + MESSAGES)
