@@ -60,3 +60,36 @@ write("handshake", "curve", b"\x01\x00\x20" + GREETING.replace(b"NULL", b"CURV")
 write("handshake", "http", b"\x01\x00\x20GET / HTTP/1.1\r\n\r\n")
 write("handshake", "error-greeted", b"\x07\x00\x20" + ERROR)
 write("handshake", "data-greeted", b"\x07\x00\x20" + MESSAGES)
+
+
+# The socket's limits, one or two peers and how they leave; how each begins; steps.
+def raw(data):
+    return b"".join(bytes([0, len(part)]) + part for part in parts(data))
+
+
+def parts(data):
+    return [data[at : at + 255] for at in range(0, len(data), 255)]
+
+
+SETTLE, SEND, SEND_UNREAD, LEAVE, SECOND = b"\x04", b"\x05", b"\x06", b"\x07\x01", 8
+SMALL, LARGE, LARGEST = b"\x01\x01\x00\x05", b"\x01\x00\xd0", b"\x01\x00\xfa"
+AGAIN = b"\x03\xff"
+DEALER, REQ, GREETED, RAW = b"\x04", b"\x02", b"\x01", b"\x00"
+
+for tight in (0, 1):
+    for way in (0, 2, 3):
+        name = f"{tight}-{way}"
+        start = bytes([tight | way << 2])
+        write("session", f"small-{name}", start + DEALER + SMALL + SETTLE + SMALL + AGAIN + SETTLE + SMALL)
+        write("session", f"large-{name}", start + DEALER + LARGE + SEND + LARGE + LARGEST + SETTLE + SMALL)
+        write("session", f"unread-{name}", start + DEALER + (LARGE + AGAIN + SEND_UNREAD) * 4 + SMALL)
+        write("session", f"flood-{name}", start + DEALER + SMALL + AGAIN + AGAIN + SEND_UNREAD + SEND)
+for name, end in BROKEN.items():
+    write("session", name, b"\x00" + DEALER + SMALL + raw(end) + SEND + SMALL)
+    write("session", f"greeted-{name}", b"\x00" + GREETED + raw(end) + SEND + SMALL)
+write("session", "cut", b"\x00" + RAW + SEND.join(raw(part) for part in parts(GREETING + ready(b"REQ") + MESSAGES)))
+for way in (0, 2, 3):
+    both = bytes([2 | way << 2 | way << 4])
+    write("session", f"two-{way}", both + REQ + DEALER + SMALL + bytes([SECOND | 1, 0, 5]) + SETTLE + bytes([SECOND | 4]) + LEAVE)
+    write("session", f"two-hold-{way}", both + REQ + DEALER + LARGE + raw(b"\x02" + bytes(5) + b"\x07\xff\xff" + b"half") + SEND + bytes([SECOND | 1, 0, 250, SECOND | 6]) + AGAIN)
+write("session", "probe", b"\x00" + RAW)
