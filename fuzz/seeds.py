@@ -49,6 +49,11 @@ for limits in range(4):
     write("decoder", f"valid-{limits}", bytes([limits, 2, 0, 6, 40]) + MESSAGES + PING + PONG + MESSAGES)
 for name, end in BROKEN.items():
     write("decoder", name, b"\x02\x01\x03\xff" + MESSAGES + end)
+# One message at the limit does not count towards the next, and one byte more is too much.
+for choice, limit in ((1, 100), (2, 600)):
+    largest = frame(0, bytes(limit))
+    write("decoder", f"limit-{limit}", bytes([choice, 0, 200]) + largest * 3)
+    write("decoder", f"over-{limit}", bytes([choice, 0, 200]) + largest + frame(0, bytes(limit + 1)))
 
 # Limits and whether the greeting is given, how many cuts, the cuts, the stream.
 for kind in (b"REQ", b"DEALER", b"ROUTER", b"PUB"):
@@ -56,6 +61,10 @@ for kind in (b"REQ", b"DEALER", b"ROUTER", b"PUB"):
     write("handshake", name, b"\x01\x01\x3f\x05" + GREETING + ready(kind, b"identity") + MESSAGES)
     write("handshake", f"{name}-greeted", b"\x07\x00\x02" + ready(kind))
 write("handshake", "long-identity", b"\x07\x00\xff" + ready(b"REQ", b"i" * 256))
+for spare in (20, 21):
+    # The longest READY for the smaller limit, and one byte more.
+    body = ready(b"REQ")[2:] + b"\x01X" + struct.pack(">I", spare) + bytes(spare)
+    write("handshake", f"metadata-{len(body)}", b"\x06\x00\x20" + frame(4, body))
 write("handshake", "curve", b"\x01\x00\x20" + GREETING.replace(b"NULL", b"CURV"))
 write("handshake", "http", b"\x01\x00\x20GET / HTTP/1.1\r\n\r\n")
 write("handshake", "error-greeted", b"\x07\x00\x20" + ERROR)
@@ -92,4 +101,6 @@ for way in (0, 2, 3):
     both = bytes([2 | way << 2 | way << 4])
     write("session", f"two-{way}", both + REQ + DEALER + SMALL + bytes([SECOND | 1, 0, 5]) + SETTLE + bytes([SECOND | 4]) + LEAVE)
     write("session", f"two-hold-{way}", both + REQ + DEALER + LARGE + raw(b"\x02" + bytes(5) + b"\x07\xff\xff" + b"half") + SEND + bytes([SECOND | 1, 0, 250, SECOND | 6]) + AGAIN)
+announced = b"\x02" + bytes(5) + b"\x07\xff\xff"
+write("session", "announced", b"\x00" + DEALER + raw(announced) + (SEND + raw(b"half")) * 4)
 write("session", "probe", b"\x00" + RAW)
