@@ -1,0 +1,105 @@
+//! Any bytes, read in any pieces, end in the same messages and the same end as in
+//! one, those of the model, and no more is held than the limits allow.
+#![no_main]
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use zmq_echo::router::Reason;
+use zmq_echo::router::wire::{self, COMMAND_BYTES, Command, MessageLimits, Scan, Scanned};
+use zmq_echo_fuzz::{End, Story, cuts, story};
+
+/// Small ones are met often, large ones let long sizes through.
+const LIMITS: [MessageLimits; 4] = [
+    MessageLimits { bytes: 1, frames: 1 },
+    MessageLimits { bytes: 100, frames: 3 },
+    MessageLimits { bytes: 600, frames: 64 },
+    MessageLimits { bytes: 1 << 20, frames: 1024 },
+];
+
+fuzz_target!(|input: &[u8]| {
+    let Some((choice, input)) = input.split_first() else { return };
+    let Some((cuts, stream)) = cuts(input) else { return };
+    let limits = &LIMITS[usize::from(choice % 4)];
+    let whole = read(stream, &[stream.len().max(1)], limits);
+    assert_eq!(whole, read(stream, &cuts, limits), "cut at {cuts:?}");
+    assert_eq!(whole, story(stream, limits.bytes, limits.frames));
+
+    for message in &whole.messages {
+        assert!((1..=limits.frames).contains(&message.len()));
+        assert!(message.iter().map(Vec::len).sum::<usize>() <= limits.bytes);
+    }
+    // What is sent as an echo reads as what came.
+    let again = read(&whole.replies, &cuts, limits);
+    assert_eq!((again.messages, again.end), (whole.messages, End::Whole));
+});
+
+/// What a connection makes of `stream`, read in pieces of `cuts` bytes in turn.
+fn read(stream: &[u8], cuts: &[usize], limits: &MessageLimits) -> Story {
+    let mut story =
+        Story { messages: Vec::new(), replies: Vec::new(), end: End::Whole, ttl: false };
+    let mut held = Vec::new();
+    let mut scan = Scan::default();
+    let mut rest = stream;
+    for cut in cuts.iter().cycle() {
+        let (read, left) = rest.split_at((*cut).min(rest.len()));
+        rest = left;
+        held.extend_from_slice(read);
+        if let Err(reason) = scan_held(&mut held, &mut scan, limits, &mut story) {
+            story.end = End::Fault(reason);
+            return story;
+        }
+        if rest.is_empty() {
+            break;
+        }
+    }
+    if !held.is_empty() {
+        story.end = End::Within;
+    }
+    story
+}
+
+fn scan_held(
+    held: &mut Vec<u8>,
+    scan: &mut Scan,
+    limits: &MessageLimits,
+    story: &mut Story,
+) -> Result<(), Reason> {
+    loop {
+        match scan.step(held, limits)? {
+            Scanned::Message(end) => {
+                let mut frames = VecDeque::new();
+                wire::split_frames(&Bytes::copy_from_slice(held), end, &mut frames);
+                held.drain(..end);
+                let last = frames.len() - 1;
+                for (index, frame) in frames.iter().enumerate() {
+                    let flags = wire::message_flags(index < last);
+                    wire::encode_header(&mut story.replies, flags, frame.len());
+                    story.replies.extend_from_slice(frame);
+                }
+                story.messages.push(frames.iter().map(|frame| frame.to_vec()).collect());
+            }
+            Scanned::Command(body) => {
+                match Command::decode(&held[body])? {
+                    Command::Ping { ttl, context } => {
+                        story.ttl |= ttl.is_some();
+                        wire::encode_pong(&mut story.replies, context);
+                    }
+                    Command::Pong => {}
+                    Command::Error => return Err(Reason::PeerError),
+                    Command::Ready(_) => return Err(Reason::Command),
+                }
+                if let Some(end) = scan.between_messages() {
+                    held.drain(..end);
+                }
+            }
+            Scanned::Partial(missing) => {
+                // A message, its headers, and the command that comes within it.
+                let most = limits.bytes + 9 * (limits.frames + 1) + COMMAND_BYTES;
+                assert!(missing > 0 && held.len() + missing <= most);
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,529 @@
+//! Whole sessions over TCP: one or two peers do to the socket what the input says,
+//! beside a neighbour that behaves and must not notice.
+//!
+//! The socket, its listener and the neighbour live from input to input, on one
+//! thread and one runtime with the peers. After each input the socket must be as it
+//! was before it, so that an input shows the same fault alone.
+#![no_main]
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::ErrorKind;
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use libfuzzer_sys::fuzz_target;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use zeromq::SocketRecv;
+use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, log_records_dropped};
+use zmq_echo::router::{ALLOWANCE, BoundedRouter, Limits, Reason};
+use zmq_echo::socket::Router;
+use zmq_echo_fuzz::{End, READY, frame, greeting, hello, ready, story};
+
+/// How long anything may take: on a busy machine far more than it takes.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Its pool holds all that two peers can bring.
+const ROOMY: Limits = Limits {
+    message_bytes: 512 << 10,
+    message_frames: 64,
+    metadata_bytes: 4 << 10,
+    peers: 20,
+    handshake_timeout: DEADLINE,
+    stall_timeout: DEADLINE,
+    buffer_bytes: 4 << 20,
+    socket_buffer: 64 << 10,
+    heartbeat_interval: Duration::ZERO,
+};
+
+/// One large message is too much for its pool.
+const TIGHT: Limits = Limits {
+    message_bytes: 64 << 10,
+    message_frames: 4,
+    metadata_bytes: 64,
+    buffer_bytes: 32 << 10,
+    ..ROOMY
+};
+
+/// The most that one peer sends, so that inputs stay fast.
+const STREAM: usize = 1 << 20;
+
+/// Beyond that an input does not wait for the replies in between, since the model
+/// begins anew each time.
+const SETTLED: usize = 64 << 10;
+
+/// What is surely delivered before a fault: more may be lost in the kernel, where
+/// closing with unread bytes resets the connection.
+const DELIVERED: usize = 16 << 10;
+
+const NEIGHBOUR: &[u8] = b"neighbour";
+
+thread_local! {
+    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+}
+
+fuzz_target!(|input: &[u8]| {
+    WORLD.with_borrow_mut(|world| world.get_or_insert_with(World::new).play(input));
+});
+
+struct World {
+    runtime: Runtime,
+    roomy: Service,
+    tight: Service,
+}
+
+impl World {
+    fn new() -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        // Rust's own start would have the process ignore it, libFuzzer's does not.
+        runtime.block_on(async { drop(signal(SignalKind::pipe()).unwrap()) });
+        let [roomy, tight] = [ROOMY, TIGHT].map(|limits| runtime.block_on(Service::start(limits)));
+        Self { runtime, roomy, tight }
+    }
+
+    fn play(&mut self, input: &[u8]) {
+        let Some((choice, script)) = input.split_first() else { return };
+        let service = if choice & 1 == 0 { &mut self.roomy } else { &mut self.tight };
+        self.runtime.block_on(service.play(choice >> 1, script));
+    }
+}
+
+/// A socket and who talks to it.
+struct Service {
+    limits: Limits,
+    address: SocketAddr,
+    metrics: Metrics,
+    router: BoundedRouter,
+    peers: Vec<Peer>,
+    /// The last of all, but not of `peers`: it is there from the start.
+    neighbour: Peer,
+    /// What the neighbour has said.
+    said: u64,
+}
+
+/// How one connection ended, as the socket counts it: whether it was established,
+/// and the reason.
+type Ended = (bool, Reason);
+
+impl Service {
+    async fn start(limits: Limits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
+        let router = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
+        let mut neighbour = Peer::connect(address);
+        neighbour.write(&greeting(1));
+        neighbour.write(&ready("DEALER", NEIGHBOUR));
+        let mut service =
+            Self { limits, address, metrics, router, peers: Vec::new(), neighbour, said: 0 };
+        service.drive(|service| service.neighbour.received.len() == 64 + READY.len()).await;
+        service.neighbour.forget();
+        service
+    }
+
+    async fn play(&mut self, choice: u8, script: &[u8]) {
+        let before = self.ended();
+        let lost = self.metrics.socket.undeliverable_peer_gone.get();
+        let mut script = Script(script);
+        for _ in 0..=choice & 1 {
+            let mut peer = Peer::connect(self.address);
+            match script.byte() % 8 {
+                0 => {}
+                1 => peer.write(&greeting(1)),
+                2 => peer.write(&[&greeting(0)[..], &ready("REQ", NEIGHBOUR)].concat()),
+                3 => peer.write(&[&greeting(3)[..], &ready("ROUTER", b"me")].concat()),
+                _ => peer.write(&[&greeting(1)[..], &ready("DEALER", b"")].concat()),
+            }
+            self.peers.push(peer);
+        }
+        while !script.0.is_empty() {
+            self.step(&mut script).await;
+        }
+        self.neighbour_is_served().await;
+        for index in 0..self.peers.len() {
+            self.leave(index, choice >> (1 + 2 * index)).await;
+        }
+        self.drive(|service| service.router.connections() == 1).await;
+        self.neighbour_is_served().await;
+
+        let metrics = &self.metrics.socket;
+        assert_eq!(metrics.peers.get(), 1);
+        assert_eq!(metrics.pending_replies.get(), 0);
+        assert_eq!(metrics.buffered_bytes.get(), 0);
+        let ended: Vec<Ended> = difference(&before, &self.ended());
+        let stories: Vec<Told> = self.peers.iter().map(|peer| self.tell(peer)).collect();
+        assert!(explained(&ended, &stories), "{ended:?} for {stories:?}");
+        if stories.iter().all(|told| told.whole) && !ended.contains(&(true, Reason::PoolFull)) {
+            assert_eq!(metrics.undeliverable_peer_gone.get(), lost);
+        }
+        self.peers.clear();
+    }
+
+    /// Does the script's next step.
+    async fn step(&mut self, script: &mut Script<'_>) {
+        let step = script.byte();
+        let index = usize::from(step >> 3) % self.peers.len();
+        let peer = &mut self.peers[index];
+        match step % 8 {
+            0 => {
+                let count = script.byte();
+                peer.write(script.take(usize::from(count)));
+            }
+            1 => {
+                let frames = 1 + script.byte() % 4;
+                let mut message = Vec::new();
+                for number in 1..=frames {
+                    let size = match script.byte() {
+                        small @ 0..200 => usize::from(small),
+                        large => (usize::from(large) - 199) * 10_000,
+                    };
+                    let body: Vec<u8> = (0..size).map(|at| at as u8 ^ frames).collect();
+                    frame(&mut message, u8::from(number < frames), &body);
+                }
+                peer.write(&message);
+            }
+            2 => {
+                let context = script.take(usize::from(step >> 4));
+                let mut ping = Vec::new();
+                frame(&mut ping, 4, &[b"\x04PING\0\0", context].concat());
+                peer.write(&ping);
+            }
+            3 => {
+                let last = peer.stream[peer.last_write..].to_vec();
+                let most = if last.len() < 1 << 10 { SETTLED } else { STREAM };
+                let times = usize::from(script.byte()).min(most / last.len().max(1));
+                peer.write(&last.repeat(times));
+            }
+            4 => {
+                self.settle(index).await;
+                self.neighbour_is_served().await;
+            }
+            5 => self.pump(index, true).await,
+            6 => self.pump(index, false).await,
+            _ => {
+                let abort = script.byte().is_multiple_of(16);
+                peer.half_close |= !abort;
+                peer.abort |= abort;
+                self.pump(index, true).await;
+            }
+        }
+    }
+
+    /// Sends what the peer has to send, and waits for all replies to it.
+    async fn settle(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        if peer.stream.len() > SETTLED || peer.abort {
+            return self.pump(index, true).await;
+        }
+        peer.let_go = peer.stream.len();
+        peer.reads = true;
+        let expected = self.tell(&self.peers[index]).least;
+        self.drive(|service| {
+            let peer = &service.peers[index];
+            peer.ended || peer.received.len() >= expected
+        })
+        .await;
+    }
+
+    /// Sends what the peer has to send, as far as a few turns take it.
+    async fn pump(&mut self, index: usize, reads: bool) {
+        let peer = &mut self.peers[index];
+        peer.let_go = peer.stream.len();
+        peer.reads = reads;
+        peer.read_always &= reads;
+        let mut turns = 0;
+        poll_fn(|cx| {
+            self.turn(cx);
+            turns += 1;
+            if turns == 4 {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The peer goes, in one of four ways.
+    async fn leave(&mut self, index: usize, way: u8) {
+        match way % 4 {
+            // As most do: with all replies read.
+            0 | 1 => {
+                let peer = &mut self.peers[index];
+                peer.half_close = true;
+            }
+            // With all replies read, but at once.
+            2 => {
+                self.settle(index).await;
+                self.peers[index].abort = true;
+            }
+            // In the middle.
+            _ => self.peers[index].abort = true,
+        }
+        let peer = &mut self.peers[index];
+        peer.let_go = peer.stream.len();
+        peer.reads = true;
+        self.drive(|service| service.peers[index].ended).await;
+    }
+
+    async fn neighbour_is_served(&mut self) {
+        self.said += 1;
+        let mut message = Vec::new();
+        frame(&mut message, 1, &self.said.to_be_bytes());
+        frame(&mut message, 0, NEIGHBOUR);
+        self.neighbour.write(&message);
+        self.neighbour.let_go = message.len();
+        self.drive(|service| service.neighbour.received.len() >= message.len()).await;
+        assert!(!self.neighbour.ended);
+        assert_eq!(self.neighbour.received, message);
+        self.neighbour.forget();
+    }
+
+    async fn drive(&mut self, mut until: impl FnMut(&Self) -> bool) {
+        let work = poll_fn(|cx| {
+            self.turn(cx);
+            if until(self) { Poll::Ready(()) } else { Poll::Pending }
+        });
+        tokio::time::timeout(DEADLINE, work).await.expect("what is due comes");
+    }
+
+    /// Everyone's turn: the socket's, with a handler that echoes, and the peers'.
+    fn turn(&mut self, cx: &mut Context<'_>) {
+        for peer in self.peers.iter_mut().chain([&mut self.neighbour]) {
+            peer.turn(cx);
+        }
+        loop {
+            let received = pin!(self.router.recv()).poll(cx);
+            let Poll::Ready(request) = received else { break };
+            let mut next = Some(request);
+            while let Some(request) = next {
+                self.router.queue(request.unwrap()).expect("who asked is there");
+                next = self.router.try_recv();
+            }
+        }
+        // The gauges tell how it was when the socket had to wait: now.
+        self.holds_little();
+    }
+
+    fn holds_little(&self) {
+        let buffered = self.metrics.socket.buffered_bytes.get() as usize;
+        let open = self.router.connections();
+        assert!(buffered <= open * ALLOWANCE + self.limits.buffer_bytes, "{buffered}");
+        // What was only announced reserves nothing. A reply of no byte takes two in
+        // each direction, and eight to count it.
+        let sent: usize = self.peers.iter().map(|peer| peer.sent).sum();
+        assert!(buffered <= 8 * sent + open * (16 << 10), "{buffered} for {sent}");
+    }
+
+    /// How often connections have ended in each way.
+    fn ended(&self) -> Vec<(Ended, u64)> {
+        let metrics = &self.metrics.socket;
+        let count = |family: &prometheus::IntCounterVec, reason: Reason| {
+            family.get_metric_with_label_values(&[reason.as_str()]).map_or(0, |count| count.get())
+        };
+        let failed = Reason::ALL.iter().filter(|reason| reason.before_ready());
+        let left = Reason::ALL.iter().filter(|reason| reason.after_ready());
+        failed
+            .map(|reason| ((false, *reason), count(&metrics.failures, *reason)))
+            .chain(left.map(|reason| ((true, *reason), count(&metrics.disconnections, *reason))))
+            .collect()
+    }
+
+    /// What must have come of the peer's stream; what it received is looked at too.
+    fn tell(&self, peer: &Peer) -> Told {
+        let limits = &self.limits;
+        let hello = hello(&peer.stream, limits.metadata_bytes);
+        let mut expected = greeting(1).to_vec();
+        let mut least = expected.len();
+        if hello.greeted {
+            expected.extend_from_slice(READY);
+        }
+        let (end, mut may_end) = match hello.told {
+            // Our READY may not be out yet when the peer's is refused.
+            Err(end @ End::Fault(reason)) => (end, vec![Some((false, reason))]),
+            Err(End::Whole) => (End::Whole, vec![None]),
+            Err(End::Within) => {
+                least = expected.len();
+                (End::Within, vec![Some((false, Reason::Error))])
+            }
+            Ok(announced) => {
+                let rest = &peer.stream[announced.bytes..];
+                let story = story(rest, limits.message_bytes, limits.message_frames);
+                expected.extend_from_slice(&story.replies);
+                least = expected.len();
+                let reason = match story.end {
+                    End::Whole => Reason::Closed,
+                    End::Within => Reason::Error,
+                    End::Fault(reason) => reason,
+                };
+                let mut may_end = vec![Some((true, reason))];
+                if story.ttl {
+                    may_end.push(Some((true, Reason::Vanished)));
+                }
+                (story.end, may_end)
+            }
+        };
+        // Judged by `play` at the end alone; in between more is to come.
+        let fault = matches!(end, End::Fault(_));
+        let certain = !fault || (peer.read_always && least <= DELIVERED);
+        if self.limits == TIGHT {
+            may_end.push(Some((true, Reason::PoolFull)));
+        }
+        if peer.abort {
+            // Its reset may overtake what it sent.
+            may_end.push(None);
+            may_end.extend([false, true].map(|established| Some((established, Reason::Error))));
+            may_end.push(Some((true, Reason::Closed)));
+        }
+        assert!(
+            expected.starts_with(&peer.received),
+            "{} of {} bytes differ",
+            peer.received.len(),
+            expected.len()
+        );
+        let all = peer.received.len() >= least;
+        // All that may have kept replies from it counts as another end.
+        let whole = all && !peer.abort;
+        if !all && certain && !peer.abort && peer.ended {
+            may_end.retain(|end| matches!(end, Some((_, Reason::PoolFull | Reason::Vanished))));
+        }
+        Told { least, whole, may_end }
+    }
+}
+
+/// What may have come of a peer.
+#[derive(Debug)]
+struct Told {
+    /// How many bytes are due to it at least.
+    least: usize,
+    /// Whether it has them and has stayed to the end.
+    whole: bool,
+    /// How its connection may be counted; `None` for not at all.
+    may_end: Vec<Option<Ended>>,
+}
+
+/// The ends that were counted between two looks.
+fn difference(before: &[(Ended, u64)], after: &[(Ended, u64)]) -> Vec<Ended> {
+    let counts = before.iter().zip(after).map(|((end, before), (_, after))| (*end, after - before));
+    counts.flat_map(|(end, count)| (0..count).map(move |_| end)).collect()
+}
+
+/// Whether each end was one peer's, and each peer had one.
+fn explained(ended: &[Ended], told: &[Told]) -> bool {
+    let Some((first, rest)) = told.split_first() else { return ended.is_empty() };
+    first.may_end.iter().any(|end| match end {
+        None => explained(ended, rest),
+        Some(end) => ended
+            .iter()
+            .position(|other| other == end)
+            .is_some_and(|at| explained(&[&ended[..at], &ended[at + 1..]].concat(), rest)),
+    })
+}
+
+/// The socket's other side.
+struct Peer {
+    socket: Option<TcpStream>,
+    /// All that it has to send, how much of that may go, and how much has gone.
+    stream: Vec<u8>,
+    let_go: usize,
+    sent: usize,
+    /// Where the last write to `stream` began.
+    last_write: usize,
+    received: Vec<u8>,
+    reads: bool,
+    read_always: bool,
+    /// Whether to close its side when all is sent, or the connection at once.
+    half_close: bool,
+    abort: bool,
+    /// Whether the other side has closed.
+    ended: bool,
+}
+
+impl Peer {
+    fn connect(address: SocketAddr) -> Self {
+        let socket = std::net::TcpStream::connect(address).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.set_nodelay(true).unwrap();
+        SockRef::from(&socket).set_recv_buffer_size(64 << 10).unwrap();
+        Self {
+            socket: Some(TcpStream::from_std(socket).unwrap()),
+            stream: Vec::new(),
+            let_go: usize::MAX,
+            sent: 0,
+            last_write: 0,
+            received: Vec::new(),
+            reads: true,
+            read_always: true,
+            half_close: false,
+            abort: false,
+            ended: false,
+        }
+    }
+
+    /// Adds to what it has to send. Nothing follows an end.
+    fn write(&mut self, bytes: &[u8]) {
+        if self.half_close || self.abort || self.stream.len() + bytes.len() > STREAM {
+            return;
+        }
+        self.last_write = self.stream.len();
+        self.stream.extend_from_slice(bytes);
+    }
+
+    fn forget(&mut self) {
+        self.stream.clear();
+        self.received.clear();
+        self.sent = 0;
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) {
+        let Some(socket) = &self.socket else { return };
+        let let_go = self.let_go.min(self.stream.len());
+        while self.sent < let_go && socket.poll_write_ready(cx).is_ready() {
+            match socket.try_write(&self.stream[self.sent..let_go]) {
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                // The other side has closed: it reads no more, we read what is left.
+                Err(_) => break,
+            }
+        }
+        if self.half_close && self.sent == self.stream.len() {
+            // A second time is an error, and so it is on a closed connection.
+            let _ = SockRef::from(socket).shutdown(Shutdown::Write);
+        }
+        while self.reads && !self.ended && socket.poll_read_ready(cx).is_ready() {
+            let mut bytes = [0; 16 << 10];
+            match socket.try_read(&mut bytes) {
+                Ok(0) => self.ended = true,
+                Ok(count) => self.received.extend_from_slice(&bytes[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => self.ended = true,
+            }
+        }
+        if self.abort || self.ended {
+            // A reset, which leaves no port waiting for its time.
+            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+            self.socket = None;
+            self.ended = true;
+        }
+    }
+}
+
+/// What is left of the input. Past its end there are zeros.
+struct Script<'a>(&'a [u8]);
+
+impl<'a> Script<'a> {
+    fn take(&mut self, count: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(count.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.take(1).first().copied().unwrap_or_default()
+    }
+}

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Writes the first inputs of each target to seeds/: the shapes that take a fuzzer
+long to guess. Run again, it writes the same."""
+
+import pathlib
+import struct
+
+SEEDS = pathlib.Path(__file__).parent / "seeds"
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48)
+
+
+def frame(flags, body):
+    if len(body) < 256:
+        return bytes([flags, len(body)]) + body
+    return bytes([flags | 2]) + struct.pack(">Q", len(body)) + body
+
+
+def ready(socket_type, identity=b""):
+    body = b"\x05READY"
+    for name, value in ((b"Socket-Type", socket_type), (b"Identity", identity)):
+        body += bytes([len(name)]) + name + struct.pack(">I", len(value)) + value
+    return frame(4, body)
+
+
+PING = frame(4, b"\x04PING\x00\x00context")
+PONG = frame(4, b"\x04PONGcontext")
+ERROR = frame(4, b"\x05ERROR\x02no")
+MESSAGES = frame(1, b"") + frame(0, b"hello") + frame(0, bytes(300)) + frame(2, b"long form")
+BROKEN = {
+    "flags": b"\x08",
+    "command": frame(4, b"\x09SUBSCRIBE"),
+    "error": ERROR,
+    "huge": b"\x02" + b"\xff" * 8,
+    "frames": frame(1, b"") * 70,
+    "half": b"\x00\x20half",
+    "pings": frame(1, b"a") + PING * 30 + frame(0, b"b"),
+}
+
+
+def write(target, name, data):
+    folder = SEEDS / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+
+
+# Limits, how many cuts, the cuts, the stream.
+for limits in range(4):
+    write("decoder", f"valid-{limits}", bytes([limits, 2, 0, 6, 40]) + MESSAGES + PING + PONG + MESSAGES)
+for name, end in BROKEN.items():
+    write("decoder", name, b"\x02\x01\x03\xff" + MESSAGES + end)
+# One message at the limit does not count towards the next, and one byte more is too much.
+for choice, limit in ((1, 100), (2, 600)):
+    largest = frame(0, bytes(limit))
+    write("decoder", f"limit-{limit}", bytes([choice, 0, 200]) + largest * 3)
+    write("decoder", f"over-{limit}", bytes([choice, 0, 200]) + largest + frame(0, bytes(limit + 1)))
+
+# Limits and whether the greeting is given, how many cuts, the cuts, the stream.
+for kind in (b"REQ", b"DEALER", b"ROUTER", b"PUB"):
+    name = kind.decode().lower()
+    write("handshake", name, b"\x01\x01\x3f\x05" + GREETING + ready(kind, b"identity") + MESSAGES)
+    write("handshake", f"{name}-greeted", b"\x07\x00\x02" + ready(kind))
+write("handshake", "long-identity", b"\x07\x00\xff" + ready(b"REQ", b"i" * 256))
+for spare in (20, 21):
+    # The longest READY for the smaller limit, and one byte more.
+    body = ready(b"REQ")[2:] + b"\x01X" + struct.pack(">I", spare) + bytes(spare)
+    write("handshake", f"metadata-{len(body)}", b"\x06\x00\x20" + frame(4, body))
+write("handshake", "curve", b"\x01\x00\x20" + GREETING.replace(b"NULL", b"CURV"))
+write("handshake", "http", b"\x01\x00\x20GET / HTTP/1.1\r\n\r\n")
+write("handshake", "error-greeted", b"\x07\x00\x20" + ERROR)
+write("handshake", "data-greeted", b"\x07\x00\x20" + MESSAGES)
+
+
+# The socket's limits, one or two peers and how they leave; how each begins; steps.
+def raw(data):
+    return b"".join(bytes([0, len(part)]) + part for part in parts(data))
+
+
+def parts(data):
+    return [data[at : at + 255] for at in range(0, len(data), 255)]
+
+
+SETTLE, SEND, SEND_UNREAD, LEAVE, SECOND = b"\x04", b"\x05", b"\x06", b"\x07\x01", 8
+SMALL, LARGE, LARGEST = b"\x01\x01\x00\x05", b"\x01\x00\xd0", b"\x01\x00\xfa"
+AGAIN = b"\x03\xff"
+DEALER, REQ, GREETED, RAW = b"\x04", b"\x02", b"\x01", b"\x00"
+
+for tight in (0, 1):
+    for way in (0, 2, 3):
+        name = f"{tight}-{way}"
+        start = bytes([tight | way << 2])
+        write("session", f"small-{name}", start + DEALER + SMALL + SETTLE + SMALL + AGAIN + SETTLE + SMALL)
+        write("session", f"large-{name}", start + DEALER + LARGE + SEND + LARGE + LARGEST + SETTLE + SMALL)
+        write("session", f"unread-{name}", start + DEALER + (LARGE + AGAIN + SEND_UNREAD) * 4 + SMALL)
+        write("session", f"flood-{name}", start + DEALER + SMALL + AGAIN + AGAIN + SEND_UNREAD + SEND)
+for name, end in BROKEN.items():
+    write("session", name, b"\x00" + DEALER + SMALL + raw(end) + SEND + SMALL)
+    write("session", f"greeted-{name}", b"\x00" + GREETED + raw(end) + SEND + SMALL)
+write("session", "cut", b"\x00" + RAW + SEND.join(raw(part) for part in parts(GREETING + ready(b"REQ") + MESSAGES)))
+for way in (0, 2, 3):
+    both = bytes([2 | way << 2 | way << 4])
+    write("session", f"two-{way}", both + REQ + DEALER + SMALL + bytes([SECOND | 1, 0, 5]) + SETTLE + bytes([SECOND | 4]) + LEAVE)
+    write("session", f"two-hold-{way}", both + REQ + DEALER + LARGE + raw(b"\x02" + bytes(5) + b"\x07\xff\xff" + b"half") + SEND + bytes([SECOND | 1, 0, 250, SECOND | 6]) + AGAIN)
+announced = b"\x02" + bytes(5) + b"\x07\xff\xff"
+write("session", "announced", b"\x00" + DEALER + raw(announced) + (SEND + raw(b"half")) * 4)
+write("session", "probe", b"\x00" + RAW)

@@ -1,0 +1,271 @@
+//! What the targets hold the socket against: ZMTP as this server speaks it, written
+//! a second time, plainly, for a stream that is here as a whole.
+//!
+//! It shares no code with the socket but the names of the reasons.
+
+use zmq_echo::router::Reason;
+
+/// The longest body of a command between messages.
+const COMMAND_BYTES: u64 = 255;
+
+/// The longest context of a PING (RFC 37).
+const CONTEXT_BYTES: usize = 16;
+
+/// The server's READY.
+pub const READY: &[u8] = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER";
+
+/// How a stream of bytes ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With a whole message or command, or without a byte.
+    Whole,
+    /// Within one.
+    Within,
+    /// With a fault.
+    Fault(Reason),
+}
+
+/// What a peer's greeting and READY come to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Whether the greeting is whole and right: the server sends its READY then.
+    pub greeted: bool,
+    /// What was announced, and how many bytes the handshake takes, or how it ends.
+    pub told: Result<Announced, End>,
+}
+
+/// What a whole handshake tells of the peer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// How many bytes the handshake takes.
+    pub bytes: usize,
+    /// Whether the peer speaks ZMTP 3.1.
+    pub knows_ping: bool,
+    /// Empty if none.
+    pub identity: Vec<u8>,
+}
+
+/// What the frames behind the handshake come to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Story {
+    /// The messages, frame by frame.
+    pub messages: Vec<Vec<Vec<u8>>>,
+    /// What an echo sends: each message as it came, in the shortest headers, and a PONG
+    /// for each PING.
+    pub replies: Vec<u8>,
+    /// How the stream ends.
+    pub end: End,
+    /// Whether a PING set a TTL: the peer may then be given up for its silence.
+    pub ttl: bool,
+}
+
+/// The greeting of a client that speaks ZMTP 3.`minor`.
+pub fn greeting(minor: u8) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    (bytes[0], bytes[9], bytes[10], bytes[11]) = (0xff, 0x7f, 3, minor);
+    bytes[12..16].copy_from_slice(b"NULL");
+    bytes
+}
+
+/// The READY of a client.
+pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
+    let mut body = b"\x05READY".to_vec();
+    for (name, value) in [("Socket-Type", socket_type.as_bytes()), ("Identity", identity)] {
+        body.push(name.len() as u8);
+        body.extend_from_slice(name.as_bytes());
+        body.extend_from_slice(&(value.len() as u32).to_be_bytes());
+        body.extend_from_slice(value);
+    }
+    let mut bytes = Vec::new();
+    frame(&mut bytes, 4, &body);
+    bytes
+}
+
+/// Appends a frame in its shortest form.
+pub fn frame(out: &mut Vec<u8>, flags: u8, body: &[u8]) {
+    match u8::try_from(body.len()) {
+        Ok(size) => out.extend_from_slice(&[flags, size]),
+        Err(_) => {
+            out.push(flags | 2);
+            out.extend_from_slice(&(body.len() as u64).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(body);
+}
+
+/// What the start of a connection comes to.
+pub fn hello(stream: &[u8], metadata_bytes: usize) -> Hello {
+    let ends = |greeted, end| Hello { greeted, told: Err(end) };
+    for (at, byte) in stream.iter().take(64).enumerate() {
+        let mechanism = b"NULL\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let fault = match at {
+            0 if *byte != 0xff => Reason::NotZmtp,
+            9 if *byte != 0x7f => Reason::NotZmtp,
+            10 if *byte < 3 => Reason::Version,
+            12..32 if *byte != mechanism[at - 12] => Reason::Mechanism,
+            _ => continue,
+        };
+        return ends(false, End::Fault(fault));
+    }
+    if stream.len() < 64 {
+        return ends(false, if stream.is_empty() { End::Whole } else { End::Within });
+    }
+    let knows_ping = stream[10] > 3 || stream[11] > 0;
+    let rest = &stream[64..];
+    let (flags, header, size) = match head(rest) {
+        Ok(Some(head)) => head,
+        Ok(None) => return ends(true, End::Within),
+        Err(reason) => return ends(true, End::Fault(reason)),
+    };
+    if flags & 4 == 0 {
+        return ends(true, End::Fault(Reason::DataBeforeReady));
+    }
+    if size > metadata_bytes as u64 {
+        return ends(true, End::Fault(Reason::Metadata));
+    }
+    let Some(body) = rest.get(header..header + size as usize) else {
+        return ends(true, End::Within);
+    };
+    let told = match announced(body) {
+        Ok(identity) => Ok(Announced { bytes: 64 + header + body.len(), knows_ping, identity }),
+        Err(reason) => Err(End::Fault(reason)),
+    };
+    Hello { greeted: true, told }
+}
+
+/// The identity that a READY announces.
+fn announced(body: &[u8]) -> Result<Vec<u8>, Reason> {
+    let mut cursor = Cursor(body);
+    let name = cursor.short().ok_or(Reason::Command)?;
+    match name {
+        b"READY" => {}
+        b"ERROR" => return Err(Reason::PeerError),
+        _ => return Err(Reason::Command),
+    }
+    let (mut socket_type, mut identity): (&[u8], &[u8]) = (b"", b"");
+    while !cursor.0.is_empty() {
+        let name = cursor.short().ok_or(Reason::Metadata)?;
+        let size = cursor.take(4).ok_or(Reason::Metadata)?;
+        let size = size.iter().fold(0, |size, byte| size << 8 | usize::from(*byte));
+        let value = cursor.take(size).ok_or(Reason::Metadata)?;
+        match name.to_ascii_lowercase().as_slice() {
+            b"socket-type" => socket_type = value,
+            b"identity" => identity = value,
+            _ => {}
+        }
+    }
+    if !matches!(socket_type, b"REQ" | b"DEALER" | b"ROUTER") {
+        return Err(Reason::SocketType);
+    }
+    if identity.len() > 255 || identity.starts_with(&[0]) {
+        return Err(Reason::Identity);
+    }
+    Ok(identity.to_vec())
+}
+
+/// What `stream` comes to behind a handshake.
+pub fn story(stream: &[u8], message_bytes: usize, message_frames: usize) -> Story {
+    let mut story =
+        Story { messages: Vec::new(), replies: Vec::new(), end: End::Whole, ttl: false };
+    let mut rest = stream;
+    let mut frames: Vec<Vec<u8>> = Vec::new();
+    // Of the message that has begun, commands between its frames included.
+    let mut bytes = 0;
+    story.end = loop {
+        if rest.is_empty() {
+            break if frames.is_empty() { End::Whole } else { End::Within };
+        }
+        let (flags, header, size) = match head(rest) {
+            Ok(Some(head)) => head,
+            Ok(None) => break End::Within,
+            Err(reason) => break End::Fault(reason),
+        };
+        let command = flags & 4 != 0;
+        if command && size > COMMAND_BYTES {
+            break End::Fault(Reason::Command);
+        }
+        if !command && size > (message_bytes - bytes) as u64 {
+            break End::Fault(Reason::MessageLimit);
+        }
+        if !command && frames.len() == message_frames {
+            break End::Fault(Reason::FrameLimit);
+        }
+        let Some(body) = rest.get(header..header + size as usize) else { break End::Within };
+        rest = &rest[header + body.len()..];
+        if command {
+            if !frames.is_empty() {
+                bytes += header + body.len();
+                if bytes > message_bytes {
+                    break End::Fault(Reason::MessageLimit);
+                }
+            }
+            if let Err(reason) = obey(body, &mut story) {
+                break End::Fault(reason);
+            }
+            continue;
+        }
+        bytes += body.len();
+        frames.push(body.to_vec());
+        if flags & 1 == 0 {
+            for (index, body) in frames.iter().enumerate() {
+                frame(&mut story.replies, u8::from(index + 1 < frames.len()), body);
+            }
+            story.messages.push(std::mem::take(&mut frames));
+            bytes = 0;
+        }
+    };
+    story
+}
+
+fn obey(body: &[u8], story: &mut Story) -> Result<(), Reason> {
+    let mut cursor = Cursor(body);
+    match cursor.short() {
+        Some(b"PING") => {
+            let ttl = cursor.take(2).ok_or(Reason::Command)?;
+            if cursor.0.len() > CONTEXT_BYTES {
+                return Err(Reason::Command);
+            }
+            story.ttl |= ttl != [0, 0];
+            frame(&mut story.replies, 4, &[b"\x04PONG", cursor.0].concat());
+            Ok(())
+        }
+        Some(b"PONG") => Ok(()),
+        Some(b"ERROR") => Err(Reason::PeerError),
+        _ => Err(Reason::Command),
+    }
+}
+
+/// A frame's flags, and the sizes of its header and of its body.
+fn head(bytes: &[u8]) -> Result<Option<(u8, usize, u64)>, Reason> {
+    let Some(flags) = bytes.first() else { return Ok(None) };
+    if !matches!(flags, 0 | 1 | 2 | 3 | 4 | 6) {
+        return Err(Reason::ReservedFlags);
+    }
+    let digits = if flags & 2 == 0 { 1 } else { 8 };
+    let Some(size) = bytes.get(1..1 + digits) else { return Ok(None) };
+    let size = size.iter().fold(0, |size, byte| size << 8 | u64::from(*byte));
+    Ok(Some((*flags, 1 + digits, size)))
+}
+
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn short(&mut self) -> Option<&'a [u8]> {
+        let size = self.take(1)?[0];
+        self.take(usize::from(size))
+    }
+}
+
+/// The pieces of an input that begins with a number of cuts and the cuts: how many
+/// bytes each read brings, in turn. The rest is what is read.
+pub fn cuts(input: &[u8]) -> Option<(Vec<usize>, &[u8])> {
+    let (count, rest) = input.split_first()?;
+    let (cuts, rest) = rest.split_at_checked(1 + usize::from(count % 8))?;
+    Some((cuts.iter().map(|cut| 1 + usize::from(*cut)).collect(), rest))
+}
