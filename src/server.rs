@@ -12,7 +12,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{info, warn};
 
 use crate::config::ServerConfig;
-use crate::drain::DrainPolicy;
 use crate::endpoint::{BindEndpoint, ConnectEndpoint};
 use crate::exit::Exit;
 use crate::handler;
@@ -22,7 +21,7 @@ use crate::metrics::{Metrics, REVISION, VERSION};
 use crate::poll_loop::{self, LoopError, Report};
 use crate::router::{BoundedRouter, Limits, RESERVED_PEERS};
 use crate::side_port::{self, SidePort};
-use crate::termination::{Termination, TerminationSocket};
+use crate::termination::Termination;
 
 /// The descriptors that are neither a client's nor the side port's: listeners,
 /// signals, runtimes, standard streams, a probe of our own and a few to spare.
@@ -76,13 +75,17 @@ pub fn run(
 
     let metrics = Metrics::new(config.latency_buckets.bounds(), logs.dropped());
     let health = Arc::new(Health::new(Instant::now()));
+    let (limits, side_connections) = fit_to_descriptors(config.limits());
+    metrics.socket.show_limits(&limits);
     let side_port =
         SidePort::new(metrics.clone(), Arc::clone(&health), ConnectEndpoint::to_listener(address));
-    side_port::spawn(http, side_port)?;
+    side_port::spawn(http, side_port, side_connections)?;
 
-    let limits = fit_to_descriptors(config.limits());
-    metrics.socket.show_limits(&limits);
-
+    // Nothing but the loop shares this runtime.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let in_runtime = runtime.enter();
+    let socket = BoundedRouter::bind(listener, limits, metrics.socket.clone())?;
+    drop(in_runtime);
     info!(
         endpoint = %format_args!("tcp://{address}"),
         http = %http_address,
@@ -91,32 +94,18 @@ pub fn run(
         pid = std::process::id(),
         "listening"
     );
-    let report = serve(listener, limits, termination.socket, config.drain(), &metrics, &health)?;
-    let exit = exit_of(&report);
+    let drain = config.drain();
+    let turns =
+        poll_loop::run(socket, termination.socket, drain, handler::handle, &metrics, &health);
+    let exit = exit_of(&runtime.block_on(turns)?);
     outcome.set(exit);
     Ok(exit)
 }
 
-/// The poll loop over the socket, on a runtime that nothing else shares.
-fn serve(
-    listener: std::net::TcpListener,
-    limits: Limits,
-    termination: TerminationSocket,
-    drain: DrainPolicy,
-    metrics: &Metrics,
-    health: &Health,
-) -> Result<Report, ServerError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let socket = BoundedRouter::bind(listener, limits, metrics.socket.clone())?;
-        Ok(poll_loop::run(socket, termination, drain, handler::handle, metrics, health).await?)
-    })
-}
-
-/// Raises the soft limit of open files to the hard one, and lowers the peer limit to
-/// what that allows: the side port must get its descriptors however many clients
-/// there are.
-fn fit_to_descriptors(mut limits: Limits) -> Limits {
+/// Raises the soft limit of open files to the hard one, and lowers the peer limit and
+/// the side port's connections, which is the second, to what that allows: a scrape
+/// must get its descriptors however many clients there are, and clients theirs.
+fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
     let allowed = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: allowed.maximum, ..allowed };
     let files = match setrlimit(Resource::Nofile, raised) {
@@ -125,13 +114,14 @@ fn fit_to_descriptors(mut limits: Limits) -> Limits {
     };
     // No limit is more than there are numbers for descriptors.
     let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
-    let kept = OWN_DESCRIPTORS + side_port::CONNECTIONS.min(files / 4);
+    let side_connections = side_port::CONNECTIONS.min(files / 4).max(1);
+    let kept = OWN_DESCRIPTORS + side_connections;
     let peers = files.saturating_sub(kept).max(RESERVED_PEERS + 1);
     if peers < limits.peers {
         warn!(peers, wanted = limits.peers, files, "fewer peers: the open files are limited");
         limits.peers = peers;
     }
-    limits
+    (limits, side_connections)
 }
 
 /// Replies to peers that had left do not count: nobody waits for them.

@@ -40,7 +40,7 @@ pub const PATHS: [(&str, &str); 5] = [
     ("/readyz", "200 while new clients are welcome, else 503"),
 ];
 
-/// Connections at a time. One more ends the oldest: a client that is served takes
+/// Connections at a time where there are descriptors for them. One more ends the oldest: a client that is served takes
 /// milliseconds, so the oldest is the one that dawdles.
 pub const CONNECTIONS: usize = 256;
 
@@ -75,26 +75,30 @@ pub struct SidePort {
 type Answer = Response<Full<Bytes>>;
 
 /// Starts the thread that serves `side_port` on `listener`, for as long as the
-/// process lives.
+/// process lives, to at most so many `connections` at a time.
 ///
 /// # Errors
 ///
 /// Where there is no thread or no runtime to be had.
-pub fn spawn(listener: std::net::TcpListener, side_port: SidePort) -> io::Result<()> {
+pub fn spawn(
+    listener: std::net::TcpListener,
+    side_port: SidePort,
+    connections: usize,
+) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::Builder::new().name("side-port".to_owned()).spawn(move || {
         runtime.block_on(async {
             let listener = TcpListener::from_std(listener).expect("the runtime takes a listener");
-            accept(listener, Arc::new(side_port)).await;
+            accept(listener, Arc::new(side_port), connections).await;
         });
     })?;
     Ok(())
 }
 
-async fn accept(listener: TcpListener, side_port: Arc<SidePort>) {
+async fn accept(listener: TcpListener, side_port: Arc<SidePort>, most: usize) {
     let mut connections = JoinSet::new();
-    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::with_capacity(CONNECTIONS);
+    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::with_capacity(most);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -106,7 +110,7 @@ async fn accept(listener: TcpListener, side_port: Arc<SidePort>) {
         };
         while connections.try_join_next().is_some() {}
         oldest_first.retain(|connection| !connection.is_finished());
-        if oldest_first.len() == CONNECTIONS
+        if oldest_first.len() >= most
             && let Some(oldest) = oldest_first.pop_front()
         {
             oldest.abort();

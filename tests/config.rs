@@ -118,6 +118,14 @@ fn the_defaults_are_those_of_the_contract() {
 }
 
 #[test]
+fn at_its_defaults_the_server_stays_under_160_mib_by_the_formula() {
+    // What the process takes without a client is measured by the attacks' tests.
+    let idle = 8 << 20;
+    let config = ServerConfig::parse_args(["zmq-echo-server"]).unwrap();
+    assert!(config.limits().most_memory() + idle < 160 << 20, "{}", config.limits().most_memory());
+}
+
+#[test]
 fn auto_is_text_on_a_terminal_and_json_elsewhere() {
     assert!(!LogFormat::Auto.is_json(true));
     assert!(LogFormat::Auto.is_json(false));

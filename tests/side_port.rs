@@ -245,7 +245,7 @@ fn beside_a_stuck_loop(phase: Phase) -> (std::net::TcpListener, SocketAddr) {
     health.enter(phase);
     let metrics = Metrics::new(&[1.0], metrics::log_records_dropped());
     let endpoint = ConnectEndpoint::to_listener(silent.local_addr().unwrap());
-    side_port::spawn(http, SidePort::new(metrics, Arc::new(health), endpoint)).unwrap();
+    side_port::spawn(http, SidePort::new(metrics, Arc::new(health), endpoint), 10).unwrap();
     (silent, address)
 }
 

@@ -16,7 +16,7 @@
 //!
 //! # What it can take
 //!
-//! At most, in bytes, whatever peers do:
+//! At most, in bytes, whatever peers do ([`Limits::most_memory`]):
 //!
 //! ```text
 //! peers * (ALLOWANCE + 4 KiB)     each peer's allowance, and the peer itself
@@ -78,4 +78,18 @@ pub struct Limits {
     pub socket_buffer: usize,
     /// After how much silence a peer is asked whether it is there; zero for never.
     pub heartbeat_interval: Duration,
+}
+
+/// The most that a peer costs without a byte buffered.
+const PEER: usize = 4 << 10;
+
+/// The most that the reads under way take beside their message.
+const READS: usize = 1 << 20;
+
+impl Limits {
+    /// The most memory that a socket of these limits takes, in bytes; the kernel's
+    /// buffers, which are not the process's, aside. It is the formula above.
+    pub fn most_memory(&self) -> usize {
+        self.peers * (ALLOWANCE + PEER) + self.buffer_bytes + 2 * self.message_bytes + READS
+    }
 }
