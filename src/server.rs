@@ -83,9 +83,8 @@ pub fn run(
 
     // Nothing but the loop shares this runtime.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let in_runtime = runtime.enter();
-    let socket = BoundedRouter::bind(listener, limits, metrics.socket.clone())?;
-    drop(in_runtime);
+    let socket = runtime
+        .block_on(async { BoundedRouter::bind(listener, limits, metrics.socket.clone()) })?;
     info!(
         endpoint = %format_args!("tcp://{address}"),
         http = %http_address,

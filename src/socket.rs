@@ -6,6 +6,7 @@
 //! is the server's; the crate's is here to be measured against, and to go back to.
 
 use std::collections::HashSet;
+use std::io;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -78,11 +79,11 @@ impl ZeromqRouter {
     /// # Errors
     ///
     /// What the crate or the kernel says of the listener.
-    pub async fn bind(listener: TcpListener, metrics: SocketMetrics) -> ZmqResult<Self> {
+    pub async fn bind(listener: TcpListener, metrics: SocketMetrics) -> io::Result<Self> {
         let mut socket = RouterSocket::new();
         let (sender, events) = futures_channel::mpsc::channel(EVENTS);
         *socket.backend().monitor().lock() = Some(sender);
-        socket.bind_listener(listener).await?;
+        socket.bind_listener(listener).await.map_err(io::Error::other)?;
         let peers = HashSet::new();
         Ok(Self { socket, events, peers, metrics, received_at: Instant::now() })
     }
