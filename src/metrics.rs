@@ -54,8 +54,6 @@ pub struct Metrics {
     pub socket: SocketMetrics,
     /// Requests that the handler refused, or answered with nothing.
     pub rejected: IntCounter,
-    /// Replies whose peer had left.
-    pub undeliverable_peer_gone: IntCounter,
     /// Replies owed to connected peers when the drain's deadline passed.
     pub undeliverable_deadline: IntCounter,
     /// 1 from the signal on.
@@ -254,7 +252,6 @@ impl Metrics {
                 limits: LimitMetrics::new(r),
             },
             rejected: counter(r, "zmq_echo_rejected_total", "Requests that the handler refused."),
-            undeliverable_peer_gone: undeliverable.with_label_values(&["peer_gone"]),
             undeliverable_deadline: undeliverable.with_label_values(&["deadline"]),
             draining: gauge(r, "zmq_echo_draining", "1 while the server drains, else 0."),
             registry: registry.clone(),

@@ -177,7 +177,7 @@ where
 
     fn begin_drain(&mut self, signal: Signal) {
         self.drain.begin(signal.at);
-        self.gone_before = self.metrics.undeliverable_peer_gone.get();
+        self.gone_before = self.metrics.socket.undeliverable_peer_gone.get();
         self.health.enter(Phase::Draining);
         self.metrics.draining.set(1);
         info!(signal = signal.name, peers = self.metrics.socket.peers.get(), "draining");
@@ -272,7 +272,7 @@ where
                 debug!(identity = %identity(), reason, "reply malformed");
             }
             Err(error) => {
-                self.metrics.undeliverable_peer_gone.inc();
+                self.metrics.socket.undeliverable_peer_gone.inc();
                 self.unreachable += u64::from(self.drain.begun());
                 debug!(identity = %identity(), %error, "reply not delivered");
             }
@@ -287,11 +287,12 @@ where
         // They are counted as far as a batch goes, behind which there may be more.
         let unanswered = (0..BATCH).map_while(|_| socket.try_recv()).count() as u64;
         let deadline = drain.close_by(Instant::now());
-        let owed = unanswered + turning(health, socket.close(deadline)).await;
+        let unsent = turning(health, socket.close(deadline)).await;
+        let owed = unanswered + unsent;
         metrics.undeliverable_deadline.inc_by(owed);
-        let peer_gone = metrics.undeliverable_peer_gone.get() - gone_before;
+        let peer_gone = metrics.socket.undeliverable_peer_gone.get() - gone_before;
         // What the socket took may be lost with its peer, or still lie there.
-        let answered = replied.saturating_sub(peer_gone - unreachable + owed);
+        let answered = replied.saturating_sub(peer_gone - unreachable + unsent);
         let duration = drain.elapsed(Instant::now());
         info!(
             reason = ending.as_str(),

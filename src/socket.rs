@@ -38,7 +38,7 @@ pub trait Router: SocketRecv + SocketSend {
     }
 
     /// How many connections are open that may still bring a message, those in
-    /// the handshake included. Asked only after [`Router::stop_listening`].
+    /// the handshake included. Before [`Router::stop_listening`] it may be one too many.
     fn connections(&self) -> usize;
 
     /// Stops accepting. Connected peers stay connected and are served.

@@ -91,7 +91,7 @@ fn a_handler_that_answers_with_nothing_is_counted_and_blames_no_peer() {
     client.write_all(&zmtp::frame(b"swallowed", false)).unwrap();
     let metrics = running.metrics.clone();
     wait_until("the reply is refused", || metrics.rejected.get() == 1);
-    assert_eq!(metrics.undeliverable_peer_gone.get(), 0);
+    assert_eq!(metrics.socket.undeliverable_peer_gone.get(), 0);
     running.termination.write_all(b"x").unwrap();
     assert_eq!(running.thread.join().unwrap().peer_gone, 0);
 }
