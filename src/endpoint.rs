@@ -27,7 +27,7 @@ enum BindHost {
 }
 
 /// Where a client connects: `tcp://HOST:PORT`, the host a name or an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectEndpoint {
     host: String,
     port: u16,
@@ -157,6 +157,12 @@ impl FromStr for ConnectEndpoint {
             return Err(EndpointError::Wildcard);
         }
         Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl From<SocketAddr> for ConnectEndpoint {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: address.ip().to_string(), port: address.port() }
     }
 }
 

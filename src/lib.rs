@@ -21,6 +21,8 @@
 //! 15. [`exit`]: the exit codes, a contract with whoever starts the process.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
+pub mod client;
 pub mod config;
 pub mod drain;
 pub mod endpoint;
