@@ -319,7 +319,7 @@ async fn turning<T>(health: &Health, future: impl Future<Output = T>) -> T {
 
 /// Bytes of all frames but the first, which is the identity.
 fn payload_bytes(message: &ZmqMessage) -> u64 {
-    message.iter().skip(1).map(|frame| frame.len() as u64).sum()
+    (1..message.len()).filter_map(|index| message.get(index)).map(|frame| frame.len() as u64).sum()
 }
 
 #[cfg(test)]

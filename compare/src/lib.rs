@@ -11,9 +11,11 @@
 //! 7. [`wire`]: just enough ZMTP for it.
 //! 8. [`process`]: a server's process, its CPU time and its memory.
 //! 9. [`pin`]: a CPU for the server, another for the generator.
-//! 10. [`results`]: medians, ratios, floors, Markdown.
-//! 11. [`machine`]: where, when and of what versions the numbers are.
+//! 10. [`awake`]: keeps the servers' CPU from sleeping.
+//! 11. [`results`]: medians, ratios, floors, Markdown.
+//! 12. [`machine`]: where, when and of what versions the numbers are.
 
+pub mod awake;
 pub mod cases;
 pub mod generator;
 pub mod machine;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use zmq_echo_compare::awake;
 use zmq_echo_compare::run::{self, RunArgs};
 use zmq_echo_compare::serve::Server;
 
@@ -25,6 +26,9 @@ enum Command {
     /// Be one of the servers that are compared with
     #[command(subcommand)]
     Serve(Server),
+    /// Keep a CPU awake until stdin ends
+    #[command(hide = true)]
+    Spin,
 }
 
 fn main() -> Result<ExitCode> {
@@ -35,6 +39,7 @@ fn main() -> Result<ExitCode> {
             server.run()?;
             true
         }
+        Command::Spin => awake::spin(),
     };
     Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

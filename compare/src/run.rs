@@ -1,12 +1,13 @@
 //! The comparison: all sides in turns, so that what disturbs one disturbs all.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::awake::Awake;
 use crate::cases::{self, CASES, Case};
 use crate::machine::Machine;
 use crate::measure::{self, Times};
@@ -51,6 +52,16 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 1000)]
     pub connections: usize,
 
+    /// Measure this zmq-echo-server, not one that is built here
+    ///
+    /// The results are then printed and no file is changed.
+    #[arg(long, value_name = "PATH")]
+    pub server: Option<PathBuf>,
+
+    /// Let the servers' CPU sleep while it waits
+    #[arg(long)]
+    pub may_sleep: bool,
+
     /// The CPU of the servers
     #[arg(long, default_value_t = 0)]
     pub server_cpu: usize,
@@ -76,7 +87,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     cpus.check()?;
     pin::raise_open_files()?;
     let machine = Machine::here();
-    let server = build_server()?;
+    let server = args.server.clone().map_or_else(build_server, Ok)?;
     let cases = if args.cases.is_empty() { &CASES[..] } else { &args.cases };
 
     let mut results = Results::new(machine, cases);
@@ -84,6 +95,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         warm_up: Duration::from_secs_f64(args.warm_up),
         window: Duration::from_secs_f64(args.seconds),
     };
+    let awake = (!args.may_sleep).then(|| Awake::keep(cpus.server)).transpose()?;
     for round in 1..=args.rounds {
         for (index, case) in cases.iter().enumerate() {
             eprint!("round {round} of {}, {}:", args.rounds, case.name);
@@ -97,6 +109,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
             results.add(index, samples.try_into().expect("a sample of each side"));
         }
     }
+    drop(awake);
     if args.connections > 0 {
         for side in IDLE_SIDES {
             let bytes = measure::idle(side, &server, args.connections)?;
@@ -105,7 +118,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     }
 
     println!("{results}");
-    if args.cases.is_empty() {
+    if args.cases.is_empty() && args.server.is_none() {
         fs::write(RESULTS, results.to_string()).with_context(|| format!("writing {RESULTS}"))?;
         show_summary(Path::new(PAGE), &results.summary())?;
     }

@@ -47,6 +47,10 @@ const MESSAGES: usize = 512;
 /// Replies are written before their batch is through when they come to this.
 const WRITE: usize = READ;
 
+/// Of a batch from this size on the first half of the replies is written before the
+/// rest, where no other peer waits for its turn: the client works on them meanwhile.
+const HALVED: usize = 2 << 10;
+
 /// How many turns without a message the caller waits for at a time.
 const TURNS: usize = 64;
 
@@ -87,7 +91,7 @@ pub struct BoundedRouter {
     scratch: BytesMut,
     /// Lent to the batch's peer for its replies.
     spare: OutQueue,
-    spare_frames: VecDeque<Bytes>,
+    spare_frames: Option<VecDeque<Bytes>>,
     /// Bytes beyond the allowances, all bytes, and replies, of all peers.
     pooled: usize,
     buffered: usize,
@@ -106,6 +110,8 @@ struct Batch {
     whole: usize,
     /// The messages and commands taken from it.
     taken: usize,
+    /// Replies are written when they come to so many bytes.
+    write_at: usize,
     /// The identity that a reply has brought back, for the next message: what is
     /// passed on need not be counted, which takes longer than all else of a frame.
     identity: Option<Bytes>,
@@ -152,7 +158,7 @@ impl BoundedRouter {
             batch: None,
             scratch: BytesMut::new(),
             spare: OutQueue::default(),
-            spare_frames: VecDeque::new(),
+            spare_frames: None,
             pooled: 0,
             buffered: 0,
             owed: 0,
@@ -189,18 +195,20 @@ impl BoundedRouter {
             peer.moved_at = read_at.max(peer.moved_at);
         }
         peer.out.push_reply(&frames, read_at);
-        if let Some(batch) = self.batch.as_mut().filter(|_| current.is_some()) {
-            batch.identity = Some(identity);
-        }
-        if current.is_none() {
-            Waker::from(Arc::clone(&peer.bell)).wake();
-        } else if peer.out.len() >= WRITE && !peer.blocked {
-            // What fails here fails again when the batch is through.
-            let _ = self.flush(slot);
+        match self.batch.as_mut().filter(|_| current.is_some()) {
+            None => Waker::from(Arc::clone(&peer.bell)).wake(),
+            Some(batch) => {
+                batch.identity = Some(identity);
+                if peer.out.len() >= batch.write_at && !peer.blocked {
+                    batch.write_at = WRITE;
+                    // What fails here fails again when the batch is through.
+                    let _ = self.flush(slot);
+                }
+            }
         }
         if frames.capacity() <= SPARE_FRAMES {
             frames.clear();
-            self.spare_frames = frames;
+            self.spare_frames = Some(frames);
         }
         Ok(())
     }
@@ -234,7 +242,7 @@ impl BoundedRouter {
             }
             match peer.scan.step(&batch.bytes, &self.message_limits) {
                 Ok(Scanned::Message(end)) => {
-                    let mut frames = std::mem::take(&mut self.spare_frames);
+                    let mut frames = self.spare_frames.take().unwrap_or_default();
                     frames
                         .push_back(batch.identity.take().unwrap_or_else(|| peer.identity.clone()));
                     wire::split_frames(&batch.bytes, end, &mut frames);
@@ -357,7 +365,11 @@ impl BoundedRouter {
         }
         if !bytes.is_empty() {
             let whole = bytes.len();
-            self.begin_batch(Batch { slot, bytes, own, read_at, whole, taken: 0, identity: None });
+            let taken = 0;
+            let alone = self.turns.is_empty() && whole >= HALVED;
+            let write_at = if alone { whole / 2 } else { WRITE };
+            let batch = Batch { slot, bytes, own, read_at, whole, taken, write_at, identity: None };
+            self.begin_batch(batch);
         }
         Ok(())
     }
@@ -667,8 +679,9 @@ impl Router for BoundedRouter {
         self.next().map(Ok)
     }
 
-    async fn reply(&mut self, message: ZmqMessage) -> ZmqResult<()> {
-        self.queue(message)
+    // Not an `async fn`: what needs no waiting needs no state kept over it either.
+    fn reply(&mut self, message: ZmqMessage) -> impl Future<Output = ZmqResult<()>> {
+        std::future::ready(self.queue(message))
     }
 
     fn connections(&self) -> usize {
