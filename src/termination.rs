@@ -173,8 +173,8 @@ impl Watchdog {
             let patience = policy.timeout - policy.last_words();
             thread::sleep(patience.saturating_sub(signalled_at.elapsed()));
             let code = self.outcome.0.load(Ordering::SeqCst);
-            let timeout = humantime::format_duration(policy.timeout);
-            error!(%timeout, code, "stuck at the drain deadline: leaving");
+            let timeout = policy.timeout.as_secs_f64();
+            error!(timeout, code, "stuck at the drain deadline: leaving");
             logs.flush(policy.last_words());
             std::process::exit(code.into());
         })?;

@@ -10,9 +10,6 @@ use zmq_echo::log;
 
 use crate::support::{DEADLINE, Process, SERVER, Server, command, get, sample, wait_until, zmtp};
 
-/// The size at which container runtimes split a line.
-const LINE_LIMIT: usize = 16 << 10;
-
 /// Identities and payloads that would break a careless log.
 const NASTY: [&[u8]; 5] = [
     b"a\nb\r\n{\"level\":\"ERROR\"}",
@@ -48,7 +45,7 @@ fn every_line_is_one_json_record_whatever_a_peer_sends() {
         // RFC 3339, UTC, microseconds: 2026-01-31T12:34:56.123456Z
         assert_eq!(timestamp.len(), 27, "{timestamp}");
         assert!(timestamp.ends_with('Z') && timestamp.as_bytes()[19] == b'.', "{timestamp}");
-        assert!(line.len() < LINE_LIMIT);
+        assert!(line.len() < log::RECORD_LIMIT);
     }
 }
 
@@ -212,10 +209,12 @@ mod panic {
             assert_eq!(record["level"], "ERROR");
             assert_eq!(record["message"], "panicked");
             assert_eq!(record["thread"], "doomed");
-            assert!(message.starts_with(record["panic"].as_str().unwrap()), "{record}");
+            let panic = record["panic"].as_str().unwrap();
+            assert!(message.starts_with(panic.trim_end_matches(log::CUT)), "{record}");
+            assert_eq!(panic.ends_with(log::CUT), panic != message, "{record}");
             assert!(record["location"].as_str().unwrap().contains("tests/logs.rs"), "{record}");
             assert!(record["backtrace"].as_str().unwrap().contains("panic"), "{record}");
-            assert!(stdout.lines().all(|line| line.len() < LINE_LIMIT));
+            assert!(stdout.lines().all(|line| line.len() < log::RECORD_LIMIT));
         }
     }
 }

@@ -7,6 +7,8 @@
 //! (tracing-appender does the same, but prints to stdout when it cannot shut
 //! down, which hangs the process in just the case that this is for.)
 
+mod record;
+
 use std::backtrace::Backtrace;
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
@@ -26,6 +28,9 @@ use crate::config::LogFormat;
 use crate::exit;
 use crate::metrics;
 
+pub use self::record::{CUT, PLACE, RECORD_LIMIT};
+use self::record::{JsonRecords, clip};
+
 /// How many records may wait to be written: a second or so of a busy debug log, and
 /// less than 1 MiB of records of the usual 200 bytes.
 const QUEUE: usize = 4096;
@@ -33,9 +38,8 @@ const QUEUE: usize = 4096;
 /// How long a process that is about to end waits for its last records.
 pub const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
-/// The most bytes that a panic's message and its backtrace take in a record. The
-/// record stays below the 16 KiB at which container runtimes split lines
-/// (<https://github.com/containerd/containerd/blob/main/internal/cri/io/logger.go>).
+/// The most bytes that a panic's message and its backtrace take in a record, which has
+/// [`RECORD_LIMIT`]: without these a long message would leave no room for the rest.
 const PANIC_MESSAGE_LIMIT: usize = 2 << 10;
 const PANIC_BACKTRACE_LIMIT: usize = 12 << 10;
 
@@ -57,7 +61,7 @@ pub fn init(filter: EnvFilter, format: LogFormat) -> io::Result<Logs> {
     let logs = Logs::spawn(io::stdout())?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(logs.clone());
     if format.is_json(terminal) {
-        builder.json().flatten_event(true).init();
+        builder.event_format(JsonRecords::new(|variable| std::env::var_os(variable))).init();
     } else {
         builder.with_ansi(terminal && !colour_is_unwanted()).init();
     }
@@ -178,50 +182,17 @@ fn record_panic(panic: &PanicHookInfo<'_>) {
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let backtrace = Backtrace::force_capture().to_string();
     error!(
-        panic = clip(message, PANIC_MESSAGE_LIMIT),
+        panic = &*clip(message, PANIC_MESSAGE_LIMIT),
         location,
-        backtrace = clip(&backtrace, PANIC_BACKTRACE_LIMIT),
+        backtrace = &*clip(&backtrace, PANIC_BACKTRACE_LIMIT),
         thread = thread::current().name().unwrap_or("unnamed"),
         "panicked"
     );
 }
 
-/// The longest start of `text` that takes at most `limit` bytes in a record,
-/// where control characters and quotes are escaped.
-fn clip(text: &str, limit: usize) -> &str {
-    let mut room = limit;
-    for (at, c) in text.char_indices() {
-        // JSON takes six bytes at most for what it must escape; the text format
-        // escapes as Debug does.
-        let json = if c.is_control() { 6 } else { c.len_utf8() };
-        let size = json.max(c.escape_debug().len());
-        match room.checked_sub(size) {
-            Some(rest) => room = rest,
-            None => return &text[..at],
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_clipped_text_fits_its_limit_in_json_and_in_text() {
-        for text in [
-            "x".repeat(100),
-            "\n\"\\".repeat(100),
-            "\u{1}\u{7f}".repeat(100),
-            "é❤\u{200b}".repeat(100),
-        ] {
-            let clipped = clip(&text, 64);
-            assert!(format!("{clipped:?}").len() <= 64 + 2, "{clipped:?}");
-            assert!(serde_json::to_string(clipped).unwrap().len() <= 64 + 2, "{clipped:?}");
-            assert!(clipped.len() >= 64 / 10, "{clipped:?}");
-        }
-        assert_eq!(clip("short", 64), "short");
-    }
 
     /// A reader that has stopped reading: each write waits for the gate.
     struct Gate(Receiver<()>);
