@@ -214,14 +214,13 @@ async fn a_second_signal_ends_it_at_once() {
 
 /// Processes whose loop is stuck: this test binary, running one test of itself.
 mod stuck {
-    use std::process::Command;
-
     use zmq_echo::drain::DrainPolicy;
     use zmq_echo::log;
     use zmq_echo::termination::Termination;
 
     use super::*;
-    use crate::support::Process;
+    use crate::log_schema::assert_documented;
+    use crate::support::{Process, command};
 
     const TIMEOUT: &str = "ZMQ_ECHO_TEST_STUCK_TIMEOUT";
 
@@ -243,7 +242,7 @@ mod stuck {
 
     fn start(timeout: &str) -> (Process, impl BufRead) {
         let mut child = Process::spawn(
-            Command::new(std::env::current_exe().unwrap())
+            command(std::env::current_exe().unwrap().to_str().unwrap())
                 .args(["--ignored", "--exact", "drain::stuck::child", "--nocapture"])
                 .env(TIMEOUT, timeout),
         );
@@ -277,6 +276,10 @@ mod stuck {
         assert_eq!(child.wait(), 4);
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).unwrap();
-        assert!(rest.contains("stuck at the drain deadline"), "{rest}");
+        let mut records = rest.lines().filter_map(|line| serde_json::from_str(line).ok());
+        let record: serde_json::Value = records.next().expect("a record");
+        assert_eq!(record["message"], "stuck at the drain deadline: leaving");
+        assert_eq!(record["timeout"], 0.3);
+        assert_documented(&record, false);
     }
 }

@@ -1,13 +1,13 @@
 //! One record a line, parsed by anyone; never in the way of an echo.
 
 use std::io::{BufRead, Read, Write};
-use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::Value as Json;
 use zmq_echo::config::LogFormat;
 use zmq_echo::log;
 
+use crate::log_schema::assert_documented;
 use crate::support::{DEADLINE, Process, SERVER, Server, command, get, sample, wait_until, zmtp};
 
 /// Identities and payloads that would break a careless log.
@@ -152,7 +152,7 @@ fn an_error_at_the_start_is_one_record_that_names_what_failed() {
         assert_eq!(output.status.code(), Some(1), "{stdout}");
         let record: Json =
             serde_json::from_str(stdout.trim()).unwrap_or_else(|error| panic!("{error}: {stdout}"));
-        assert_eq!(record["level"], "ERROR");
+        assert_documented(&record, false);
         let error = record["error"].as_str().unwrap();
         assert!(error.contains(named), "{error}");
         assert!(error.contains("os error") || error.contains("lookup"), "{error}");
@@ -195,7 +195,7 @@ mod panic {
     fn in_any_thread_it_is_one_record_and_exit_101() {
         let messages = ["out of luck".to_owned(), "\"\n\u{1}".repeat(20_000)];
         for message in messages {
-            let output = Command::new(std::env::current_exe().unwrap())
+            let output = command(std::env::current_exe().unwrap().to_str().unwrap())
                 .args(["--ignored", "--exact", "logs::panic::child", "--nocapture"])
                 .env(CHILD, &message)
                 .output()
@@ -206,7 +206,7 @@ mod panic {
             let records: Vec<Json> =
                 stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
             let [record] = &records[..] else { panic!("{} records: {stdout}", records.len()) };
-            assert_eq!(record["level"], "ERROR");
+            assert_documented(record, false);
             assert_eq!(record["message"], "panicked");
             assert_eq!(record["thread"], "doomed");
             let panic = record["panic"].as_str().unwrap();

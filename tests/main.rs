@@ -5,6 +5,7 @@ mod attacks;
 mod config;
 mod drain;
 mod echo;
+mod log_schema;
 mod logs;
 mod poll_loop;
 mod probe;

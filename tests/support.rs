@@ -11,6 +11,7 @@ use prometheus_parse::{Scrape, Value};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value as Json;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
+use zmq_echo::log::PLACE;
 
 /// For conditions that come true in milliseconds where all is well.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -18,11 +19,20 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const SERVER: &str = env!("CARGO_BIN_EXE_zmq-echo-server");
 pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
 
+/// Where a server may be told that it runs: variable, field of each record, value.
+pub const POD: [(&str, &str, &str); 3] = [
+    (PLACE[0].0, PLACE[0].1, "default"),
+    (PLACE[1].0, PLACE[1].1, "zmq-echo-7f9c6d5b8-x2x4z"),
+    (PLACE[2].0, PLACE[2].1, "a \"quoted\\ node"),
+];
+
 /// A command without the settings of the shell that runs the tests.
 pub fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("ZMQ_ECHO_") || name == "RUST_BACKTRACE" {
+        let place = POD.iter().any(|(variable, ..)| name == *variable);
+        let ours = name.to_string_lossy().starts_with("ZMQ_ECHO_");
+        if ours || place || name == "RUST_BACKTRACE" {
             command.env_remove(name);
         }
     }

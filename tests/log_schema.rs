@@ -1,0 +1,230 @@
+//! docs/logs.md says what is logged: held to the source, and to what a server writes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use serde_json::Value as Json;
+
+use crate::readme::table_of;
+use crate::support::{POD, SERVER, Server, command, zmtp};
+
+const LOGS: &str = include_str!("../docs/logs.md");
+
+/// Message and target, which name a record, with its level and fields.
+type Records = BTreeMap<(String, String), (String, BTreeSet<String>)>;
+
+fn documented() -> Records {
+    let rows = table_of(LOGS, "## Records", "| message | level |");
+    let count = rows.len();
+    let records: Records = rows
+        .into_iter()
+        .map(|row| {
+            let names = row[3].split(", ").map(|name| name.trim_matches('`').to_owned());
+            let fields = names.filter(|name| !name.is_empty()).collect();
+            ((row[0].clone(), row[2].clone()), (row[1].clone(), fields))
+        })
+        .collect();
+    assert_eq!(records.len(), count, "a record stands there twice");
+    records
+}
+
+/// The type of each field, of those of every record or of the others.
+fn types(heading: &str) -> BTreeMap<String, String> {
+    let rows = table_of(LOGS, heading, "| field | type |");
+    rows.into_iter().map(|row| (row[0].clone(), row[1].clone())).collect()
+}
+
+/// Holds one record of a process without Kubernetes' variables, or with all of them.
+#[track_caller]
+pub fn assert_documented(record: &Json, in_kubernetes: bool) {
+    let text = |field: &str| record[field].as_str().expect("a string").to_owned();
+    let (level, own) = documented()
+        .remove(&(text("message"), text("target")))
+        .unwrap_or_else(|| panic!("it is not in docs/logs.md: {record}"));
+    assert_eq!(text("level"), level, "{record}");
+    let mut types_of = types("## Every record");
+    if !in_kubernetes {
+        types_of.retain(|field, _| POD.iter().all(|(_, place, _)| place != field));
+    }
+    let mut expected: BTreeSet<String> = types_of.keys().cloned().collect();
+    expected.extend(own);
+    let found: BTreeSet<String> = record.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(found, expected, "{record}");
+    types_of.extend(types("## Fields"));
+    for (field, value) in record.as_object().unwrap() {
+        let holds = match &*types_of[field] {
+            "string" => value.is_string(),
+            "integer" => value.is_u64(),
+            "number" => value.is_number(),
+            other => panic!("no such type: {other}"),
+        };
+        assert!(holds, "{field} is no {}: {record}", types_of[field]);
+    }
+}
+
+#[test]
+fn the_records_are_those_of_the_source() {
+    let mut found = Records::new();
+    for file in sources() {
+        let source = fs::read_to_string(&file).unwrap();
+        // A module's own tests stand at its end.
+        let source = source.split("#[cfg(test)]\nmod tests").next().unwrap();
+        for unseen in ["event!(", "span!(", "#[instrument", "tracing::instrument"] {
+            assert!(!source.contains(unseen), "{unseen} in {}: not looked for", file.display());
+        }
+        for (level, arguments) in invocations(source) {
+            let (message, fields) = record(arguments);
+            let name = (message, target(&file));
+            let before = found.insert(name.clone(), (level.to_owned(), fields.clone()));
+            let same = before.is_none_or(|(_, before)| before == fields);
+            assert!(same, "{name:?} has other fields in another place");
+        }
+    }
+    assert_eq!(documented(), found);
+}
+
+#[test]
+fn the_fields_are_those_of_the_records() {
+    let used: BTreeSet<_> = documented().into_values().flat_map(|(_, fields)| fields).collect();
+    let fields = types("## Fields");
+    assert_eq!(fields.keys().cloned().collect::<BTreeSet<_>>(), used);
+    for field in types("## Every record").keys() {
+        assert!(!used.contains(field), "{field} would stand in a record twice");
+    }
+    let levels: BTreeSet<_> = documented().into_values().map(|(level, _)| level).collect();
+    let rows = table_of(LOGS, "## Levels", "| level | what");
+    assert_eq!(rows.into_iter().map(|row| row[0].clone()).collect::<BTreeSet<_>>(), levels);
+}
+
+/// The source files of the server and the probe: a module that needs a feature is
+/// neither's.
+fn sources() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let library = fs::read_to_string(root.join("src/lib.rs")).unwrap();
+    let mut before = "";
+    let mut files: Vec<PathBuf> =
+        ["bin/server.rs", "bin/probe.rs", "src/lib.rs"].map(|file| root.join(file)).into();
+    for line in library.lines() {
+        let module = line.strip_prefix("pub mod ").and_then(|line| line.strip_suffix(';'));
+        if let Some(module) = module.filter(|_| !before.starts_with("#[cfg(feature")) {
+            let directory = root.join("src").join(module);
+            if directory.is_dir() {
+                let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+                files.extend(entries.filter(|path| path.extension() == Some("rs".as_ref())));
+            } else {
+                files.push(directory.with_extension("rs"));
+            }
+        }
+        before = line;
+    }
+    files
+}
+
+/// The module path of a file, which is the target of its records.
+fn target(file: &Path) -> String {
+    let path = file.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let path = path.unwrap_or_else(|_| panic!("{}: a binary logs nothing", file.display()));
+    let path = path.with_extension("");
+    let parts = path.iter().map(|part| part.to_str().unwrap()).filter(|part| *part != "mod");
+    std::iter::once("zmq_echo").chain(parts).collect::<Vec<_>>().join("::")
+}
+
+/// Each use of a logging macro: its level and what stands in its brackets.
+fn invocations(source: &str) -> Vec<(&'static str, &str)> {
+    let mut found = Vec::new();
+    for level in ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"] {
+        let call = format!("{}!(", level.to_lowercase());
+        for (at, _) in source.match_indices(&call) {
+            let line = source[..at].rsplit('\n').next().unwrap();
+            if !line.trim_start().starts_with("//") && !line.ends_with(char::is_alphanumeric) {
+                let arguments = &source[at + call.len()..];
+                let end = ends(arguments, ')').next().expect("a closing bracket");
+                found.push((level, &arguments[..end]));
+            }
+        }
+    }
+    found
+}
+
+/// Where `mark` stands in `code` outside strings and inner brackets.
+fn ends(code: &str, mark: char) -> impl Iterator<Item = usize> {
+    let (mut depth, mut in_string, mut escaped) = (0, false, false);
+    code.char_indices().filter_map(move |(at, c)| {
+        let found = !in_string && depth == 0 && c == mark;
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = in_string,
+            '"' => in_string = !in_string,
+            '(' | '[' | '{' if !in_string => depth += 1,
+            ')' | ']' | '}' if !in_string => depth -= 1,
+            _ => {}
+        }
+        found.then_some(at)
+    })
+}
+
+/// Message and field names of a logging macro's arguments.
+fn record(arguments: &str) -> (String, BTreeSet<String>) {
+    let mut parts = Vec::new();
+    let mut from = 0;
+    for end in ends(arguments, ',').chain([arguments.len()]) {
+        parts.push(arguments[from..end].trim());
+        from = end + 1;
+    }
+    // Behind the last comma there may be nothing.
+    parts.retain(|part| !part.is_empty());
+    let message = parts.pop().expect("a message").trim_matches('"');
+    assert!(!message.contains('{'), "`{message}` is no constant");
+    let names = parts.into_iter().map(|part| {
+        let name = part.split('=').next().unwrap().trim().trim_start_matches(['%', '?']);
+        assert!(name.chars().all(|c| c.is_alphanumeric() || c == '_'), "`{part}` is no field");
+        name.to_owned()
+    });
+    (message.to_owned(), names.collect())
+}
+
+#[test]
+fn what_a_server_writes_in_its_life_is_documented() {
+    // Too few open files for the peers that it may have.
+    let mut shell = command("sh");
+    shell.args(["-c", "ulimit -n 400; exec \"$0\" \"$@\"", SERVER]);
+    shell.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    shell.args(["--log-level", "zmq_echo=trace", "--drain-quiet", "100ms"]);
+    shell.envs(POD.map(|(variable, _, value)| (variable, value)));
+    let mut server = Server::spawn(shell);
+    let mut stranger = TcpStream::connect(server.address()).unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let _ = stranger.read_to_end(&mut Vec::new());
+    let mut peer = zmtp::connect(server.address(), b"peer");
+    zmtp::echoes(&mut peer, &zmtp::frame(b"hello", false));
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait(), 0);
+    server.wait_for_record("drained");
+    let records: Vec<Json> =
+        server.lines().iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for record in &records {
+        assert_documented(record, true);
+        for (_, field, value) in POD {
+            assert_eq!(record[field], value);
+        }
+    }
+    let messages: BTreeSet<_> =
+        records.iter().map(|record| record["message"].as_str().unwrap()).collect();
+    let life = [
+        "fewer peers: the open files are limited",
+        "listening",
+        "handshake failed",
+        "peer connected",
+        "request",
+        "draining",
+        "stopped listening; connected peers are still served",
+        "drained",
+    ];
+    for message in life {
+        assert!(messages.contains(message), "no `{message}` in {messages:?}");
+    }
+}
