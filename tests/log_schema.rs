@@ -88,6 +88,13 @@ fn the_records_are_those_of_the_source() {
 }
 
 #[test]
+fn the_example_is_a_record() {
+    let (_, rest) = LOGS.split_once("```json\n").expect("an example");
+    let (example, _) = rest.split_once("\n```").expect("its end");
+    assert_documented(&serde_json::from_str(example).unwrap(), true);
+}
+
+#[test]
 fn the_fields_are_those_of_the_records() {
     let used: BTreeSet<_> = documented().into_values().flat_map(|(_, fields)| fields).collect();
     let fields = types("## Fields");

@@ -194,6 +194,19 @@ fn record_panic(panic: &PanicHookInfo<'_>) {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_limits_are_those_of_the_documentation() {
+        let document = include_str!("../../docs/logs.md").replace('\n', " ");
+        for limit in [
+            format!("never longer than {} KiB", RECORD_LIMIT >> 10),
+            format!("`node` ({} bytes)", record::NAME_LIMIT),
+            format!("message ({} KiB)", PANIC_MESSAGE_LIMIT >> 10),
+            format!("backtrace ({} KiB)", PANIC_BACKTRACE_LIMIT >> 10),
+        ] {
+            assert!(document.contains(&limit), "{limit}");
+        }
+    }
+
     /// A reader that has stopped reading: each write waits for the gate.
     struct Gate(Receiver<()>);
 

@@ -25,7 +25,7 @@ pub const PLACE: [(&str, &str); 3] =
 
 /// The most bytes that each of them takes in a record: Kubernetes' names have 253 at
 /// most, and what else these variables may hold elsewhere is not ours to refuse.
-const NAME_LIMIT: usize = 253;
+pub(super) const NAME_LIMIT: usize = 253;
 
 /// Stands where a text was cut.
 pub const CUT: char = '…';
@@ -184,7 +184,10 @@ mod tests {
     fn a_record_says_where_the_process_runs_as_far_as_that_is_known() {
         let environment: [(&str, &[u8]); 3] =
             [("POD_NAME", b"zmq-echo-7f9c-x2x4z"), ("NODE_NAME", b""), ("HOSTNAME", b"h")];
-        let text = record(&environment, || tracing::info!(answer = 42, "asked"));
+        let text = record(&environment, || {
+            let _span = tracing::info_span!("flat", question = "?").entered();
+            tracing::info!(answer = 42, "asked");
+        });
         let record: BTreeMap<String, Value> = serde_json::from_str(&text).unwrap();
         let fields: Vec<_> = record.keys().map(String::as_str).collect();
         assert_eq!(fields, ["answer", "level", "message", "pod", "target", "timestamp"]);
