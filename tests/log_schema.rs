@@ -116,7 +116,8 @@ fn sources() -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> =
         ["bin/server.rs", "bin/probe.rs", "src/lib.rs"].map(|file| root.join(file)).into();
     for line in library.lines() {
-        let module = line.strip_prefix("pub mod ").and_then(|line| line.strip_suffix(';'));
+        let line = line.strip_prefix("pub ").unwrap_or(line);
+        let module = line.strip_prefix("mod ").and_then(|line| line.strip_suffix(';'));
         if let Some(module) = module.filter(|_| !before.starts_with("#[cfg(feature")) {
             let directory = root.join("src").join(module);
             if directory.is_dir() {

@@ -177,43 +177,59 @@ mod panic {
     use super::*;
 
     const CHILD: &str = "ZMQ_ECHO_TEST_PANIC";
+    const FRAMES: &str = "ZMQ_ECHO_TEST_PANIC_FRAMES";
+
+    fn panic_below(frames: usize, message: &str) {
+        if frames == 0 {
+            panic!("{message}");
+        }
+        panic_below(frames - 1, message);
+        // Else the call before would be a jump, which leaves no frame.
+        std::hint::black_box(());
+    }
 
     #[test]
     #[ignore = "the body of another test's child"]
     fn child() {
         let message = std::env::var(CHILD).unwrap();
         let _logs = log::init(tracing_subscriber::EnvFilter::new("info"), LogFormat::Json).unwrap();
+        let frames = std::env::var(FRAMES).unwrap().parse().unwrap();
         // In a thread that nobody waits for.
         std::thread::Builder::new()
             .name("doomed".to_owned())
-            .spawn(move || panic!("{message}"))
+            .spawn(move || panic_below(frames, &message))
             .unwrap();
         std::thread::sleep(DEADLINE);
     }
 
     #[test]
     fn in_any_thread_it_is_one_record_and_exit_101() {
-        let messages = ["out of luck".to_owned(), "\"\n\u{1}".repeat(20_000)];
-        for message in messages {
-            let output = command(std::env::current_exe().unwrap().to_str().unwrap())
-                .args(["--ignored", "--exact", "logs::panic::child", "--nocapture"])
-                .env(CHILD, &message)
-                .output()
-                .unwrap();
+        let short = ("out of luck".to_owned(), 0, false);
+        let long = ("\"\n\u{1}".repeat(20_000), 1_000, true);
+        for (message, frames, long) in [short, long] {
+            let mut child = command(std::env::current_exe().unwrap().to_str().unwrap());
+            child.args(["--ignored", "--exact", "logs::panic::child", "--nocapture"]);
+            child.env(CHILD, &message).env(FRAMES, frames.to_string());
+            if long {
+                child.envs(log::PLACE.map(|(variable, _)| (variable, "\u{1}".repeat(1000))));
+            }
+            let output = child.output().unwrap();
             let stdout = String::from_utf8(output.stdout).unwrap();
             assert_eq!(output.status.code(), Some(101), "{stdout}");
             // The harness writes lines of its own.
             let records: Vec<Json> =
                 stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
             let [record] = &records[..] else { panic!("{} records: {stdout}", records.len()) };
-            assert_documented(record, false);
+            assert_documented(record, long);
             assert_eq!(record["message"], "panicked");
             assert_eq!(record["thread"], "doomed");
             let panic = record["panic"].as_str().unwrap();
             assert!(message.starts_with(panic.trim_end_matches(log::CUT)), "{record}");
-            assert_eq!(panic.ends_with(log::CUT), panic != message, "{record}");
+            assert_eq!(panic.ends_with(log::CUT), long, "{record}");
             assert!(record["location"].as_str().unwrap().contains("tests/logs.rs"), "{record}");
-            assert!(record["backtrace"].as_str().unwrap().contains("panic"), "{record}");
+            let backtrace = record["backtrace"].as_str().unwrap();
+            assert!(backtrace.contains("panic"), "{record}");
+            assert_eq!(backtrace.ends_with(log::CUT), long, "{record}");
             assert!(stdout.lines().all(|line| line.len() < log::RECORD_LIMIT));
         }
     }
