@@ -5,7 +5,7 @@ use zmq_echo::client::{ClientConfig, State};
 
 use super::peers::Peer;
 use super::{Counted, Got, Teller, fixed, patient, until};
-use crate::support::Server;
+use crate::support::{DEADLINE, Server};
 
 /// The part of the answers that came from an endpoint.
 fn share(got: &[Got], endpoint: &str) -> f64 {
@@ -35,10 +35,16 @@ async fn from_one_server_to_three_each_gets_its_share() {
     let usable = || changes.borrow().len() == 3;
     let meanwhile = client.load(20, until("all are usable", usable)).await;
     assert!(meanwhile.iter().all(|got| got.reply.is_ok()));
-    let together = client.load(20, answered(&client, 3000.0)).await;
-    for endpoint in [first, second, third] {
-        let share = share(&together, endpoint);
-        assert!((0.25..=0.42).contains(&share), "{endpoint} has {share} of the load");
+    // The machine may hold one of them up for a while, which then gets less, as it
+    // should: so this is waited for, and it comes true at once where it does at all.
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        let together = client.load(20, answered(&client, 1000.0)).await;
+        let shares = [first, second, third].map(|endpoint| share(&together, endpoint));
+        if shares.iter().all(|share| (0.25..=0.42).contains(share)) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "the shares are {shares:?}");
     }
 }
 
