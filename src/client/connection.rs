@@ -66,24 +66,34 @@ impl Connection {
 
     /// Runs until the endpoint is drained.
     pub async fn run(mut self) {
-        let mut suspect = false;
-        while let Some(wire) = self.connect(suspect).await {
+        let mut connected = self.connect().await;
+        while let Some(wire) = connected {
             self.set_state(State::Ready);
-            match self.serve(wire).await {
-                End::Drained => break,
-                End::Broken { suspect: so } => suspect = so,
-            }
+            connected = match self.serve(wire).await {
+                End::Drained => None,
+                End::Broken { suspect } => self.reconnect(suspect).await,
+            };
         }
     }
 
-    /// Connects, after a check where the endpoint is suspect. `None` where it is
-    /// not wanted any more.
-    async fn connect(&mut self, suspect: bool) -> Option<Wire> {
+    /// Connects again after a pause, and after a check where the endpoint is
+    /// suspect. `None` where it is not wanted any more.
+    async fn reconnect(&mut self, suspect: bool) -> Option<Wire> {
         if suspect {
             self.set_state(State::Suspect);
             let check = self.check();
             self.unconnected(check).await?;
+        } else {
+            self.set_state(State::Connecting);
+            let pause = self.pause();
+            self.unconnected(sleep(pause)).await?;
         }
+        self.connect().await
+    }
+
+    /// Connects, as often as it takes. `None` where the endpoint is not wanted any
+    /// more.
+    async fn connect(&mut self) -> Option<Wire> {
         self.set_state(State::Connecting);
         loop {
             let connecting =
