@@ -169,7 +169,7 @@ async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             // Greets, so that this is no failed handshake, and hangs up.
-            drop(greeted(stream.unwrap()));
+            let _ = greeted(&mut stream.unwrap());
         }
     });
     let server = Server::start(&[]);
@@ -189,12 +189,38 @@ async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
     assert_eq!(made(), 2.0);
 }
 
+#[tokio::test]
+async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_endpoint() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            // Hangs up on the first frame of a request.
+            if greeted(&mut stream).is_ok() {
+                let _ = stream.read_exact(&mut [0; 10]);
+            }
+        }
+    });
+    let server = Server::start(&[]);
+    // It is connected to again long before the next attempt.
+    let config = ClientConfig {
+        retries: 1,
+        retry_backoff: Backoff::new(Duration::from_millis(100), Duration::from_millis(100)),
+        reconnect_backoff: Backoff::new(Duration::ZERO, Duration::ZERO),
+        ..patient()
+    };
+    let client = Counted::new(config, fixed(&[&server.endpoint, &endpoint]));
+    let retried = || client.metric("zmq_echo_client_retries_total") >= 20.0;
+    let got = client.load(3, until("it was tried often", retried)).await;
+    assert_all_answered(&got);
+}
+
 /// Shakes hands as a ROUTER would.
-fn greeted(mut stream: TcpStream) -> std::io::Result<()> {
+fn greeted(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.write_all(&zmtp::greeting())?;
     stream.read_exact(&mut [0; 64])?;
     stream.write_all(&zmtp::ready("ROUTER", b""))?;
-    zmtp::read_frame(&mut stream);
+    zmtp::read_frame(stream);
     Ok(())
 }
 
@@ -204,11 +230,10 @@ async fn one_that_sends_what_is_no_zmtp_costs_its_own_connection_and_no_answer()
     let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let stream = stream.unwrap();
-            let mut writer = stream.try_clone().unwrap();
-            if greeted(stream).is_ok() {
+            let mut stream = stream.unwrap();
+            if greeted(&mut stream).is_ok() {
                 // A command that ZMTP does not know, and the rest of it missing.
-                let _ = writer.write_all(&zmtp::command(b"\x03WHAT"));
+                let _ = stream.write_all(&zmtp::command(b"\x03WHAT"));
             }
         }
     });
