@@ -117,6 +117,39 @@ async fn one_that_is_suspect_is_used_again_once_it_has_answered() {
 }
 
 #[tokio::test]
+async fn what_came_while_this_process_stood_still_is_no_timeout() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    let (got, asked) = std::sync::mpsc::channel();
+    let (answer, go) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            if greeted(&mut stream).is_ok() {
+                let [id, payload] = [(); 2].map(|()| zmtp::read_frame(&mut stream).1);
+                got.send(()).unwrap();
+                go.recv().unwrap();
+                let reply = [zmtp::frame(&id, true), zmtp::frame(&payload, false)].concat();
+                stream.write_all(&reply).unwrap();
+                got.send(()).unwrap();
+            }
+        }
+    });
+    let timeout = Duration::from_secs(2);
+    let client = Counted::new(ClientConfig { timeout, ..patient() }, fixed(&[&endpoint]));
+    let request = tokio::spawn({
+        let client = client.client.clone();
+        async move { client.request("standing still".into()).await }
+    });
+    until("it was sent", || asked.try_recv().is_ok()).await;
+    answer.send(()).unwrap();
+    asked.recv().unwrap();
+    // The thread on which the client runs.
+    std::thread::sleep(timeout);
+    assert_eq!(request.await.unwrap().unwrap().attempts, 1);
+    assert_eq!(client.metric("zmq_echo_client_attempt_failures_total{reason=\"timed_out\"}"), 0.0);
+}
+
+#[tokio::test]
 async fn one_that_answers_checks_alone_costs_no_answer() {
     let checked =
         Peer::start(|request| if is_check(&request) { vec![request] } else { Vec::new() }).await;
