@@ -97,13 +97,29 @@ impl Counted {
         status.map_or(0, |status| status.outstanding)
     }
 
+    /// Waits until so many more requests are answered.
+    async fn wait_for_answers(&self, more: f64) {
+        let answered = || self.metric("zmq_echo_client_requests_total{outcome=\"answered\"}");
+        let goal = answered() + more;
+        until("they are answered", || answered() >= goal).await;
+    }
+
     async fn wait_for_state(&self, endpoint: &str, state: Option<State>) {
         until(&format!("{endpoint} is {state:?}"), || self.state(endpoint) == state).await;
     }
 
-    /// Keeps `callers` callers busy, each with one request at a time, until `done`
-    /// says so. Returns what they got.
+    /// Lets `callers` callers make one request at a time, a few thousand a second in
+    /// all, until `done` is. Returns what they got.
     async fn load(&self, callers: usize, done: impl Future<Output = ()>) -> Vec<Got> {
+        self.load_with_pauses(Duration::from_millis(5), callers, done).await
+    }
+
+    async fn load_with_pauses(
+        &self,
+        pause: Duration,
+        callers: usize,
+        done: impl Future<Output = ()>,
+    ) -> Vec<Got> {
         let stop = Arc::new(watch::Sender::new(false));
         let callers = (0..callers).map(|_| {
             let (client, stop) = (self.client.clone(), stop.subscribe());
@@ -113,6 +129,7 @@ impl Counted {
                     let started = std::time::Instant::now();
                     let reply = client.request("load".into()).await;
                     got.push(Got { reply, took: started.elapsed() });
+                    tokio::time::sleep(pause).await;
                 }
                 got
             })
@@ -122,6 +139,11 @@ impl Counted {
         stop.send_replace(true);
         join_all(callers).await.into_iter().flat_map(|got| got.expect("no panic")).collect()
     }
+}
+
+/// A server, started without stopping the runtime on which the client lives.
+async fn started() -> Server {
+    tokio::task::spawn_blocking(|| Server::start(&[])).await.expect("it starts")
 }
 
 /// What one request came to, and how long that took.
@@ -144,10 +166,11 @@ fn patient() -> ClientConfig {
     ClientConfig { timeout: DEADLINE, deadline: Some(DEADLINE), ..ClientConfig::default() }
 }
 
-/// Short enough that a test need not wait long for what is never answered.
+/// Short enough that a test need not wait long for what is never answered, and long
+/// enough for what is, on a machine that has much else to do.
 fn hasty() -> ClientConfig {
     ClientConfig {
-        timeout: Duration::from_millis(300),
+        timeout: Duration::from_secs(1),
         deadline: Some(DEADLINE),
         ..ClientConfig::default()
     }
