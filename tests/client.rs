@@ -16,6 +16,7 @@ use futures_util::future::{BoxFuture, join_all};
 use prometheus::Registry;
 use prometheus_parse::Scrape;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use zmq_echo::client::discovery::{Discovery, EndpointState, Endpoints, Fixed};
 use zmq_echo::client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
 use zmq_echo::endpoint::ConnectEndpoint;
@@ -76,6 +77,12 @@ impl Counted {
 
     async fn request(&self, payload: &'static str) -> Result<Reply, RequestError> {
         self.client.request(payload.into()).await
+    }
+
+    /// A request that is under way while the test does something else.
+    fn spawn(&self, payload: &'static str) -> JoinHandle<Result<Reply, RequestError>> {
+        let client = self.client.clone();
+        tokio::spawn(async move { client.request(payload.into()).await })
     }
 
     fn metric(&self, series: &str) -> f64 {
@@ -226,12 +233,11 @@ async fn closing_waits_for_what_is_outstanding_and_disconnects() {
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     client.client.ready().await;
     server.signal(rustix::process::Signal::STOP);
-    let (other, asked) = (client.client.clone(), client.client.clone());
-    let asked = tokio::spawn(async move { asked.request("asked before".into()).await });
+    let asked = client.spawn("asked before");
     until("it is outstanding", || client.outstanding(&server.endpoint) == 1).await;
     let closing = tokio::spawn(client.client.clone().close());
     client.wait_for_state(&server.endpoint, Some(State::Draining)).await;
-    assert!(matches!(other.request("too late".into()).await, Err(RequestError::Closed)));
+    assert!(matches!(client.request("too late").await, Err(RequestError::Closed)));
     server.signal(rustix::process::Signal::CONT);
     assert_eq!(asked.await.unwrap().unwrap().payload, "asked before");
     closing.await.unwrap();

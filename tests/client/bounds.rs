@@ -4,32 +4,27 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use zmq_echo::client::discovery::EndpointState::Ready;
-use zmq_echo::client::{Client, ClientConfig, Reply, RequestError, State, WhenFull};
+use zmq_echo::client::{ClientConfig, Reply, RequestError, State, WhenFull};
 
 use super::peers::Peer;
 use super::{Counted, Teller, fixed, hasty, patient, until};
 use crate::support::Server;
 
-fn ask(client: &Client) -> JoinHandle<Result<Reply, RequestError>> {
-    let client = client.clone();
-    tokio::spawn(async move { client.request("payload".into()).await })
-}
+type Asked = JoinHandle<Result<Reply, RequestError>>;
 
 /// A client with as many outstanding as may be, at a server that is stopped.
-async fn full(
-    config: ClientConfig,
-) -> (Server, Counted, Vec<JoinHandle<Result<Reply, RequestError>>>) {
+async fn full(config: ClientConfig) -> (Server, Counted, Vec<Asked>) {
     let server = Server::start(&[]);
     let outstanding = config.max_outstanding;
     let client = Counted::new(config, fixed(&[&server.endpoint]));
     client.client.ready().await;
     server.signal(rustix::process::Signal::STOP);
-    let asked = (0..outstanding).map(|_| ask(&client.client)).collect();
+    let asked = (0..outstanding).map(|_| client.spawn("payload")).collect();
     until("all are outstanding", || client.outstanding(&server.endpoint) == outstanding).await;
     (server, client, asked)
 }
 
-async fn all_answered(asked: Vec<JoinHandle<Result<Reply, RequestError>>>) {
+async fn all_answered(asked: Vec<Asked>) {
     for asked in asked {
         assert_eq!(asked.await.unwrap().unwrap().payload, "payload");
     }
@@ -53,7 +48,7 @@ async fn when_all_is_full_a_caller_that_chose_so_is_refused_at_once() {
 async fn when_all_is_full_a_caller_that_chose_so_waits_and_not_too_many_do() {
     let config = ClientConfig { max_outstanding: 5, max_queued: 3, ..patient() };
     let (server, client, mut asked) = full(config).await;
-    asked.extend((0..3).map(|_| ask(&client.client)));
+    asked.extend((0..3).map(|_| client.spawn("payload")));
     until("three wait", || client.metric("zmq_echo_client_queued") == 3.0).await;
     let refused = client.request("one too many").await;
     assert!(matches!(refused, Err(RequestError::Full { .. })), "{refused:?}");
@@ -68,7 +63,7 @@ async fn abandoned(config: ClientConfig, silent: &Peer) -> Counted {
     let config = ClientConfig { max_outstanding: 5, when_full: WhenFull::Refuse, ..config };
     let client = Counted::new(config, fixed(&[&silent.endpoint]));
     client.client.ready().await;
-    let asked: Vec<_> = (0..5).map(|_| ask(&client.client)).collect();
+    let asked: Vec<_> = (0..5).map(|_| client.spawn("payload")).collect();
     until("all were sent", || client.metric("zmq_echo_client_attempts_total") == 5.0).await;
     for asked in asked {
         asked.abort();
@@ -102,7 +97,7 @@ async fn without_an_endpoint_a_request_waits_until_its_deadline() {
 
     let server = Server::start(&[]);
     let client = Counted::new(patient(), told);
-    let asked = ask(&client.client);
+    let asked = client.spawn("payload");
     until("it waits", || client.metric("zmq_echo_client_outstanding") == 1.0).await;
     teller.say(&[(&server.endpoint, Ready)]);
     all_answered(vec![asked]).await;

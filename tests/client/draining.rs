@@ -32,10 +32,7 @@ async fn answers_what_it_has(gone: impl Fn(&Teller, &str, &str)) {
     let (teller, told) = Teller::new();
     teller.say(&[(&peer.endpoint, Ready)]);
     let client = Counted::new(patient(), told);
-    let asked = tokio::spawn({
-        let client = client.client.clone();
-        async move { client.request("held".into()).await }
-    });
+    let asked = client.spawn("held");
     held.recv().await.expect("it has come");
     gone(&teller, &peer.endpoint, &server.endpoint);
     client.wait_for_state(&peer.endpoint, Some(State::Draining)).await;
@@ -73,10 +70,7 @@ async fn one_that_never_answers_is_left_after_the_timeout() {
     let (teller, told) = Teller::new();
     teller.say(&[(&silent.endpoint, Ready)]);
     let client = Counted::new(hasty(), told);
-    let asked = tokio::spawn({
-        let client = client.client.clone();
-        async move { client.request("anybody?".into()).await }
-    });
+    let asked = client.spawn("anybody?");
     until("it is outstanding", || client.outstanding(&silent.endpoint) == 1).await;
     teller.say(&[(&server.endpoint, Ready)]);
     client.wait_for_state(&silent.endpoint, None).await;
