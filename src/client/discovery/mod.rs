@@ -1,12 +1,16 @@
 //! Where the endpoints come from: a source that says which there are, again and
 //! again as they come and go.
 
+mod fixed;
+
 use std::collections::BTreeMap;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::endpoint::ConnectEndpoint;
+
+pub use fixed::Fixed;
 
 /// What a source says of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

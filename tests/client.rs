@@ -1,0 +1,261 @@
+//! The client: what it promises of spreading, draining, retries and bounds.
+
+mod bounds;
+mod draining;
+mod peers;
+mod replies;
+mod spreading;
+mod trouble;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, join_all};
+use prometheus::Registry;
+use prometheus_parse::Scrape;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use zmq_echo::client::discovery::{Discovery, EndpointState, Endpoints, Fixed};
+use zmq_echo::client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
+use zmq_echo::endpoint::ConnectEndpoint;
+
+use crate::support::{DEADLINE, Server, sample};
+
+/// A source that says what the test has told it.
+struct Told(watch::Receiver<Endpoints>);
+
+impl Discovery for Told {
+    fn follow(mut self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            loop {
+                endpoints.send_replace(self.0.borrow_and_update().clone());
+                if self.0.changed().await.is_err() {
+                    return;
+                }
+            }
+        })
+    }
+}
+
+/// What tells a [`Told`].
+struct Teller(watch::Sender<Endpoints>);
+
+impl Teller {
+    fn new() -> (Self, Box<dyn Discovery>) {
+        let (sender, receiver) = watch::channel(Endpoints::new());
+        (Self(sender), Box::new(Told(receiver)))
+    }
+
+    fn say(&self, endpoints: &[(&str, EndpointState)]) {
+        let parsed = endpoints.iter().map(|(endpoint, state)| (parse(endpoint), *state));
+        self.0.send_replace(parsed.collect());
+    }
+}
+
+fn parse(endpoint: &str) -> ConnectEndpoint {
+    endpoint.parse().expect("an endpoint")
+}
+
+fn fixed(endpoints: &[&str]) -> Box<dyn Discovery> {
+    Box::new(Fixed::new(endpoints.iter().map(|endpoint| parse(endpoint))))
+}
+
+/// A client, and the registry in which it counts.
+struct Counted {
+    client: Client,
+    registry: Registry,
+}
+
+impl Counted {
+    fn new(config: ClientConfig, discovery: Box<dyn Discovery>) -> Self {
+        let registry = Registry::new();
+        let metrics = ClientMetrics::new(&registry).unwrap();
+        Self { client: Client::new(config, discovery, metrics), registry }
+    }
+
+    async fn request(&self, payload: &'static str) -> Result<Reply, RequestError> {
+        self.client.request(payload.into()).await
+    }
+
+    /// A request that is under way while the test does something else.
+    fn spawn(&self, payload: &'static str) -> JoinHandle<Result<Reply, RequestError>> {
+        let client = self.client.clone();
+        tokio::spawn(async move { client.request(payload.into()).await })
+    }
+
+    fn metric(&self, series: &str) -> f64 {
+        let text =
+            prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap();
+        let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
+        sample(&scrape, series).unwrap_or_else(|| panic!("no series {series} in {text}"))
+    }
+
+    fn state(&self, endpoint: &str) -> Option<State> {
+        let statuses = self.client.endpoints();
+        let status = statuses.iter().find(|status| *status.endpoint == parse(endpoint));
+        status.map(|status| status.state)
+    }
+
+    fn outstanding(&self, endpoint: &str) -> usize {
+        let statuses = self.client.endpoints();
+        let status = statuses.iter().find(|status| *status.endpoint == parse(endpoint));
+        status.map_or(0, |status| status.outstanding)
+    }
+
+    /// Waits until so many more requests are answered.
+    async fn wait_for_answers(&self, more: f64) {
+        let answered = || self.metric("zmq_echo_client_requests_total{outcome=\"answered\"}");
+        let goal = answered() + more;
+        until("they are answered", || answered() >= goal).await;
+    }
+
+    async fn wait_for_state(&self, endpoint: &str, state: Option<State>) {
+        until(&format!("{endpoint} is {state:?}"), || self.state(endpoint) == state).await;
+    }
+
+    /// Lets `callers` callers make one request at a time, a few thousand a second in
+    /// all, until `done` is. Returns what they got.
+    async fn load(&self, callers: usize, done: impl Future<Output = ()>) -> Vec<Got> {
+        self.load_with_pauses(Duration::from_millis(5), callers, done).await
+    }
+
+    async fn load_with_pauses(
+        &self,
+        pause: Duration,
+        callers: usize,
+        done: impl Future<Output = ()>,
+    ) -> Vec<Got> {
+        let stop = Arc::new(watch::Sender::new(false));
+        let callers = (0..callers).map(|_| {
+            let (client, stop) = (self.client.clone(), stop.subscribe());
+            tokio::spawn(async move {
+                let mut got = Vec::new();
+                while !*stop.borrow() {
+                    let started = std::time::Instant::now();
+                    let reply = client.request("load".into()).await;
+                    got.push(Got { reply, took: started.elapsed() });
+                    tokio::time::sleep(pause).await;
+                }
+                got
+            })
+        });
+        let callers: Vec<_> = callers.collect();
+        done.await;
+        stop.send_replace(true);
+        join_all(callers).await.into_iter().flat_map(|got| got.expect("no panic")).collect()
+    }
+}
+
+/// A server, started without stopping the runtime on which the client lives.
+async fn started() -> Server {
+    tokio::task::spawn_blocking(|| Server::start(&[])).await.expect("it starts")
+}
+
+/// What one request came to, and how long that took.
+struct Got {
+    reply: Result<Reply, RequestError>,
+    took: Duration,
+}
+
+/// Waits on a condition, without stopping the runtime that it needs.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(tokio::time::Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Long enough that nothing times out that is answered.
+fn patient() -> ClientConfig {
+    ClientConfig { timeout: DEADLINE, deadline: Some(DEADLINE), ..ClientConfig::default() }
+}
+
+/// Short enough that a test need not wait long for what is never answered, and long
+/// enough for what is, on a machine that has much else to do.
+fn hasty() -> ClientConfig {
+    ClientConfig {
+        timeout: Duration::from_secs(1),
+        deadline: Some(DEADLINE),
+        ..ClientConfig::default()
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_answered_by_an_endpoint_that_is_named() {
+    let server = Server::start(&[]);
+    let client = Counted::new(patient(), fixed(&[&server.endpoint]));
+    let reply = client.request("hello").await.unwrap();
+    assert_eq!(reply.payload, "hello");
+    assert_eq!(reply.endpoint.to_string(), server.endpoint);
+    assert_eq!(reply.attempts, 1);
+}
+
+#[tokio::test]
+async fn an_ipv6_address_is_an_endpoint_as_any_other() {
+    let mut server = crate::support::command(crate::support::SERVER);
+    server.args(["--bind", "tcp://[::1]:0", "--http", "127.0.0.1:0"]);
+    let server = Server::spawn(server);
+    let client = Counted::new(patient(), fixed(&[&server.endpoint]));
+    assert_eq!(client.request("hello").await.unwrap().payload, "hello");
+}
+
+/// Every series of a client, as `name{label="value"}`, with its type.
+pub fn series() -> BTreeSet<(String, String)> {
+    let registry = Registry::new();
+    ClientMetrics::new(&registry).unwrap();
+    let mut series = BTreeSet::new();
+    for family in registry.gather() {
+        let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+        for metric in family.get_metric() {
+            let labels = metric.get_label().iter();
+            let labels: String =
+                labels.map(|at| format!("{{{}=\"{}\"}}", at.name(), at.value())).collect();
+            series.insert((format!("{}{labels}", family.name()), kind.clone()));
+        }
+    }
+    series
+}
+
+#[tokio::test]
+async fn every_series_is_there_at_zero_from_the_start() {
+    let client = Counted::new(patient(), fixed(&[]));
+    for (series, _) in series() {
+        assert_eq!(client.metric(&series), 0.0, "{series}");
+    }
+}
+
+#[tokio::test]
+async fn closing_waits_for_what_is_outstanding_and_disconnects() {
+    let server = Server::start(&[]);
+    let client = Counted::new(patient(), fixed(&[&server.endpoint]));
+    client.client.ready().await;
+    server.signal(rustix::process::Signal::STOP);
+    let asked = client.spawn("asked before");
+    until("it is outstanding", || client.outstanding(&server.endpoint) == 1).await;
+    let closing = tokio::spawn(client.client.clone().close());
+    client.wait_for_state(&server.endpoint, Some(State::Draining)).await;
+    assert!(matches!(client.request("too late").await, Err(RequestError::Closed)));
+    server.signal(rustix::process::Signal::CONT);
+    assert_eq!(asked.await.unwrap().unwrap().payload, "asked before");
+    closing.await.unwrap();
+    server.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_disconnects_and_takes_its_gauges_back() {
+    let server = Server::start(&[]);
+    let Counted { client, registry } = Counted::new(patient(), fixed(&[&server.endpoint]));
+    client.ready().await;
+    server.wait_for_metric("zmq_echo_peers", |peers| peers == 1.0);
+    drop(client);
+    let gauges = || {
+        let families = registry.gather();
+        let gauges = families.iter().filter(|family| family.name().contains("client_endpoints"));
+        gauges.map(|family| family.get_metric()[0].get_gauge().get_value()).sum::<f64>()
+    };
+    until("the gauges are back", || gauges() == 0.0).await;
+    server.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
+}
