@@ -3,6 +3,8 @@
 
 mod attacks;
 mod config;
+#[cfg(feature = "client")]
+mod discovery;
 mod drain;
 mod echo;
 mod logs;

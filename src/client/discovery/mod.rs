@@ -24,6 +24,7 @@ pub mod kubernetes;
 pub mod slices;
 pub mod source;
 
+pub use fixed::Fixed;
 pub use source::{DiscoveryError, Source, SourceError};
 
 /// The most endpoints that are taken from a source: the 1,000 of Kubernetes' own
