@@ -2,6 +2,8 @@
 //! after the promise that it keeps.
 
 mod attacks;
+#[cfg(feature = "client")]
+mod client;
 mod config;
 #[cfg(feature = "client")]
 mod discovery;
