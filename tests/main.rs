@@ -13,6 +13,8 @@ mod logs;
 mod poll_loop;
 mod probe;
 mod readme;
+#[cfg(feature = "client")]
+mod rollout;
 mod router;
 mod side_port;
 mod support;

@@ -4,29 +4,17 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use kube::Config;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use zeromq::{DealerSocket, Socket};
 use zmq_echo::client::discovery::EndpointState::{Draining, Ready};
-use zmq_echo::client::discovery::Source;
 use zmq_echo::client::discovery::kubernetes::{Kubernetes, Patience, ServicePort, client_of};
 
 use super::{Followed, Log, until};
 use crate::support::api_server::{ApiServer, Asked, Condition, Ending, Gone};
 use crate::support::{SERVER, Server, command, echo, message};
 
-fn port() -> ServicePort {
-    match ApiServer::URL.parse() {
-        Ok(Source::Kubernetes(port)) => port,
-        other => panic!("{other:?}"),
-    }
-}
-
 async fn source(api: &ApiServer) -> Kubernetes {
-    let kubeconfig = Kubeconfig::read_from(api.kubeconfig()).unwrap();
-    let options = KubeConfigOptions::default();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-    Kubernetes::new(port(), client_of(config).unwrap())
+    ApiServer::source(&api.kubeconfig()).await
 }
 
 async fn follow(api: &ApiServer) -> Followed {
@@ -257,7 +245,8 @@ async fn an_endpoint_of_ipv6_is_one_to_connect_to() {
 async fn a_client_over_tls_needs_no_choice_of_a_provider() {
     let mut config = Config::new("https://127.0.0.1:1".parse().unwrap());
     config.accept_invalid_certs = true;
-    let _followed = Followed::start(Kubernetes::new(port(), client_of(config).unwrap()));
+    let port = ServicePort { namespace: "a".into(), service: "b".into(), port: "c".into() };
+    let _followed = Followed::start(Kubernetes::new(port, client_of(config).unwrap()));
     let log = Log::capture();
     until("it is refused", || log.count("refused") == (1, 1)).await;
 }

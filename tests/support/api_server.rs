@@ -19,8 +19,12 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use kube::Config;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value as Json, json};
 use tokio::net::TcpListener;
+use zmq_echo::client::discovery::Source;
+use zmq_echo::client::discovery::kubernetes::{Kubernetes, client_of};
 
 /// What the API says of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +128,15 @@ impl ApiServer {
     /// For `$KUBECONFIG`.
     pub fn kubeconfig(&self) -> PathBuf {
         self.directory.join("kubeconfig")
+    }
+
+    /// The source of [`Self::URL`] as a process with this kubeconfig has it.
+    pub async fn source(kubeconfig: &Path) -> Kubernetes {
+        let Ok(Source::Kubernetes(port)) = Self::URL.parse() else { panic!("another source") };
+        let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+        let options = KubeConfigOptions::default();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+        Kubernetes::new(port, client_of(config).unwrap())
     }
 
     /// The API says this of an endpoint, which has a slice of its own: endpoints of
