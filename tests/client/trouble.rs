@@ -117,6 +117,39 @@ async fn one_that_is_suspect_is_used_again_once_it_has_answered() {
 }
 
 #[tokio::test]
+async fn what_came_while_this_process_stood_still_is_no_timeout() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    let (got, asked) = std::sync::mpsc::channel();
+    let (answer, go) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            if greeted(&mut stream).is_ok() {
+                let [id, payload] = [(); 2].map(|()| zmtp::read_frame(&mut stream).1);
+                got.send(()).unwrap();
+                go.recv().unwrap();
+                let reply = [zmtp::frame(&id, true), zmtp::frame(&payload, false)].concat();
+                stream.write_all(&reply).unwrap();
+                got.send(()).unwrap();
+            }
+        }
+    });
+    let timeout = Duration::from_secs(2);
+    let client = Counted::new(ClientConfig { timeout, ..patient() }, fixed(&[&endpoint]));
+    let request = tokio::spawn({
+        let client = client.client.clone();
+        async move { client.request("standing still".into()).await }
+    });
+    until("it was sent", || asked.try_recv().is_ok()).await;
+    answer.send(()).unwrap();
+    asked.recv().unwrap();
+    // The thread on which the client runs.
+    std::thread::sleep(timeout);
+    assert_eq!(request.await.unwrap().unwrap().attempts, 1);
+    assert_eq!(client.metric("zmq_echo_client_attempt_failures_total{reason=\"timed_out\"}"), 0.0);
+}
+
+#[tokio::test]
 async fn one_that_answers_checks_alone_costs_no_answer() {
     let checked =
         Peer::start(|request| if is_check(&request) { vec![request] } else { Vec::new() }).await;
@@ -169,7 +202,7 @@ async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             // Greets, so that this is no failed handshake, and hangs up.
-            drop(greeted(stream.unwrap()));
+            let _ = greeted(&mut stream.unwrap());
         }
     });
     let server = Server::start(&[]);
@@ -189,12 +222,38 @@ async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
     assert_eq!(made(), 2.0);
 }
 
+#[tokio::test]
+async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_endpoint() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            // Hangs up on the first frame of a request.
+            if greeted(&mut stream).is_ok() {
+                let _ = stream.read_exact(&mut [0; 10]);
+            }
+        }
+    });
+    let server = Server::start(&[]);
+    // It is connected to again long before the next attempt.
+    let config = ClientConfig {
+        retries: 1,
+        retry_backoff: Backoff::new(Duration::from_millis(100), Duration::from_millis(100)),
+        reconnect_backoff: Backoff::new(Duration::ZERO, Duration::ZERO),
+        ..patient()
+    };
+    let client = Counted::new(config, fixed(&[&server.endpoint, &endpoint]));
+    let retried = || client.metric("zmq_echo_client_retries_total") >= 20.0;
+    let got = client.load(3, until("it was tried often", retried)).await;
+    assert_all_answered(&got);
+}
+
 /// Shakes hands as a ROUTER would.
-fn greeted(mut stream: TcpStream) -> std::io::Result<()> {
+fn greeted(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.write_all(&zmtp::greeting())?;
     stream.read_exact(&mut [0; 64])?;
     stream.write_all(&zmtp::ready("ROUTER", b""))?;
-    zmtp::read_frame(&mut stream);
+    zmtp::read_frame(stream);
     Ok(())
 }
 
@@ -204,11 +263,10 @@ async fn one_that_sends_what_is_no_zmtp_costs_its_own_connection_and_no_answer()
     let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let stream = stream.unwrap();
-            let mut writer = stream.try_clone().unwrap();
-            if greeted(stream).is_ok() {
+            let mut stream = stream.unwrap();
+            if greeted(&mut stream).is_ok() {
                 // A command that ZMTP does not know, and the rest of it missing.
-                let _ = writer.write_all(&zmtp::command(b"\x03WHAT"));
+                let _ = stream.write_all(&zmtp::command(b"\x03WHAT"));
             }
         }
     });
