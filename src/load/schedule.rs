@@ -61,7 +61,9 @@ impl Timer {
     /// What the kernel says: no descriptors left, mostly.
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        Ok(Self(AsyncFd::new(timerfd_create(TimerfdClockId::Monotonic, flags)?)?))
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        #[allow(deprecated, reason = "an OwnedFd keeps its descriptor, which is the objection")]
+        AsyncFd::new(timer).map(Self)
     }
 
     /// Waits until `deadline`.

@@ -1,28 +1,36 @@
-//! Endpoints that are given once and do not change.
+//! A list of endpoints that does not change.
 
+use std::collections::BTreeSet;
+
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
+use super::following::until_unheard;
 use super::{Discovery, EndpointState, Endpoints};
 use crate::endpoint::ConnectEndpoint;
 
-/// A list that stays as it is.
+/// Says its endpoints once, all of them ready, and has no more to say.
 #[derive(Debug, Clone)]
-pub struct Fixed(Vec<ConnectEndpoint>);
+pub struct Fixed {
+    endpoints: BTreeSet<ConnectEndpoint>,
+}
 
 impl Fixed {
-    /// These, all of them ready.
+    /// These endpoints.
     pub fn new(endpoints: impl IntoIterator<Item = ConnectEndpoint>) -> Self {
-        Self(endpoints.into_iter().collect())
+        Self { endpoints: endpoints.into_iter().collect() }
     }
 }
 
 impl Discovery for Fixed {
     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
-        Box::pin(async move {
-            let ready = self.0.into_iter().map(|endpoint| (endpoint, EndpointState::Ready));
-            endpoints.send_replace(ready.collect());
-            endpoints.closed().await;
+        let set =
+            self.endpoints.into_iter().map(|endpoint| (endpoint, EndpointState::Ready)).collect();
+        until_unheard("the list".to_owned(), endpoints, |mut publisher| async move {
+            publisher.publish(set);
+            std::future::pending().await
         })
+        .boxed()
     }
 }
