@@ -7,6 +7,8 @@ mod client;
 mod config;
 mod drain;
 mod echo;
+#[cfg(feature = "client")]
+mod load;
 mod logs;
 mod poll_loop;
 mod probe;

@@ -27,6 +27,22 @@ use config::{LoadConfig, Output};
 use progress::Progress;
 use result::LoadResult;
 
+/// A reply that is not its request's payload.
+const ALTERED: &str = "altered";
+
+/// A request that was due and never sent.
+const UNSENT: &str = "unsent";
+
+/// Why a request can fail, for the README. The client's other kinds do not occur: its
+/// bounds are those of the load.
+pub const FAILURES: [(&str, &str); 5] = [
+    (ALTERED, "the reply is not the payload that was sent"),
+    ("disconnected", "the connection broke on the last attempt"),
+    ("no_endpoint", "no endpoint could be reached before the deadline of all attempts"),
+    ("timed_out", "the last attempt had no reply in time"),
+    (UNSENT, "it was due and could not be sent, as the replies of others did not come"),
+];
+
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -114,6 +130,15 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_failures_that_are_the_clients_are_called_as_it_calls_them() {
+        let own = FAILURES.iter().map(|(kind, _)| kind);
+        let others = own.filter(|kind| ![ALTERED, UNSENT].contains(*kind));
+        for kind in others {
+            assert!(crate::client::RequestError::KINDS.contains(kind), "{kind}");
+        }
+    }
 
     #[test]
     fn a_command_line_can_be_given_to_a_shell_again() {

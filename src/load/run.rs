@@ -11,13 +11,13 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::unconstrained;
 use tokio::time::{interval, sleep, timeout};
 
-use super::LoadError;
 use super::config::{LoadConfig, Rate};
 use super::payload::Payloads;
 use super::progress::{Look, Progress};
 use super::recorder::{Outcome, Recorder, Times};
 use super::result::LoadResult;
 use super::schedule::{Schedule, Timer};
+use super::{ALTERED, LoadError, UNSENT};
 use crate::client::discovery::{Discovery, EndpointState, Endpoints};
 use crate::client::{Client, ClientConfig, ClientMetrics, Reply, RequestError};
 use crate::termination::{AsyncTermination, TerminationSocket};
@@ -29,13 +29,6 @@ const START_LIMIT: Duration = Duration::from_secs(5);
 /// How long a worker of a closed loop rests after a failure, so that a service that
 /// refuses at once is not asked a million times a second.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
-
-/// A reply that is not its request's payload.
-const ALTERED: &str = "altered";
-
-/// A request that was due and could not be sent, as the replies of others did not
-/// come.
-const UNSENT: &str = "unsent";
 
 /// See [`super::run`].
 pub async fn run(
