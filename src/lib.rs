@@ -14,12 +14,11 @@
 //! 8. [`side_port`]: `/metrics`, `/livez` and `/readyz` over HTTP.
 //! 9. [`health`]: what the loop tells the side port about itself.
 //! 10. [`probe`]: one real echo through the public endpoint, within a limit.
-//! 11. [`load`]: the load generator, with its result as table, JSON and page.
-//! 12. [`metrics`]: every series, in a registry that is owned and passed.
-//! 13. [`log`]: one record a line on stdout, panics included; never in the way.
-//! 14. [`config`]: the flags of every binary, validated once.
-//! 15. [`endpoint`]: `tcp://HOST:PORT` to bind to and to connect to.
-//! 16. [`exit`]: the exit codes, a contract with whoever starts the process.
+//! 11. [`metrics`]: every series, in a registry that is owned and passed.
+//! 12. [`log`]: one record a line on stdout, panics included; never in the way.
+//! 13. [`config`]: the flags of every binary, validated once.
+//! 14. [`endpoint`]: `tcp://HOST:PORT` to bind to and to connect to.
+//! 15. [`exit`]: the exit codes, a contract with whoever starts the process.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "client")]
