@@ -1,5 +1,66 @@
 //! A client that knows the endpoints: it connects to every one, follows them as
 //! they come and go, spreads its requests over them and retries.
+//!
+//! A Service balances connections and ZeroMQ keeps its connections: behind one, a
+//! client stays on one pod, and loses what was in flight when that pod goes. So this
+//! one does what a service mesh would do for HTTP:
+//!
+//! ```
+//! use zmq_echo::client::discovery::Fixed;
+//! use zmq_echo::client::{Client, ClientConfig, ClientMetrics};
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! #   use zeromq::{Socket, SocketRecv, SocketSend};
+//! #   let mut router = zeromq::RouterSocket::new();
+//! #   let echo = router.bind("tcp://127.0.0.1:0").await?.to_string();
+//! #   tokio::spawn(async move {
+//! #       while let Ok(message) = router.recv().await {
+//! #           let _ = router.send(message).await;
+//! #       }
+//! #   });
+//! #   let endpoints = [echo.as_str()];
+//! #   #[cfg(any())]
+//!     let endpoints = ["tcp://10.0.0.1:5555", "tcp://10.0.0.2:5555"];
+//!     let endpoints = endpoints.map(|endpoint| endpoint.parse().expect("an endpoint"));
+//!     let registry = prometheus::Registry::new();
+//!     let metrics = ClientMetrics::new(&registry)?;
+//!     let discovery = Box::new(Fixed::new(endpoints));
+//!     let client = Client::new(ClientConfig::default(), discovery, metrics);
+//!
+//!     let reply = client.request("hello".into()).await?;
+//!     println!("{} answered {:?}", reply.endpoint, reply.payload);
+//! #   assert_eq!(reply.payload, "hello");
+//!     client.close().await;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What a handler must bear
+//!
+//! A request whose reply does not come is sent again, and the first one may have
+//! been worked on. An echo does not mind: it is idempotent. For a handler that is
+//! not, set `retries` to 0 and decide after each error yourself, or put a key into
+//! the payload that all attempts of one request share, by which the handler tells
+//! that it has done the work and repeats its answer.
+//!
+//! # How it is put together
+//!
+//! A pool follows [`discovery`] and has one task for each endpoint, which owns the
+//! DEALER socket and makes it again. The caller's own future drives its request:
+//! it draws an endpoint, hands it an attempt and is told what came of it. An attempt
+//! is two frames, eight bytes of an id and the payload; its reply is the same id and
+//! the service's payload.
+//!
+//! # What is not bounded
+//!
+//! Requests outstanding and waiting, endpoints, attempts and times are. Replies are
+//! not: the crate's decoder reserves what a frame announces, has no largest message,
+//! and aborts the process where 2^47 bytes are announced to it. Nor can a connection
+//! be taken from the crate whose peer has stopped reading: what was handed to it
+//! stays until the kernel gives that connection up. Connect to servers that you
+//! trust, over a network that you trust. The handshake is NULL: there is neither
+//! authentication nor encryption.
 
 mod backoff;
 mod config;

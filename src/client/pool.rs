@@ -25,7 +25,10 @@ pub(super) async fn run(shared: Arc<Shared>, discovery: Box<dyn Discovery>) {
         // Each of these is cancel-safe: nothing is taken before the arm runs.
         tokio::select! {
             changed = source.changed(), if following => match changed {
-                Ok(()) => wanted = source.borrow_and_update().clone(),
+                Ok(()) => {
+                    wanted = source.borrow_and_update().clone();
+                    warn_if_too_many(&shared, wanted.len());
+                }
                 // The source has ended; what it said last stands.
                 Err(_) => following = false,
             },
@@ -54,11 +57,16 @@ fn reconcile(shared: &Arc<Shared>, wanted: &Endpoints, connections: &mut JoinSet
             None if shared.roster.len() < shared.config.max_endpoints => {
                 connect(shared, endpoint, connections);
             }
-            None => {
-                warn!(limit = shared.config.max_endpoints, "more endpoints than the limit");
-                break;
-            }
+            // Its turn comes when another has gone.
+            None => {}
         }
+    }
+}
+
+fn warn_if_too_many(shared: &Shared, endpoints: usize) {
+    let limit = shared.config.max_endpoints;
+    if endpoints > limit {
+        warn!(endpoints, limit, "more endpoints than the limit");
     }
 }
 

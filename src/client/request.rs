@@ -44,7 +44,7 @@ pub(super) async fn run(shared: &Shared, payload: Bytes) -> Result<Reply, Reques
         Ok(outcome) => outcome,
         Err(_) => Err(progress.out_of_time()),
     };
-    counted.as_ended(&outcome, progress.started.elapsed());
+    counted.ended(&outcome, progress.started.elapsed());
     outcome
 }
 
@@ -152,7 +152,7 @@ struct Counted<'a> {
 }
 
 impl Counted<'_> {
-    fn as_ended(mut self, outcome: &Result<Reply, RequestError>, elapsed: Duration) {
+    fn ended(mut self, outcome: &Result<Reply, RequestError>, elapsed: Duration) {
         self.done = true;
         match outcome {
             Ok(_) => {

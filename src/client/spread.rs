@@ -26,3 +26,43 @@ fn draw<T>(from: &[T], allowed: impl Fn(&T) -> bool) -> Option<&T> {
     let (before, after) = from.split_at(fastrand::usize(..from.len()));
     after.iter().chain(before).find(|item| allowed(item))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_the_less_loaded_is_picked() {
+        for _ in 0..100 {
+            assert_eq!(pick(&[7, 3], |_| true, |load| *load), Some(&3));
+        }
+    }
+
+    #[test]
+    fn the_most_loaded_is_never_picked_and_all_others_are() {
+        let loads = [4, 1, 9, 2, 3];
+        let picked: Vec<_> = (0..1000).filter_map(|_| pick(&loads, |_| true, |l| *l)).collect();
+        assert_eq!(picked.len(), 1000);
+        for load in loads {
+            assert_eq!(picked.contains(&&load), load != 9, "{load}");
+        }
+    }
+
+    #[test]
+    fn equals_have_equal_shares() {
+        let mut counts = [0; 5];
+        for _ in 0..10_000 {
+            counts[*pick(&[0, 1, 2, 3, 4], |_| true, |_| 0).unwrap()] += 1;
+        }
+        assert!(counts.iter().all(|count| (1700..2300).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn one_that_is_not_allowed_is_never_picked() {
+        for _ in 0..100 {
+            assert_eq!(pick(&[0, 1, 2], |item| *item == 1, |_| 0), Some(&1));
+        }
+        assert_eq!(pick(&[0, 1, 2], |_| false, |_| 0), None);
+        assert_eq!(pick::<u8>(&[], |_| true, |_| 0), None);
+    }
+}
