@@ -26,6 +26,9 @@ use crate::termination::{AsyncTermination, TerminationSocket};
 /// which a refused connection is tried again.
 const START_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long the others have when one answers: several round trips between two zones.
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
+
 /// How long a worker of a closed loop rests after a failure, so that a service that
 /// refuses at once is not asked a million times a second.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
@@ -64,10 +67,19 @@ async fn start(config: &LoadConfig) -> Result<Vec<Client>, LoadError> {
         })
         .collect();
     let ready = join_all(clients.iter().map(Client::ready));
-    match timeout(START_LIMIT, ready).await {
-        Ok(_) => Ok(clients),
-        Err(_) => Err(no_endpoint(config, &endpoints.borrow())),
+    if timeout(START_LIMIT, ready).await.is_err() {
+        return Err(no_endpoint(config, &endpoints.borrow()));
     }
+    // Of one that does not answer the result will say that it came later, or never.
+    let known = endpoints.borrow().len();
+    let settled = join_all(clients.iter().map(|client| settled(client, known)));
+    let _ = timeout(SETTLE_LIMIT, settled).await;
+    Ok(clients)
+}
+
+/// Waits until a client is connected to as many endpoints.
+async fn settled(client: &Client, known: usize) {
+    let _ = client.changes().wait_for(|endpoints| endpoints.len() >= known).await;
 }
 
 fn no_endpoint(config: &LoadConfig, endpoints: &Endpoints) -> LoadError {
@@ -88,21 +100,19 @@ fn client_config(config: &LoadConfig) -> ClientConfig {
     }
 }
 
-/// A source that is followed once for all clients.
+/// A source that is followed once for all clients. It has not been looked at yet: the
+/// first set is a change.
 struct Shared(watch::Receiver<Endpoints>);
 
 impl Discovery for Shared {
     fn follow(mut self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             loop {
-                let known = self.0.borrow_and_update().clone();
-                if !known.is_empty() {
-                    endpoints.send_replace(known);
-                }
                 tokio::select! {
-                    changed = self.0.changed() => if changed.is_err() { return },
+                    Ok(()) = self.0.changed() => {}
                     () = endpoints.closed() => return,
                 }
+                endpoints.send_replace(self.0.borrow_and_update().clone());
             }
         })
     }
