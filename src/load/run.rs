@@ -171,10 +171,12 @@ impl<'a> Run<'a> {
         // Without tokio's budget, which is made for tasks: the workers share one, and
         // would be sent to the back of the queue for being many.
         let requests = unconstrained(join(self.pace(timer, termination), workers));
-        tokio::select! {
-            (interrupted, _) = requests => Ok(interrupted?),
+        let (interrupted, _) = tokio::select! {
+            done = requests => done,
             never = self.watch(&clients[0], progress) => match never {},
-        }
+        };
+        self.recorder.borrow_mut().failed(UNSENT, self.not_taken());
+        Ok(interrupted?)
     }
 
     /// One worker: takes what is due, one request at a time.
@@ -221,14 +223,12 @@ impl<'a> Run<'a> {
             // What waits now has one more timeout; what is not sent by then has failed.
             let _ = timeout(self.config.timeout, self.all_taken.notified()).await;
             self.due.close();
-            let unsent = self.released.get() - self.taken.get();
-            self.recorder.borrow_mut().failed(UNSENT, unsent);
         }
         interrupted
     }
 
     fn close_when_all_are_taken(&self) {
-        if self.over.get() && self.taken.get() == self.released.get() {
+        if self.over.get() && self.not_taken() == 0 {
             self.due.close();
             self.all_taken.notify_one();
         }
@@ -241,17 +241,26 @@ impl<'a> Run<'a> {
             return Ok(());
         };
         while self.released.get() < schedule.total() {
-            let now = Instant::now();
-            let (before, due) = (self.released.get(), schedule.due_by(now));
-            let mut recorder = self.recorder.borrow_mut();
-            (before..due).for_each(|number| recorder.noticed(schedule.due(number), now));
-            recorder.most_waiting = recorder.most_waiting.max(before - self.taken.get());
-            drop(recorder);
-            self.due.add_permits((due - before) as usize);
-            self.released.set(due);
-            timer.sleep_until(schedule.due(due)).await?;
+            self.release_what_is_due(schedule, Instant::now());
+            timer.sleep_until(schedule.due(self.released.get())).await?;
         }
         Ok(())
+    }
+
+    fn release_what_is_due(&self, schedule: &Schedule, now: Instant) {
+        let (before, due) = (self.released.get(), schedule.due_by(now));
+        self.due.add_permits((due - before) as usize);
+        self.released.set(due);
+        let mut recorder = self.recorder.borrow_mut();
+        (before..due).for_each(|number| recorder.noticed(schedule.due(number), now));
+        let idle = self.config.outstanding() as u64 - recorder.outstanding();
+        let waiting = self.not_taken().saturating_sub(idle);
+        recorder.most_waiting = recorder.most_waiting.max(waiting);
+    }
+
+    /// How many requests are due and with no worker yet.
+    fn not_taken(&self) -> u64 {
+        self.released.get() - self.taken.get()
     }
 
     /// Shows the progress, and records which endpoints there are.
