@@ -75,8 +75,7 @@ fn every_command_of_ours_is_a_program_of_the_image() {
     for pod in pods() {
         for container in pod.containers() {
             let [command] = &container.command.clone().unwrap_or_default()[..] else { continue };
-            // The load generator has tests of its own.
-            if command.starts_with("/zmq-echo-") && command != "/zmq-echo-load" {
+            if command.starts_with("/zmq-echo-") {
                 program(command);
             }
         }
