@@ -9,6 +9,8 @@ mod config;
 mod discovery;
 mod drain;
 mod echo;
+#[cfg(feature = "client")]
+mod load;
 mod log_schema;
 mod logs;
 mod poll_loop;

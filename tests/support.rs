@@ -22,6 +22,8 @@ use zmq_echo::log::PLACE;
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 pub const SERVER: &str = env!("CARGO_BIN_EXE_zmq-echo-server");
+#[cfg(feature = "client")]
+pub const LOAD: &str = env!("CARGO_BIN_EXE_zmq-echo-load");
 pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
 
 /// Where a server may be told that it runs: variable, field of each record, value.
