@@ -1,15 +1,16 @@
 //! Endpoints that fail: what it costs, and that it costs no answer.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::time::sleep;
-use zmq_echo::client::{ClientConfig, RequestError, State};
+use zmq_echo::client::{Backoff, ClientConfig, RequestError, State};
 
 use super::peers::{Peer, deaf, is_check};
 use super::{Counted, Got, fixed, hasty, patient, until};
-use crate::support::Server;
+use crate::support::{Server, zmtp};
 
 fn assert_all_answered(got: &[Got]) {
     for got in got {
@@ -159,6 +160,88 @@ async fn one_that_comes_back_is_connected_to_again() {
     let _server = Server::spawn(command);
     assert_eq!(client.request("after").await.unwrap().payload, "after");
     assert_eq!(client.metric("zmq_echo_client_requests_total{outcome=\"answered\"}"), 2.0);
+}
+
+#[tokio::test]
+async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // Greets, so that this is no failed handshake, and hangs up.
+            let _ = greeted(&mut stream.unwrap());
+        }
+    });
+    let server = Server::start(&[]);
+    // Longer than any test lives, and drawn from its whole length.
+    let hours = Duration::from_secs(10_000 * 3600);
+    let reconnect_backoff = Backoff::new(hours, hours);
+    let client = Counted::new(
+        ClientConfig { reconnect_backoff, ..patient() },
+        fixed(&[&server.endpoint, &endpoint]),
+    );
+    let made = || client.metric("zmq_echo_client_connections_total{outcome=\"established\"}");
+    until("both were connected", || made() == 2.0).await;
+    client.wait_for_state(&endpoint, Some(State::Connecting)).await;
+    for _ in 0..200 {
+        assert_eq!(client.request("next").await.unwrap().endpoint.to_string(), server.endpoint);
+    }
+    assert_eq!(made(), 2.0);
+}
+
+#[tokio::test]
+async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_endpoint() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            // Hangs up on the first frame of a request.
+            if greeted(&mut stream).is_ok() {
+                let _ = stream.read_exact(&mut [0; 10]);
+            }
+        }
+    });
+    let server = Server::start(&[]);
+    // It is connected to again long before the next attempt.
+    let config = ClientConfig {
+        retries: 1,
+        retry_backoff: Backoff::new(Duration::from_millis(100), Duration::from_millis(100)),
+        reconnect_backoff: Backoff::new(Duration::ZERO, Duration::ZERO),
+        ..patient()
+    };
+    let client = Counted::new(config, fixed(&[&server.endpoint, &endpoint]));
+    let retried = || client.metric("zmq_echo_client_retries_total") >= 20.0;
+    let got = client.load(3, until("it was tried often", retried)).await;
+    assert_all_answered(&got);
+}
+
+/// Shakes hands as a ROUTER would.
+fn greeted(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(&zmtp::greeting())?;
+    stream.read_exact(&mut [0; 64])?;
+    stream.write_all(&zmtp::ready("ROUTER", b""))?;
+    zmtp::read_frame(stream);
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_that_sends_what_is_no_zmtp_costs_its_own_connection_and_no_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            if greeted(&mut stream).is_ok() {
+                // A command that ZMTP does not know, and the rest of it missing.
+                let _ = stream.write_all(&zmtp::command(b"\x03WHAT"));
+            }
+        }
+    });
+    let server = Server::start(&[]);
+    let client = Counted::new(patient(), fixed(&[&server.endpoint, &endpoint]));
+    let made = || client.metric("zmq_echo_client_connections_total{outcome=\"established\"}");
+    let got = client.load(10, until("it was connected to often", || made() >= 4.0)).await;
+    assert_all_answered(&got);
 }
 
 #[tokio::test]
