@@ -15,6 +15,7 @@ use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::load::config::LoadConfig;
 
 use crate::config::{refuses, refuses_from_the_environment};
+use crate::support::dns_server::DnsServer;
 use crate::support::{LOAD, Process, Server, command, wait_until};
 
 fn load(args: &[&str]) -> Output {
@@ -303,6 +304,37 @@ fn an_endpoint_that_ends_is_seen_to_go() {
     let gone: Vec<_> = changes.iter().filter(|change| change["what"] == "gone").collect();
     assert_eq!(gone.len(), 1, "{changes:?}");
     assert_eq!(gone[0]["endpoint"], *goes.endpoint);
+}
+
+#[test]
+fn endpoints_that_come_and_go_in_dns_are_followed_without_a_failure() {
+    const NAME: &str = "zmq-echo-headless.test.";
+    let first = Server::start(&[]);
+    let port = first.address().port();
+    let second = Server::start(&["--bind", &format!("tcp://127.0.0.2:{port}")]);
+    let dns = DnsServer::start();
+    dns.set(NAME, &["127.0.0.1"], 0);
+    let mut run = command(LOAD);
+    run.args(["--discover", &dns.url(NAME, port), "--rate", "500", "--duration", "1h"]);
+    let mut run = Process::spawn(run.args(["--output", "json"]));
+    let requests = r#"zmq_echo_requests_total{source="client"}"#;
+    first.wait_for_metric(requests, |count| count >= 100.0);
+    dns.set(NAME, &["127.0.0.1", "127.0.0.2"], 0);
+    second.wait_for_metric(requests, |count| count >= 100.0);
+    dns.set(NAME, &["127.0.0.2"], 0);
+    first.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
+    run.signal(Signal::INT);
+    let result: Json = serde_json::from_reader(run.stdout()).expect("JSON");
+    assert_eq!(run.wait(), 0, "{}", result["failures"]);
+    let changes = result["changes"].as_array().unwrap();
+    let seen = |server: &Server, what: &str| {
+        changes
+            .iter()
+            .any(|change| change["endpoint"] == *server.endpoint && change["what"] == what)
+    };
+    assert!(seen(&second, "came") && seen(&first, "gone"), "{changes:?}");
+    assert!(!seen(&second, "gone"), "{changes:?}");
+    assert_eq!(sum(&result["endpoints"], "answered"), number(&result["sent"]));
 }
 
 #[test]
