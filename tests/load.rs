@@ -177,9 +177,9 @@ fn the_table_has_the_counts_the_percentiles_and_the_endpoints() {
 fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
     let server = Server::start(&[]);
     let directory = std::env::temp_dir().join(format!("zmq-echo-load-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    // Would end the page's script where it is not escaped.
-    let path = directory.join("<!--<script>.html");
+    // The command is in the page, and would end its script where it is not escaped.
+    let path = directory.join("<!--/</script>.html");
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let run = result(
         0,
         &[
@@ -196,7 +196,9 @@ fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
     std::fs::remove_dir_all(directory).unwrap();
     let (_, embedded) = page.split_once(r#"id="result">"#).expect("a place for the result");
     let (embedded, script) = embedded.split_once("</script>").expect("its end");
+    assert!(!embedded.contains('<'), "{embedded}");
     assert_eq!(serde_json::from_str::<Json>(embedded).expect("JSON"), run);
+    assert!(run["command"].as_str().unwrap().contains("</script>.html"), "{}", run["command"]);
     assert_eq!(script.matches("<script").count(), 1, "the page's own script and no other");
     let outside = page.replace("http://www.w3.org/2000/svg", "");
     for mark in ["http:", "https:", "src=", "@import", "url(", "fetch(", "\"//"] {
@@ -301,6 +303,8 @@ fn an_endpoint_that_ends_is_seen_to_go() {
     let result: Json = serde_json::from_reader(run.stdout()).expect("JSON");
     assert_eq!(run.wait(), 0, "{}", result["failures"]);
     let changes = result["changes"].as_array().unwrap();
+    let first = changes.iter().take_while(|change| number(&change["at"]) == 0.0);
+    assert_eq!(first.count(), 2, "those that were there when it started: {changes:?}");
     let gone: Vec<_> = changes.iter().filter(|change| change["what"] == "gone").collect();
     assert_eq!(gone.len(), 1, "{changes:?}");
     assert_eq!(gone[0]["endpoint"], *goes.endpoint);
