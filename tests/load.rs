@@ -452,6 +452,17 @@ fn every_flag_is_an_environment_variable_too() {
 }
 
 #[test]
+fn a_wrong_endpoint_in_the_environment_is_refused_by_the_variables_name() {
+    let endpoints = "tcp://127.0.0.1:5555,localhost:5555";
+    let output = command(LOAD).env("ZMQ_ECHO_LOAD_ENDPOINTS", endpoints).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    for part in ["ZMQ_ECHO_LOAD_ENDPOINTS", "'localhost:5555'", "expected tcp://HOST:PORT"] {
+        assert!(stderr.contains(part), "{stderr}");
+    }
+}
+
+#[test]
 fn endpoints_are_refused_one_by_one_and_are_not_also_discovered() {
     for (args, right) in [
         (&["localhost:5555"][..], "expected tcp://HOST:PORT"),
