@@ -63,6 +63,21 @@ async fn that_there_are_none_is_said() {
 }
 
 #[tokio::test]
+async fn a_port_that_no_slice_has_is_named() {
+    let log = Log::capture();
+    let api = ApiServer::start();
+    for name in ["a", "b"] {
+        let ports = json!([{"name": "http", "port": 8080}]);
+        let endpoints = json!([{"addresses": ["10.0.0.1"]}]);
+        api.put(name, json!({"addressType": "IPv4", "ports": ports, "endpoints": endpoints}));
+    }
+    follow(&api).await.says(&[]).await;
+    assert_eq!(log.count("without a TCP port of this name port=\"zmq\""), (2, 1));
+    assert_eq!(log.count("the source names no endpoints"), (2, 1));
+    assert_eq!(log.count("http").1, 1);
+}
+
+#[tokio::test]
 async fn all_slices_of_the_service_and_of_no_other_are_taken() {
     let api = ApiServer::start();
     for at in 0..50 {
