@@ -48,6 +48,8 @@ pub async fn run(
     let timer = Timer::new()?;
     let started = SystemTime::now();
     let run = Run::new(config, Instant::now());
+    let endpoints = clients[0].changes().borrow().clone();
+    run.recorder.borrow_mut().endpoints_are(&endpoints, run.start);
     let interrupted = run.drive(&clients, timer, &mut termination, progress).await?;
     let elapsed = run.start.elapsed();
     let recorder = &mut *run.recorder.borrow_mut();
