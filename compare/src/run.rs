@@ -1,7 +1,7 @@
 //! The comparison: all sides in turns, so that what disturbs one disturbs all.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -59,9 +59,23 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 1)]
     pub generator_cpu: usize,
 
+    /// Measure this zmq-echo-server, built in another way, and not the one that a
+    /// build here makes
+    ///
+    /// The results are then printed and no file is changed.
+    #[arg(long, value_name = "PATH")]
+    pub server: Option<PathBuf>,
+
     /// Exit with 1 where a floor is missed
     #[arg(long)]
     pub check: bool,
+}
+
+impl RunArgs {
+    /// Whether the results are those that the files show.
+    fn is_whole(&self) -> bool {
+        self.cases.is_empty() && self.server.is_none()
+    }
 }
 
 /// Measures, prints, and writes the files where every case was measured. Returns
@@ -76,7 +90,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     cpus.check()?;
     pin::raise_open_files()?;
     let machine = Machine::here();
-    let server = build_server()?;
+    let server = args.server.clone().map_or_else(build_server, Ok)?;
     let cases = if args.cases.is_empty() { &CASES[..] } else { &args.cases };
 
     let mut results = Results::new(machine, cases);
@@ -105,7 +119,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     }
 
     println!("{results}");
-    if args.cases.is_empty() {
+    if args.is_whole() {
         fs::write(RESULTS, results.to_string()).with_context(|| format!("writing {RESULTS}"))?;
         show_summary(Path::new(PAGE), &results.summary())?;
     }
