@@ -1,0 +1,99 @@
+//! How pods come and go.
+
+use std::time::Duration;
+
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use crate::build::{Server, variant, variants};
+use crate::server::config;
+
+/// What the kubelet and the runtime may take beside the pod's own times.
+const SPARE: Duration = Duration::from_secs(3);
+
+/// How long clients take to hear of a change: as long as DNS is asked again.
+const HEARD: Duration = Duration::from_secs(5);
+
+/// The seconds of the preStop sleep.
+pub fn pre_stop(server: &Server) -> Duration {
+    let lifecycle = server.container().lifecycle.clone().expect("a lifecycle");
+    let hook = lifecycle.pre_stop.expect("a preStop hook");
+    // Natively: the image has no shell.
+    assert!(hook.exec.is_none() && hook.http_get.is_none(), "{hook:?}");
+    Duration::from_secs(u64::try_from(hook.sleep.expect("a sleep").seconds).unwrap())
+}
+
+pub fn grace(server: &Server) -> Duration {
+    let grace = server.pod().termination_grace_period_seconds.expect("a grace period");
+    Duration::from_secs(u64::try_from(grace).unwrap())
+}
+
+#[test]
+fn the_drain_is_over_before_the_kubelet_kills() {
+    for server in Server::all() {
+        // The drain's timeout includes its delay.
+        let needed = pre_stop(&server) + config(&server).drain_timeout;
+        assert!(grace(&server) >= needed + SPARE, "{}: {needed:?}", server.variant);
+    }
+}
+
+#[test]
+fn a_pod_that_goes_accepts_until_clients_have_heard() {
+    for server in Server::all() {
+        let accepting = pre_stop(&server) + config(&server).drain_delay;
+        assert!(accepting >= HEARD, "{}: {accepting:?}", server.variant);
+    }
+}
+
+#[test]
+fn a_new_pod_is_known_to_clients_before_the_next_old_one_goes() {
+    for server in Server::all() {
+        let ready = server.deployment.spec.min_ready_seconds.unwrap_or(0);
+        assert!(ready >= i32::try_from(HEARD.as_secs()).unwrap(), "{}", server.variant);
+    }
+}
+
+#[test]
+fn a_rollout_never_has_fewer_pods_than_asked_for() {
+    for server in Server::all() {
+        let strategy = server.deployment.spec.clone().strategy.unwrap();
+        assert_eq!(strategy.type_.as_deref(), Some("RollingUpdate"));
+        let rolling = strategy.rolling_update.unwrap();
+        assert_eq!(rolling.max_unavailable, Some(IntOrString::Int(0)));
+        assert_eq!(rolling.max_surge, Some(IntOrString::Int(1)));
+    }
+}
+
+#[test]
+fn there_are_three_and_they_are_restarted() {
+    let server = variant("base").server();
+    assert_eq!(server.deployment.spec.replicas, Some(3));
+    assert_eq!(server.pod().restart_policy.as_deref(), Some("Always"));
+}
+
+#[test]
+fn a_node_can_be_drained_and_takes_one_pod_at_a_time() {
+    for variant in variants() {
+        let [budget] = &variant.all::<PodDisruptionBudget>()[..] else { panic!("one budget") };
+        let budget = budget.spec.as_ref().unwrap();
+        assert_eq!(budget.max_unavailable, Some(IntOrString::Int(1)));
+        assert_eq!(budget.min_available, None);
+        assert_eq!(budget.unhealthy_pod_eviction_policy.as_deref(), Some("AlwaysAllow"));
+    }
+}
+
+#[test]
+fn pods_are_spread_over_nodes_and_zones_each_revision_by_itself() {
+    for server in Server::all() {
+        let constraints = server.pod().topology_spread_constraints.clone().unwrap();
+        let keys: Vec<_> = constraints.iter().map(|one| one.topology_key.as_str()).collect();
+        assert_eq!(keys, ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]);
+        let selector = server.deployment.spec.selector.clone();
+        for constraint in constraints {
+            assert_eq!(constraint.max_skew, 1);
+            assert_eq!(constraint.label_selector.as_ref(), Some(&selector));
+            let by_revision = vec!["pod-template-hash".to_owned()];
+            assert_eq!(constraint.match_label_keys, Some(by_revision));
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The manifests under `k8s/` say what the code does, and keep what a cluster asks
+//! of them. They are read as a cluster gets them: built by `kubectl kustomize`.
+
+mod build;
+mod docs;
+mod images;
+mod labels;
+mod lifecycle;
+mod memory;
+mod network;
+mod overlays;
+mod pod_security;
+mod probes;
+mod rbac;
+mod server;
+#[allow(dead_code, reason = "shared with the integration tests")]
+#[path = "../support.rs"]
+mod support;

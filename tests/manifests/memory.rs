@@ -1,0 +1,74 @@
+//! The memory limit is above what the server's limits allow its peers to take.
+
+use k8s_openapi::api::core::v1::Container;
+use zmq_echo::router::Limits;
+use zmq_echo::side_port;
+
+use crate::build::{Server, pods};
+use crate::server::config;
+
+/// The process without a peer, and a probe beside it: 5 MiB and 4 MiB were measured.
+pub const PROCESSES: usize = 16 << 20;
+
+/// What a connection to the side port can leave in the kernel: net.ipv4.tcp_rmem's
+/// default, for the server reads no more than a head of it.
+pub const SIDE_CONNECTION: usize = 128 << 10;
+
+/// The most that the container can come to, in bytes.
+pub fn most(limits: &Limits) -> usize {
+    limits.most_memory() + sockets(limits) + PROCESSES + side_port::CONNECTIONS * SIDE_CONNECTION
+}
+
+/// The kernel's part, which counts towards a container: a buffer for requests and a
+/// quarter of it for replies, of which Linux makes the double.
+pub fn sockets(limits: &Limits) -> usize {
+    limits.peers * limits.socket_buffer * 5 / 2
+}
+
+/// A quantity such as `384Mi` or `1Gi`, in bytes.
+pub fn bytes(quantity: &str) -> usize {
+    let units = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
+    let unit = units.iter().find_map(|(unit, shift)| Some((quantity.strip_suffix(unit)?, *shift)));
+    let (number, shift) = unit.unwrap_or_else(|| panic!("{quantity}: no unit of two letters"));
+    number.parse::<usize>().unwrap() << shift
+}
+
+/// Such as `("limits", "memory")`.
+pub fn resource(container: &Container, list: &str, name: &str) -> Option<String> {
+    let resources = container.resources.clone()?;
+    let list = if list == "limits" { resources.limits } else { resources.requests };
+    Some(list?.get(name)?.0.clone())
+}
+
+#[test]
+fn the_limit_is_above_all_that_peers_can_take() {
+    for server in Server::all() {
+        let limit = bytes(&resource(server.container(), "limits", "memory").expect("a limit"));
+        let most = most(&config(&server).limits());
+        // And leaves an eighth, for what nobody has thought of.
+        assert!(most <= limit / 8 * 7, "{}: {most} of {limit}", server.variant);
+    }
+}
+
+#[test]
+fn the_formula_is_that_of_the_defaults_in_the_sockets_documentation() {
+    // 6000 * 2.5 * 512 KiB.
+    let limits = zmq_echo::config::ServerConfig::parse_args(["zmq-echo-server"]).unwrap().limits();
+    assert_eq!(sockets(&limits), 6000 * 5 * (256 << 10));
+}
+
+#[test]
+fn every_container_asks_for_what_it_uses_and_is_bounded_in_memory_alone() {
+    for pod in pods() {
+        for container in pod.containers() {
+            let stated = |list, name| resource(container, list, name);
+            let who = format!("{}: {}", pod.origin, container.name);
+            assert!(stated("requests", "cpu").is_some(), "{who}");
+            let (request, limit) = (stated("requests", "memory"), stated("limits", "memory"));
+            assert!(bytes(&request.expect(&who)) <= bytes(&limit.expect(&who)), "{who}");
+        }
+    }
+    for server in Server::all() {
+        assert_eq!(resource(server.container(), "limits", "cpu"), None, "{}", server.variant);
+    }
+}

@@ -1,0 +1,164 @@
+//! The network policies let through what the Deployment opens, to whom it is for.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use crate::build::{NAME, Pod, Variant, variant, variants};
+use crate::labels::selects;
+
+const CLIENT: &str = "zmq-echo/client";
+
+fn policies_of(variant: &Variant, pod: &Pod) -> Vec<NetworkPolicy> {
+    let mut policies = variant.all::<NetworkPolicy>();
+    policies.retain(|policy| {
+        selects(policy.spec.as_ref().unwrap().pod_selector.as_ref().unwrap(), pod)
+    });
+    policies
+}
+
+fn named_pod(variant: &Variant, name: &str) -> Pod {
+    let mut pods = variant.pods();
+    pods.retain(|pod| pod.label("app.kubernetes.io/name") == Some(name));
+    pods.remove(0)
+}
+
+/// Who may reach which ports of the server.
+fn ingress_of_the_server(variant: &Variant) -> Vec<(Vec<NetworkPolicyPeer>, BTreeSet<i32>)> {
+    let policies = policies_of(variant, &named_pod(variant, NAME));
+    let rules = policies.into_iter().flat_map(|policy| policy.spec.unwrap().ingress);
+    let rules = rules.flatten();
+    rules
+        .map(|rule| (rule.from.unwrap_or_default(), tcp(&rule.ports.unwrap_or_default())))
+        .collect()
+}
+
+/// The numbers of TCP ports; no other protocol is spoken here.
+fn tcp(ports: &[NetworkPolicyPort]) -> BTreeSet<i32> {
+    let ports = ports.iter().map(|port| {
+        assert_eq!(port.protocol.as_deref(), Some("TCP"));
+        assert_eq!(port.end_port, None);
+        number(port)
+    });
+    ports.collect()
+}
+
+fn number(port: &NetworkPolicyPort) -> i32 {
+    match port.port {
+        Some(IntOrString::Int(number)) => number,
+        ref other => panic!("not every network knows ports by name: {other:?}"),
+    }
+}
+
+fn labels(
+    selector: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector>,
+) -> Vec<&str> {
+    let labels = selector.and_then(|selector| selector.match_labels.as_ref());
+    labels
+        .into_iter()
+        .flatten()
+        .filter(|(_, value)| *value == "true")
+        .map(|(name, _)| name.as_str())
+        .collect()
+}
+
+#[test]
+fn nothing_comes_and_goes_that_no_policy_names() {
+    for variant in variants() {
+        let policy: NetworkPolicy = variant.named("zmq-echo-default-deny");
+        let spec = policy.spec.unwrap();
+        assert_eq!(spec.policy_types, Some(vec!["Ingress".to_owned(), "Egress".to_owned()]));
+        assert_eq!((spec.ingress, spec.egress), (None, None));
+        for pod in variant.pods() {
+            assert!(selects(spec.pod_selector.as_ref().unwrap(), &pod), "{}", pod.origin);
+        }
+    }
+}
+
+#[test]
+fn what_is_let_in_is_what_the_deployment_opens() {
+    for variant in variants() {
+        let server = variant.server();
+        let opened: BTreeSet<_> =
+            server.container().ports.iter().flatten().map(|port| port.container_port).collect();
+        let let_in: BTreeSet<_> =
+            ingress_of_the_server(variant).into_iter().flat_map(|(_, ports)| ports).collect();
+        assert_eq!(let_in, opened, "{}", variant.name);
+    }
+}
+
+#[test]
+fn each_port_is_for_those_that_are_labelled_for_it() {
+    let variant = variant("base");
+    let server = variant.server();
+    let rules = ingress_of_the_server(variant);
+    let [(clients, zeromq), (monitoring, http)] = &rules[..] else { panic!("{rules:?}") };
+
+    assert_eq!(*zeromq, BTreeSet::from([server.port("zeromq")]));
+    let [here, elsewhere] = &clients[..] else { panic!("{clients:?}") };
+    assert_eq!(labels(here.pod_selector.as_ref()), [CLIENT]);
+    assert_eq!(here.namespace_selector, None);
+    assert_eq!(labels(elsewhere.pod_selector.as_ref()), [CLIENT]);
+    assert_eq!(labels(elsewhere.namespace_selector.as_ref()), ["zmq-echo/clients"]);
+
+    assert_eq!(*http, BTreeSet::from([server.port("http")]));
+    let [namespace] = &monitoring[..] else { panic!("{monitoring:?}") };
+    assert_eq!(labels(namespace.namespace_selector.as_ref()), ["zmq-echo/monitoring"]);
+    assert_eq!(namespace.pod_selector, None);
+}
+
+#[test]
+fn nobody_is_let_in_without_a_label() {
+    for variant in variants() {
+        for (peers, _) in ingress_of_the_server(variant) {
+            assert!(!peers.is_empty(), "{}: an empty list is everyone", variant.name);
+            for peer in peers {
+                assert_eq!(peer.ip_block, None, "{}", variant.name);
+                let selectors = [&peer.pod_selector, &peer.namespace_selector];
+                let labels = selectors
+                    .into_iter()
+                    .flatten()
+                    .flat_map(|one| one.match_labels.iter().flatten());
+                assert!(labels.count() > 0, "{}: {peer:?}", variant.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_server_goes_nowhere() {
+    for variant in variants() {
+        for policy in policies_of(variant, &named_pod(variant, NAME)) {
+            assert_eq!(policy.spec.unwrap().egress, None, "{}", variant.name);
+        }
+    }
+}
+
+#[test]
+fn the_load_is_let_in_and_reaches_names_the_api_and_the_server_alone() {
+    let variant = variant("components-load");
+    let load = named_pod(variant, "zmq-echo-load");
+    assert_eq!(load.label(CLIENT), Some("true"));
+    let policies = policies_of(variant, &load);
+    let rules: Vec<_> =
+        policies.into_iter().filter_map(|policy| policy.spec?.egress).flatten().collect();
+    let [server, names, api] = &rules[..] else { panic!("{rules:?}") };
+
+    let to = server.to.as_ref().unwrap();
+    assert_eq!(to.len(), 1);
+    assert!(selects(to[0].pod_selector.as_ref().unwrap(), &named_pod(variant, NAME)));
+    let zeromq = variant.server().port("zeromq");
+    assert_eq!(tcp(server.ports.as_ref().unwrap()), BTreeSet::from([zeromq]));
+
+    let ports: Vec<_> = names
+        .ports
+        .iter()
+        .flatten()
+        .map(|port| (number(port), port.protocol.as_deref().unwrap()))
+        .collect();
+    assert_eq!(ports, [(53, "UDP"), (53, "TCP")]);
+    assert!(names.to.iter().flatten().count() > 0, "an empty list is everyone");
+
+    assert_eq!(tcp(api.ports.as_ref().unwrap()), BTreeSet::from([443, 6443]));
+}

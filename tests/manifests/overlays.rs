@@ -1,0 +1,54 @@
+//! What the overlays are there for.
+
+use k8s_openapi::api::core::v1::Namespace;
+
+use crate::build::{NAME, variant};
+use crate::memory::resource;
+
+#[test]
+fn a_local_cluster_never_pulls() {
+    for pod in variant("overlays-local").pods() {
+        for container in pod.containers() {
+            assert_eq!(container.image_pull_policy.as_deref(), Some("Never"), "{}", pod.origin);
+        }
+    }
+}
+
+#[test]
+fn a_local_cluster_refuses_pods_below_the_restricted_standard() {
+    let namespace: Namespace = variant("overlays-local").named(NAME);
+    let labels = namespace.metadata.labels.unwrap();
+    assert_eq!(labels["pod-security.kubernetes.io/enforce"], "restricted");
+}
+
+#[test]
+fn the_base_names_no_namespace_and_an_overlay_names_one_everywhere() {
+    for document in &variant("base").documents {
+        assert!(document["metadata"]["namespace"].is_null());
+    }
+    for overlay in ["overlays-local", "overlays-production"] {
+        for document in &variant(overlay).documents {
+            let is_namespace = document["kind"] == "Namespace";
+            assert!(is_namespace || document["metadata"]["namespace"] == NAME, "{overlay}");
+        }
+    }
+}
+
+#[test]
+fn production_depends_on_no_memory_that_others_may_have_taken() {
+    let server = variant("overlays-production").server();
+    let memory = |list| resource(server.container(), list, "memory");
+    assert_eq!(memory("requests"), memory("limits"));
+}
+
+#[test]
+fn production_waits_rather_than_crowd_and_a_single_node_does_not() {
+    for (name, rule) in
+        [("overlays-production", "DoNotSchedule"), ("overlays-local", "ScheduleAnyway")]
+    {
+        for constraint in variant(name).server().pod().topology_spread_constraints.iter().flatten()
+        {
+            assert_eq!(constraint.when_unsatisfiable, rule, "{name}");
+        }
+    }
+}

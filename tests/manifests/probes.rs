@@ -1,0 +1,162 @@
+//! The probes do what they say, to a live server and to a dead one.
+
+use std::net::TcpStream;
+use std::process::Output;
+use std::thread;
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Container, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use rustix::process::Signal;
+
+use crate::build::{Server, variant};
+use crate::server::{config, environment, probe_config, run};
+use crate::support;
+
+/// The program of this build that the image has as `/NAME`.
+pub fn program(path: &str) -> &'static str {
+    match path {
+        "/zmq-echo-server" => support::SERVER,
+        "/zmq-echo-probe" => support::PROBE,
+        path => panic!("the image has no {path}"),
+    }
+}
+
+fn liveness(server: &Server) -> &Probe {
+    server.container().liveness_probe.as_ref().expect("a liveness probe")
+}
+
+fn command_of(probe: &Probe) -> Vec<String> {
+    probe.exec.clone().and_then(|exec| exec.command).expect("a command")
+}
+
+/// Runs the liveness probe's command as the kubelet does: with the container's
+/// environment; but where the test's server is.
+fn exec(server: &Server, endpoint: &str) -> Output {
+    let command = command_of(liveness(server));
+    let mut probe = support::command(program(&command[0]));
+    probe.args(&command[1..]).envs(environment(server.container()));
+    probe.env("ZMQ_ECHO_PROBE_ENDPOINT", endpoint).output().expect("the probe runs")
+}
+
+#[test]
+fn liveness_is_a_yes_where_the_server_echoes() {
+    for server in Server::all() {
+        let running = run(&server);
+        // The first that a busy machine gives the time that it asks for.
+        support::wait_until("a probe says yes", || {
+            exec(&server, &running.endpoint).status.success()
+        });
+    }
+}
+
+#[test]
+fn liveness_is_a_no_where_the_loop_hangs_and_the_port_is_still_open() {
+    for server in Server::all() {
+        let running = run(&server);
+        running.signal(Signal::STOP);
+        TcpStream::connect(running.address()).expect("readiness by TCP sees no fault");
+        let output = exec(&server, &running.endpoint);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{output:?}");
+        running.signal(Signal::CONT);
+    }
+}
+
+#[test]
+fn liveness_is_a_no_where_the_server_is_gone() {
+    for server in Server::all() {
+        let mut running = run(&server);
+        running.signal(Signal::KILL);
+        support::wait_until("it is gone", || !running.is_running());
+        assert_eq!(exec(&server, &running.endpoint).status.code(), Some(1));
+    }
+}
+
+#[test]
+fn liveness_asks_where_the_clients_do() {
+    for server in Server::all() {
+        let probe = probe_config(server.container(), &command_of(liveness(&server)));
+        let (host, port) = probe.endpoint.host_and_port();
+        assert_eq!((host, i32::from(port)), ("127.0.0.1", server.port("zeromq")));
+        // Which is one of those that it listens on.
+        assert!(config(&server).bind.to_string().starts_with("tcp://*:"));
+    }
+}
+
+#[test]
+fn the_probe_reports_before_the_kubelet_gives_up_on_it() {
+    for server in Server::all() {
+        let liveness = liveness(&server);
+        let limit = probe_config(server.container(), &command_of(liveness)).timeout;
+        let timeout = seconds(liveness.timeout_seconds);
+        // Four times as much: the runtime has to start it on a busy node.
+        assert!(timeout >= 4 * limit, "{timeout:?} for {limit:?}");
+        assert!(timeout <= seconds(liveness.period_seconds), "one at a time");
+    }
+}
+
+#[test]
+fn one_slow_moment_restarts_nothing() {
+    for server in Server::all() {
+        assert!(liveness(&server).failure_threshold >= Some(3), "{}", server.variant);
+    }
+}
+
+#[test]
+fn readiness_and_startup_connect_to_the_zeromq_port_by_its_name() {
+    for server in Server::all() {
+        let container = server.container();
+        for probe in [&container.readiness_probe, &container.startup_probe] {
+            let port = &probe.as_ref().unwrap().tcp_socket.as_ref().expect("TCP").port;
+            assert_eq!(*port, IntOrString::String("zeromq".to_owned()));
+        }
+        server.port("zeromq");
+    }
+}
+
+#[test]
+fn a_server_that_does_not_start_is_known_before_the_rollout_is_given_up() {
+    for server in Server::all() {
+        let startup = server.container().startup_probe.as_ref().unwrap();
+        let (period, threshold) =
+            (startup.period_seconds.unwrap(), startup.failure_threshold.unwrap());
+        let progress = server.deployment.spec.progress_deadline_seconds;
+        assert!(period * threshold < progress.unwrap(), "{}", server.variant);
+    }
+}
+
+pub fn seconds(number: Option<i32>) -> Duration {
+    Duration::from_secs(u64::try_from(number.expect("a number of seconds")).unwrap())
+}
+
+/// The load generator's first container, which waits for the service.
+fn waiting() -> Container {
+    let job: Job = variant("components-load").named("zmq-echo-load");
+    job.spec.unwrap().template.spec.unwrap().init_containers.expect("one that waits").remove(0)
+}
+
+#[test]
+fn the_load_waits_for_a_service_that_has_no_endpoint_yet() {
+    let waiting = waiting();
+    let command = [waiting.command.clone().unwrap(), waiting.args.clone().unwrap()].concat();
+    let stated = probe_config(&waiting, &command);
+    assert_eq!(stated.endpoint.to_string(), "tcp://zmq-echo:5555");
+    // Bound and not listening: refused, as at a Service without an endpoint.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let limit = humantime::format_duration(stated.timeout).to_string();
+    let mut probe = support::command(program(&command[0]));
+    probe.args(["--endpoint", &format!("tcp://{address}"), "--timeout", &limit]);
+    let mut probe = support::Process::spawn(&mut probe);
+    thread::sleep(Duration::from_millis(300));
+    assert!(probe.is_running(), "it did not wait");
+    drop(socket);
+    let mut server = support::command(support::SERVER);
+    server.args(["--bind", &format!("tcp://{address}"), "--http", "127.0.0.1:0"]);
+    let _server = support::Server::spawn(server);
+    assert_eq!(probe.wait(), 0);
+}

@@ -1,0 +1,70 @@
+//! Who may ask the API for what: the load generator for endpoints, nobody else.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+
+use crate::build::{NAME, sources, variant, variants};
+
+const LOAD: &str = "zmq-echo-load";
+
+#[test]
+fn the_load_may_read_endpoint_slices_of_its_namespace_and_nothing_else() {
+    let variant = variant("components-load");
+    let role: Role = variant.named(LOAD);
+    let [rule] = &role.rules.unwrap()[..] else { panic!("one rule") };
+    assert_eq!(rule.api_groups, Some(vec!["discovery.k8s.io".to_owned()]));
+    assert_eq!(rule.resources, Some(vec!["endpointslices".to_owned()]));
+    assert_eq!(rule.verbs, ["get", "list", "watch"]);
+    let binding: RoleBinding = variant.named(LOAD);
+    assert_eq!((binding.role_ref.kind.as_str(), binding.role_ref.name.as_str()), ("Role", LOAD));
+    let [subject] = &binding.subjects.unwrap()[..] else { panic!("one subject") };
+    assert_eq!((subject.kind.as_str(), subject.name.as_str()), ("ServiceAccount", LOAD));
+    let account: ServiceAccount = variant.named(LOAD);
+    assert_eq!(subject.namespace, account.metadata.namespace);
+    assert!(subject.namespace.is_some(), "the API refuses an account without its namespace");
+}
+
+#[test]
+fn a_pod_has_a_token_where_its_account_has_rights_and_nowhere_else() {
+    for variant in variants() {
+        let bindings = variant.documents.iter().filter(|document| {
+            document["kind"].as_str().is_some_and(|kind| kind.ends_with("RoleBinding"))
+        });
+        let bound: BTreeSet<_> = bindings
+            .flat_map(|binding| binding["subjects"].as_array().expect("subjects"))
+            .map(|subject| subject["name"].as_str().expect("a name"))
+            .collect();
+        for pod in variant.pods() {
+            let account = pod.spec.service_account_name.as_deref().expect("an account of its own");
+            let token = pod.spec.automount_service_account_token.expect("a decision");
+            assert_eq!(token, bound.contains(account), "{}", pod.origin);
+            let account: ServiceAccount = variant.named(account);
+            assert_eq!(account.automount_service_account_token, Some(false), "{}", pod.origin);
+        }
+    }
+}
+
+#[test]
+fn the_server_has_no_token_and_no_variable_for_each_service() {
+    for variant in variants() {
+        let pod = variant.server();
+        assert_eq!(pod.pod().service_account_name.as_deref(), Some(NAME));
+        assert_eq!(pod.pod().automount_service_account_token, Some(false));
+        assert_eq!(pod.pod().enable_service_links, Some(false));
+    }
+}
+
+#[test]
+fn no_right_is_for_everything() {
+    for (path, text) in sources() {
+        let rights = text.lines().filter(|line| {
+            let line = line.trim_start();
+            ["verbs:", "resources: [", "apiGroups:"].iter().any(|field| line.starts_with(field))
+        });
+        for line in rights {
+            assert!(!line.contains('*'), "{}: {line}", path.display());
+        }
+    }
+}

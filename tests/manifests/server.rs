@@ -1,0 +1,181 @@
+//! The Deployment says what the server takes, and opens what it serves.
+
+use clap::{Arg, Command as Parser, CommandFactory};
+use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use zmq_echo::config::{ProbeConfig, ServerConfig};
+use zmq_echo::side_port::PATHS;
+
+use crate::build::{Server, Variant, variants};
+use crate::support;
+
+/// What the image adds: its own environment, which these manifests do not rely on.
+const IMAGE_PROGRAM: &str = "zmq-echo-server";
+
+/// The command line that says what a container's environment says.
+pub fn as_flags(parser: &Parser, container: &Container) -> Vec<String> {
+    let mut flags = vec![parser.get_name().to_owned()];
+    for variable in container.env.iter().flatten() {
+        if !variable.name.starts_with("ZMQ_ECHO_") {
+            continue;
+        }
+        let is_it = |arg: &&Arg| arg.get_env() == Some(variable.name.as_ref());
+        let arg = parser.get_arguments().find(is_it);
+        let arg = arg.unwrap_or_else(|| panic!("{} knows no {}", parser.get_name(), variable.name));
+        let value = variable.value.as_ref().expect("a value that stands there");
+        flags.push(format!("--{}={value}", arg.get_long().expect("a flag")));
+    }
+    flags.extend(container.args.iter().flatten().cloned());
+    flags
+}
+
+/// The server's configuration as the manifest has it.
+pub fn config(server: &Server) -> ServerConfig {
+    let flags = as_flags(&ServerConfig::command(), server.container());
+    ServerConfig::parse_args(flags).unwrap_or_else(|error| panic!("{}: {error}", server.variant))
+}
+
+/// A server that runs with the manifest's environment, on ports of its own.
+pub fn run(server: &Server) -> support::Server {
+    let mut command = support::command(support::SERVER);
+    command.envs(environment(server.container()));
+    command.args(server.container().args.iter().flatten());
+    command.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    support::Server::spawn(command)
+}
+
+pub fn environment(container: &Container) -> impl Iterator<Item = (&str, &str)> {
+    let variables = container.env.iter().flatten();
+    variables.filter_map(|variable| Some((variable.name.as_str(), variable.value.as_deref()?)))
+}
+
+#[test]
+fn arguments_and_environment_are_what_the_server_parses() {
+    for server in Server::all() {
+        config(&server);
+        assert_eq!(server.container().command, None, "the image's entry point, {IMAGE_PROGRAM}");
+    }
+}
+
+#[test]
+fn nothing_of_the_image_is_relied_on() {
+    for server in Server::all() {
+        let stated: Vec<_> = environment(server.container()).map(|(name, _)| name).collect();
+        for name in ["ZMQ_ECHO_BIND", "ZMQ_ECHO_HTTP", "ZMQ_ECHO_DRAIN_TIMEOUT"] {
+            assert!(stated.contains(&name), "{}: {name}", server.variant);
+        }
+    }
+}
+
+#[test]
+fn the_limits_that_it_states_are_in_force() {
+    for server in Server::all() {
+        let (limits, running) = (config(&server).limits(), run(&server));
+        for (gauge, stated) in [
+            ("peers", limits.peers),
+            ("socket_buffer_bytes", limits.socket_buffer),
+            ("buffered_bytes", limits.buffer_bytes),
+        ] {
+            let in_force = running.metric(&format!("zmq_echo_limit_{gauge}"));
+            assert_eq!(in_force, stated as f64, "{}: {gauge}", server.variant);
+        }
+    }
+}
+
+#[test]
+fn its_ports_are_those_that_the_server_opens_to_everyone() {
+    for server in Server::all() {
+        let config = config(&server);
+        assert_eq!(config.bind.to_string(), format!("tcp://*:{}", server.port("zeromq")));
+        assert_eq!(i32::from(config.http.port()), server.port("http"));
+        assert!(config.http.ip().is_unspecified(), "{}", config.http);
+        assert_eq!(server.container().ports.as_ref().unwrap().len(), 2, "{}", server.variant);
+    }
+}
+
+#[test]
+fn the_annotations_lead_a_scraper_to_the_metrics() {
+    for server in Server::all() {
+        let metadata = server.template().metadata.as_ref().unwrap();
+        let annotation = |name: &str| {
+            let name = format!("prometheus.io/{name}");
+            metadata.annotations.as_ref().unwrap().get(&name).cloned().expect(&name)
+        };
+        assert_eq!(annotation("scrape"), "true");
+        assert_eq!(annotation("port"), server.port("http").to_string());
+        let path = annotation("path");
+        assert!(PATHS.iter().any(|(known, _)| *known == path), "{path}");
+        let (status, text) = run(&server).get(&path);
+        assert!(status == 200 && text.contains("zmq_echo_requests_total"), "{text}");
+        // The Deployment's own annotations reach no pod.
+        assert_eq!(server.deployment.metadata.annotations, None, "{}", server.variant);
+    }
+}
+
+#[test]
+fn the_services_lead_to_the_zeromq_port_by_its_name() {
+    for variant in variants() {
+        let server = variant.server();
+        for service in services_of_the_server(variant) {
+            let spec = service.spec.unwrap();
+            let [port] = &spec.ports.as_ref().unwrap()[..] else { panic!("one port") };
+            assert_eq!(port.name.as_deref(), Some("zeromq"));
+            assert_eq!(port.target_port, Some(IntOrString::String("zeromq".to_owned())));
+            assert_eq!(port.port, server.port("zeromq"));
+        }
+    }
+}
+
+#[test]
+fn one_service_has_an_address_and_the_other_shows_the_endpoints() {
+    for variant in variants() {
+        let [balanced, headless] = &services_of_the_server(variant)[..] else { panic!("two") };
+        let spec = |service: &Service| service.spec.clone().unwrap();
+        assert_eq!(balanced.metadata.name.as_deref(), Some("zmq-echo"));
+        assert_eq!(spec(balanced).type_.as_deref(), Some("ClusterIP"));
+        assert_eq!(spec(balanced).cluster_ip, None);
+        assert_eq!(headless.metadata.name.as_deref(), Some("zmq-echo-headless"));
+        assert_eq!(spec(headless).cluster_ip.as_deref(), Some("None"));
+        assert_eq!(spec(headless).publish_not_ready_addresses, Some(false));
+    }
+}
+
+fn services_of_the_server(variant: &'static Variant) -> Vec<Service> {
+    let labels = variant.server().template().metadata.clone().unwrap().labels.unwrap();
+    let mut services = variant.all::<Service>();
+    services.retain(|service| {
+        let mut selector = service.spec.iter().filter_map(|spec| spec.selector.as_ref()).flatten();
+        selector.all(|(name, value)| labels.get(name) == Some(value))
+    });
+    services.sort_by_key(|service| service.metadata.name.clone());
+    services
+}
+
+#[test]
+fn pods_and_nodes_are_named_in_the_environment() {
+    for server in Server::all() {
+        for (name, path) in [
+            ("POD_NAME", "metadata.name"),
+            ("POD_NAMESPACE", "metadata.namespace"),
+            ("NODE_NAME", "spec.nodeName"),
+        ] {
+            let mut variables = server.container().env.iter().flatten();
+            let variable = variables.find(|variable| variable.name == name).expect(name);
+            let source = variable.value_from.clone().and_then(|source| source.field_ref);
+            assert_eq!(source.expect(name).field_path, path);
+        }
+    }
+}
+
+/// The flags of the probe where a container runs it.
+pub fn probe_config(container: &Container, command: &[String]) -> ProbeConfig {
+    let only_the_probes = |name: &str| name.starts_with("ZMQ_ECHO_PROBE_");
+    let mut container = container.clone();
+    container.args = Some(command[1..].to_vec());
+    if let Some(variables) = &mut container.env {
+        variables.retain(|variable| only_the_probes(&variable.name));
+    }
+    ProbeConfig::parse_args(as_flags(&ProbeConfig::command(), &container))
+        .unwrap_or_else(|error| panic!("{error}"))
+}
