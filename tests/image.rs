@@ -293,6 +293,21 @@ fn its_settings_are_what_a_cluster_goes_by() {
 }
 
 #[test]
+fn what_can_be_set_while_it_is_built_is_what_the_readme_says() {
+    let args = include_str!("../Dockerfile").lines().filter_map(|line| line.strip_prefix("ARG "));
+    let args: BTreeSet<_> = args.filter_map(|arg| arg.split_once('=')).collect();
+    let (_, table) = include_str!("../README.md").split_once("| `--build-arg` |").expect("a table");
+    let rows = table.lines().skip(2).map_while(|row| row.strip_prefix("| `"));
+    let documented: BTreeSet<_> = rows
+        .filter_map(|row| {
+            let (name, rest) = row.split_once("` | `")?;
+            Some((name, rest.split_once('`')?.0))
+        })
+        .collect();
+    assert_eq!(documented, args);
+}
+
+#[test]
 fn its_environment_opens_every_interface_and_the_server_takes_it() {
     let image = image();
     let variables = image["Config"]["Env"].as_array().expect("a list").iter();
