@@ -1,4 +1,5 @@
-//! The flags of every binary, each also an environment variable, validated once.
+//! The flags of the server and the probe, each also an environment variable,
+//! validated once. (The load generator's are with its other parts.)
 //!
 //! The structs live here, and not in `bin/`, so that tests can hold manifests and
 //! documents to the real parser.
@@ -299,9 +300,10 @@ pub(crate) fn parse<C: Parser, T: Into<OsString>>(
         return parsed;
     }
     for arg in C::command().get_arguments() {
-        let (Some(long), Some(variable)) = (arg.get_long(), arg.get_env()) else { continue };
+        let Some(variable) = arg.get_env() else { continue };
         let Some(value) = std::env::var_os(variable) else { continue };
-        let mut flag = OsString::from(format!("--{long}="));
+        let name = arg.get_long().map(|long| format!("--{long}="));
+        let mut flag = OsString::from(name.unwrap_or_default());
         flag.push(value);
         let alone = [OsString::from(arguments.get_name()), flag];
         if let Err(mut error) = arguments.clone().try_get_matches_from(alone) {

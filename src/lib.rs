@@ -16,10 +16,11 @@
 //! 10. [`probe`]: one real echo through the public endpoint, within a limit.
 //! 11. [`metrics`]: every series, in a registry that is owned and passed.
 //! 12. [`log`]: one record a line on stdout, panics included; never in the way.
-//! 13. [`config`]: the flags of every binary, validated once.
+//! 13. [`config`]: the flags of the server and the probe, validated once.
 //! 14. [`endpoint`]: `tcp://HOST:PORT` to bind to and to connect to.
 //! 15. [`exit`]: the exit codes, a contract with whoever starts the process.
 //! 16. [`client`]: knows the endpoints, spreads its requests over them and retries.
+//! 17. [`load`]: the load generator, with its result as table, JSON and page.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "client")]

@@ -15,7 +15,8 @@ use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::load::config::LoadConfig;
 
 use crate::config::{refuses, refuses_from_the_environment};
-use crate::support::{LOAD, Process, Server, command, wait_until};
+use crate::support::dns_server::DnsServer;
+use crate::support::{LOAD, Process, SERVER, Server, command, wait_until};
 
 fn load(args: &[&str]) -> Output {
     command(LOAD).args(args).output().expect("the program starts")
@@ -176,9 +177,9 @@ fn the_table_has_the_counts_the_percentiles_and_the_endpoints() {
 fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
     let server = Server::start(&[]);
     let directory = std::env::temp_dir().join(format!("zmq-echo-load-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    // Would end the page's script where it is not escaped.
-    let path = directory.join("<!--<script>.html");
+    // The command is in the page, and would end its script where it is not escaped.
+    let path = directory.join("<!--/</script>.html");
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let run = result(
         0,
         &[
@@ -195,7 +196,9 @@ fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
     std::fs::remove_dir_all(directory).unwrap();
     let (_, embedded) = page.split_once(r#"id="result">"#).expect("a place for the result");
     let (embedded, script) = embedded.split_once("</script>").expect("its end");
+    assert!(!embedded.contains('<'), "{embedded}");
     assert_eq!(serde_json::from_str::<Json>(embedded).expect("JSON"), run);
+    assert!(run["command"].as_str().unwrap().contains("</script>.html"), "{}", run["command"]);
     assert_eq!(script.matches("<script").count(), 1, "the page's own script and no other");
     let outside = page.replace("http://www.w3.org/2000/svg", "");
     for mark in ["http:", "https:", "src=", "@import", "url(", "fetch(", "\"//"] {
@@ -300,9 +303,44 @@ fn an_endpoint_that_ends_is_seen_to_go() {
     let result: Json = serde_json::from_reader(run.stdout()).expect("JSON");
     assert_eq!(run.wait(), 0, "{}", result["failures"]);
     let changes = result["changes"].as_array().unwrap();
+    let first = changes.iter().take_while(|change| number(&change["at"]) == 0.0);
+    assert_eq!(first.count(), 2, "those that were there when it started: {changes:?}");
     let gone: Vec<_> = changes.iter().filter(|change| change["what"] == "gone").collect();
     assert_eq!(gone.len(), 1, "{changes:?}");
     assert_eq!(gone[0]["endpoint"], *goes.endpoint);
+}
+
+#[test]
+fn endpoints_that_come_and_go_in_dns_are_followed_without_a_failure() {
+    const NAME: &str = "zmq-echo-headless.test.";
+    let first = Server::start(&[]);
+    let port = first.address().port();
+    let mut second = command(SERVER);
+    second.args(["--bind", &format!("tcp://127.0.0.2:{port}"), "--http", "127.0.0.1:0"]);
+    let second = Server::spawn(second);
+    let dns = DnsServer::start();
+    dns.set(NAME, &["127.0.0.1"], 0);
+    let mut run = command(LOAD);
+    run.args(["--discover", &dns.url(NAME, port), "--rate", "500", "--duration", "1h"]);
+    let mut run = Process::spawn(run.args(["--output", "json"]));
+    let requests = r#"zmq_echo_requests_total{source="client"}"#;
+    first.wait_for_metric(requests, |count| count >= 100.0);
+    dns.set(NAME, &["127.0.0.1", "127.0.0.2"], 0);
+    second.wait_for_metric(requests, |count| count >= 100.0);
+    dns.set(NAME, &["127.0.0.2"], 0);
+    first.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
+    run.signal(Signal::INT);
+    let result: Json = serde_json::from_reader(run.stdout()).expect("JSON");
+    assert_eq!(run.wait(), 0, "{}", result["failures"]);
+    let changes = result["changes"].as_array().unwrap();
+    let seen = |server: &Server, what: &str| {
+        changes
+            .iter()
+            .any(|change| change["endpoint"] == *server.endpoint && change["what"] == what)
+    };
+    assert!(seen(&second, "came") && seen(&first, "gone"), "{changes:?}");
+    assert!(!seen(&second, "gone"), "{changes:?}");
+    assert_eq!(sum(&result["endpoints"], "answered"), number(&result["sent"]));
 }
 
 #[test]
@@ -411,6 +449,17 @@ fn a_wrong_flag_is_refused_with_what_would_be_right() {
 #[test]
 fn every_flag_is_an_environment_variable_too() {
     refuses_from_the_environment(LOAD, "ZMQ_ECHO_LOAD", &LoadConfig::command(), &REFUSED);
+}
+
+#[test]
+fn a_wrong_endpoint_in_the_environment_is_refused_by_the_variables_name() {
+    let endpoints = "tcp://127.0.0.1:5555,localhost:5555";
+    let output = command(LOAD).env("ZMQ_ECHO_LOAD_ENDPOINTS", endpoints).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    for part in ["ZMQ_ECHO_LOAD_ENDPOINTS", "'localhost:5555'", "expected tcp://HOST:PORT"] {
+        assert!(stderr.contains(part), "{stderr}");
+    }
 }
 
 #[test]

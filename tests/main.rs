@@ -5,6 +5,8 @@ mod attacks;
 #[cfg(feature = "client")]
 mod client;
 mod config;
+#[cfg(feature = "client")]
+mod discovery;
 mod drain;
 mod echo;
 #[cfg(feature = "client")]
@@ -13,6 +15,8 @@ mod logs;
 mod poll_loop;
 mod probe;
 mod readme;
+#[cfg(feature = "client")]
+mod rollout;
 mod router;
 mod side_port;
 mod support;

@@ -84,10 +84,10 @@ fn the_paths_are_those_of_the_side_port() {
     assert_eq!(pairs(&table("## The side port", "| path | answer |")), PATHS);
 }
 
-#[test]
-fn the_series_are_those_of_the_registry() {
+/// The series in the table under `heading`, each with its type.
+fn documented_series(heading: &str) -> BTreeSet<(String, String)> {
     let mut documented = BTreeSet::new();
-    for row in table("## The side port", "| series | type |") {
+    for row in table(heading, "| series | type |") {
         let (name, kind) = (&row[0], &row[1]);
         match row[2].split_once(": ") {
             Some((label, values)) => {
@@ -103,13 +103,42 @@ fn the_series_are_those_of_the_registry() {
             }
         }
     }
+    documented
+}
+
+#[test]
+fn the_series_are_those_of_the_registry() {
     let held: BTreeSet<_> = series()
         .into_iter()
         .filter(|(series, _)| series.starts_with("zmq_echo_"))
         .map(|(series, kind)| (series, kind.to_owned()))
         .collect();
-    assert_eq!(documented, held);
+    assert_eq!(documented_series("## The side port"), held);
 }
+
+#[cfg(feature = "client")]
+#[test]
+fn the_clients_series_are_those_of_its_registry() {
+    assert_eq!(documented_series(CLIENT), crate::client::series());
+}
+
+#[cfg(feature = "client")]
+#[test]
+fn the_clients_program_is_the_one_that_is_run_as_a_test() {
+    let program = |text: &'static str, fence: &str| {
+        let (_, rest) = text.split_once(fence).expect("the program");
+        let lines = rest.lines().map(|line| line.trim_start_matches("//!").trim());
+        let shown = lines.take_while(|line| *line != "```").filter(|line| !line.starts_with("# "));
+        shown.skip(1).collect::<Vec<_>>()
+    };
+    let (_, section) = README.split_once(CLIENT).expect("the section");
+    let run = program(include_str!("../src/client/mod.rs"), "//! ```");
+    assert_eq!(program(section, "```rust"), run);
+    assert!(run.len() <= 20, "{} lines", run.len());
+}
+
+#[cfg(feature = "client")]
+const CLIENT: &str = "## The client, in your own code";
 
 #[test]
 fn the_reasons_are_those_of_the_socket() {

@@ -1,5 +1,10 @@
 //! Servers as processes, clients of every kind, and waiting on conditions.
 
+#[cfg(feature = "client")]
+pub mod api_server;
+#[cfg(feature = "client")]
+pub mod dns_server;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};

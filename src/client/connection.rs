@@ -3,7 +3,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures_channel::mpsc::Receiver as Events;
@@ -66,24 +65,32 @@ impl Connection {
 
     /// Runs until the endpoint is drained.
     pub async fn run(mut self) {
-        let mut suspect = false;
-        while let Some(wire) = self.connect(suspect).await {
+        let mut connected = self.connect().await;
+        while let Some(wire) = connected {
             self.set_state(State::Ready);
-            match self.serve(wire).await {
-                End::Drained => break,
-                End::Broken { suspect: so } => suspect = so,
-            }
+            connected = match self.serve(wire).await {
+                End::Drained => None,
+                End::Broken { suspect } => self.reconnect(suspect).await,
+            };
         }
     }
 
-    /// Connects, after a check where the endpoint is suspect. `None` where it is
-    /// not wanted any more.
-    async fn connect(&mut self, suspect: bool) -> Option<Wire> {
+    /// Connects again after a pause, and after a check where the endpoint is
+    /// suspect. `None` where it is not wanted any more.
+    async fn reconnect(&mut self, suspect: bool) -> Option<Wire> {
         if suspect {
-            self.set_state(State::Suspect);
             let check = self.check();
             self.unconnected(check).await?;
+        } else {
+            let pause = self.pause();
+            self.unconnected(sleep(pause)).await?;
         }
+        self.connect().await
+    }
+
+    /// Connects, as often as it takes. `None` where the endpoint is not wanted any
+    /// more.
+    async fn connect(&mut self) -> Option<Wire> {
         self.set_state(State::Connecting);
         loop {
             let connecting =
@@ -156,8 +163,12 @@ impl Connection {
             lost: 0,
         };
         let end = session.run(wire.receiver, wire.events).await;
-        while let Some(ticket) = session.pending.take_any() {
-            session.connection.shared.metrics.attempts_disconnected.inc();
+        let mut pending = session.pending;
+        // Before anybody is told, who would draw this endpoint again.
+        if let End::Broken { suspect } = end {
+            self.set_state(if suspect { State::Suspect } else { State::Connecting });
+        }
+        while let Some(ticket) = pending.take_any() {
             ticket.settle(Outcome::Disconnected);
         }
         end
@@ -228,7 +239,9 @@ impl Session<'_> {
                     }
                 }
                 message = receiver.recv() => {
-                    if let Err(error) = self.receive(message, &mut receiver) {
+                    let received = message.map(|message| self.arrived(message));
+                    // What else is there already costs no further turn.
+                    if let Err(error) = received.and_then(|()| self.receive(BATCH, &mut receiver)) {
                         return self.broken(error);
                     }
                 }
@@ -238,7 +251,14 @@ impl Session<'_> {
                     }
                     Some(_) => {}
                 },
-                () = due(&mut self.alarm) => self.expire(),
+                () = due(&mut self.alarm) => {
+                    // Where it was this process that stood still, replies are there.
+                    let all = self.pending.len() + BATCH;
+                    if let Err(error) = self.receive(all, &mut receiver) {
+                        return self.broken(error);
+                    }
+                    self.expire();
+                }
                 () = due(&mut self.check) => {
                     if let Some(end) = self.checked() {
                         return end;
@@ -263,14 +283,9 @@ impl Session<'_> {
         taken
     }
 
-    /// Takes a message and what else is there already.
-    fn receive(
-        &mut self,
-        first: ZmqResult<ZmqMessage>,
-        receiver: &mut DealerRecvHalf,
-    ) -> ZmqResult<()> {
-        self.arrived(first?);
-        for _ in 1..BATCH {
+    /// Takes the messages that are there already.
+    fn receive(&mut self, at_most: usize, receiver: &mut DealerRecvHalf) -> ZmqResult<()> {
+        for _ in 0..at_most {
             let Some(message) = receiver.recv().now_or_never() else { break };
             self.arrived(message?);
         }
@@ -282,7 +297,6 @@ impl Session<'_> {
         match self.pending.arrived(message) {
             Arrival::Reply(ticket, payload) => {
                 self.alive = true;
-                self.connection.member.answered.fetch_add(1, Relaxed);
                 if self.check.is_none() {
                     self.connection.failures = 0;
                 }
@@ -299,17 +313,15 @@ impl Session<'_> {
     /// The alarm has rung: tells those whose time is over.
     fn expire(&mut self) {
         let now = Instant::now();
-        let mut expired = 0;
+        if self.pending.first_deadline().is_some_and(|deadline| deadline <= now) {
+            // Before anybody is told, who would draw this endpoint again.
+            self.suspect();
+        }
         while let Some(ticket) = self.pending.take_expired(now) {
-            expired += 1;
-            self.connection.shared.metrics.attempts_timed_out.inc();
+            self.lost += 1;
             ticket.settle(Outcome::TimedOut);
         }
         self.alarm = self.pending.first_deadline().map(|deadline| Box::pin(sleep_until(deadline)));
-        self.lost += expired;
-        if expired > 0 {
-            self.suspect();
-        }
     }
 
     /// A request timed out: the endpoint gets no new one until a check of its own
@@ -327,9 +339,12 @@ impl Session<'_> {
     /// well, and is made again where it has not, or holds too much that was lost.
     fn checked(&mut self) -> Option<End> {
         self.check = None;
-        self.show_state();
         let good = self.alive && self.lost < self.connection.shared.config.slots();
-        (!good && !self.draining()).then_some(End::Broken { suspect: false })
+        if !good && !self.draining() {
+            return Some(End::Broken { suspect: false });
+        }
+        self.show_state();
+        None
     }
 
     /// What callers may know of the connection.

@@ -46,8 +46,9 @@ pub(super) struct Member {
     pub endpoint: Arc<ConnectEndpoint>,
     state: AtomicU8,
     outstanding: AtomicUsize,
-    pub answered: AtomicU64,
+    answered: AtomicU64,
     submissions: mpsc::Sender<Submission>,
+    metrics: ClientMetrics,
     /// True from when it is to get nothing new.
     pub draining: watch::Sender<bool>,
 }
@@ -83,7 +84,15 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
+    /// Counts what the attempt came to, and tells its caller.
     pub fn settle(mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Answered(_) => {
+                self.member.answered.fetch_add(1, Relaxed);
+            }
+            Outcome::TimedOut => self.member.metrics.attempts_timed_out.inc(),
+            Outcome::Disconnected => self.member.metrics.attempts_disconnected.inc(),
+        }
         if let Some((caller, slot)) = self.caller.take() {
             // A caller that has left leaves its slot behind, which is then dropped.
             let _ = caller.send(Settled { outcome, slot: Some(slot) });
@@ -98,13 +107,18 @@ impl Drop for Ticket {
 }
 
 impl Member {
-    pub fn new(endpoint: ConnectEndpoint, submissions: mpsc::Sender<Submission>) -> Self {
+    pub fn new(
+        endpoint: ConnectEndpoint,
+        submissions: mpsc::Sender<Submission>,
+        metrics: ClientMetrics,
+    ) -> Self {
         Self {
             endpoint: Arc::new(endpoint),
             state: AtomicU8::new(State::Connecting as u8),
             outstanding: AtomicUsize::new(0),
             answered: AtomicU64::new(0),
             submissions,
+            metrics,
             draining: watch::Sender::new(false),
         }
     }

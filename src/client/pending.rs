@@ -68,6 +68,10 @@ impl Pending {
         self.tickets.pop_first().map(|(_, (_, ticket))| ticket)
     }
 
+    pub fn len(&self) -> usize {
+        self.tickets.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.tickets.is_empty()
     }

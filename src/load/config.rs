@@ -23,8 +23,8 @@ const MOST_OUTSTANDING: u32 = 1 << 18;
 /// should not swap.
 const MOST_BYTES: u64 = 1 << 30;
 
-/// The most requests of a run whose rate is given: their number times a second in
-/// nanoseconds must fit 64 bits, and so must that of every histogram.
+/// The highest rate: many times what one thread can make, so that a larger one is a
+/// mistake.
 const HIGHEST_RATE: u32 = 10_000_000;
 
 /// Puts a ZeroMQ echo service under load and measures how it answers

@@ -4,7 +4,7 @@
 //! from there. A generator that waits for replies before it goes on asks nothing
 //! while the service stalls, and shows one slow request where there were thousands.
 //!
-//! Everything runs on one thread: [`run`] has as many workers as requests may be
+//! Everything runs on one thread: [`run()`] has as many workers as requests may be
 //! outstanding, which take their turns in one future. They share what they count
 //! without a lock, and a request costs no task of its own.
 

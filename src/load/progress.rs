@@ -41,7 +41,7 @@ impl Progress {
         let bar = io::stderr().is_terminal().then(|| {
             let milliseconds = duration.as_millis() as u64;
             let target = ProgressDrawTarget::stderr_with_hz(20);
-            let style = ProgressStyle::with_template("{bar:24.cyan/dim} {msg}")
+            let style = ProgressStyle::with_template("{bar:12.cyan/dim} {wide_msg}")
                 .expect("a constant template");
             ProgressBar::with_draw_target(Some(milliseconds), target).with_style(style)
         });

@@ -191,6 +191,11 @@ impl Recorder {
         self.failed.values().sum()
     }
 
+    /// How many requests were sent and have not ended.
+    pub fn outstanding(&self) -> u64 {
+        self.sent - self.answered - self.failures()
+    }
+
     /// A request that was due at `due` was noticed at `now`.
     pub fn noticed(&mut self, due: Instant, now: Instant) {
         self.lateness.saturating_record(nanoseconds(now.saturating_duration_since(due)));

@@ -183,9 +183,9 @@ impl LoadResult {
         self.failed <= self.max_failures
     }
 
-    /// One JSON object.
+    /// One JSON object, in one line.
     pub fn json(&self) -> String {
-        serde_json::to_string_pretty(self).expect("numbers, texts and lists of them")
+        serde_json::to_string(self).expect("numbers, texts and lists of them")
     }
 }
 

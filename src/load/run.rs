@@ -26,6 +26,9 @@ use crate::termination::{AsyncTermination, TerminationSocket};
 /// which a refused connection is tried again.
 const START_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long the others have when one answers: several round trips between two zones.
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
+
 /// How long a worker of a closed loop rests after a failure, so that a service that
 /// refuses at once is not asked a million times a second.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
@@ -45,6 +48,8 @@ pub async fn run(
     let timer = Timer::new()?;
     let started = SystemTime::now();
     let run = Run::new(config, Instant::now());
+    let endpoints = clients[0].changes().borrow().clone();
+    run.recorder.borrow_mut().endpoints_are(&endpoints, run.start);
     let interrupted = run.drive(&clients, timer, &mut termination, progress).await?;
     let elapsed = run.start.elapsed();
     let recorder = &mut *run.recorder.borrow_mut();
@@ -64,10 +69,19 @@ async fn start(config: &LoadConfig) -> Result<Vec<Client>, LoadError> {
         })
         .collect();
     let ready = join_all(clients.iter().map(Client::ready));
-    match timeout(START_LIMIT, ready).await {
-        Ok(_) => Ok(clients),
-        Err(_) => Err(no_endpoint(config, &endpoints.borrow())),
+    if timeout(START_LIMIT, ready).await.is_err() {
+        return Err(no_endpoint(config, &endpoints.borrow()));
     }
+    // Of one that does not answer the result will say that it came later, or never.
+    let known = endpoints.borrow().len();
+    let settled = join_all(clients.iter().map(|client| settled(client, known)));
+    let _ = timeout(SETTLE_LIMIT, settled).await;
+    Ok(clients)
+}
+
+/// Waits until a client is connected to as many endpoints.
+async fn settled(client: &Client, known: usize) {
+    let _ = client.changes().wait_for(|endpoints| endpoints.len() >= known).await;
 }
 
 fn no_endpoint(config: &LoadConfig, endpoints: &Endpoints) -> LoadError {
@@ -88,21 +102,19 @@ fn client_config(config: &LoadConfig) -> ClientConfig {
     }
 }
 
-/// A source that is followed once for all clients.
+/// A source that is followed once for all clients. It has not been looked at yet: the
+/// first set is a change.
 struct Shared(watch::Receiver<Endpoints>);
 
 impl Discovery for Shared {
     fn follow(mut self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             loop {
-                let known = self.0.borrow_and_update().clone();
-                if !known.is_empty() {
-                    endpoints.send_replace(known);
-                }
                 tokio::select! {
-                    changed = self.0.changed() => if changed.is_err() { return },
+                    Ok(()) = self.0.changed() => {}
                     () = endpoints.closed() => return,
                 }
+                endpoints.send_replace(self.0.borrow_and_update().clone());
             }
         })
     }
@@ -161,10 +173,12 @@ impl<'a> Run<'a> {
         // Without tokio's budget, which is made for tasks: the workers share one, and
         // would be sent to the back of the queue for being many.
         let requests = unconstrained(join(self.pace(timer, termination), workers));
-        tokio::select! {
-            (interrupted, _) = requests => Ok(interrupted?),
+        let (interrupted, _) = tokio::select! {
+            done = requests => done,
             never = self.watch(&clients[0], progress) => match never {},
-        }
+        };
+        self.recorder.borrow_mut().failed(UNSENT, self.not_taken());
+        Ok(interrupted?)
     }
 
     /// One worker: takes what is due, one request at a time.
@@ -211,14 +225,12 @@ impl<'a> Run<'a> {
             // What waits now has one more timeout; what is not sent by then has failed.
             let _ = timeout(self.config.timeout, self.all_taken.notified()).await;
             self.due.close();
-            let unsent = self.released.get() - self.taken.get();
-            self.recorder.borrow_mut().failed(UNSENT, unsent);
         }
         interrupted
     }
 
     fn close_when_all_are_taken(&self) {
-        if self.over.get() && self.taken.get() == self.released.get() {
+        if self.over.get() && self.not_taken() == 0 {
             self.due.close();
             self.all_taken.notify_one();
         }
@@ -231,17 +243,26 @@ impl<'a> Run<'a> {
             return Ok(());
         };
         while self.released.get() < schedule.total() {
-            let now = Instant::now();
-            let (before, due) = (self.released.get(), schedule.due_by(now));
-            let mut recorder = self.recorder.borrow_mut();
-            (before..due).for_each(|number| recorder.noticed(schedule.due(number), now));
-            recorder.most_waiting = recorder.most_waiting.max(before - self.taken.get());
-            drop(recorder);
-            self.due.add_permits((due - before) as usize);
-            self.released.set(due);
-            timer.sleep_until(schedule.due(due)).await?;
+            self.release_what_is_due(schedule, Instant::now());
+            timer.sleep_until(schedule.due(self.released.get())).await?;
         }
         Ok(())
+    }
+
+    fn release_what_is_due(&self, schedule: &Schedule, now: Instant) {
+        let (before, due) = (self.released.get(), schedule.due_by(now));
+        self.due.add_permits((due - before) as usize);
+        self.released.set(due);
+        let mut recorder = self.recorder.borrow_mut();
+        (before..due).for_each(|number| recorder.noticed(schedule.due(number), now));
+        let idle = self.config.outstanding() as u64 - recorder.outstanding();
+        let waiting = self.not_taken().saturating_sub(idle);
+        recorder.most_waiting = recorder.most_waiting.max(waiting);
+    }
+
+    /// How many requests are due and with no worker yet.
+    fn not_taken(&self) -> u64 {
+        self.released.get() - self.taken.get()
     }
 
     /// Shows the progress, and records which endpoints there are.

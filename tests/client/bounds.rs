@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use zmq_echo::client::discovery::EndpointState::Ready;
-use zmq_echo::client::{Client, ClientConfig, Reply, RequestError, WhenFull};
+use zmq_echo::client::{Client, ClientConfig, Reply, RequestError, State, WhenFull};
 
 use super::peers::Peer;
 use super::{Counted, Teller, fixed, hasty, patient, until};
@@ -63,22 +63,32 @@ async fn when_all_is_full_a_caller_that_chose_so_waits_and_not_too_many_do() {
     assert_eq!(client.metric("zmq_echo_client_queued"), 0.0);
 }
 
-#[tokio::test]
-async fn a_request_whose_caller_has_left_holds_its_room_until_it_times_out() {
-    let silent = Peer::silent().await;
-    let config = ClientConfig { max_outstanding: 5, when_full: WhenFull::Refuse, ..hasty() };
+/// Five requests that are not answered, whose callers leave.
+async fn abandoned(config: ClientConfig, silent: &Peer) -> Counted {
+    let config = ClientConfig { max_outstanding: 5, when_full: WhenFull::Refuse, ..config };
     let client = Counted::new(config, fixed(&[&silent.endpoint]));
     client.client.ready().await;
     let asked: Vec<_> = (0..5).map(|_| ask(&client.client)).collect();
-    until("all are outstanding", || client.outstanding(&silent.endpoint) == 5).await;
+    until("all were sent", || client.metric("zmq_echo_client_attempts_total") == 5.0).await;
     for asked in asked {
         asked.abort();
     }
     let left = || client.metric("zmq_echo_client_requests_total{outcome=\"abandoned\"}") == 5.0;
     until("the callers have left", left).await;
+    client
+}
+
+#[tokio::test]
+async fn a_request_whose_caller_has_left_holds_its_room_until_it_times_out() {
+    let silent = Peer::silent().await;
+    let client = abandoned(patient(), &silent).await;
+    assert_eq!(client.metric("zmq_echo_client_outstanding"), 5.0);
     let refused = client.request("one too many").await;
     assert!(matches!(refused, Err(RequestError::Full { .. })), "{refused:?}");
+    let client = abandoned(hasty(), &silent).await;
     until("there is room", || client.metric("zmq_echo_client_outstanding") == 0.0).await;
+    // It is known of the endpoint all the same.
+    assert_eq!(client.state(&silent.endpoint), Some(State::Suspect));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use zmq_echo::client::State;
 use zmq_echo::client::discovery::EndpointState::{Draining, Ready};
 
 use super::peers::{Peer, payload};
-use super::{Counted, Teller, hasty, patient, until};
+use super::{Counted, Teller, hasty, patient, started, until};
 use crate::support::Server;
 
 /// A peer that answers `held` only together with the next request.
@@ -125,16 +125,16 @@ async fn a_rollout_loses_nothing() {
     let rollout = async {
         client.client.ready().await;
         for at in 0..3 {
+            client.wait_for_answers(200.0).await;
             say(&teller, &servers, Some(at));
             client.wait_for_state(&servers[at].endpoint, None).await;
             servers[at].signal(rustix::process::Signal::TERM);
-            servers[at] = Server::start(&[]);
+            servers[at] = started().await;
             say(&teller, &servers, None);
             client.wait_for_state(&servers[at].endpoint, Some(State::Ready)).await;
         }
     };
     let got = client.load(20, rollout).await;
-    assert!(got.len() > 100, "{}", got.len());
     for got in &got {
         assert_eq!(got.reply.as_ref().unwrap().attempts, 1, "it was tried again");
     }

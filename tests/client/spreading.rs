@@ -14,13 +14,6 @@ fn share(got: &[Got], endpoint: &str) -> f64 {
     from as f64 / got.len() as f64
 }
 
-/// Waits until so many more requests are answered.
-async fn answered(client: &Counted, more: f64) {
-    let count = || client.metric("zmq_echo_client_requests_total{outcome=\"answered\"}");
-    let goal = count() + more;
-    until("they are answered", || count() >= goal).await;
-}
-
 #[tokio::test]
 async fn from_one_server_to_three_each_gets_its_share() {
     let servers = [(); 3].map(|()| Server::start(&[]));
@@ -28,7 +21,7 @@ async fn from_one_server_to_three_each_gets_its_share() {
     let (teller, told) = Teller::new();
     teller.say(&[(first, Ready)]);
     let client = Counted::new(patient(), told);
-    let alone = client.load(20, answered(&client, 500.0)).await;
+    let alone = client.load(20, client.wait_for_answers(500.0)).await;
     assert_eq!(share(&alone, first), 1.0);
     teller.say(&[(first, Ready), (second, Ready), (third, Ready)]);
     let changes = client.client.changes();
@@ -39,7 +32,7 @@ async fn from_one_server_to_three_each_gets_its_share() {
     // should: so this is waited for, and it comes true at once where it does at all.
     let deadline = tokio::time::Instant::now() + DEADLINE;
     loop {
-        let together = client.load(20, answered(&client, 1000.0)).await;
+        let together = client.load(20, client.wait_for_answers(1000.0)).await;
         let shares = [first, second, third].map(|endpoint| share(&together, endpoint));
         if shares.iter().all(|share| (0.25..=0.42).contains(share)) {
             return;

@@ -24,9 +24,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{
-    ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts, ServerOrderingStrategy,
-};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RecordType};
@@ -287,7 +285,6 @@ fn resolver(
     // A second try fits into the round, over whatever resolv.conf says.
     options.timeout = options.timeout.min(ROUND_LIMIT / 2);
     options.attempts = 1;
-    options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
     let mut builder =
         TokioResolver::builder_with_config(configuration, TokioRuntimeProvider::default());
     *builder.options_mut() = options;

@@ -40,11 +40,15 @@ impl Publisher {
     pub(super) fn publish(&mut self, mut set: Endpoints) {
         self.bound(&mut set);
         let first = !std::mem::replace(&mut self.published, true);
-        self.endpoints.send_if_modified(|last| {
+        let none = set.is_empty();
+        let changed = self.endpoints.send_if_modified(|last| {
             let changed = first || *last != set;
             *last = set;
             changed
         });
+        if changed && none {
+            warn!(source = self.source, "the source names no endpoints");
+        }
     }
 
     fn bound(&mut self, set: &mut Endpoints) {

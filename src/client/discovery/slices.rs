@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use tracing::warn;
 
 use super::{EndpointState, Endpoints, MAX_ENDPOINTS};
 use crate::endpoint::ConnectEndpoint;
@@ -20,17 +21,25 @@ pub struct Slices {
     slices: BTreeMap<String, Vec<(ConnectEndpoint, EndpointState)>>,
     kept: usize,
     cut: bool,
+    misnamed: bool,
 }
 
 impl Slices {
     /// None yet, of the Service's port of this name.
     pub fn new(port: &str) -> Self {
-        Self { port: port.to_owned(), slices: BTreeMap::new(), kept: 0, cut: false }
+        Self {
+            port: port.to_owned(),
+            slices: BTreeMap::new(),
+            kept: 0,
+            cut: false,
+            misnamed: false,
+        }
     }
 
     /// A slice that is new, or has changed.
     pub fn put(&mut self, slice: &EndpointSlice) {
         self.remove(slice);
+        self.warn_if_misnamed(slice);
         let mut endpoints = endpoints(slice, &self.port);
         if endpoints.len() > MAX_KEPT - self.kept {
             endpoints.truncate(MAX_KEPT - self.kept);
@@ -39,6 +48,16 @@ impl Slices {
         if !endpoints.is_empty() {
             self.kept += endpoints.len();
             self.slices.insert(name(slice), endpoints);
+        }
+    }
+
+    /// A name that no port has would look like a Service without endpoints.
+    fn warn_if_misnamed(&mut self, slice: &EndpointSlice) {
+        let has_endpoints = slice.endpoints.as_ref().is_some_and(|endpoints| !endpoints.is_empty());
+        if has_endpoints && !self.misnamed && port_number(slice, &self.port).is_none() {
+            self.misnamed = true;
+            let ports: Vec<_> = slice.ports.iter().flatten().map(|port| &port.name).collect();
+            warn!(port = self.port, ?ports, "endpoints without a TCP port of this name");
         }
     }
 

@@ -1,0 +1,205 @@
+//! DNS, against a name server on loopback.
+
+use std::time::Duration;
+
+use hickory_proto::rr::RecordType;
+use zmq_echo::client::discovery::EndpointState::Ready;
+use zmq_echo::client::discovery::dns::{Dns, DnsName};
+use zmq_echo::client::discovery::{MAX_ENDPOINTS, Source};
+
+use super::{Followed, Log, until};
+use crate::support::dns_server::{DnsServer, Mode};
+
+const NAME: &str = "zmq-echo-headless.test.";
+
+fn name(host: &str, server: &DnsServer) -> DnsName {
+    DnsName { host: host.to_owned(), port: 5555, server: Some(server.address()) }
+}
+
+fn follow(server: &DnsServer) -> Followed {
+    Followed::start(Dns::new(name(NAME, server)).unwrap())
+}
+
+/// Waits until the server was asked so often that one round at least has begun and
+/// ended since, retries included.
+async fn until_asked_again(server: &DnsServer) {
+    let asked = || server.questions().iter().filter(|asked| asked.kind == RecordType::A).count();
+    let before = asked();
+    until("it asks again", || asked() >= before + 4).await;
+}
+
+#[tokio::test]
+async fn the_addresses_of_both_kinds_are_the_set() {
+    let server = DnsServer::start();
+    server.set(NAME, &["10.0.0.1", "10.0.0.2", "fd00::1"], 30);
+    let mut followed = follow(&server);
+    followed
+        .says(&[
+            ("tcp://10.0.0.1:5555", Ready),
+            ("tcp://10.0.0.2:5555", Ready),
+            ("tcp://[fd00::1]:5555", Ready),
+        ])
+        .await;
+    followed.ends().await;
+}
+
+#[tokio::test]
+async fn a_url_names_the_server_to_ask() {
+    let server = DnsServer::start();
+    let url = server.url(NAME, 5555);
+    let expected = Source::Dns(name(NAME, &server));
+    assert_eq!(url.parse::<Source>().unwrap(), expected);
+}
+
+#[tokio::test]
+async fn it_is_asked_again_when_the_time_is_up_and_no_more_than_once_a_second() {
+    let server = DnsServer::start();
+    server.set(NAME, &["10.0.0.1", "10.0.0.2"], 0);
+    let mut followed = follow(&server);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Ready)]).await;
+    server.set(NAME, &["10.0.0.2", "10.0.0.3"], 0);
+    followed.says(&[("tcp://10.0.0.2:5555", Ready), ("tcp://10.0.0.3:5555", Ready)]).await;
+    until_asked_again(&server).await;
+    let asked: Vec<_> = server
+        .questions()
+        .iter()
+        .filter(|asked| asked.kind == RecordType::A)
+        .map(|asked| asked.at)
+        .collect();
+    let took = *asked.last().unwrap() - asked[0];
+    // The first question may have waited for a turn of this machine.
+    let least = Duration::from_secs(asked.len() as u64 - 1) - Duration::from_millis(500);
+    assert!(took >= least, "{} questions in {took:?}", asked.len());
+}
+
+#[tokio::test]
+async fn a_long_time_to_live_delays_nothing() {
+    let server = DnsServer::start();
+    server.set(NAME, &["10.0.0.1"], 3600);
+    let mut followed = follow(&server);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    server.set(NAME, &["10.0.0.2"], 3600);
+    followed.says(&[("tcp://10.0.0.2:5555", Ready)]).await;
+}
+
+/// The last set stands while `break_it` holds, and a new one is known after it.
+async fn the_last_set_stands(break_it: impl Fn(&DnsServer)) {
+    let server = DnsServer::start();
+    server.set(NAME, &["10.0.0.1"], 0);
+    let mut followed = follow(&server);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    break_it(&server);
+    until_asked_again(&server).await;
+    followed.has_said_nothing_new();
+    server.set(NAME, &["10.0.0.2"], 0);
+    server.set_mode(Mode::Answer);
+    followed.says(&[("tcp://10.0.0.2:5555", Ready)]).await;
+}
+
+#[tokio::test]
+async fn a_server_that_fails_leaves_the_last_set() {
+    the_last_set_stands(|server| server.set_mode(Mode::ServerFailure)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_leaves_the_last_set() {
+    the_last_set_stands(|server| server.set_mode(Mode::Silence)).await;
+}
+
+#[tokio::test]
+async fn no_such_name_leaves_the_last_set_and_is_not_remembered() {
+    the_last_set_stands(|server| server.remove(NAME)).await;
+}
+
+#[tokio::test]
+async fn an_empty_answer_leaves_the_last_set_and_is_not_remembered() {
+    the_last_set_stands(|server| server.set(NAME, &[], 0)).await;
+}
+
+#[tokio::test]
+async fn a_kind_that_cannot_be_asked_keeps_its_part_of_the_set() {
+    for mode in [Mode::ServerFailure, Mode::Silence] {
+        let server = DnsServer::start();
+        server.set(NAME, &["10.0.0.1", "fd00::1"], 0);
+        let mut followed = follow(&server);
+        followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://[fd00::1]:5555", Ready)]).await;
+        server.set_mode_of(RecordType::AAAA, mode);
+        server.set(NAME, &["10.0.0.2"], 0);
+        followed.says(&[("tcp://10.0.0.2:5555", Ready), ("tcp://[fd00::1]:5555", Ready)]).await;
+        server.set_mode(Mode::Answer);
+        followed.says(&[("tcp://10.0.0.2:5555", Ready)]).await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_said_before_something_is_known() {
+    let server = DnsServer::start();
+    let mut followed = follow(&server);
+    until_asked_again(&server).await;
+    followed.has_said_nothing_new();
+    server.set(NAME, &["10.0.0.1"], 0);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+}
+
+#[tokio::test]
+async fn what_does_not_fit_a_datagram_is_asked_for_over_tcp() {
+    let server = DnsServer::start();
+    let addresses: Vec<_> = (0..200).map(|at| format!("10.0.0.{at}")).collect();
+    server.set(NAME, &addresses.iter().map(String::as_str).collect::<Vec<_>>(), 0);
+    let mut followed = follow(&server);
+    followed.says_what(|set| set.len() == 200).await;
+    assert!(server.questions().iter().any(|asked| asked.tcp));
+    // Again and again, on whatever connection.
+    server.set(NAME, &addresses[1..].iter().map(String::as_str).collect::<Vec<_>>(), 0);
+    followed.says_what(|set| set.len() == 199).await;
+}
+
+#[tokio::test]
+async fn more_addresses_than_are_taken_are_left_out() {
+    let log = Log::capture();
+    let server = DnsServer::start();
+    let addresses: Vec<_> = (0..1500).map(|at| format!("10.0.{}.{}", at / 250, at % 250)).collect();
+    server.set(NAME, &addresses.iter().map(String::as_str).collect::<Vec<_>>(), 0);
+    let mut followed = follow(&server);
+    followed.says_what(|set| set.len() == MAX_ENDPOINTS).await;
+    until_asked_again(&server).await;
+    followed.has_said_nothing_new();
+    assert_eq!(log.count("more endpoints than are taken"), (1, 1));
+}
+
+#[tokio::test]
+async fn a_short_name_is_found_in_the_search_domains() {
+    let server = DnsServer::start();
+    server.set("zmq-echo-headless.svc.cluster.local.", &["10.0.0.1"], 0);
+    let of_a_pod = "search default.svc.cluster.local svc.cluster.local cluster.local\n\
+                    nameserver 10.96.0.10\noptions ndots:5\n";
+    let source = Dns::with_resolv_conf(name("zmq-echo-headless", &server), of_a_pod).unwrap();
+    let mut followed = Followed::start(source);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    // The domain that had it fails: another one's answer would be another service's.
+    server.set("zmq-echo-headless.", &["10.6.6.6"], 0);
+    server.set_mode(Mode::ServerFailure);
+    until_asked_again(&server).await;
+    followed.has_said_nothing_new();
+    let mut names: Vec<_> = server.questions().into_iter().map(|asked| asked.name).collect();
+    names.dedup();
+    assert_eq!(
+        names[..2],
+        ["zmq-echo-headless.default.svc.cluster.local.", "zmq-echo-headless.svc.cluster.local."]
+    );
+    assert!(!names.contains(&"zmq-echo-headless.".to_owned()), "{names:?}");
+}
+
+#[tokio::test]
+async fn a_failure_is_logged_where_it_begins_and_where_it_ends() {
+    let log = Log::capture();
+    let server = DnsServer::start();
+    server.set(NAME, &["10.0.0.1"], 0);
+    server.set_mode(Mode::ServerFailure);
+    let mut followed = follow(&server);
+    until_asked_again(&server).await;
+    assert_eq!(log.count("WARN"), (1, 1));
+    server.set_mode(Mode::Answer);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    until("the end is logged", || log.count("INFO") == (2, 1)).await;
+}

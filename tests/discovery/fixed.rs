@@ -1,0 +1,33 @@
+//! A list that does not change.
+
+use zmq_echo::client::discovery::EndpointState::Ready;
+use zmq_echo::client::discovery::{Endpoints, MAX_ENDPOINTS, Source};
+
+use super::set;
+use crate::support::DEADLINE;
+
+/// Follows a source of which nothing is known but its URL.
+async fn first_set(url: &str) -> Endpoints {
+    let source: Source = url.parse().unwrap();
+    let (sender, mut endpoints) = tokio::sync::watch::channel(Endpoints::new());
+    let task = tokio::spawn(source.discovery().await.unwrap().follow(sender));
+    let said = tokio::time::timeout(DEADLINE, endpoints.changed()).await.unwrap();
+    said.unwrap();
+    let set = endpoints.borrow_and_update().clone();
+    assert!(!task.is_finished(), "it waits until nobody listens");
+    drop(endpoints);
+    tokio::time::timeout(DEADLINE, task).await.unwrap().unwrap();
+    set
+}
+
+#[tokio::test]
+async fn a_list_is_said_as_it_is() {
+    let expected = set(&[("tcp://127.0.0.1:1", Ready), ("tcp://[::1]:2", Ready)]);
+    assert_eq!(first_set("tcp://127.0.0.1:1,tcp://[::1]:2,tcp://127.0.0.1:1").await, expected);
+}
+
+#[tokio::test]
+async fn a_list_is_bounded() {
+    let list: Vec<_> = (1..=2000).map(|port| format!("tcp://127.0.0.1:{port}")).collect();
+    assert_eq!(first_set(&list.join(",")).await.len(), MAX_ENDPOINTS);
+}

@@ -1,0 +1,267 @@
+//! EndpointSlices, against an API server on loopback.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use kube::Config;
+use serde_json::json;
+use zeromq::{DealerSocket, Socket};
+use zmq_echo::client::discovery::EndpointState::{Draining, Ready};
+use zmq_echo::client::discovery::kubernetes::{Kubernetes, Patience, ServicePort, client_of};
+
+use super::{Followed, Log, until};
+use crate::support::api_server::{ApiServer, Asked, Condition, Ending, Gone};
+use crate::support::{SERVER, Server, command, echo, message};
+
+async fn source(api: &ApiServer) -> Kubernetes {
+    ApiServer::source(&api.kubeconfig()).await
+}
+
+async fn follow(api: &ApiServer) -> Followed {
+    Followed::start(source(api).await)
+}
+
+fn address(last: u8) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, last], 5555))
+}
+
+/// One endpoint is known and watched.
+async fn watched(api: &ApiServer) -> Followed {
+    api.say(address(1), Condition::Ready);
+    let mut followed = follow(api).await;
+    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    until("it watches", || api.watchers() == 1).await;
+    followed
+}
+
+fn lists(api: &ApiServer) -> usize {
+    api.asked().iter().filter(|asked| **asked == Asked::List).count()
+}
+
+#[tokio::test]
+async fn endpoints_are_followed_from_ready_to_gone() {
+    let api = ApiServer::start();
+    let mut followed = watched(&api).await;
+    api.say(address(2), Condition::NotReady);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Draining)]).await;
+    api.say(address(2), Condition::Ready);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Ready)]).await;
+    api.say(address(1), Condition::Terminating);
+    followed.says(&[("tcp://10.0.0.1:5555", Draining), ("tcp://10.0.0.2:5555", Ready)]).await;
+    api.forget(address(1));
+    followed.says(&[("tcp://10.0.0.2:5555", Ready)]).await;
+    api.forget(address(2));
+    followed.says(&[]).await;
+    assert_eq!(lists(&api), 1);
+    followed.ends().await;
+}
+
+#[tokio::test]
+async fn that_there_are_none_is_said() {
+    let api = ApiServer::start();
+    follow(&api).await.says(&[]).await;
+}
+
+#[tokio::test]
+async fn a_port_that_no_slice_has_is_named() {
+    let log = Log::capture();
+    let api = ApiServer::start();
+    for name in ["a", "b"] {
+        let ports = json!([{"name": "http", "port": 8080}]);
+        let endpoints = json!([{"addresses": ["10.0.0.1"]}]);
+        api.put(name, json!({"addressType": "IPv4", "ports": ports, "endpoints": endpoints}));
+    }
+    follow(&api).await.says(&[]).await;
+    assert_eq!(log.count("without a TCP port of this name port=\"zmq\""), (2, 1));
+    assert_eq!(log.count("the source names no endpoints"), (2, 1));
+    assert_eq!(log.count("http").1, 1);
+}
+
+#[tokio::test]
+async fn all_slices_of_the_service_and_of_no_other_are_taken() {
+    let api = ApiServer::start();
+    for at in 0..50 {
+        api.say(address(at), Condition::Ready);
+    }
+    let stranger = json!({
+        "addressType": "IPv4", "ports": [{"name": "zmq", "port": 5555}],
+        "endpoints": [{"addresses": ["10.6.6.6"]}],
+    });
+    api.put_of("another", "another-1", stranger.clone());
+    let mut followed = follow(&api).await;
+    followed.says_what(|set| set.len() == 50).await;
+    assert!(lists(&api) > 1, "in pages");
+    until("it watches", || api.watchers() == 1).await;
+    api.put_of("another", "another-2", stranger);
+    api.forget(address(0));
+    followed.says_what(|set| set.len() == 49).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_ends_or_breaks_is_made_again_from_where_it_stopped() {
+    for ending in [Ending::Complete, Ending::Broken] {
+        let api = ApiServer::start();
+        let mut followed = watched(&api).await;
+        api.say(address(2), Condition::Ready);
+        followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Ready)]).await;
+        let stopped = api.version();
+        api.end_watches(ending);
+        // Missed by every watch, and found all the same.
+        api.forget(address(1));
+        followed.says(&[("tcp://10.0.0.2:5555", Ready)]).await;
+        assert_eq!(api.asked()[2..], [Asked::Watch(stopped)], "{ending:?}");
+        assert_eq!(lists(&api), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_bookmark_moves_the_version_from_which_a_watch_goes_on() {
+    let api = ApiServer::start();
+    let followed = watched(&api).await;
+    let version = api.bookmark();
+    until("it has read it", || {
+        api.end_watches(Ending::Complete);
+        api.asked().last() == Some(&Asked::Watch(version))
+    })
+    .await;
+    followed.has_said_nothing_new();
+}
+
+#[tokio::test]
+async fn a_forgotten_version_is_listed_anew_and_the_last_set_stands_until_then() {
+    for gone in [Gone::Status, Gone::Event] {
+        let log = Log::capture();
+        let api = ApiServer::start();
+        let mut followed = watched(&api).await;
+        api.compact(gone);
+        api.delay_by(Duration::from_millis(500));
+        api.end_watches(Ending::Complete);
+        until("it lists anew", || lists(&api) == 2).await;
+        followed.has_said_nothing_new();
+        api.say(address(2), Condition::Ready);
+        followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Ready)]).await;
+        assert_eq!(log.count(""), (0, 0), "a rule of the API is no failure");
+    }
+}
+
+#[tokio::test]
+async fn an_api_that_fails_leaves_the_last_set() {
+    let api = ApiServer::start();
+    let mut followed = watched(&api).await;
+    api.fail_with(Some(500));
+    api.compact(Gone::Status);
+    api.end_watches(Ending::Broken);
+    let before = api.asked().len();
+    until("it tries again", || api.asked().len() > before + 3).await;
+    followed.has_said_nothing_new();
+    api.say(address(2), Condition::Ready);
+    api.fail_with(None);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Ready)]).await;
+}
+
+#[tokio::test]
+async fn nothing_is_said_before_the_first_list() {
+    let api = ApiServer::start();
+    api.fail_with(Some(503));
+    let mut followed = follow(&api).await;
+    until("it tries again", || api.asked().len() > 2).await;
+    followed.has_said_nothing_new();
+    api.say(address(1), Condition::Ready);
+    api.fail_with(None);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+}
+
+#[tokio::test]
+async fn tries_come_ever_more_seldom() {
+    let api = ApiServer::start();
+    api.fail_with(Some(500));
+    let _followed = follow(&api).await;
+    let started = std::time::Instant::now();
+    until("it tries again", || api.asked().len() == 5).await;
+    // The least that four waits with jitter take: 50, 100, 200 and 400 ms.
+    assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_watch_on_which_no_byte_comes_is_noticed() {
+    let api = ApiServer::start();
+    api.say(address(1), Condition::Ready);
+    let patience = Patience {
+        watch: Duration::from_secs(2),
+        grace: Duration::from_millis(500),
+        ..Patience::default()
+    };
+    let mut followed = Followed::start(source(&api).await.with_patience(patience));
+    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    until("it watches", || api.watchers() == 1).await;
+    api.silence_watches();
+    api.forget(address(1));
+    followed.says(&[]).await;
+    assert_eq!(lists(&api), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_too_late_is_given_up() {
+    let api = ApiServer::start();
+    api.say(address(1), Condition::Ready);
+    api.delay_by(Duration::from_secs(3600));
+    let patience = Patience { answer: Duration::from_millis(100), ..Patience::default() };
+    let mut late = Followed::start(source(&api).await.with_patience(patience));
+    until("it gives up", || lists(&api) > 1).await;
+    late.has_said_nothing_new();
+    // Slow, and not too late.
+    api.delay_by(Duration::from_millis(200));
+    follow(&api).await.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    api.delay_by(Duration::ZERO);
+    late.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+}
+
+#[tokio::test]
+async fn a_failure_is_logged_where_it_begins_and_where_it_ends() {
+    let log = Log::capture();
+    let api = ApiServer::start();
+    let followed = watched(&api).await;
+    api.fail_with(Some(403));
+    api.end_watches(Ending::Complete);
+    until("it tries again", || api.asked().len() > 5).await;
+    assert_eq!(log.count("the API answered 403: the test wants 403"), (1, 1));
+    api.fail_with(None);
+    until("the end is logged", || log.count("INFO") == (2, 1)).await;
+    followed.ends().await;
+}
+
+#[tokio::test]
+async fn an_api_that_nobody_serves_is_named() {
+    let log = Log::capture();
+    let api = ApiServer::start();
+    let source = source(&api).await;
+    drop(api);
+    let _followed = Followed::start(source);
+    until("it is logged", || log.count("WARN").0 > 0).await;
+    assert_eq!(log.count("refused"), (1, 1));
+}
+
+#[tokio::test]
+async fn an_endpoint_of_ipv6_is_one_to_connect_to() {
+    let mut server = command(SERVER);
+    server.args(["--bind", "tcp://[::1]:0", "--http", "127.0.0.1:0"]);
+    let server = Server::spawn(server);
+    let api = ApiServer::start();
+    api.say(server.address(), Condition::Ready);
+    let mut followed = follow(&api).await;
+    followed.says(&[(&server.endpoint, Ready)]).await;
+    let endpoint = followed.endpoints.borrow().keys().next().unwrap().to_string();
+    let mut dealer = DealerSocket::new();
+    dealer.connect(&endpoint).await.unwrap();
+    assert_eq!(echo(&mut dealer, message(&[b"a"])).await, [b"a"]);
+}
+
+#[tokio::test]
+async fn a_client_over_tls_needs_no_choice_of_a_provider() {
+    let mut config = Config::new("https://127.0.0.1:1".parse().unwrap());
+    config.accept_invalid_certs = true;
+    let port = ServicePort { namespace: "a".into(), service: "b".into(), port: "c".into() };
+    let _followed = Followed::start(Kubernetes::new(port, client_of(config).unwrap()));
+    let log = Log::capture();
+    until("it is refused", || log.count("refused") == (1, 1)).await;
+}

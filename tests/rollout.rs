@@ -1,0 +1,336 @@
+//! A rollout on one machine: three server processes under load, each replaced by
+//! another in turn, and a client that is told of it by a cluster made for the test.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use prometheus::Registry;
+use rustix::process::Signal;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use zmq_echo::client::discovery::{Discovery, Source};
+use zmq_echo::client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
+
+use crate::support::api_server::{ApiServer, Condition};
+use crate::support::dns_server::DnsServer;
+use crate::support::{SERVER, Server, command, wait_until};
+
+/// 2,000 requests a second: so many, so often.
+const BURST: u64 = 10;
+const TICK: Duration = Duration::from_millis(5);
+
+/// So many requests a server answers before the next step: it has its share, and each
+/// step of a rollout is under load.
+const SHARE: u64 = 500;
+
+const NAME: &str = "zmq-echo-headless.test.";
+
+/// Who tells the client of the servers.
+enum Cluster {
+    Api(ApiServer),
+    /// All servers have one port, as pods do, and an address each.
+    Dns {
+        server: DnsServer,
+        port: u16,
+        ready: BTreeSet<IpAddr>,
+        started: u8,
+    },
+}
+
+/// What a client needs to be told.
+enum Way {
+    Kubeconfig(PathBuf),
+    Url(String),
+}
+
+impl Cluster {
+    fn api() -> Self {
+        Self::Api(ApiServer::start())
+    }
+
+    fn dns() -> Self {
+        let server = DnsServer::start();
+        Self::Dns { server, port: common_port(), ready: BTreeSet::new(), started: 0 }
+    }
+
+    fn way(&self) -> Way {
+        match self {
+            Self::Api(api) => Way::Kubeconfig(api.kubeconfig()),
+            Self::Dns { server, port, .. } => Way::Url(server.url(NAME, *port)),
+        }
+    }
+
+    /// A server at an address that none had before.
+    fn start_server(&mut self) -> Server {
+        let bind = match self {
+            Self::Api(_) => "tcp://127.0.0.1:0".to_owned(),
+            Self::Dns { port, started, .. } => {
+                *started += 1;
+                format!("tcp://{}:{port}", of_dns(*started))
+            }
+        };
+        let mut server = command(SERVER);
+        server.args(["--bind", &bind, "--http", "127.0.0.1:0"]);
+        Server::spawn(server)
+    }
+
+    fn ready(&mut self, address: SocketAddr) {
+        match self {
+            Self::Api(api) => api.say(address, Condition::Ready),
+            Self::Dns { ready, .. } => {
+                ready.insert(address.ip());
+            }
+        }
+        self.publish_name();
+    }
+
+    fn terminating(&mut self, address: SocketAddr) {
+        match self {
+            Self::Api(api) => api.say(address, Condition::Terminating),
+            Self::Dns { ready, .. } => {
+                ready.remove(&address.ip());
+            }
+        }
+        self.publish_name();
+    }
+
+    fn gone(&mut self, address: SocketAddr) {
+        match self {
+            Self::Api(api) => api.forget(address),
+            // It is out of the answer already, or goes now.
+            Self::Dns { .. } => self.terminating(address),
+        }
+    }
+
+    fn publish_name(&self) {
+        if let Self::Dns { server, ready, .. } = self {
+            let addresses: Vec<_> = ready.iter().map(IpAddr::to_string).collect();
+            server.set(NAME, &addresses.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+        }
+    }
+}
+
+/// The address of the server that was started as this one.
+fn of_dns(started: u8) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 7, started)
+}
+
+/// A port that is free on each of the addresses that a rollout needs.
+fn common_port() -> u16 {
+    for _ in 0..100 {
+        let first = TcpListener::bind((of_dns(1), 0)).unwrap();
+        let port = first.local_addr().unwrap().port();
+        if (2..=6).all(|started| TcpListener::bind((of_dns(started), port)).is_ok()) {
+            return port;
+        }
+    }
+    panic!("no port is free on six addresses");
+}
+
+/// One request of the load and what came of it.
+struct Request {
+    started: Instant,
+    ended: Instant,
+    payload: String,
+    reply: Result<Reply, RequestError>,
+}
+
+impl Request {
+    /// What the service answered, and after how many attempts.
+    #[track_caller]
+    fn answered(&self) -> u32 {
+        let reply = self.reply.as_ref().unwrap_or_else(|error| panic!("failed: {error}"));
+        assert_eq!(reply.payload, self.payload);
+        reply.attempts
+    }
+}
+
+/// A client under an open loop of requests, on a thread of its own: what the test
+/// waits for must not make it wait.
+struct Load {
+    client: Client,
+    stop: watch::Sender<bool>,
+    thread: JoinHandle<Vec<Request>>,
+}
+
+impl Load {
+    fn start(way: Way) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let (give, given) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let client = client(way).await;
+                client.ready().await;
+                give.send(client.clone()).unwrap();
+                run(client, stopped).await
+            })
+        });
+        Self { client: given.recv().expect("a client"), stop, thread }
+    }
+
+    /// Ends the load and waits for every request of it.
+    fn stop(self) -> Vec<Request> {
+        self.stop.send_replace(true);
+        self.thread.join().expect("no panic")
+    }
+
+    fn state(&self, server: &Server) -> Option<State> {
+        self.of(server, |status| status.state)
+    }
+
+    fn wait_until_used(&self, server: &Server) {
+        wait_until("the new server has its share", || {
+            self.state(server) == Some(State::Ready)
+                && self.of(server, |status| status.answered) >= Some(SHARE)
+        });
+    }
+
+    fn of<T>(
+        &self,
+        server: &Server,
+        what: impl Fn(&zmq_echo::client::EndpointStatus) -> T,
+    ) -> Option<T> {
+        let statuses = self.client.endpoints();
+        let status = statuses.iter().find(|status| status.endpoint.to_string() == server.endpoint);
+        status.map(what)
+    }
+}
+
+async fn client(way: Way) -> Client {
+    let discovery: Box<dyn Discovery> = match way {
+        Way::Kubeconfig(path) => Box::new(ApiServer::source(&path).await),
+        Way::Url(url) => url.parse::<Source>().unwrap().discovery().await.unwrap(),
+    };
+    // An attempt that is answered is answered within this, also where the machine is
+    // busy: what is sent again is so because its connection broke.
+    let config = ClientConfig { timeout: Duration::from_secs(20), ..ClientConfig::default() };
+    Client::new(config, discovery, ClientMetrics::new(&Registry::new()).unwrap())
+}
+
+/// Sends at the rate, whatever the replies do.
+async fn run(client: Client, stopped: watch::Receiver<bool>) -> Vec<Request> {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut requests = Vec::new();
+    while !*stopped.borrow() {
+        ticks.tick().await;
+        for _ in 0..BURST {
+            let (client, payload) = (client.clone(), format!("request {}", requests.len()));
+            requests.push(tokio::spawn(async move {
+                let started = Instant::now();
+                let reply = client.request(payload.clone().into()).await;
+                Request { started, ended: Instant::now(), payload, reply }
+            }));
+        }
+    }
+    let mut ended = Vec::new();
+    for request in requests {
+        ended.push(request.await.expect("no panic"));
+    }
+    ended
+}
+
+/// Three servers and the load on them.
+struct Rollout {
+    cluster: Cluster,
+    servers: Vec<Server>,
+    load: Load,
+}
+
+impl Rollout {
+    fn start(mut cluster: Cluster) -> Self {
+        let servers: Vec<_> = (0..3).map(|_| cluster.start_server()).collect();
+        servers.iter().for_each(|server| cluster.ready(server.address()));
+        let load = Load::start(cluster.way());
+        servers.iter().for_each(|server| load.wait_until_used(server));
+        Self { cluster, servers, load }
+    }
+
+    /// Replaces one server as a rollout does.
+    fn replace(&mut self, at: usize) {
+        let old = &mut self.servers[at];
+        self.cluster.terminating(old.address());
+        old.signal(Signal::TERM);
+        assert_eq!(old.wait(), 0, "{:?}", old.lines());
+        assert_eq!(old.wait_for_record("drained")["undelivered"], 0);
+        self.bring_another(at);
+    }
+
+    /// Replaces one server that dies with requests in it. Returns from when to when
+    /// the client may have had it for alive.
+    fn replace_dead(&mut self, at: usize) -> (Instant, Instant) {
+        let old = &mut self.servers[at];
+        let began = Instant::now();
+        old.signal(Signal::STOP);
+        wait_until("requests are in flight on it", || {
+            self.load.of(old, |status| status.outstanding) > Some(10)
+        });
+        old.signal(Signal::KILL);
+        wait_until("the process ends", || !old.is_running());
+        wait_until("the client has noticed", || self.load.state(old) != Some(State::Ready));
+        let noticed = Instant::now();
+        self.bring_another(at);
+        (began, noticed)
+    }
+
+    fn bring_another(&mut self, at: usize) {
+        self.cluster.gone(self.servers[at].address());
+        let new = self.cluster.start_server();
+        self.cluster.ready(new.address());
+        self.load.wait_until_used(&new);
+        self.servers[at] = new;
+    }
+}
+
+/// Each server in turn drains: every request is answered, and none is sent twice.
+fn roll(cluster: Cluster) {
+    let mut rollout = Rollout::start(cluster);
+    (0..3).for_each(|at| rollout.replace(at));
+    let requests = rollout.load.stop();
+    let sent_again = requests.iter().filter(|request| request.answered() > 1).count();
+    eprintln!("{} requests, {sent_again} sent again", requests.len());
+    assert_eq!(sent_again, 0, "of {}", requests.len());
+}
+
+#[test]
+fn a_rollout_loses_no_request_where_the_api_tells_of_it() {
+    roll(Cluster::api());
+}
+
+#[test]
+fn a_rollout_loses_no_request_where_dns_tells_of_it() {
+    roll(Cluster::dns());
+}
+
+/// Each server in turn dies: every request is answered, and only what was in flight
+/// on a dead one is sent again, once.
+fn kill(cluster: Cluster) {
+    let mut rollout = Rollout::start(cluster);
+    let deaths: Vec<_> = (0..3).map(|at| rollout.replace_dead(at)).collect();
+    let requests = rollout.load.stop();
+    let again: Vec<_> = requests.iter().filter(|request| request.answered() > 1).collect();
+    eprintln!("{} requests, {} sent again", requests.len(), again.len());
+    assert!(again.len() > 30, "each died with more than ten requests in it: {}", again.len());
+    for request in again {
+        assert_eq!(request.answered(), 2);
+        let in_flight =
+            |(began, noticed): &(_, _)| request.started <= *noticed && request.ended >= *began;
+        assert!(deaths.iter().any(in_flight), "{} was not in flight there", request.payload);
+    }
+}
+
+#[test]
+fn servers_that_die_lose_no_request_and_cost_each_one_more_attempt() {
+    kill(Cluster::api());
+}
+
+#[test]
+fn servers_that_die_lose_no_request_where_dns_tells_of_it() {
+    kill(Cluster::dns());
+}

@@ -1,0 +1,218 @@
+//! A small authoritative name server on loopback, over UDP and TCP.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, SOA};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+/// For how long an answer that there is nothing may be believed: longer than any
+/// test, so that one who believes it fails.
+const NEGATIVE_TTL: u32 = 600;
+
+/// The most that goes into a datagram: the client has not said that it takes more.
+const DATAGRAM: usize = 512;
+
+/// What becomes of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Answer,
+    ServerFailure,
+    Silence,
+}
+
+/// A question that was asked.
+#[derive(Debug, Clone)]
+pub struct Question {
+    pub name: String,
+    pub kind: RecordType,
+    pub tcp: bool,
+    pub at: Instant,
+}
+
+/// What the server knows and what was asked of it.
+struct Zone {
+    names: BTreeMap<Name, (Vec<IpAddr>, u32)>,
+    modes: BTreeMap<RecordType, Mode>,
+    questions: Vec<Question>,
+    stopped: bool,
+}
+
+/// The server. It ends with this.
+pub struct DnsServer {
+    address: SocketAddr,
+    zone: Arc<Mutex<Zone>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl DnsServer {
+    pub fn start() -> Self {
+        let (udp, tcp) = bind();
+        let address = udp.local_addr().unwrap();
+        let zone = Arc::new(Mutex::new(Zone {
+            names: BTreeMap::new(),
+            modes: BTreeMap::new(),
+            questions: Vec::new(),
+            stopped: false,
+        }));
+        let (of_udp, of_tcp) = (Arc::clone(&zone), Arc::clone(&zone));
+        let threads = vec![
+            thread::spawn(move || serve_udp(&udp, &of_udp)),
+            thread::spawn(move || serve_tcp(&tcp, &of_tcp)),
+        ];
+        Self { address, zone, threads }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The URL under which a client asks this server for `name`.
+    pub fn url(&self, name: &str, port: u16) -> String {
+        format!("dns://{name}:{port}?server={}", self.address)
+    }
+
+    /// The name has these addresses for so many seconds. With none of them it exists
+    /// and the answer is empty.
+    pub fn set(&self, name: &str, addresses: &[&str], ttl: u32) {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        self.zone.lock().unwrap().names.insert(complete(name), (addresses, ttl));
+    }
+
+    /// There is no such name: NXDOMAIN.
+    pub fn remove(&self, name: &str) {
+        self.zone.lock().unwrap().names.remove(&complete(name));
+    }
+
+    /// What becomes of every question from here on.
+    pub fn set_mode(&self, mode: Mode) {
+        self.set_mode_of(RecordType::A, mode);
+        self.set_mode_of(RecordType::AAAA, mode);
+    }
+
+    /// What becomes of questions for one kind of record.
+    pub fn set_mode_of(&self, kind: RecordType, mode: Mode) {
+        self.zone.lock().unwrap().modes.insert(kind, mode);
+    }
+
+    pub fn questions(&self) -> Vec<Question> {
+        self.zone.lock().unwrap().questions.clone()
+    }
+}
+
+impl Drop for DnsServer {
+    fn drop(&mut self) {
+        // Also where a test has failed while it held the zone.
+        self.zone.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).stopped = true;
+        // Something to read for each, so that it looks.
+        let _ = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+            .and_then(|socket| socket.send_to(&[], self.address));
+        let _ = TcpStream::connect(self.address);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One port for both. The one that the kernel chose for UDP may be taken for TCP.
+fn bind() -> (UdpSocket, TcpListener) {
+    for _ in 0..100 {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()) {
+            return (udp, tcp);
+        }
+    }
+    panic!("no port is free for both UDP and TCP");
+}
+
+fn complete(name: &str) -> Name {
+    let mut name = Name::from_str_relaxed(name).unwrap().to_lowercase();
+    name.set_fqdn(true);
+    name
+}
+
+fn serve_udp(socket: &UdpSocket, zone: &Mutex<Zone>) {
+    let mut buffer = [0; 4096];
+    while let Ok((size, client)) = socket.recv_from(&mut buffer) {
+        if zone.lock().unwrap().stopped {
+            return;
+        }
+        if let Some(answer) = answer(&buffer[..size], zone, false) {
+            let _ = socket.send_to(&answer, client);
+        }
+    }
+}
+
+fn serve_tcp(listener: &TcpListener, zone: &Arc<Mutex<Zone>>) {
+    for stream in listener.incoming().map_while(Result::ok) {
+        if zone.lock().unwrap().stopped {
+            return;
+        }
+        let zone = Arc::clone(zone);
+        thread::spawn(move || {
+            // Ends where the client closes, or has nothing to ask any more.
+            let _ = stream.set_read_timeout(Some(Duration::from_secs(60)));
+            let _ = serve_stream(stream, &zone);
+        });
+    }
+}
+
+fn serve_stream(mut stream: TcpStream, zone: &Mutex<Zone>) -> io::Result<()> {
+    loop {
+        let mut size = [0; 2];
+        stream.read_exact(&mut size)?;
+        let mut question = vec![0; usize::from(u16::from_be_bytes(size))];
+        stream.read_exact(&mut question)?;
+        if let Some(answer) = answer(&question, zone, true) {
+            let size = u16::try_from(answer.len()).expect("a short answer").to_be_bytes();
+            stream.write_all(&[&size, &answer[..]].concat())?;
+        }
+    }
+}
+
+/// The answer to a question, or none where there is to be silence.
+fn answer(question: &[u8], zone: &Mutex<Zone>, tcp: bool) -> Option<Vec<u8>> {
+    let question = Message::from_vec(question).ok()?;
+    let query = question.queries.first()?.clone();
+    let (name, kind) = (query.name().to_lowercase(), query.query_type());
+    let mut zone = zone.lock().unwrap();
+    zone.questions.push(Question { name: name.to_string(), kind, tcp, at: Instant::now() });
+    let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
+    answer.metadata.authoritative = true;
+    answer.add_query(query);
+    match zone.modes.get(&kind).unwrap_or(&Mode::Answer) {
+        Mode::Silence => return None,
+        Mode::ServerFailure => answer.metadata.response_code = ResponseCode::ServFail,
+        Mode::Answer => fill(&mut answer, &name, kind, &zone),
+    }
+    let bytes = answer.to_vec().unwrap();
+    if tcp || bytes.len() <= DATAGRAM {
+        return Some(bytes);
+    }
+    answer.answers.clear();
+    answer.metadata.truncation = true;
+    Some(answer.to_vec().unwrap())
+}
+
+fn fill(answer: &mut Message, name: &Name, kind: RecordType, zone: &Zone) {
+    match zone.names.get(name) {
+        None => answer.metadata.response_code = ResponseCode::NXDomain,
+        Some((addresses, ttl)) => {
+            let data = addresses.iter().map(|address| match address {
+                IpAddr::V4(address) => RData::A(A(*address)),
+                IpAddr::V6(address) => RData::AAAA(AAAA(*address)),
+            });
+            let wanted = data.filter(|data| data.record_type() == kind);
+            answer.add_answers(wanted.map(|data| Record::from_rdata(name.clone(), *ttl, data)));
+        }
+    }
+    if answer.answers.is_empty() {
+        let soa = SOA::new(name.clone(), name.clone(), 1, 3600, 600, 86400, NEGATIVE_TTL);
+        answer.add_authority(Record::from_rdata(name.clone(), NEGATIVE_TTL, RData::SOA(soa)));
+    }
+}
