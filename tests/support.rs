@@ -1,8 +1,11 @@
 //! Servers as processes, clients of every kind, and waiting on conditions.
 
+// By path: to some test binaries this file is one of their parent folder.
 #[cfg(feature = "client")]
+#[path = "support/api_server.rs"]
 pub mod api_server;
 #[cfg(feature = "client")]
+#[path = "support/dns_server.rs"]
 pub mod dns_server;
 
 use std::io::{BufRead, BufReader, Read, Write};
