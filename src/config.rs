@@ -5,7 +5,6 @@
 //! documents to the real parser.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::drain::DrainPolicy;
-use crate::endpoint::{BindEndpoint, ConnectEndpoint};
+use crate::endpoint::{BindEndpoint, ConnectEndpoint, HttpAddress};
 use crate::exit;
 use crate::metrics::LATENCY_BUCKETS;
 use crate::router::{Limits, RESERVED_PEERS};
@@ -47,13 +46,11 @@ pub struct ServerConfig {
 
     /// Where to serve metrics and health over HTTP, IP:PORT
     ///
-    /// The side port shows what the service does, never what it carries. It has
-    /// no authentication. The default serves this machine alone.
-    #[arg(
-        long, env = "ZMQ_ECHO_HTTP", value_name = "IP:PORT", default_value = "127.0.0.1:8080",
-        value_parser = parse_socket_address
-    )]
-    pub http: SocketAddr,
+    /// *:8080 means all interfaces, as for --bind. The side port shows what the
+    /// service does, never what it carries. It has no authentication. The default
+    /// serves this machine alone.
+    #[arg(long, env = "ZMQ_ECHO_HTTP", value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
+    pub http: HttpAddress,
 
     /// What to log: off, error, warn, info, debug, trace, or a tracing filter
     ///
@@ -449,12 +446,6 @@ impl std::fmt::Display for ByteSize {
         let (unit, shift) = Self::UNITS.into_iter().find(whole).unwrap_or(("", 0));
         write!(f, "{}{unit}", self.0 >> shift)
     }
-}
-
-fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        "expected IP:PORT, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::]:8080".to_owned()
-    })
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

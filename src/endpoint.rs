@@ -1,4 +1,5 @@
-//! ZeroMQ endpoints, `tcp://HOST:PORT`, to bind to and to connect to.
+//! ZeroMQ endpoints, `tcp://HOST:PORT`, to bind to and to connect to, and where the
+//! side port listens.
 
 use std::fmt;
 use std::io;
@@ -24,6 +25,15 @@ pub struct BindEndpoint {
 enum BindHost {
     All,
     Name(String),
+}
+
+/// Where the side port listens: `IP:PORT`, or `*:PORT` for all interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpAddress {
+    /// On all interfaces.
+    All(u16),
+    /// On this address.
+    One(SocketAddr),
 }
 
 /// Where a client connects: `tcp://HOST:PORT`, the host a name or an address.
@@ -70,22 +80,7 @@ impl BindEndpoint {
     /// What the resolver or the kernel says: no such name, no permission, in use.
     pub fn listen(&self) -> io::Result<TcpListener> {
         match &self.host {
-            BindHost::All => {
-                listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.port)), true).or_else(
-                    |error| {
-                        match error.kind() {
-                            // The port is the problem, and IPv4 alone would hide it.
-                            io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => {
-                                Err(error)
-                            }
-                            _ => listen_on(
-                                SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.port)),
-                                false,
-                            ),
-                        }
-                    },
-                )
-            }
+            BindHost::All => listen_on_all(self.port),
             BindHost::Name(name) => {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 for address in (name.as_str(), self.port).to_socket_addrs()? {
@@ -98,6 +93,29 @@ impl BindEndpoint {
             }
         }
     }
+}
+
+impl HttpAddress {
+    /// Opens the listener; `*` is what it is to [`BindEndpoint::listen`].
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says: no permission, in use.
+    pub fn listen(self) -> io::Result<TcpListener> {
+        match self {
+            Self::All(port) => listen_on_all(port),
+            Self::One(address) => listen_on(address, false),
+        }
+    }
+}
+
+fn listen_on_all(port: u16) -> io::Result<TcpListener> {
+    let both = listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true);
+    both.or_else(|error| match error.kind() {
+        // The port is the problem, and IPv4 alone would hide it.
+        io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
+        _ => listen_on(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false),
+    })
 }
 
 /// Binds and listens. `both` makes an IPv6 wildcard take IPv4 as well, whatever
@@ -145,6 +163,20 @@ impl FromStr for BindEndpoint {
             name => BindHost::Name(name.to_owned()),
         };
         Ok(Self { host, port })
+    }
+}
+
+impl FromStr for HttpAddress {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let address = match text.strip_prefix("*:") {
+            // `parse` would take a plus sign.
+            Some(port) if port.starts_with('+') => None,
+            Some(port) => port.parse().ok().map(Self::All),
+            None => text.parse().ok().map(Self::One),
+        };
+        address.ok_or("expected IP:PORT, such as 127.0.0.1:8080, or *:8080 for all interfaces")
     }
 }
 
@@ -206,6 +238,15 @@ impl fmt::Display for BindEndpoint {
     }
 }
 
+impl fmt::Display for HttpAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All(port) => write!(f, "*:{port}"),
+            Self::One(address) => address.fmt(f),
+        }
+    }
+}
+
 impl fmt::Display for ConnectEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_endpoint(f, &self.host, self.port)
@@ -236,6 +277,16 @@ mod tests {
         }
         for text in ["tcp://127.0.0.1:5555", "tcp://[fe80::1]:1", "tcp://localhost:65535"] {
             assert_eq!(text.parse::<ConnectEndpoint>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn the_side_port_takes_an_address_or_all_interfaces() {
+        for text in ["127.0.0.1:8080", "[::1]:0", "*:8080"] {
+            assert_eq!(text.parse::<HttpAddress>().unwrap().to_string(), text);
+        }
+        for text in ["8080", "localhost:8080", "*", "*:", "*:+1", "*:65536"] {
+            assert!(text.parse::<HttpAddress>().unwrap_err().contains("*:8080"), "{text}");
         }
     }
 
@@ -273,11 +324,14 @@ mod tests {
 
     #[test]
     fn a_wildcard_listener_takes_ipv4_and_ipv6() {
-        let listener = "tcp://*:0".parse::<BindEndpoint>().unwrap().listen().unwrap();
-        let address = listener.local_addr().unwrap();
-        std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).unwrap();
-        if address.is_ipv6() {
-            std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, address.port())).unwrap();
+        let endpoint = "tcp://*:0".parse::<BindEndpoint>().unwrap().listen().unwrap();
+        let side_port = "*:0".parse::<HttpAddress>().unwrap().listen().unwrap();
+        for listener in [endpoint, side_port] {
+            let address = listener.local_addr().unwrap();
+            std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).unwrap();
+            if address.is_ipv6() {
+                std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, address.port())).unwrap();
+            }
         }
     }
 

@@ -4,7 +4,6 @@
 //! log's writer and the watchdog. Only the first does the service's work.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{info, warn};
 
 use crate::config::ServerConfig;
-use crate::endpoint::{BindEndpoint, ConnectEndpoint};
+use crate::endpoint::{BindEndpoint, ConnectEndpoint, HttpAddress};
 use crate::exit::Exit;
 use crate::handler;
 use crate::health::Health;
@@ -42,7 +41,7 @@ pub enum ServerError {
     #[error("cannot serve HTTP on {address}")]
     Http {
         /// As it was configured.
-        address: SocketAddr,
+        address: HttpAddress,
         /// What the kernel says.
         source: io::Error,
     },
@@ -69,7 +68,9 @@ pub fn run(
         .bind
         .listen()
         .map_err(|source| ServerError::Bind { endpoint: config.bind.clone(), source })?;
-    let http = std::net::TcpListener::bind(config.http)
+    let http = config
+        .http
+        .listen()
         .map_err(|source| ServerError::Http { address: config.http, source })?;
     let (address, http_address) = (listener.local_addr()?, http.local_addr()?);
 

@@ -10,15 +10,14 @@ mod silence;
 mod together;
 mod wrong_peers;
 
-use std::io::{ErrorKind, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::ops::Deref;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::support::{DEADLINE, PROBE, Server, command, zmtp};
+use crate::support::{PROBE, Server, command, zmtp};
 
 /// The most that may ever be resident at the default flags.
 const MEMORY: u64 = 160 << 20;
@@ -117,46 +116,6 @@ impl Attacked {
             .expect("the probe runs");
         assert!(output.status.success(), "{output:?}");
     }
-
-    /// Writes `request` over and over to all of `peers`, who read nothing, until none
-    /// of them is read from any more and the server holds a reply for each.
-    fn flood_until_stuck(&self, peers: &mut [TcpStream], request: &[u8]) -> Vec<Taken> {
-        let started = Instant::now();
-        let mut taken = vec![Taken::default(); peers.len()];
-        peers.iter().for_each(|peer| peer.set_nonblocking(true).unwrap());
-        loop {
-            let mut moved = false;
-            for (peer, taken) in peers.iter_mut().zip(&mut taken) {
-                while !taken.closed {
-                    match peer.write(&request[taken.bytes % request.len()..]) {
-                        Ok(count) => taken.bytes += count,
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                        Err(_) => taken.closed = true,
-                    }
-                    moved = true;
-                }
-            }
-            let open = taken.iter().filter(|taken| !taken.closed).count();
-            if !moved && self.metric("zmq_echo_pending_replies") >= open as f64 {
-                break;
-            }
-            assert!(started.elapsed() < DEADLINE, "they are not stuck");
-        }
-        peers.iter().for_each(|peer| peer.set_nonblocking(false).unwrap());
-        taken
-    }
-}
-
-/// What a server has taken from a peer that reads nothing.
-#[derive(Debug, Default, Clone)]
-struct Taken {
-    bytes: usize,
-    closed: bool,
-}
-
-/// `count` peers of ZMTP 3.0, connected.
-fn crowd(address: SocketAddr, count: usize) -> Vec<TcpStream> {
-    (0..count).map(|_| zmtp::dealer(address, 0, b"")).collect()
 }
 
 fn median_echo(peer: &mut TcpStream, count: usize) -> Duration {

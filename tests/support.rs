@@ -1,8 +1,11 @@
 //! Servers as processes, clients of every kind, and waiting on conditions.
 
+// By path: to some test binaries this file is one of their parent folder.
 #[cfg(feature = "client")]
+#[path = "support/api_server.rs"]
 pub mod api_server;
 #[cfg(feature = "client")]
+#[path = "support/dns_server.rs"]
 pub mod dns_server;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -95,6 +98,8 @@ pub struct Server {
     log: Arc<Mutex<Log>>,
     pub endpoint: String,
     pub http: SocketAddr,
+    /// The server's own, where it is not the process that was started.
+    pub pid: u32,
 }
 
 impl Server {
@@ -110,6 +115,7 @@ impl Server {
         let log = Arc::new(Mutex::new(Log::default()));
         read_lines(process.stdout(), Arc::clone(&log));
         let mut server = Self {
+            pid: process.0.id(),
             process,
             log,
             endpoint: String::new(),
@@ -201,16 +207,40 @@ impl Server {
 
     /// The descriptors that the process has open.
     pub fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("it runs").count()
+    }
+
+    /// Writes `request` over and over to all of `peers`, who read nothing, until none
+    /// of them is read from any more and the server holds a reply for each.
+    pub fn flood_until_stuck(&self, peers: &mut [TcpStream], request: &[u8]) -> Vec<Taken> {
+        let started = Instant::now();
+        let mut taken = vec![Taken::default(); peers.len()];
+        peers.iter().for_each(|peer| peer.set_nonblocking(true).unwrap());
+        loop {
+            let mut moved = false;
+            for (peer, taken) in peers.iter_mut().zip(&mut taken) {
+                while !taken.closed {
+                    match peer.write(&request[taken.bytes % request.len()..]) {
+                        Ok(count) => taken.bytes += count,
+                        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                        Err(_) => taken.closed = true,
+                    }
+                    moved = true;
+                }
+            }
+            let open = taken.iter().filter(|taken| !taken.closed).count();
+            if !moved && self.metric("zmq_echo_pending_replies") >= open as f64 {
+                break;
+            }
+            assert!(started.elapsed() < DEADLINE, "they are not stuck");
+        }
+        peers.iter().for_each(|peer| peer.set_nonblocking(false).unwrap());
+        taken
     }
 
     fn proc(&self, file: &str) -> String {
-        let path = format!("/proc/{}/{file}", self.pid());
+        let path = format!("/proc/{}/{file}", self.pid);
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.process.0.id()
     }
 
     pub async fn dealer(&self) -> DealerSocket {
@@ -218,6 +248,13 @@ impl Server {
         dealer.connect(&self.endpoint).await.expect("the server accepts");
         dealer
     }
+}
+
+/// What a server has taken from a peer that reads nothing.
+#[derive(Debug, Default, Clone)]
+pub struct Taken {
+    pub bytes: usize,
+    pub closed: bool,
 }
 
 fn read_lines(stdout: impl BufRead + Send + 'static, log: Arc<Mutex<Log>>) {
@@ -340,6 +377,11 @@ pub mod zmtp {
         stream.write_all(&hello(minor, "DEALER", identity)).unwrap();
         read(&mut stream, SERVER_HELLO);
         stream
+    }
+
+    /// `count` peers of ZMTP 3.0, connected.
+    pub fn crowd(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+        (0..count).map(|_| dealer(address, 0, b"")).collect()
     }
 
     pub fn read(stream: &mut impl Read, count: usize) -> Vec<u8> {

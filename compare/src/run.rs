@@ -52,12 +52,6 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 1000)]
     pub connections: usize,
 
-    /// Measure this zmq-echo-server, not one that is built here
-    ///
-    /// The results are then printed and no file is changed.
-    #[arg(long, value_name = "PATH")]
-    pub server: Option<PathBuf>,
-
     /// Let the servers' CPU sleep while it waits
     #[arg(long)]
     pub may_sleep: bool,
@@ -70,9 +64,23 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 1)]
     pub generator_cpu: usize,
 
+    /// Measure this zmq-echo-server, built in another way, and not the one that a
+    /// build here makes
+    ///
+    /// The results are then printed and no file is changed.
+    #[arg(long, value_name = "PATH")]
+    pub server: Option<PathBuf>,
+
     /// Exit with 1 where a floor is missed
     #[arg(long)]
     pub check: bool,
+}
+
+impl RunArgs {
+    /// Whether the results are those that the files show.
+    fn is_whole(&self) -> bool {
+        self.cases.is_empty() && self.server.is_none()
+    }
 }
 
 /// Measures, prints, and writes the files where every case was measured. Returns
@@ -118,7 +126,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     }
 
     println!("{results}");
-    if args.cases.is_empty() && args.server.is_none() {
+    if args.is_whole() {
         fs::write(RESULTS, results.to_string()).with_context(|| format!("writing {RESULTS}"))?;
         show_summary(Path::new(PAGE), &results.summary())?;
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::{Attacked, MEMORY, crowd};
+use super::{Attacked, MEMORY};
 use crate::support::{DEADLINE, SERVER, Server, command, wait_until, zmtp};
 
 /// The descriptors of a server that may open few, and the peers that it fits to
@@ -74,7 +74,7 @@ fn a_server_full_of_strangers_answers_its_own_probe_and_a_scrape() {
 #[test]
 fn over_the_peer_limit_is_closed_at_once_and_counted_and_there_is_room_again() {
     let mut attacked = Attacked::start(&["--peer-limit", "30"]);
-    let mut inside = crowd(attacked.address(), 29);
+    let mut inside = zmtp::crowd(attacked.address(), 29);
     for number in 1..=100 {
         let mut outside = zmtp::stream(attacked.address());
         assert_eq!(zmtp::read_until_closed(&mut outside), 0);
@@ -87,7 +87,7 @@ fn over_the_peer_limit_is_closed_at_once_and_counted_and_there_is_room_again() {
     }
     inside.clear();
     attacked.wait_for_metric("zmq_echo_peers", |peers| peers == 1.0);
-    let mut late = crowd(attacked.address(), 28);
+    let mut late = zmtp::crowd(attacked.address(), 28);
     late.iter_mut().for_each(|peer| zmtp::echoes(peer, &zmtp::frame(b"in", false)));
     attacked.is_unharmed();
 }
@@ -95,7 +95,7 @@ fn over_the_peer_limit_is_closed_at_once_and_counted_and_there_is_room_again() {
 #[test]
 fn without_descriptors_it_rests_serves_those_inside_and_goes_on_when_there_are_some() {
     let mut attacked = Attacked::start(&[]);
-    let pid = Pid::from_raw(attacked.pid() as i32).unwrap();
+    let pid = Pid::from_raw(attacked.pid as i32).unwrap();
     // The numbers of descriptors are taken from below.
     let few = attacked.descriptors() as u64 + 10;
     let limit = getrlimit(Resource::Nofile);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::{Attacked, crowd, quantile};
+use super::{Attacked, quantile};
 use crate::support::zmtp;
 
 /// What an equal has under way at a time.
@@ -71,7 +71,7 @@ impl Load {
     }
 
     fn none(address: SocketAddr, count: usize) -> Self {
-        Self { over: Arc::default(), peers: crowd(address, count), threads: Vec::new() }
+        Self { over: Arc::default(), peers: zmtp::crowd(address, count), threads: Vec::new() }
     }
 
     fn end(self, flood: bool) {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use super::{Attacked, crowd};
+use super::Attacked;
 use crate::support::{wait_until, zmtp};
 
 #[test]
@@ -104,7 +104,7 @@ fn seventy_three_bytes_do_not_end_the_process() {
 #[test]
 fn three_bytes_of_the_largest_message_hold_nothing_and_end_at_the_stall_timeout() {
     let mut attacked = Attacked::start(&["--stall-timeout", "2s"]);
-    let mut peers = crowd(attacked.address(), 100);
+    let mut peers = zmtp::crowd(attacked.address(), 100);
     let before = attacked.memory("VmRSS");
     let start = [&zmtp::announced(0, 8 << 20)[..], b"abc"].concat();
     peers.iter_mut().for_each(|peer| peer.write_all(&start).unwrap());
@@ -128,7 +128,7 @@ fn half_messages_on_hundreds_of_connections_stay_in_the_pool() {
     let mut attacked = Attacked::start(&[]);
     let half = |size: u64| [zmtp::announced(0, size), vec![5; size as usize / 2]].concat();
     let small = half(200 << 10);
-    let mut peers = crowd(attacked.address(), 300);
+    let mut peers = zmtp::crowd(attacked.address(), 300);
     peers.iter_mut().for_each(|peer| peer.write_all(&small).unwrap());
     let all = (peers.len() * small.len()) as f64;
     attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held >= all);
@@ -137,7 +137,7 @@ fn half_messages_on_hundreds_of_connections_stay_in_the_pool() {
     attacked.rests();
     // Half as much again as the pool, on top.
     let large = half(2 << 20);
-    let mut more = crowd(attacked.address(), 100);
+    let mut more = zmtp::crowd(attacked.address(), 100);
     for peer in &mut more {
         // Its turn to be the one that is closed may come while it writes.
         let _ = peer.write_all(&large);
@@ -152,7 +152,7 @@ fn half_messages_on_hundreds_of_connections_stay_in_the_pool() {
 #[test]
 fn two_hundred_peers_that_pipeline_64_kib_and_do_not_read_lose_nothing_and_hold_up_nobody() {
     let mut attacked = Attacked::start(&[]);
-    let mut peers = crowd(attacked.address(), 200);
+    let mut peers = zmtp::crowd(attacked.address(), 200);
     let request = zmtp::frame(&[3; 64 << 10], false);
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     attacked.serves_its_neighbour();
@@ -171,7 +171,7 @@ fn two_hundred_peers_that_pipeline_64_kib_and_do_not_read_lose_nothing_and_hold_
 #[test]
 fn four_thousand_messages_of_a_mebibyte_from_one_who_does_not_read_stay_where_they_are() {
     let mut attacked = Attacked::start(&[]);
-    let mut peers = crowd(attacked.address(), 20);
+    let mut peers = zmtp::crowd(attacked.address(), 20);
     let request = zmtp::frame(&[3; 1 << 20], false);
     // Each would send without end: it is not read from.
     let taken = attacked.flood_until_stuck(&mut peers, &request);
@@ -187,7 +187,7 @@ fn four_thousand_messages_of_a_mebibyte_from_one_who_does_not_read_stay_where_th
 fn small_messages_from_those_who_do_not_read_are_all_answered_at_last() {
     let args = ["--socket-buffer", "32KiB", "--stall-timeout", "10m"];
     let mut attacked = Attacked::start(&args);
-    let mut peers = crowd(attacked.address(), 4);
+    let mut peers = zmtp::crowd(attacked.address(), 4);
     let request = zmtp::frame(b"tiny", false).repeat(2000);
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     let held = attacked.metric("zmq_echo_buffered_bytes");
@@ -207,7 +207,7 @@ fn small_messages_from_those_who_do_not_read_are_all_answered_at_last() {
 fn a_full_pool_costs_the_holder_that_has_gone_longest_without_progress() {
     let mut attacked = Attacked::start(&["--message-limit", "1MiB", "--buffer-limit", "3MiB"]);
     let half = [zmtp::announced(0, 1 << 20), vec![1; 900 << 10]].concat();
-    let mut holders: Vec<TcpStream> = crowd(attacked.address(), 3);
+    let mut holders: Vec<TcpStream> = zmtp::crowd(attacked.address(), 3);
     for (number, holder) in holders.iter_mut().enumerate() {
         holder.write_all(&half).unwrap();
         let held = ((number + 1) * half.len()) as f64;

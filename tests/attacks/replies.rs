@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use super::{Attacked, crowd};
+use super::Attacked;
 use crate::support::zmtp;
 
 #[test]
@@ -52,7 +52,7 @@ fn a_client_that_half_closed_after_its_last_request_gets_all_its_replies() {
 fn resets_with_replies_pending_give_their_memory_back_and_are_counted() {
     let mut attacked = Attacked::start(&[]);
     for (number, size) in [64 << 10, 1 << 20, 100].into_iter().enumerate() {
-        let mut peers = crowd(attacked.address(), 40);
+        let mut peers = zmtp::crowd(attacked.address(), 40);
         attacked.flood_until_stuck(&mut peers, &zmtp::frame(&vec![1; size], false));
         let lost = attacked.metric("zmq_echo_undeliverable_total{reason=\"peer_gone\"}");
         for peer in peers {

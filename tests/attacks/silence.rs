@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Attacked, crowd};
+use super::Attacked;
 use crate::support::{DEADLINE, wait_until, zmtp};
 
 #[test]
@@ -79,7 +79,7 @@ fn a_huge_ready_is_refused_at_its_header_and_not_waited_for() {
 #[test]
 fn who_does_not_read_is_closed_at_the_stall_timeout_and_counted() {
     let mut attacked = Attacked::start(&["--stall-timeout", "1s"]);
-    let mut peers = crowd(attacked.address(), 4);
+    let mut peers = zmtp::crowd(attacked.address(), 4);
     for (peer, size) in peers.iter_mut().zip([1 << 20, 64 << 10, 1000, 4]) {
         let request = zmtp::frame(&vec![1; size], false);
         write_until_closed(peer, &request.repeat((1usize << 20).div_ceil(request.len())));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use super::{Attacked, crowd};
+use super::Attacked;
 use crate::support::zmtp;
 
 const SPAN: Duration = Duration::from_secs(5);
@@ -31,12 +31,12 @@ fn all_at_once_it_keeps_its_memory_its_neighbour_and_its_probe() {
     let address = attacked.address();
     // Those who stay: silent, half way through a message, and not reading.
     let silent: Vec<TcpStream> = (0..200).map(|_| zmtp::stream(address)).collect();
-    let mut halves = crowd(address, 100);
+    let mut halves = zmtp::crowd(address, 100);
     let half = [zmtp::announced(0, 400 << 10), vec![5; 200 << 10]].concat();
     for peer in &mut halves {
         let _ = peer.write_all(&half);
     }
-    let mut slow = crowd(address, 200);
+    let mut slow = zmtp::crowd(address, 200);
     slow.iter().for_each(|peer| peer.set_nonblocking(true).unwrap());
 
     // Those who come and go.
