@@ -136,7 +136,7 @@ impl Browser {
         let mut response =
             self.agent.post(&url).send(body.to_string()).expect("the driver answers");
         let text = response.body_mut().read_to_string().expect("text");
-        assert_eq!(response.status(), 200, "{path} {body}: {text}");
+        assert_eq!(response.status(), 200, "chromium refuses {path} {body}: {text}");
         let mut answer: Json = serde_json::from_str(&text).expect("JSON");
         answer["value"].take()
     }
