@@ -11,7 +11,7 @@
 //! 5. [`router`]: the server's own ROUTER socket, bounded by its configuration.
 //! 6. [`termination`]: SIGTERM and SIGINT as a byte in a socket, and the watchdog.
 //! 7. [`server`]: puts the parts together: binds, starts the threads, runs the loop.
-//! 8. [`side_port`]: `/metrics`, `/livez` and `/readyz` over HTTP.
+//! 8. [`side_port`]: `/metrics`, `/livez`, `/readyz` and a live page over HTTP.
 //! 9. [`health`]: what the loop tells the side port about itself.
 //! 10. [`probe`]: one real echo through the public endpoint, within a limit.
 //! 11. [`metrics`]: every series, in a registry that is owned and passed.

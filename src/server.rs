@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::system::uname;
 use tracing::{info, warn};
 
 use crate::config::ServerConfig;
@@ -78,8 +79,13 @@ pub fn run(
     let health = Arc::new(Health::new(Instant::now()));
     let (limits, side_connections) = fit_to_descriptors(config.limits());
     metrics.socket.show_limits(&limits);
-    let side_port =
-        SidePort::new(metrics.clone(), Arc::clone(&health), ConnectEndpoint::to_listener(address));
+    let side_port = SidePort::new(
+        metrics.clone(),
+        Arc::clone(&health),
+        ConnectEndpoint::to_listener(address),
+        // In a pod, the pod's name.
+        &uname().nodename().to_string_lossy(),
+    );
     side_port::spawn(http, side_port, side_connections)?;
 
     // Nothing but the loop shares this runtime.

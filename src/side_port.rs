@@ -1,8 +1,11 @@
-//! The HTTP side port: metrics for a scraper, health for those who prefer HTTP.
+//! The HTTP side port: metrics for a scraper, health for those who prefer HTTP, a
+//! live page for people.
 //!
 //! It has a thread and a runtime of its own: a scrape answers while the poll loop
 //! is saturated, and a slow scraper never delays an echo. What a stranger can take
 //! of it is bounded: connections, header bytes, time.
+
+mod page;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -25,12 +28,16 @@ use tracing::debug;
 
 use crate::endpoint::ConnectEndpoint;
 use crate::health::{Health, Phase};
-use crate::metrics::{self, Metrics, REVISION, VERSION};
+use crate::metrics::{self, Metrics};
 use crate::probe;
+use page::Page;
 
-/// The paths that answer, with what they answer, for the index page and the README.
+/// The paths that answer, with what they answer, for the status page and the README.
 pub const PATHS: [(&str, &str); 5] = [
-    ("/", "the service's name, version and these links"),
+    (
+        "/",
+        "a live page of what /metrics says, for a browser; the service's name, version and these links as text for others",
+    ),
     ("/metrics", "all series, in the Prometheus text format 0.0.4"),
     (
         "/livez",
@@ -67,6 +74,7 @@ pub struct SidePort {
     metrics: Metrics,
     health: Arc<Health>,
     endpoint: ConnectEndpoint,
+    page: Page,
     /// The last echo's end and result. The lock is held through an echo: there is
     /// one at a time.
     last_echo: Mutex<Option<(Instant, Result<Duration, String>)>>,
@@ -134,9 +142,16 @@ async fn serve(stream: TcpStream, side_port: Arc<SidePort>) {
 }
 
 impl SidePort {
-    /// A side port that shows `metrics` and `health`, and probes `endpoint`.
-    pub fn new(metrics: Metrics, health: Arc<Health>, endpoint: ConnectEndpoint) -> Self {
-        Self { metrics, health, endpoint, last_echo: Mutex::new(None) }
+    /// A side port that shows `metrics` and `health`, and probes `endpoint`, of the
+    /// `instance` of that name: a pod's or a host's.
+    pub fn new(
+        metrics: Metrics,
+        health: Arc<Health>,
+        endpoint: ConnectEndpoint,
+        instance: &str,
+    ) -> Self {
+        let page = Page::new(instance);
+        Self { metrics, health, endpoint, page, last_echo: Mutex::new(None) }
     }
 
     async fn answer(&self, request: &Request<Incoming>) -> Answer {
@@ -154,7 +169,7 @@ impl SidePort {
             "/metrics" => body(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.render()),
             "/livez" | "/healthz" => verdict(self.alive().await),
             "/readyz" => verdict(self.ready()),
-            _ => body(StatusCode::OK, "text/html; charset=utf-8", index()),
+            _ => self.page.answer(request.headers()),
         }
     }
 
@@ -214,23 +229,10 @@ fn body(status: StatusCode, content_type: &'static str, content: impl Into<Bytes
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     answer
 }
 
 fn paths() -> String {
     PATHS.map(|(path, _)| path).join(" ")
-}
-
-fn index() -> String {
-    let mut links = String::new();
-    for (path, purpose) in PATHS {
-        links.push_str(&format!("<li><a href=\"{path}\">{path}</a>: {purpose}</li>\n"));
-    }
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<title>zmq-echo</title>\n\
-         <style>:root{{color-scheme:light dark}}body{{font:1rem/1.6 system-ui;max-width:40rem;margin:3rem auto;padding:0 1rem}}</style>\n\
-         <h1>zmq-echo</h1>\n<p>A ZeroMQ echo service, version {VERSION}, revision {REVISION}.</p>\n\
-         <ul>\n{links}</ul>\n"
-    )
 }

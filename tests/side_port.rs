@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use zmq_echo::endpoint::ConnectEndpoint;
 use zmq_echo::health::{Health, Phase};
 use zmq_echo::metrics::{self, Metrics, REVISION, VERSION};
@@ -128,9 +129,112 @@ fn each_path_answers_and_others_do_not() {
     let (status, body) = server.get("/metricsx");
     assert_eq!(status, 404);
     assert!(PATHS.iter().all(|(path, _)| body.contains(path)), "{body}");
-    let (_, index) = server.get("/");
-    assert!(index.contains(VERSION) && index.contains(REVISION));
-    assert!(PATHS.iter().all(|(path, _)| index.contains(&format!("href=\"{path}\""))), "{index}");
+}
+
+/// Head and body of `/` for those who accept that.
+fn index(server: &Server, accept: &str) -> (String, String) {
+    let request = format!("GET / HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
+    let answer = raw(server, request.as_bytes());
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.to_owned(), body.to_owned())
+}
+
+/// As browsers ask for a page.
+const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+
+#[test]
+fn a_browser_gets_the_page_and_others_get_text() {
+    let server = Server::start(&[]);
+    for accept in [BROWSER, "text/html", "application/json, TEXT/HTML;level=1;q=0.1"] {
+        let (head, page) = index(&server, accept);
+        assert!(head.contains("\r\ncontent-type: text/html; charset=utf-8"), "{accept}: {head}");
+        assert!(page.starts_with("<!doctype html>") && !page.contains("{{"), "{accept}: {page}");
+        assert!(page.contains(VERSION) && page.contains(REVISION));
+        let linked = |path| page.contains(&format!("href=\".{path}\""));
+        assert!(PATHS.iter().all(|(path, _)| linked(path)), "{page}");
+    }
+    for accept in ["*/*", "", "text/*", "text/plain", "text/html;q=0, */*", "text/html5"] {
+        let (head, text) = index(&server, accept);
+        assert!(head.contains("\r\ncontent-type: text/plain; charset=utf-8"), "{accept}: {head}");
+        assert!(
+            text.starts_with("zmq-echo, ") && text.contains(VERSION) && text.contains(REVISION)
+        );
+        assert!(PATHS.iter().all(|(path, purpose)| text.contains(path) && text.contains(purpose)));
+    }
+}
+
+#[test]
+fn the_page_may_run_and_ask_for_nothing_but_its_own() {
+    let server = Server::start(&[]);
+    let (head, page) = index(&server, BROWSER);
+    let hash = |tag: &str| {
+        let (_, rest) = page.split_once(&format!("<{tag}>")).expect("one element");
+        let (content, rest) = rest.split_once(&format!("</{tag}>")).expect("its end");
+        assert!(!rest.contains(&format!("<{tag}")), "a second {tag}");
+        let hash = ring::digest::digest(&ring::digest::SHA256, content.as_bytes());
+        base64::prelude::BASE64_STANDARD.encode(hash)
+    };
+    let policy = format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; \
+         connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash("script"),
+        hash("style"),
+    );
+    for header in [
+        format!("content-security-policy: {policy}"),
+        "x-content-type-options: nosniff".to_owned(),
+        "referrer-policy: no-referrer".to_owned(),
+        "cache-control: no-store".to_owned(),
+        "vary: accept".to_owned(),
+    ] {
+        assert!(head.contains(&format!("\r\n{header}")), "`{header}` is not in {head}");
+    }
+}
+
+#[test]
+fn the_page_is_small_and_complete() {
+    let (_, page) = index(&Server::start(&[]), BROWSER);
+    assert!(page.len() < 40 << 10, "{} bytes", page.len());
+    // That is a name, which nobody fetches.
+    let page = page.replace("http://www.w3.org/2000/svg", "");
+    for outside in ["http:", "https:", "//cdn", "src=", "@import", "url(", "innerHTML"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}
+
+#[test]
+fn every_series_that_the_page_names_exists() {
+    let server = Server::start(&[]);
+    let (_, page) = index(&server, BROWSER);
+    let (_, text) = server.get("/metrics");
+    let words = page.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let named: BTreeSet<_> = words
+        .filter(|word| word.starts_with("zmq_echo_") || word.starts_with("process_"))
+        .collect();
+    assert!(named.len() > 20, "{named:?}");
+    for name in named {
+        let is_sample =
+            |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+        assert!(text.lines().any(is_sample), "no series {name}");
+    }
+}
+
+#[test]
+fn an_instance_is_named_without_markup() {
+    let name = "<b>\"pod\" & {{links}}";
+    let (_silent, http) = beside_a_stuck_loop_of(name, Phase::Serving);
+    let mut stream = TcpStream::connect(http).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    let element = "<span id=\"instance\">&lt;b&gt;&quot;pod&quot; &amp; {{links}}</span>";
+    assert!(page.contains(element), "{page}");
+    assert!(!page.contains(name));
+    let (_, text) = get(http, "/");
+    assert!(
+        text.lines().next().is_some_and(|line| line.ends_with(&format!("on {name}"))),
+        "{text}"
+    );
 }
 
 #[test]
@@ -237,6 +341,10 @@ fn liveness_is_one_echo_shared_by_all_who_ask() {
 /// A side port of its own, with a loop that turned long ago, beside an endpoint
 /// that accepts and says nothing.
 fn beside_a_stuck_loop(phase: Phase) -> (std::net::TcpListener, SocketAddr) {
+    beside_a_stuck_loop_of("here", phase)
+}
+
+fn beside_a_stuck_loop_of(instance: &str, phase: Phase) -> (std::net::TcpListener, SocketAddr) {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let http = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = http.local_addr().unwrap();
@@ -245,7 +353,8 @@ fn beside_a_stuck_loop(phase: Phase) -> (std::net::TcpListener, SocketAddr) {
     health.enter(phase);
     let metrics = Metrics::new(&[1.0], metrics::log_records_dropped());
     let endpoint = ConnectEndpoint::to_listener(silent.local_addr().unwrap());
-    side_port::spawn(http, SidePort::new(metrics, Arc::new(health), endpoint), 10).unwrap();
+    side_port::spawn(http, SidePort::new(metrics, Arc::new(health), endpoint, instance), 10)
+        .unwrap();
     (silent, address)
 }
 

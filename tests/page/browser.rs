@@ -1,0 +1,167 @@
+//! Chromium, by its driver: the WebDriver protocol is JSON over HTTP, so the HTTP
+//! client that the tests have is enough.
+
+use std::io::BufRead;
+use std::process::Command;
+
+use serde_json::{Value as Json, json};
+
+use crate::support::{DEADLINE, Process, wait_until};
+
+/// Nothing of its own on the network, and no sandbox, as it may run as root.
+const ARGUMENTS: [&str; 8] = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+];
+
+/// A browser with a profile of its own, and what it has said so far.
+pub struct Browser {
+    _driver: Process,
+    agent: ureq::Agent,
+    session: String,
+    console: Vec<String>,
+}
+
+impl Browser {
+    /// Starts it and opens `url`.
+    pub fn open(url: &str) -> Self {
+        let (driver, address) = start_driver();
+        let config = ureq::Agent::config_builder().http_status_as_error(false);
+        let agent = config.timeout_global(Some(DEADLINE)).build().into();
+        let mut browser = Self { _driver: driver, agent, session: address, console: Vec::new() };
+        let wanted = json!({
+            "goog:chromeOptions": { "args": ARGUMENTS },
+            "goog:loggingPrefs": { "browser": "ALL", "performance": "ALL" },
+        });
+        let session =
+            browser.send("/session", &json!({ "capabilities": { "alwaysMatch": wanted } }));
+        let id = session["sessionId"].as_str().unwrap_or_else(|| panic!("chromium: {session}"));
+        browser.session = format!("{}/session/{id}", browser.session);
+        browser.send("/url", &json!({ "url": url }));
+        browser
+    }
+
+    /// What the body of a function returns, in the page.
+    pub fn run(&self, script: &str) -> Json {
+        self.send("/execute/sync", &json!({ "script": script, "args": [] }))
+    }
+
+    /// The text of the element with this id.
+    pub fn text(&self, id: &str) -> String {
+        let text = self.run(&format!("return document.getElementById('{id}').textContent"));
+        text.as_str().expect("an element has a text").to_owned()
+    }
+
+    /// The number that a `data` element stands for.
+    pub fn number(&self, id: &str) -> Option<f64> {
+        let value = self.run(&format!("return document.getElementById('{id}').value"));
+        value.as_str().expect("a data element has a value").parse().ok()
+    }
+
+    /// Waits until the expression is true in the page.
+    pub fn wait_until(&self, expression: &str) {
+        wait_until(expression, || self.run(&format!("return {expression}")) == true);
+    }
+
+    /// The page as one sees it who has asked for `value` of a media `feature`.
+    pub fn prefer(&self, feature: &str, value: &str) {
+        let feature = json!({ "name": feature, "value": value });
+        self.command("Emulation.setEmulatedMedia", &json!({ "features": [feature] }));
+    }
+
+    /// Makes the viewport as large as that.
+    pub fn resize(&self, width: u32, height: u32) {
+        let size =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        self.command("Emulation.setDeviceMetricsOverride", &size);
+    }
+
+    /// Presses a key, as the DOM names it, where the focus is.
+    pub fn press(&self, key: &str) {
+        let code = match key {
+            "Tab" => 9,
+            "Enter" => 13,
+            _ => 0,
+        };
+        let text = if key == "Enter" { "\r" } else { "" };
+        for kind in ["keyDown", "keyUp"] {
+            let event = json!({
+                "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "text": text,
+            });
+            self.command("Input.dispatchKeyEvent", &event);
+        }
+    }
+
+    /// Everything that the console has said: errors of scripts, violations of the
+    /// policy, resources that did not load.
+    pub fn console(&mut self) -> &[String] {
+        let entries = self.log("browser");
+        self.console.extend(entries.iter().map(|entry| entry["message"].to_string()));
+        &self.console
+    }
+
+    /// Every address that was asked for since the last time.
+    pub fn requests(&self) -> Vec<String> {
+        let events = self
+            .log("performance")
+            .into_iter()
+            .filter_map(|entry| serde_json::from_str::<Json>(entry["message"].as_str()?).ok());
+        let sent = events.filter_map(|event| {
+            let message = &event["message"];
+            let url = &message["params"]["request"]["url"];
+            (message["method"] == "Network.requestWillBeSent")
+                .then(|| url.as_str().map(str::to_owned))?
+        });
+        sent.collect()
+    }
+
+    fn log(&self, kind: &str) -> Vec<Json> {
+        let entries = self.send("/se/log", &json!({ "type": kind }));
+        entries.as_array().unwrap_or_else(|| panic!("{entries}")).clone()
+    }
+
+    /// A command of the DevTools protocol.
+    fn command(&self, name: &str, parameters: &Json) {
+        self.send("/goog/cdp/execute", &json!({ "cmd": name, "params": parameters }));
+    }
+
+    fn send(&self, path: &str, body: &Json) -> Json {
+        let url = format!("{}{path}", self.session);
+        let mut response =
+            self.agent.post(&url).send(body.to_string()).expect("the driver answers");
+        let text = response.body_mut().read_to_string().expect("text");
+        assert_eq!(response.status(), 200, "chromium refuses {path} {body}: {text}");
+        let mut answer: Json = serde_json::from_str(&text).expect("JSON");
+        answer["value"].take()
+    }
+}
+
+impl Drop for Browser {
+    /// Without its session's end, the driver would leave Chromium behind.
+    fn drop(&mut self) {
+        let _ = self.agent.delete(&self.session).call();
+    }
+}
+
+fn start_driver() -> (Process, String) {
+    let mut command = Command::new("chromedriver");
+    command.arg("--port=0").stdout(std::process::Stdio::piped());
+    let child = command.spawn().unwrap_or_else(|error| {
+        panic!("chromedriver (Debian: chromium, chromium-driver) is needed: {error}")
+    });
+    let mut driver = Process(child);
+    let mut lines = driver.stdout().lines().map(|line| line.expect("a pipe can be read"));
+    let port = lines
+        .find_map(|line| line.split_once("successfully on port ").map(|(_, port)| port.to_owned()))
+        .expect("it says its port");
+    let port = port.trim_end_matches('.').to_owned();
+    // What it says later is nobody's business, and must not fill the pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+    (driver, format!("http://127.0.0.1:{port}"))
+}
