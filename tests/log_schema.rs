@@ -121,11 +121,10 @@ fn sources() -> Vec<PathBuf> {
         if let Some(module) = module.filter(|_| !before.starts_with("#[cfg(feature")) {
             let directory = root.join("src").join(module);
             if directory.is_dir() {
-                let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+                let entries = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
                 files.extend(entries.filter(|path| path.extension() == Some("rs".as_ref())));
-            } else {
-                files.push(directory.with_extension("rs"));
             }
+            files.extend([directory.with_extension("rs")].into_iter().filter(|file| file.exists()));
         }
         before = line;
     }
