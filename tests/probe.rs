@@ -47,8 +47,8 @@ fn read_request(stream: &mut TcpStream) -> Vec<u8> {
 /// With a limit for peers that let it pass.
 #[track_caller]
 fn says_no_at_the_limit(address: SocketAddr, step: &str, reason: &str) {
-    let after = says_no(address, "400ms", step, reason);
-    assert!(after >= 400.0, "{after} ms");
+    let after = says_no(address, "2s", step, reason);
+    assert!(after >= 2000.0, "{after} ms");
 }
 
 /// With a limit that only a hang would reach.
@@ -128,7 +128,7 @@ fn a_peer_that_hangs_in_the_handshake_is_a_no() {
         thread::spawn(move || {
             for byte in [zmtp::greeting(), zmtp::ready("ROUTER", b"")].concat() {
                 let _ = stream.write_all(&[byte]);
-                thread::sleep(std::time::Duration::from_millis(20));
+                thread::sleep(std::time::Duration::from_millis(60));
             }
         });
     };
