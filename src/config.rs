@@ -292,7 +292,7 @@ impl ProbeConfig {
 
 /// Parses, and where the environment is at fault names the variable: clap speaks of
 /// the flag alone.
-fn parse<C: Parser, T: Into<OsString>>(
+pub(crate) fn parse<C: Parser, T: Into<OsString>>(
     args: impl IntoIterator<Item = T>,
 ) -> Result<C, clap::Error> {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
@@ -465,7 +465,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-fn parse_limit(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_limit(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text)?;
     if duration.is_zero() {
         return Err("expected more than 0s, such as 500ms".to_owned());

@@ -53,6 +53,16 @@ pub const PROBE: [(&str, &str); 4] = [
     ),
 ];
 
+/// The load generator's exit codes with their meaning, for `--help` and the README.
+#[cfg(feature = "client")]
+pub const LOAD: [(&str, &str); 5] = [
+    ("0", "every request was answered, or no more failed than --max-failures"),
+    ("1", "more failed, or the run could not start; one line on stderr says why"),
+    ("2", "usage: a flag or environment variable is wrong"),
+    ("101", "panic"),
+    ("128+N", "a second signal N (130 SIGINT, 143 SIGTERM) ended it without a result"),
+];
+
 /// A table of codes as the last section of a `--help` text.
 pub fn help(codes: &[(&str, &str)]) -> String {
     let mut text = String::from("Exit codes:");

@@ -19,6 +19,8 @@
 //! 13. [`config`]: the flags of every binary, validated once.
 //! 14. [`endpoint`]: `tcp://HOST:PORT` to bind to and to connect to.
 //! 15. [`exit`]: the exit codes, a contract with whoever starts the process.
+//! 16. [`client`]: knows the endpoints, spreads its requests over them and retries.
+//! 17. [`load`]: the load generator, with its result as table, JSON and page.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "client")]
@@ -29,6 +31,8 @@ pub mod endpoint;
 pub mod exit;
 pub mod handler;
 pub mod health;
+#[cfg(feature = "client")]
+pub mod load;
 pub mod log;
 pub mod metrics;
 pub mod poll_loop;

@@ -53,8 +53,21 @@ pub struct Logs {
 ///
 /// Where the writing thread cannot be started.
 pub fn init(filter: EnvFilter, format: LogFormat) -> io::Result<Logs> {
-    let terminal = io::stdout().is_terminal();
-    let logs = Logs::spawn(io::stdout())?;
+    init_to(io::stdout(), io::stdout().is_terminal(), filter, format)
+}
+
+/// The same for another stream than stdout, for a program whose stdout is its result.
+///
+/// # Errors
+///
+/// Where the writing thread cannot be started.
+pub fn init_to(
+    stream: impl Write + Send + 'static,
+    terminal: bool,
+    filter: EnvFilter,
+    format: LogFormat,
+) -> io::Result<Logs> {
+    let logs = Logs::spawn(stream)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(logs.clone());
     if format.is_json(terminal) {
         builder.json().flatten_event(true).init();

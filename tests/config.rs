@@ -44,8 +44,14 @@ const REFUSED: [(&str, &str, &str); 31] = [
 
 #[test]
 fn a_wrong_value_is_refused_with_what_would_be_right() {
-    for (flag, value, right) in REFUSED {
-        let output = command(SERVER).arg(format!("{flag}={value}")).output().unwrap();
+    refuses(SERVER, &REFUSED);
+}
+
+/// Holds a program to what it refuses: a flag, a value, and a part of what would be
+/// right.
+pub fn refuses(program: &str, refused: &[(&str, &str, &str)]) {
+    for (flag, value, right) in refused {
+        let output = command(program).arg(format!("{flag}={value}")).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{flag} {value}: {stderr}");
         assert!(stderr.contains(flag) && stderr.contains(right), "{flag} {value}: {stderr}");
@@ -55,24 +61,33 @@ fn a_wrong_value_is_refused_with_what_would_be_right() {
 
 #[test]
 fn every_flag_is_an_environment_variable_that_a_wrong_value_names() {
-    let server = ServerConfig::command();
+    refuses_from_the_environment(SERVER, "ZMQ_ECHO", &ServerConfig::command(), &REFUSED);
+}
+
+/// Holds every flag of a program to its variable, with a value that it refuses.
+pub fn refuses_from_the_environment(
+    program: &str,
+    prefix: &str,
+    parser: &clap::Command,
+    refused: &[(&str, &str, &str)],
+) {
     let flags =
-        server.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_env()?.to_str()?)));
+        parser.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_env()?.to_str()?)));
     let mut checked = 0;
     for (long, variable) in flags {
-        assert_eq!(variable, format!("ZMQ_ECHO_{}", long.to_uppercase().replace('-', "_")));
+        assert_eq!(variable, format!("{prefix}_{}", long.to_uppercase().replace('-', "_")));
         let flag = format!("--{long}");
-        let (_, value, right) = REFUSED
+        let (_, value, right) = refused
             .iter()
             .find(|(refused, ..)| *refused == flag)
             .unwrap_or_else(|| panic!("no value in the list that {flag} refuses"));
-        let output = command(SERVER).env(variable, value).output().unwrap();
+        let output = command(program).env(variable, value).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{variable}: {stderr}");
         assert!(stderr.contains(variable) && stderr.contains(right), "{variable}: {stderr}");
         checked += 1;
     }
-    let with_values = server.get_arguments().filter(|arg| arg.get_long().is_some()).count();
+    let with_values = parser.get_arguments().filter(|arg| arg.get_long().is_some()).count();
     assert_eq!(checked, with_values, "a flag without an environment variable");
 }
 
@@ -135,19 +150,24 @@ fn auto_is_text_on_a_terminal_and_json_elsewhere() {
 
 #[test]
 fn help_says_every_default_and_variable_and_the_exit_codes() {
-    for (command, codes) in
-        [(ServerConfig::command(), &exit::SERVER[..]), (ProbeConfig::command(), &exit::PROBE[..])]
-    {
+    for (command, codes) in [
+        (ServerConfig::command(), &exit::SERVER[..]),
+        (ProbeConfig::command(), &exit::PROBE[..]),
+        #[cfg(feature = "client")]
+        (zmq_echo::load::config::LoadConfig::command(), &exit::LOAD[..]),
+    ] {
         let help = command.clone().render_long_help().to_string();
         for (code, _) in codes {
             assert!(help.contains(&format!("\n  {code}")), "{code}: {help}");
         }
         for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
-            let (_, about) = help.split_once(&format!("--{} ", arg.get_long().unwrap())).unwrap();
-            let default = arg.get_default_values()[0].to_str().unwrap();
+            let place = || format!("  [{}]...", arg.get_value_names().unwrap()[0]);
+            let name = arg.get_long().map_or_else(place, |long| format!("--{long} "));
+            let (_, about) = help.split_once(&name).unwrap();
             let about = about.split("\n      --").next().unwrap().replace("\n          ", " ");
-            assert!(about.contains(&format!("[default: {default}]")), "{about}");
             assert!(about.contains("[env: ZMQ_ECHO_"), "{about}");
+            let Some(default) = arg.get_default_values().first() else { continue };
+            assert!(about.contains(&format!("[default: {}]", default.display())), "{about}");
             assert!(about.contains("The default"), "no reason for the default: {about}");
         }
     }

@@ -2,9 +2,13 @@
 //! after the promise that it keeps.
 
 mod attacks;
+#[cfg(feature = "client")]
+mod client;
 mod config;
 mod drain;
 mod echo;
+#[cfg(feature = "client")]
+mod load;
 mod logs;
 mod poll_loop;
 mod probe;

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use zmq_echo::config::{ProbeConfig, ServerConfig};
 use zmq_echo::exit;
+#[cfg(feature = "client")]
+use zmq_echo::load::config::LoadConfig;
 use zmq_echo::router::Reason;
 use zmq_echo::side_port::PATHS;
 
@@ -32,17 +34,29 @@ fn pairs(rows: &[Vec<String>]) -> Vec<(&str, &str)> {
     rows.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect()
 }
 
+/// A binary's section, its flags and its exit codes.
+type Binary = (&'static str, Command, &'static [(&'static str, &'static str)]);
+
+fn binaries() -> Vec<Binary> {
+    vec![
+        ("## The server", ServerConfig::command(), &exit::SERVER),
+        ("## The probe", ProbeConfig::command(), &exit::PROBE),
+        #[cfg(feature = "client")]
+        ("## The load generator", LoadConfig::command(), &exit::LOAD),
+    ]
+}
+
 #[test]
 fn the_flags_are_those_of_the_parsers() {
-    for (heading, command) in
-        [("## The server", ServerConfig::command()), ("## The probe", ProbeConfig::command())]
-    {
+    for (heading, command, _) in binaries() {
         let valued = command.get_arguments().filter(|arg| arg.get_action().takes_values());
         let flags: Vec<Vec<String>> = valued
             .map(|arg| {
                 let text = |value: &std::ffi::OsStr| value.to_str().unwrap().to_owned();
-                let flag = format!("--{}", arg.get_long().unwrap());
-                vec![flag, text(arg.get_env().unwrap()), text(&arg.get_default_values()[0])]
+                let place = || arg.get_value_names().unwrap()[0].to_string();
+                let flag = arg.get_long().map_or_else(place, |long| format!("--{long}"));
+                let default = arg.get_default_values().first().map(|value| text(value));
+                vec![flag, text(arg.get_env().unwrap()), default.unwrap_or_default()]
             })
             .collect();
         let rows = table(heading, "| flag | environment |");
@@ -53,11 +67,16 @@ fn the_flags_are_those_of_the_parsers() {
 
 #[test]
 fn the_exit_codes_are_those_of_the_binaries() {
-    for (heading, codes) in
-        [("## The server", &exit::SERVER[..]), ("## The probe", &exit::PROBE[..])]
-    {
+    for (heading, _, codes) in binaries() {
         assert_eq!(pairs(&table(heading, "| code | meaning |")), codes);
     }
+}
+
+#[cfg(feature = "client")]
+#[test]
+fn the_failures_are_those_of_the_load_generator() {
+    let rows = table("## The load generator", "| failed | when |");
+    assert_eq!(pairs(&rows), zmq_echo::load::FAILURES);
 }
 
 #[test]

@@ -16,6 +16,8 @@ use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 pub const SERVER: &str = env!("CARGO_BIN_EXE_zmq-echo-server");
+#[cfg(feature = "client")]
+pub const LOAD: &str = env!("CARGO_BIN_EXE_zmq-echo-load");
 pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
 
 /// A command without the settings of the shell that runs the tests.

@@ -3,6 +3,7 @@
 mod clients;
 mod crowd;
 mod heartbeat;
+mod pool;
 mod reconnect;
 mod sizes;
 mod support;

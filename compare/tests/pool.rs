@@ -1,0 +1,96 @@
+//! The library's own client, which stands on the crate's DEALER, at other servers'
+//! ROUTERs.
+
+use std::process::Command;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use zmq_echo::client::discovery::Fixed;
+use zmq_echo::client::{Client, ClientConfig, ClientMetrics, State};
+use zmq_echo_compare::process::Server;
+
+use crate::support::{PATIENCE, server};
+
+const CALLERS: usize = 50;
+const REQUESTS_EACH: usize = 500;
+
+fn compared(kind: &str) -> Server {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zmq-echo-compare"));
+    command.args(["serve", kind]);
+    Server::start(command).expect("the server starts")
+}
+
+fn client(servers: &[Server]) -> Client {
+    let endpoints = servers.iter().map(|server| server.endpoint().parse().expect("an endpoint"));
+    let config =
+        ClientConfig { timeout: PATIENCE, deadline: Some(PATIENCE), ..ClientConfig::default() };
+    let metrics = ClientMetrics::new(&prometheus::Registry::new()).expect("a registry of its own");
+    Client::new(config, Box::new(Fixed::new(endpoints)), metrics)
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn ready(client: &Client) -> usize {
+    client.endpoints().iter().filter(|at| at.state == State::Ready).count()
+}
+
+fn answered(client: &Client) -> u64 {
+    client.endpoints().iter().map(|at| at.answered).sum()
+}
+
+/// Payloads of every size, and many requests at once, while one of the servers is
+/// killed: each reply comes, and to its own request.
+async fn is_served_by(mut servers: Vec<Server>) {
+    let client = client(&servers);
+    until("all are ready", || ready(&client) == servers.len()).await;
+    for size in [0, 1, 255, 256, 65_535, 1 << 20] {
+        let payload = vec![7; size];
+        let reply = client.request(payload.clone().into()).await.expect("a reply");
+        assert!(reply.payload == payload, "{size} bytes came back changed");
+    }
+    let callers: Vec<_> =
+        (0..CALLERS).map(|caller| tokio::spawn(ask(client.clone(), caller))).collect();
+    until("they are under way", || answered(&client) > REQUESTS_EACH as u64).await;
+    drop(servers.pop());
+    for caller in callers {
+        caller.await.expect("each request has its reply");
+    }
+    until("the killed one is not used", || ready(&client) == servers.len()).await;
+    client.close().await;
+}
+
+async fn ask(client: Client, caller: usize) {
+    for number in 0..REQUESTS_EACH {
+        let payload = format!("{caller} {number}");
+        let reply = client.request(payload.clone().into()).await.expect("a reply");
+        assert_eq!(reply.payload, payload);
+        assert!(reply.attempts <= 2, "{} attempts", reply.attempts);
+    }
+}
+
+fn run(start: impl Fn() -> Server) {
+    let servers = (0..3).map(|_| start()).collect();
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().expect("a runtime").block_on(is_served_by(servers));
+}
+
+#[test]
+fn the_client_is_served_by_the_server() {
+    run(|| server(&[]));
+}
+
+#[test]
+fn the_client_is_served_by_libzmq() {
+    run(|| compared("libzmq"));
+}
+
+#[test]
+fn the_client_is_served_by_the_crate() {
+    run(|| compared("crate"));
+}

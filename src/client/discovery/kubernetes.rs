@@ -1,0 +1,423 @@
+//! The EndpointSlices of a Kubernetes Service: listed once, and watched from there.
+//!
+//! Needs `list` and `watch` on `endpointslices` in the API group `discovery.k8s.io`,
+//! in the Service's namespace.
+//!
+//! A watch that ends or breaks is made again from the last version that was seen,
+//! after a wait with jitter. Where the API has forgotten that version (410 Gone) the
+//! slices are listed anew; until that list is there, the last set stands.
+//!
+//! What the API does say counts at once, an empty set too: unlike DNS it knows.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioExecutor;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Client;
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::client::{Body, ConfigExt};
+use kube::core::Status;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tower::{BoxError, ServiceBuilder};
+use tracing::debug;
+
+use super::following::{Backoff, Outage, Publisher, until_unheard};
+use super::slices::Slices;
+use super::{Discovery, DiscoveryError, Endpoints};
+
+/// The wait after the first of several failures, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long a watch must have stood, or it must have said something, to be one that
+/// works: only then is the next wait a short one.
+const STEADY: Duration = Duration::from_secs(1);
+
+/// Slices in one answer to a list: 2,000 endpoints as the API fills its slices.
+const PAGE: u32 = 20;
+
+/// Answers to one list: far more than are kept of them.
+const MAX_PAGES: usize = 50;
+
+/// Bytes in one answer to a list, or in one event: 20 slices of 1,000 endpoints, the
+/// most that a slice can have.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// `k8s://NAMESPACE/SERVICE:PORTNAME`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The Service's namespace.
+    pub namespace: String,
+    /// The Service's name.
+    pub service: String,
+    /// The name of the Service's port, which EndpointSlices carry.
+    pub port: String,
+}
+
+impl fmt::Display for ServicePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "k8s://{}/{}:{}", self.namespace, self.service, self.port)
+    }
+}
+
+/// How long the API may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For an answer to begin, and for a list to be read: 10 s, as an API server under
+    /// load takes seconds.
+    pub answer: Duration,
+    /// After which the API is asked to end a watch, in whole seconds: 60 s, long
+    /// beside what it costs to begin one, and short enough to find out about a
+    /// connection that has died in silence.
+    pub watch: Duration,
+    /// How much longer than that a watch may be silent: 10 s.
+    pub grace: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            answer: Duration::from_secs(10),
+            watch: Duration::from_secs(60),
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The API's client of this process: `$KUBECONFIG`, `~/.kube/config`, or the service
+/// account of the pod that this runs in.
+///
+/// # Errors
+///
+/// Neither is there, or the one that is cannot be used.
+pub async fn client() -> Result<Client, DiscoveryError> {
+    let config =
+        kube::Config::infer().await.map_err(|error| DiscoveryError::Kubernetes(error.into()))?;
+    client_of(config).map_err(DiscoveryError::Kubernetes)
+}
+
+/// The API's client of a configuration.
+///
+/// It is not the one of `Client::try_from`, which logs each failure as an error and
+/// repeats requests by itself: here a failure is logged once, and repeating is
+/// [`Kubernetes`]' own. Proxies are left out, as they are in the features of kube.
+///
+/// # Errors
+///
+/// Its certificates or credentials cannot be used.
+pub fn client_of(config: kube::Config) -> Result<Client, BoxError> {
+    choose_crypto();
+    let connector = config.rustls_https_connector()?;
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        // A connection that has been idle may be dead, and a list is rare.
+        .pool_max_idle_per_host(0)
+        .build(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(http);
+    Ok(Client::new(service, config.default_namespace))
+}
+
+/// Where a program that has copied this brings a second provider for TLS, rustls
+/// panics unless one of them was chosen. A choice that was made stands.
+fn choose_crypto() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Fails only where another thread has chosen in between.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+}
+
+/// Lists and watches the EndpointSlices of a Service.
+pub struct Kubernetes {
+    port: ServicePort,
+    client: Client,
+    patience: Patience,
+}
+
+impl Kubernetes {
+    /// The endpoints of this port, from the API that `client` talks to.
+    pub fn new(port: ServicePort, client: Client) -> Self {
+        Self { port, client, patience: Patience::default() }
+    }
+
+    /// Waits for the API as long as this.
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// The request that lists the slices from `page` on.
+    fn list_request(&self, page: Option<String>) -> Result<Request<Vec<u8>>, Failure> {
+        let mut params = ListParams::default().labels(&self.selector()).limit(PAGE);
+        params.continue_token = page;
+        Ok(self.resource().list(&params)?)
+    }
+
+    /// The request that watches them from `version` on.
+    fn watch_request(&self, version: &str) -> Result<Request<Vec<u8>>, Failure> {
+        let seconds = u32::try_from(self.patience.watch.as_secs()).unwrap_or(u32::MAX);
+        let params = WatchParams::default().labels(&self.selector()).timeout(seconds);
+        Ok(self.resource().watch(&params, version)?)
+    }
+
+    fn selector(&self) -> String {
+        format!("kubernetes.io/service-name={}", self.port.service)
+    }
+
+    fn resource(&self) -> kube::core::Request {
+        let url =
+            format!("/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices", self.port.namespace);
+        kube::core::Request::new(url)
+    }
+
+    /// Sends a request. The answer's body has a limit where it is read as one.
+    async fn open(&self, request: Request<Vec<u8>>) -> Result<Body, Failure> {
+        let response = timeout(self.patience.answer, self.client.send(request.map(Body::from)))
+            .await
+            .map_err(|_| Failure::Late(self.patience.answer))??;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response.into_body());
+        }
+        let body = self.read(response.into_body()).await.unwrap_or_default();
+        // A proxy in between answers with something else than a Status.
+        let message =
+            serde_json::from_slice(&body).map_or(String::new(), |status: Status| status.message);
+        Err(Failure::refused(status.as_u16(), message))
+    }
+
+    async fn read(&self, body: Body) -> Result<Bytes, Failure> {
+        match timeout(self.patience.answer, Limited::new(body, MAX_ANSWER).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failure::TooLarge),
+            Ok(Err(error)) => Err(Failure::Broken(error)),
+            Err(_) => Err(Failure::Late(self.patience.answer)),
+        }
+    }
+}
+
+impl Discovery for Kubernetes {
+    fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
+        let source = self.port.to_string();
+        until_unheard(source.clone(), endpoints, |publisher| {
+            let follower = Follower {
+                slices: Slices::new(&self.port.port),
+                api: *self,
+                publisher,
+                outage: Outage::new(source),
+                backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+                version: None,
+            };
+            follower.run()
+        })
+        .boxed()
+    }
+}
+
+/// Why a list or a watch ended early.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Ends no outage and begins none: the API forgets versions as a rule.
+    #[error("the API has forgotten the version")]
+    Gone,
+    #[error("the API answered {code}{message}")]
+    Refused { code: u16, message: String },
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+    #[error("the watch was silent for {0:?}")]
+    Silent(Duration),
+    #[error("an answer of more than {MAX_ANSWER} bytes")]
+    TooLarge,
+    #[error("the answer broke: {}", chain(&**.0))]
+    Broken(BoxError),
+    #[error("an answer that is not understood: {0}")]
+    NotUnderstood(#[from] serde_json::Error),
+    #[error("{}", chain(.0))]
+    Unreachable(#[from] kube::Error),
+    #[error("{0}")]
+    Request(#[from] kube::core::request::Error),
+}
+
+impl Failure {
+    /// The longest message of the API that is logged.
+    const MESSAGE: usize = 300;
+
+    fn refused(code: u16, message: String) -> Self {
+        if code == StatusCode::GONE.as_u16() {
+            return Self::Gone;
+        }
+        let cut: String = message.chars().take(Self::MESSAGE).collect();
+        let message = if cut.is_empty() { cut } else { format!(": {cut}") };
+        Self::Refused { code, message }
+    }
+}
+
+/// An error and what it was caused by: hyper's own text says neither the address nor
+/// that the connection was refused.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = error.source();
+    }
+    text
+}
+
+/// One page of a list, without what is not read.
+#[derive(serde::Deserialize)]
+struct Page {
+    metadata: PageMetadata,
+    items: Vec<EndpointSlice>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PageMetadata {
+    resource_version: String,
+    r#continue: Option<String>,
+}
+
+struct Follower {
+    api: Kubernetes,
+    publisher: Publisher,
+    outage: Outage,
+    backoff: Backoff,
+    slices: Slices,
+    /// Of the last list, event or bookmark; none where a list is due.
+    version: Option<String>,
+}
+
+impl Follower {
+    async fn run(mut self) -> Infallible {
+        loop {
+            match self.turn().await {
+                Ok(()) => {}
+                Err(Failure::Gone) => {
+                    debug!(source = %self.api.port, "the version is too old, listing anew");
+                    self.version = None;
+                }
+                Err(failure) => {
+                    // The same event would come again from the same version.
+                    if matches!(failure, Failure::NotUnderstood(_) | Failure::TooLarge) {
+                        self.version = None;
+                    }
+                    self.outage.failed(&failure);
+                }
+            }
+            sleep(self.backoff.wait()).await;
+        }
+    }
+
+    /// Lists where that is due, and watches until that ends.
+    async fn turn(&mut self) -> Result<(), Failure> {
+        let version = match self.version.clone() {
+            Some(version) => version,
+            None => self.list().await?,
+        };
+        self.watch(&version).await?;
+        if self.slices.is_cut() {
+            self.version = None;
+        }
+        Ok(())
+    }
+
+    /// Replaces all slices by those that there are now.
+    async fn list(&mut self) -> Result<String, Failure> {
+        let mut slices = Slices::new(&self.api.port.port);
+        let mut next = None;
+        let mut version = String::new();
+        for _ in 0..MAX_PAGES {
+            let body = self.api.open(self.api.list_request(next)?).await?;
+            let page: Page = serde_json::from_slice(&self.api.read(body).await?)?;
+            page.items.iter().for_each(|slice| slices.put(slice));
+            version = page.metadata.resource_version;
+            next = page.metadata.r#continue.filter(|token| !token.is_empty());
+            if next.is_none() {
+                break;
+            }
+        }
+        self.slices = slices;
+        self.version = Some(version.clone());
+        self.outage.recovered();
+        self.publisher.publish(self.slices.endpoints());
+        Ok(version)
+    }
+
+    /// Takes events until the API ends the watch.
+    async fn watch(&mut self, version: &str) -> Result<(), Failure> {
+        let mut body = self.api.open(self.api.watch_request(version)?).await?;
+        let idle = self.api.patience.watch + self.api.patience.grace;
+        let mut unread = BytesMut::new();
+        let mut steady = false;
+        loop {
+            let limit = if steady { idle } else { STEADY };
+            match timeout(limit, body.frame()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(Ok(frame))) => {
+                    unread.extend_from_slice(&frame.into_data().unwrap_or_default());
+                    let taken = self.take_events(&mut unread);
+                    // What came before a failure counts.
+                    self.publisher.publish(self.slices.endpoints());
+                    taken?;
+                }
+                Ok(Some(Err(error))) => return Err(Failure::Broken(error.into())),
+                Err(_) if !steady => {
+                    steady = true;
+                    self.is_well();
+                }
+                Err(_) => return Err(Failure::Silent(limit)),
+            }
+        }
+    }
+
+    /// Takes the events that are whole, a line each. What came together is published
+    /// together: an endpoint that moves from one slice to another does not blink.
+    fn take_events(&mut self, unread: &mut BytesMut) -> Result<(), Failure> {
+        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+            let line = unread.split_to(end);
+            unread.advance(1);
+            self.take(serde_json::from_slice(&line)?)?;
+            self.is_well();
+        }
+        if unread.len() > MAX_ANSWER { Err(Failure::TooLarge) } else { Ok(()) }
+    }
+
+    fn take(&mut self, event: WatchEvent<EndpointSlice>) -> Result<(), Failure> {
+        match event {
+            WatchEvent::Added(slice) | WatchEvent::Modified(slice) => {
+                self.slices.put(&slice);
+                self.version = slice.metadata.resource_version;
+            }
+            WatchEvent::Deleted(slice) => {
+                self.slices.remove(&slice);
+                self.version = slice.metadata.resource_version;
+            }
+            WatchEvent::Bookmark(bookmark) => {
+                self.version = Some(bookmark.metadata.resource_version);
+            }
+            WatchEvent::Error(status) => {
+                return Err(Failure::refused(status.code, status.message));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_well(&mut self) {
+        self.backoff.reset();
+        self.outage.recovered();
+    }
+}

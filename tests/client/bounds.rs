@@ -1,0 +1,110 @@
+//! Nothing grows: what is outstanding, what waits, what is sent.
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use zmq_echo::client::discovery::EndpointState::Ready;
+use zmq_echo::client::{Client, ClientConfig, Reply, RequestError, WhenFull};
+
+use super::peers::Peer;
+use super::{Counted, Teller, fixed, hasty, patient, until};
+use crate::support::Server;
+
+fn ask(client: &Client) -> JoinHandle<Result<Reply, RequestError>> {
+    let client = client.clone();
+    tokio::spawn(async move { client.request("payload".into()).await })
+}
+
+/// A client with as many outstanding as may be, at a server that is stopped.
+async fn full(
+    config: ClientConfig,
+) -> (Server, Counted, Vec<JoinHandle<Result<Reply, RequestError>>>) {
+    let server = Server::start(&[]);
+    let outstanding = config.max_outstanding;
+    let client = Counted::new(config, fixed(&[&server.endpoint]));
+    client.client.ready().await;
+    server.signal(rustix::process::Signal::STOP);
+    let asked = (0..outstanding).map(|_| ask(&client.client)).collect();
+    until("all are outstanding", || client.outstanding(&server.endpoint) == outstanding).await;
+    (server, client, asked)
+}
+
+async fn all_answered(asked: Vec<JoinHandle<Result<Reply, RequestError>>>) {
+    for asked in asked {
+        assert_eq!(asked.await.unwrap().unwrap().payload, "payload");
+    }
+}
+
+#[tokio::test]
+async fn when_all_is_full_a_caller_that_chose_so_is_refused_at_once() {
+    let config = ClientConfig { max_outstanding: 5, when_full: WhenFull::Refuse, ..patient() };
+    let (server, client, asked) = full(config).await;
+    let refused = client.request("one too many").await;
+    assert!(matches!(refused, Err(RequestError::Full { .. })), "{refused:?}");
+    assert_eq!(client.metric("zmq_echo_client_outstanding"), 5.0);
+    server.signal(rustix::process::Signal::CONT);
+    all_answered(asked).await;
+    assert!(client.request("room again").await.is_ok());
+    assert_eq!(client.metric("zmq_echo_client_outstanding"), 0.0);
+    assert_eq!(client.metric("zmq_echo_client_requests_total{outcome=\"full\"}"), 1.0);
+}
+
+#[tokio::test]
+async fn when_all_is_full_a_caller_that_chose_so_waits_and_not_too_many_do() {
+    let config = ClientConfig { max_outstanding: 5, max_queued: 3, ..patient() };
+    let (server, client, mut asked) = full(config).await;
+    asked.extend((0..3).map(|_| ask(&client.client)));
+    until("three wait", || client.metric("zmq_echo_client_queued") == 3.0).await;
+    let refused = client.request("one too many").await;
+    assert!(matches!(refused, Err(RequestError::Full { .. })), "{refused:?}");
+    assert_eq!(client.metric("zmq_echo_client_outstanding"), 5.0);
+    server.signal(rustix::process::Signal::CONT);
+    all_answered(asked).await;
+    assert_eq!(client.metric("zmq_echo_client_queued"), 0.0);
+}
+
+#[tokio::test]
+async fn a_request_whose_caller_has_left_holds_its_room_until_it_times_out() {
+    let silent = Peer::silent().await;
+    let config = ClientConfig { max_outstanding: 5, when_full: WhenFull::Refuse, ..hasty() };
+    let client = Counted::new(config, fixed(&[&silent.endpoint]));
+    client.client.ready().await;
+    let asked: Vec<_> = (0..5).map(|_| ask(&client.client)).collect();
+    until("all are outstanding", || client.outstanding(&silent.endpoint) == 5).await;
+    for asked in asked {
+        asked.abort();
+    }
+    let left = || client.metric("zmq_echo_client_requests_total{outcome=\"abandoned\"}") == 5.0;
+    until("the callers have left", left).await;
+    let refused = client.request("one too many").await;
+    assert!(matches!(refused, Err(RequestError::Full { .. })), "{refused:?}");
+    until("there is room", || client.metric("zmq_echo_client_outstanding") == 0.0).await;
+}
+
+#[tokio::test]
+async fn without_an_endpoint_a_request_waits_until_its_deadline() {
+    let (teller, told) = Teller::new();
+    let config = ClientConfig { deadline: Some(Duration::from_millis(50)), ..patient() };
+    let client = Counted::new(config, fixed(&[]));
+    let nobody = client.request("anybody?").await;
+    assert!(matches!(nobody, Err(RequestError::NoEndpoint { .. })), "{nobody:?}");
+    assert_eq!(client.metric("zmq_echo_client_attempts_total"), 0.0);
+
+    let server = Server::start(&[]);
+    let client = Counted::new(patient(), told);
+    let asked = ask(&client.client);
+    until("it waits", || client.metric("zmq_echo_client_outstanding") == 1.0).await;
+    teller.say(&[(&server.endpoint, Ready)]);
+    all_answered(vec![asked]).await;
+}
+
+#[tokio::test]
+async fn a_payload_too_large_is_refused_and_costs_no_connection() {
+    let server = Server::start(&[]);
+    let config = ClientConfig { max_payload: 100, ..patient() };
+    let client = Counted::new(config, fixed(&[&server.endpoint]));
+    assert!(client.client.request(vec![1; 100].into()).await.is_ok());
+    let refused = client.client.request(vec![1; 101].into()).await;
+    assert_eq!(refused.unwrap_err(), RequestError::TooLarge { size: 101, limit: 100 });
+    assert_eq!(client.metric("zmq_echo_client_attempts_total"), 1.0);
+}

@@ -1,0 +1,141 @@
+//! Endpoints that go: nothing new, what is outstanding answered, then nothing.
+
+use tokio::sync::mpsc;
+use zeromq::ZmqMessage;
+use zmq_echo::client::State;
+use zmq_echo::client::discovery::EndpointState::{Draining, Ready};
+
+use super::peers::{Peer, payload};
+use super::{Counted, Teller, hasty, patient, until};
+use crate::support::Server;
+
+/// A peer that answers `held` only together with the next request.
+async fn holding() -> (Peer, mpsc::UnboundedReceiver<()>) {
+    let (seen, held) = mpsc::unbounded_channel();
+    let mut waiting: Vec<ZmqMessage> = Vec::new();
+    let peer = Peer::start(move |request| {
+        if payload(&request) == b"held" {
+            waiting.push(request);
+            let _ = seen.send(());
+            return Vec::new();
+        }
+        waiting.drain(..).chain([request]).collect()
+    })
+    .await;
+    (peer, held)
+}
+
+/// Says `gone` of a peer that holds one request, and then has it answered.
+async fn answers_what_it_has(gone: impl Fn(&Teller, &str, &str)) {
+    let (peer, mut held) = holding().await;
+    let server = Server::start(&[]);
+    let (teller, told) = Teller::new();
+    teller.say(&[(&peer.endpoint, Ready)]);
+    let client = Counted::new(patient(), told);
+    let asked = tokio::spawn({
+        let client = client.client.clone();
+        async move { client.request("held".into()).await }
+    });
+    held.recv().await.expect("it has come");
+    gone(&teller, &peer.endpoint, &server.endpoint);
+    client.wait_for_state(&peer.endpoint, Some(State::Draining)).await;
+    for _ in 0..50 {
+        let reply = client.request("new").await.unwrap();
+        assert_eq!(reply.endpoint.to_string(), server.endpoint, "it got a new one");
+    }
+    assert_eq!(client.outstanding(&peer.endpoint), 1);
+    // Another client's request has the peer answer.
+    let another = Counted::new(patient(), super::fixed(&[&peer.endpoint]));
+    another.request("go").await.unwrap();
+    let reply = asked.await.unwrap().unwrap();
+    assert_eq!((reply.endpoint.to_string(), reply.attempts), (peer.endpoint.clone(), 1));
+    client.wait_for_state(&peer.endpoint, None).await;
+    assert_eq!(client.metric("zmq_echo_client_retries_total"), 0.0);
+}
+
+#[tokio::test]
+async fn one_that_is_terminating_answers_what_it_has_and_gets_nothing_new() {
+    answers_what_it_has(|teller, peer, server| {
+        teller.say(&[(peer, Draining), (server, Ready)]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_that_has_vanished_answers_what_it_has_and_gets_nothing_new() {
+    answers_what_it_has(|teller, _, server| teller.say(&[(server, Ready)])).await;
+}
+
+#[tokio::test]
+async fn one_that_never_answers_is_left_after_the_timeout() {
+    let silent = Peer::silent().await;
+    let server = Server::start(&[]);
+    let (teller, told) = Teller::new();
+    teller.say(&[(&silent.endpoint, Ready)]);
+    let client = Counted::new(hasty(), told);
+    let asked = tokio::spawn({
+        let client = client.client.clone();
+        async move { client.request("anybody?".into()).await }
+    });
+    until("it is outstanding", || client.outstanding(&silent.endpoint) == 1).await;
+    teller.say(&[(&server.endpoint, Ready)]);
+    client.wait_for_state(&silent.endpoint, None).await;
+    let reply = asked.await.unwrap().unwrap();
+    assert_eq!((reply.endpoint.to_string(), reply.attempts), (server.endpoint.clone(), 2));
+}
+
+#[tokio::test]
+async fn one_that_drained_and_is_ready_again_is_used_again() {
+    let server = Server::start(&[]);
+    let (teller, told) = Teller::new();
+    let client = Counted::new(patient(), told);
+    for _ in 0..3 {
+        teller.say(&[(&server.endpoint, Ready)]);
+        assert_eq!(client.request("back").await.unwrap().payload, "back");
+        teller.say(&[(&server.endpoint, Draining)]);
+        client.wait_for_state(&server.endpoint, None).await;
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_ends_takes_no_endpoint_with_it() {
+    let server = Server::start(&[]);
+    let (teller, told) = Teller::new();
+    teller.say(&[(&server.endpoint, Ready)]);
+    let client = Counted::new(patient(), told);
+    client.client.ready().await;
+    drop(teller);
+    for _ in 0..10 {
+        assert_eq!(client.request("still there").await.unwrap().payload, "still there");
+    }
+}
+
+#[tokio::test]
+async fn a_rollout_loses_nothing() {
+    let mut servers: Vec<Server> = (0..3).map(|_| Server::start(&[])).collect();
+    let say = |teller: &Teller, servers: &[Server], gone: Option<usize>| {
+        let states = servers.iter().enumerate().map(|(at, server)| {
+            (server.endpoint.as_str(), if gone == Some(at) { Draining } else { Ready })
+        });
+        teller.say(&states.collect::<Vec<_>>());
+    };
+    let (teller, told) = Teller::new();
+    say(&teller, &servers, None);
+    let client = Counted::new(patient(), told);
+    let rollout = async {
+        client.client.ready().await;
+        for at in 0..3 {
+            say(&teller, &servers, Some(at));
+            client.wait_for_state(&servers[at].endpoint, None).await;
+            servers[at].signal(rustix::process::Signal::TERM);
+            servers[at] = Server::start(&[]);
+            say(&teller, &servers, None);
+            client.wait_for_state(&servers[at].endpoint, Some(State::Ready)).await;
+        }
+    };
+    let got = client.load(20, rollout).await;
+    assert!(got.len() > 100, "{}", got.len());
+    for got in &got {
+        assert_eq!(got.reply.as_ref().unwrap().attempts, 1, "it was tried again");
+    }
+}

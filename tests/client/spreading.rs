@@ -1,0 +1,104 @@
+//! Every endpoint its share, also one that has just come.
+
+use zmq_echo::client::discovery::EndpointState::Ready;
+use zmq_echo::client::{ClientConfig, State};
+
+use super::peers::Peer;
+use super::{Counted, Got, Teller, fixed, patient, until};
+use crate::support::{DEADLINE, Server};
+
+/// The part of the answers that came from an endpoint.
+fn share(got: &[Got], endpoint: &str) -> f64 {
+    let replies = got.iter().map(|got| got.reply.as_ref().expect("every request is answered"));
+    let from = replies.filter(|reply| reply.endpoint.to_string() == endpoint).count();
+    from as f64 / got.len() as f64
+}
+
+/// Waits until so many more requests are answered.
+async fn answered(client: &Counted, more: f64) {
+    let count = || client.metric("zmq_echo_client_requests_total{outcome=\"answered\"}");
+    let goal = count() + more;
+    until("they are answered", || count() >= goal).await;
+}
+
+#[tokio::test]
+async fn from_one_server_to_three_each_gets_its_share() {
+    let servers = [(); 3].map(|()| Server::start(&[]));
+    let [first, second, third] = [0, 1, 2].map(|at| servers[at].endpoint.as_str());
+    let (teller, told) = Teller::new();
+    teller.say(&[(first, Ready)]);
+    let client = Counted::new(patient(), told);
+    let alone = client.load(20, answered(&client, 500.0)).await;
+    assert_eq!(share(&alone, first), 1.0);
+    teller.say(&[(first, Ready), (second, Ready), (third, Ready)]);
+    let changes = client.client.changes();
+    let usable = || changes.borrow().len() == 3;
+    let meanwhile = client.load(20, until("all are usable", usable)).await;
+    assert!(meanwhile.iter().all(|got| got.reply.is_ok()));
+    // The machine may hold one of them up for a while, which then gets less, as it
+    // should: so this is waited for, and it comes true at once where it does at all.
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        let together = client.load(20, answered(&client, 1000.0)).await;
+        let shares = [first, second, third].map(|endpoint| share(&together, endpoint));
+        if shares.iter().all(|share| (0.25..=0.42).contains(share)) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "the shares are {shares:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_one_with_fewer_outstanding_is_drawn() {
+    // One never answers, so that what it got stays there.
+    let (silent, echo) = (Peer::silent().await, Peer::start(|request| vec![request]).await);
+    let client = Counted::new(patient(), fixed(&[&silent.endpoint, &echo.endpoint]));
+    client.wait_for_state(&silent.endpoint, Some(State::Ready)).await;
+    client.wait_for_state(&echo.endpoint, Some(State::Ready)).await;
+    let held = || client.outstanding(&silent.endpoint);
+    // Of two only, both are drawn: it gets one where the other has none, and no second.
+    let first = client.client.clone();
+    let waiting = tokio::spawn(async move {
+        loop {
+            first.request("until one is held".into()).await.expect("it is patient");
+        }
+    });
+    until("one is held", || held() == 1).await;
+    for _ in 0..200 {
+        assert_eq!(*client.request("next").await.unwrap().endpoint.to_string(), echo.endpoint);
+    }
+    assert_eq!(held(), 1);
+    waiting.abort();
+}
+
+#[tokio::test]
+async fn a_check_is_not_counted_as_load_by_the_server() {
+    let server = Server::start(&[]);
+    let config = ClientConfig { retries: 0, ..super::hasty() };
+    let client = Counted::new(config, fixed(&[&server.endpoint]));
+    client.client.ready().await;
+    server.signal(rustix::process::Signal::STOP);
+    assert!(client.request("too early").await.is_err());
+    assert_eq!(client.state(&server.endpoint), Some(State::Suspect));
+    server.signal(rustix::process::Signal::CONT);
+    client.wait_for_state(&server.endpoint, Some(State::Ready)).await;
+    assert!(server.metric("zmq_echo_requests_total{source=\"probe\"}") >= 1.0);
+    assert_eq!(server.metric("zmq_echo_requests_total{source=\"client\"}"), 1.0);
+    assert_eq!(client.metric("zmq_echo_client_checks_total{outcome=\"answered\"}"), 1.0);
+    assert_eq!(client.metric("zmq_echo_client_attempts_total"), 1.0);
+}
+
+#[tokio::test]
+async fn more_endpoints_than_the_limit_are_left_alone() {
+    let peers = [
+        Peer::start(|request| vec![request]).await,
+        Peer::start(|request| vec![request]).await,
+        Peer::start(|request| vec![request]).await,
+    ];
+    let endpoints = [0, 1, 2].map(|at| peers[at].endpoint.as_str());
+    let config = ClientConfig { max_endpoints: 2, ..patient() };
+    let client = Counted::new(config, fixed(&endpoints));
+    until("two are usable", || client.metric("zmq_echo_client_endpoints_usable") == 2.0).await;
+    assert_eq!(client.metric("zmq_echo_client_endpoints_known"), 3.0);
+    assert_eq!(client.client.endpoints().len(), 2);
+}

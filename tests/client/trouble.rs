@@ -1,0 +1,207 @@
+//! Endpoints that fail: what it costs, and that it costs no answer.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::time::sleep;
+use zmq_echo::client::{ClientConfig, RequestError, State};
+
+use super::peers::{Peer, deaf, is_check};
+use super::{Counted, Got, fixed, hasty, patient, until};
+use crate::support::Server;
+
+fn assert_all_answered(got: &[Got]) {
+    for got in got {
+        assert!(got.reply.is_ok(), "{:?}", got.reply);
+    }
+}
+
+/// The time that 99 of 100 requests stay below.
+fn p99(got: &[Got]) -> Duration {
+    let mut times: Vec<_> = got.iter().map(|got| got.took).collect();
+    times.sort();
+    times[times.len() * 99 / 100]
+}
+
+#[tokio::test]
+async fn one_that_is_killed_costs_each_request_there_one_more_attempt_at_most() {
+    const CALLERS: usize = 40;
+    let servers: Vec<Server> = (0..3).map(|_| Server::start(&[])).collect();
+    let endpoints: Vec<_> = servers.iter().map(|server| server.endpoint.clone()).collect();
+    let client =
+        Counted::new(patient(), fixed(&endpoints.iter().map(String::as_str).collect::<Vec<_>>()));
+    for endpoint in &endpoints {
+        client.wait_for_state(endpoint, Some(State::Ready)).await;
+    }
+    let killed = async {
+        // Stopped first, so that requests are certainly in flight there.
+        servers[1].signal(Signal::STOP);
+        until("requests are there", || client.outstanding(&endpoints[1]) >= 5).await;
+        servers[1].signal(Signal::KILL);
+        client.wait_for_state(&endpoints[1], Some(State::Connecting)).await;
+        let before = client.metric("zmq_echo_client_attempts_total");
+        let more = || client.metric("zmq_echo_client_attempts_total") > before + 1000.0;
+        until("the others go on", more).await;
+    };
+    let got = client.load(CALLERS, killed).await;
+    assert_all_answered(&got);
+    let retried = got.iter().filter(|got| got.reply.as_ref().unwrap().attempts > 1).count();
+    assert!((5..=CALLERS).contains(&retried), "{retried} of {CALLERS} in flight");
+    assert!(got.iter().all(|got| got.reply.as_ref().unwrap().attempts <= 2));
+    assert_eq!(client.metric("zmq_echo_client_retries_total"), retried as f64);
+    let lost = client.metric("zmq_echo_client_attempt_failures_total{reason=\"disconnected\"}");
+    assert_eq!(lost, retried as f64);
+}
+
+#[tokio::test]
+async fn one_of_three_that_never_answers_costs_one_timeout_and_is_avoided() {
+    let servers = [Server::start(&[]), Server::start(&[])];
+    let silent = Peer::silent().await;
+    let good = [servers[0].endpoint.as_str(), servers[1].endpoint.as_str()];
+    let without = Counted::new(hasty(), fixed(&good));
+    let with = Counted::new(hasty(), fixed(&[good[0], good[1], &silent.endpoint]));
+    for endpoint in good {
+        without.wait_for_state(endpoint, Some(State::Ready)).await;
+        with.wait_for_state(endpoint, Some(State::Ready)).await;
+    }
+    with.wait_for_state(&silent.endpoint, Some(State::Ready)).await;
+
+    let first = with.load(20, with.wait_for_state(&silent.endpoint, Some(State::Suspect))).await;
+    assert_all_answered(&first);
+    assert!(first.iter().all(|got| got.reply.as_ref().unwrap().attempts <= 2), "tried it twice");
+    let timed_out = || with.metric("zmq_echo_client_attempt_failures_total{reason=\"timed_out\"}");
+    until("nothing is there any more", || with.outstanding(&silent.endpoint) == 0).await;
+    let before = timed_out();
+
+    // Beyond the first timeout, for longer than that: no request goes there.
+    let after = with.load(20, sleep(hasty().timeout * 3)).await;
+    let alone = without.load(20, sleep(hasty().timeout * 3)).await;
+    assert_all_answered(&after);
+    assert_eq!(timed_out(), before);
+    // In the same run, on the same machine; a timeout would be 300 ms.
+    assert!(p99(&after) < p99(&alone) * 5 + Duration::from_millis(20), "{:?}", p99(&after));
+    assert!(with.metric("zmq_echo_client_checks_total{outcome=\"failed\"}") >= 1.0);
+}
+
+#[tokio::test]
+async fn one_that_accepts_and_does_not_greet_is_never_used() {
+    let server = Server::start(&[]);
+    let (_listener, deaf) = deaf();
+    let config = ClientConfig { connect_timeout: Duration::from_millis(100), ..patient() };
+    let client = Counted::new(config, fixed(&[&server.endpoint, &deaf]));
+    let failed = || client.metric("zmq_echo_client_connections_total{outcome=\"failed\"}") >= 2.0;
+    let got = client.load(5, until("connecting failed, and again", failed)).await;
+    assert_all_answered(&got);
+    assert_eq!(client.metric("zmq_echo_client_retries_total"), 0.0);
+    assert_eq!(client.state(&deaf), Some(State::Connecting));
+}
+
+#[tokio::test]
+async fn one_that_is_suspect_is_used_again_once_it_has_answered() {
+    let server = Server::start(&[]);
+    let client = Counted::new(ClientConfig { retries: 0, ..hasty() }, fixed(&[&server.endpoint]));
+    client.client.ready().await;
+    server.signal(Signal::STOP);
+    assert!(client.request("unheard").await.is_err());
+    let asked = tokio::spawn({
+        let client = client.client.clone();
+        async move { client.request("held back".into()).await }
+    });
+    let failed = || client.metric("zmq_echo_client_checks_total{outcome=\"failed\"}") >= 2.0;
+    until("it was checked twice", failed).await;
+    assert_eq!(client.metric("zmq_echo_client_attempts_total"), 1.0, "it got a new one");
+    server.signal(Signal::CONT);
+    assert_eq!(asked.await.unwrap().unwrap().payload, "held back");
+}
+
+#[tokio::test]
+async fn one_that_answers_checks_alone_costs_no_answer() {
+    let checked =
+        Peer::start(|request| if is_check(&request) { vec![request] } else { Vec::new() }).await;
+    let server = Server::start(&[]);
+    let client = Counted::new(hasty(), fixed(&[&server.endpoint, &checked.endpoint]));
+    let checks = || client.metric("zmq_echo_client_checks_total{outcome=\"answered\"}");
+    let got = client.load(10, until("it was checked often", || checks() >= 4.0)).await;
+    assert_all_answered(&got);
+    // A check lets through what ten callers can hold, and a connection which has
+    // shown no life is not kept.
+    let lost = client.metric("zmq_echo_client_attempt_failures_total{reason=\"timed_out\"}");
+    assert!(lost <= 10.0 * (checks() + 1.0), "{lost} were lost in {} checks", checks());
+    let made = client.metric("zmq_echo_client_connections_total{outcome=\"established\"}");
+    assert!(made >= 4.0, "{made}");
+}
+
+#[tokio::test]
+async fn one_that_nobody_serves_is_connected_to_when_somebody_does() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoint = format!("tcp://{nobody}");
+    let client = Counted::new(patient(), fixed(&[&endpoint]));
+    let failed = || client.metric("zmq_echo_client_connections_total{outcome=\"failed\"}") >= 3.0;
+    until("it was tried often", failed).await;
+    let mut server = crate::support::command(crate::support::SERVER);
+    server.args(["--bind", &endpoint, "--http", "127.0.0.1:0"]);
+    let _server = Server::spawn(server);
+    assert_eq!(client.request("at last").await.unwrap().payload, "at last");
+}
+
+#[tokio::test]
+async fn one_that_comes_back_is_connected_to_again() {
+    let mut server = Server::start(&[]);
+    let client = Counted::new(patient(), fixed(&[&server.endpoint]));
+    assert!(client.request("before").await.is_ok());
+    let endpoint = server.endpoint.clone();
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait(), 0);
+    client.wait_for_state(&endpoint, Some(State::Connecting)).await;
+    let mut command = crate::support::command(crate::support::SERVER);
+    command.args(["--bind", &endpoint, "--http", "127.0.0.1:0"]);
+    let _server = Server::spawn(command);
+    assert_eq!(client.request("after").await.unwrap().payload, "after");
+    assert_eq!(client.metric("zmq_echo_client_requests_total{outcome=\"answered\"}"), 2.0);
+}
+
+#[tokio::test]
+async fn attempts_end_with_the_retries() {
+    let silent = [Peer::silent().await, Peer::silent().await, Peer::silent().await];
+    let endpoints = [0, 1, 2].map(|at| silent[at].endpoint.as_str());
+    let client = Counted::new(ClientConfig { retries: 1, ..hasty() }, fixed(&endpoints));
+    for endpoint in endpoints {
+        client.wait_for_state(endpoint, Some(State::Ready)).await;
+    }
+    let error = client.request("anybody?").await.unwrap_err();
+    assert!(matches!(error, RequestError::TimedOut { attempts: 2, .. }), "{error}");
+    assert_eq!(client.metric("zmq_echo_client_attempts_total"), 2.0);
+    assert_eq!(client.metric("zmq_echo_client_retries_total"), 1.0);
+    let suspects = endpoints.iter().filter(|at| client.state(at) == Some(State::Suspect)).count();
+    assert_eq!(suspects, 2, "the retry went to the same one");
+}
+
+#[tokio::test]
+async fn attempts_end_with_the_deadline() {
+    let silent = Peer::silent().await;
+    let deadline = Duration::from_millis(100);
+    let config = ClientConfig { deadline: Some(deadline), ..patient() };
+    let client = Counted::new(config, fixed(&[&silent.endpoint]));
+    client.client.ready().await;
+    let error = client.request("anybody?").await.unwrap_err();
+    assert!(
+        matches!(error, RequestError::TimedOut { attempts: 1, elapsed, .. } if elapsed >= deadline)
+    );
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_without_another_endpoint_is_an_error_that_says_so() {
+    let server = Server::start(&[]);
+    let client = Counted::new(ClientConfig { retries: 0, ..patient() }, fixed(&[&server.endpoint]));
+    client.client.ready().await;
+    server.signal(Signal::STOP);
+    let asked = tokio::spawn({
+        let client = client.client.clone();
+        async move { client.request("unheard".into()).await }
+    });
+    until("it is outstanding", || client.outstanding(&server.endpoint) == 1).await;
+    server.signal(Signal::KILL);
+    let error = asked.await.unwrap().unwrap_err();
+    assert!(matches!(error, RequestError::Disconnected { attempts: 1, .. }), "{error}");
+}

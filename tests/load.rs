@@ -1,0 +1,428 @@
+//! The load generator: what it counts agrees with the server, what it measures with
+//! servers of known delay, and what it prints with itself.
+
+use std::collections::VecDeque;
+use std::io::Read;
+use std::process::{Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use clap::CommandFactory;
+use rustix::process::Signal;
+use serde_json::Value as Json;
+use tokio::time::{Instant, sleep, sleep_until};
+use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
+use zmq_echo::load::config::LoadConfig;
+
+use crate::config::{refuses, refuses_from_the_environment};
+use crate::support::{LOAD, Process, Server, command, wait_until};
+
+fn load(args: &[&str]) -> Output {
+    command(LOAD).args(args).output().expect("the program starts")
+}
+
+/// A run whose exit code is this; its result.
+#[track_caller]
+fn result(code: i32, args: &[&str]) -> Json {
+    let output = load(&[args, &["--output", "json"]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    serde_json::from_slice(&output.stdout).expect("stdout is JSON and nothing else")
+}
+
+fn number(value: &Json) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("no number: {value}"))
+}
+
+fn sum(list: &Json, field: &str) -> f64 {
+    list.as_array().expect("a list").iter().map(|entry| number(&entry[field])).sum()
+}
+
+/// What a ROUTER does with what it gets.
+#[derive(Clone, Copy)]
+enum Manner {
+    /// Replies, and each reply takes this long.
+    Delays(Duration),
+    /// Replies at once, but for one second that begins one second after the first.
+    StallsOnce,
+    /// Replies with another last byte.
+    Alters,
+    /// Never replies.
+    IsSilent,
+}
+
+/// The endpoint of a server of this manner, which ends with the tests.
+fn server_that(manner: Manner) -> String {
+    let (sender, endpoint) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut socket = RouterSocket::new();
+            let endpoint = socket.bind("tcp://127.0.0.1:0").await.unwrap();
+            sender.send(endpoint.to_string()).unwrap();
+            serve(socket, manner).await;
+        });
+    });
+    endpoint.recv().expect("the server binds")
+}
+
+async fn serve(mut socket: RouterSocket, manner: Manner) {
+    let mut replies: VecDeque<(Instant, ZmqMessage)> = VecDeque::new();
+    let mut stall = None;
+    loop {
+        let due = replies.front().map(|(due, _)| *due);
+        tokio::select! {
+            message = socket.recv() => {
+                let Ok(message) = message else { continue };
+                let now = Instant::now();
+                match manner {
+                    Manner::Delays(delay) => replies.push_back((now + delay, message)),
+                    Manner::Alters => replies.push_back((now, altered(message))),
+                    Manner::IsSilent => {}
+                    Manner::StallsOnce => {
+                        if now >= *stall.get_or_insert(now + Duration::from_secs(1)) {
+                            stall = Some(now + Duration::from_secs(3600));
+                            sleep(Duration::from_secs(1)).await;
+                        }
+                        replies.push_back((now, message));
+                    }
+                }
+            }
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                let (_, reply) = replies.pop_front().expect("there is one that is due");
+                let _ = socket.send(reply).await;
+            }
+        }
+    }
+}
+
+fn altered(message: ZmqMessage) -> ZmqMessage {
+    let mut frames = message.into_vec();
+    let mut last = frames.pop().expect("a frame").to_vec();
+    *last.last_mut().expect("a byte") ^= 1;
+    frames.push(last.into());
+    ZmqMessage::try_from(frames).expect("frames")
+}
+
+#[test]
+fn in_an_open_loop_all_is_answered_at_the_rate_and_the_server_counts_the_same() {
+    let server = Server::start(&[]);
+    let run =
+        result(0, &[&server.endpoint, "--rate", "400", "--duration", "5s", "--size", "16-4KiB"]);
+    assert_eq!((number(&run["sent"]), number(&run["answered"])), (2000.0, 2000.0), "{run}");
+    assert_eq!(number(&run["failed"]), 0.0, "{run}");
+    // The last is due a period before the end.
+    let rate = number(&run["achieved_rate"]);
+    assert!((380.0..=401.0).contains(&rate), "{rate} requests a second of 400");
+    let requests = server.metric(r#"zmq_echo_requests_total{source="client"}"#);
+    assert_eq!(requests, number(&run["sent"]) + number(&run["retried"]));
+    let received = server.metric("zmq_echo_received_bytes_total") / 2000.0;
+    assert!((1024.0..3072.0).contains(&received), "sizes are drawn evenly: {received} at a mean");
+}
+
+#[test]
+fn in_a_closed_loop_all_is_answered_and_the_server_counts_the_same() {
+    let server = Server::start(&[]);
+    let run = result(0, &[&server.endpoint, "--rate", "max", "--duration", "1s"]);
+    let answered = number(&run["answered"]);
+    assert!(answered >= 256.0 && run["rate"].is_null(), "{run}");
+    assert_eq!(answered, number(&run["sent"]), "{run}");
+    let requests = server.metric(r#"zmq_echo_requests_total{source="client"}"#);
+    assert_eq!(requests, answered + number(&run["retried"]));
+}
+
+#[test]
+fn the_result_adds_up() {
+    let servers = [Server::start(&[]), Server::start(&[])];
+    let [one, other] = &servers;
+    let args = [&one.endpoint, &*other.endpoint, "--rate", "1000", "--duration", "2s"];
+    let run = result(0, &args);
+    let answered = number(&run["answered"]);
+    assert_eq!(number(&run["due"]), answered + number(&run["failed"]));
+    assert_eq!(sum(&run["failures"], "count"), number(&run["failed"]));
+    assert_eq!(sum(&run["timeline"], "answered"), answered);
+    assert_eq!(sum(&run["endpoints"], "answered"), answered);
+    assert!((sum(&run["endpoints"], "share") - 1.0).abs() < 1e-9, "{run}");
+    let of = |server: &Server| server.metric(r#"zmq_echo_requests_total{source="client"}"#);
+    for share in run["endpoints"].as_array().unwrap() {
+        let server = servers.iter().find(|server| share["endpoint"] == *server.endpoint);
+        assert_eq!(number(&share["answered"]), of(server.expect("one of the two")));
+    }
+    let latency = &run["latency"];
+    let rising = ["min", "p50", "p90", "p99", "p99_9", "p99_99", "max"];
+    assert!(rising.windows(2).all(|pair| number(&latency[pair[0]]) <= number(&latency[pair[1]])));
+    assert!(number(&latency["min"]) > 0.0);
+}
+
+#[test]
+fn the_table_has_the_counts_the_percentiles_and_the_endpoints() {
+    let server = Server::start(&[]);
+    let output = load(&[&server.endpoint, "--rate", "100", "--duration", "1s"]);
+    assert_eq!(output.status.code(), Some(0));
+    let table = String::from_utf8(output.stdout).unwrap();
+    let row = |name: &str| {
+        let row = table.lines().find(|line| line.trim_start().starts_with(name));
+        row.unwrap_or_else(|| panic!("no {name} in {table}")).split_whitespace().nth(1).unwrap()
+    };
+    assert_eq!([row("sent"), row("answered"), row("failed")], ["100", "100", "0"]);
+    assert_eq!(row(&server.endpoint), "100");
+    for name in ["retried", "rate", "p50", "p99.99", "max"] {
+        row(name);
+    }
+    assert!(table.contains("lateness"), "{table}");
+}
+
+#[test]
+fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
+    let server = Server::start(&[]);
+    let directory = std::env::temp_dir().join(format!("zmq-echo-load-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    // Would end the page's script where it is not escaped.
+    let path = directory.join("<!--<script>.html");
+    let run = result(
+        0,
+        &[
+            &server.endpoint,
+            "--duration",
+            "1s",
+            "--rate",
+            "500",
+            "--report",
+            path.to_str().unwrap(),
+        ],
+    );
+    let page = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_dir_all(directory).unwrap();
+    let (_, embedded) = page.split_once(r#"id="result">"#).expect("a place for the result");
+    let (embedded, script) = embedded.split_once("</script>").expect("its end");
+    assert_eq!(serde_json::from_str::<Json>(embedded).expect("JSON"), run);
+    assert_eq!(script.matches("<script").count(), 1, "the page's own script and no other");
+    let outside = page.replace("http://www.w3.org/2000/svg", "");
+    for mark in ["http:", "https:", "src=", "@import", "url(", "fetch(", "\"//"] {
+        assert!(!outside.contains(mark), "{mark} in the page");
+    }
+    assert_eq!(outside.matches("href=").count(), outside.matches("href=\"data:,\"").count());
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_said_and_costs_no_result() {
+    let server = Server::start(&[]);
+    let args = ["--duration", "100ms", "--report", "/no/such/directory/report.html"];
+    let output = load(&[&[&*server.endpoint][..], &args].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("answered"));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("/no/such/directory/report.html: cannot write the report"), "{stderr}");
+}
+
+#[test]
+fn an_altered_reply_is_a_failure_and_so_is_the_run_unless_it_may() {
+    let endpoint = server_that(Manner::Alters);
+    let args = [&*endpoint, "--rate", "100", "--duration", "1s"];
+    let run = result(1, &args);
+    assert_eq!((number(&run["answered"]), number(&run["failed"])), (0.0, 100.0), "{run}");
+    assert_eq!(run["failures"][0]["kind"], "altered");
+    assert_eq!(run["failures"].as_array().unwrap().len(), 1);
+    result(1, &[&args[..], &["--max-failures", "99"]].concat());
+    result(0, &[&args[..], &["--max-failures", "100"]].concat());
+}
+
+#[test]
+fn what_could_not_be_sent_has_failed_as_well() {
+    let endpoint = server_that(Manner::IsSilent);
+    let run = result(
+        1,
+        &[
+            &*endpoint,
+            "--rate",
+            "100",
+            "--duration",
+            "1s",
+            "--timeout",
+            "200ms",
+            "--retries",
+            "0",
+            "--connections",
+            "1",
+            "--in-flight",
+            "1",
+        ],
+    );
+    assert_eq!((number(&run["due"]), number(&run["answered"])), (100.0, 0.0), "{run}");
+    let count = |kind: &str| {
+        let failures = run["failures"].as_array().unwrap();
+        let failure = failures.iter().find(|failure| failure["kind"] == kind);
+        failure.map_or(0.0, |failure| number(&failure["count"]))
+    };
+    assert!(count("unsent") >= 50.0, "{run}");
+    assert_eq!(number(&run["sent"]) + count("unsent"), 100.0, "{run}");
+    assert!(number(&run["most_waiting"]) >= 50.0, "{run}");
+}
+
+#[test]
+fn the_median_of_a_known_delay_is_that_delay_in_both_loops() {
+    let endpoint = server_that(Manner::Delays(Duration::from_millis(20)));
+    for rate in ["200", "max"] {
+        let run = result(0, &[&endpoint, "--rate", rate, "--duration", "2s", "--in-flight", "8"]);
+        let median = number(&run["latency"]["p50"]);
+        assert!((0.02..0.2).contains(&median), "{rate}: {median} s");
+        assert!(number(&run["latency"]["min"]) >= 0.02, "{rate}: {run}");
+    }
+}
+
+#[test]
+fn an_open_loop_sees_a_stall_that_a_closed_one_hides() {
+    let args = ["--duration", "3s", "--timeout", "10s", "--connections", "1"];
+    let endpoint = server_that(Manner::StallsOnce);
+    let open = result(0, &[&[&*endpoint, "--rate", "500"], &args[..]].concat());
+    assert!(number(&open["latency"]["p99_9"]) >= 0.9, "{}", open["latency"]);
+    assert!(number(&open["latency"]["p90"]) >= 0.5, "{}", open["latency"]);
+    let endpoint = server_that(Manner::StallsOnce);
+    let closed =
+        result(0, &[&[&*endpoint, "--rate", "max", "--in-flight", "1"], &args[..]].concat());
+    assert!(number(&closed["latency"]["max"]) >= 0.9, "{}", closed["latency"]);
+    assert!(number(&closed["latency"]["p99"]) < 0.5, "{}", closed["latency"]);
+}
+
+#[test]
+fn an_endpoint_that_ends_is_seen_to_go() {
+    let (stays, goes) = (Server::start(&[]), Server::start(&[]));
+    let mut run = command(LOAD);
+    run.args([&*stays.endpoint, &goes.endpoint, "--output", "json"]);
+    run.args(["--rate", "500", "--duration", "60s"]);
+    let mut run = Process::spawn(&mut run);
+    goes.wait_for_metric(r#"zmq_echo_requests_total{source="client"}"#, |count| count >= 100.0);
+    goes.signal(Signal::KILL);
+    let before = stays.metric(r#"zmq_echo_requests_total{source="client"}"#);
+    let since = |count: f64| count >= before + 1000.0;
+    stays.wait_for_metric(r#"zmq_echo_requests_total{source="client"}"#, since);
+    run.signal(Signal::INT);
+    let result: Json = serde_json::from_reader(run.stdout()).expect("JSON");
+    assert_eq!(run.wait(), 0, "{}", result["failures"]);
+    let changes = result["changes"].as_array().unwrap();
+    let gone: Vec<_> = changes.iter().filter(|change| change["what"] == "gone").collect();
+    assert_eq!(gone.len(), 1, "{changes:?}");
+    assert_eq!(gone[0]["endpoint"], *goes.endpoint);
+}
+
+#[test]
+fn a_signal_ends_the_run_with_its_result() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let server = Server::start(&[]);
+        let args = [&*server.endpoint, "--duration", "1h", "--rate", "1000", "--output", "json"];
+        let mut run = Process::spawn(command(LOAD).args(args));
+        let requests = r#"zmq_echo_requests_total{source="client"}"#;
+        server.wait_for_metric(requests, |count| count >= 100.0);
+        run.signal(signal);
+        let result: Json = serde_json::from_reader(run.stdout()).expect("JSON");
+        assert_eq!(run.wait(), 0);
+        assert_eq!(result["interrupted"], true);
+        assert_eq!(result["sent"], result["answered"]);
+        assert_eq!(number(&result["answered"]), server.metric(requests));
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let server = Server::start(&[]);
+    let args = [&*server.endpoint, "--duration", "1h", "--timeout", "1h", "--rate", "1000"];
+    let mut run = Process::spawn(command(LOAD).args(args));
+    let mut stdout = run.stdout();
+    server.wait_for_metric(r#"zmq_echo_requests_total{source="client"}"#, |count| count >= 10.0);
+    // From here on nothing is answered, and the first signal would wait for it.
+    server.signal(Signal::STOP);
+    // Two that come close together may be one to the kernel.
+    wait_until("the second signal has ended it", || {
+        run.signal(Signal::INT);
+        !run.is_running()
+    });
+    assert_eq!(run.wait(), 130);
+    let mut printed = String::new();
+    stdout.read_to_string(&mut printed).unwrap();
+    assert_eq!(printed, "");
+}
+
+#[test]
+fn where_nothing_answers_the_start_fails_soon_and_says_where() {
+    let nobody = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("tcp://{}", listener.local_addr().unwrap())
+    };
+    let unknown = "tcp://no-such-host.invalid:5555";
+    for endpoint in [&*nobody, unknown] {
+        let output = load(&[endpoint, "--duration", "1h"]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(
+            stderr.contains(&format!("no endpoint answers at {endpoint} after 5s")),
+            "{stderr}"
+        );
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn without_a_terminal_a_line_now_and_then_says_how_it_goes() {
+    let server = Server::start(&[]);
+    let mut run = command(LOAD);
+    run.args([&*server.endpoint, "--duration", "1h", "--rate", "100"]).stderr(Stdio::piped());
+    let mut run = Process::spawn(&mut run);
+    let mut stderr = std::io::BufReader::new(run.0.stderr.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut stderr, &mut line).unwrap();
+    for part in ["/s, p50 ", ", p99 ", ", failed 0, endpoints 1\n"] {
+        assert!(line.contains(part), "{line}");
+    }
+    run.signal(Signal::INT);
+    assert_eq!(run.wait(), 0);
+}
+
+/// A value that each flag refuses, and a part of what would be right.
+const REFUSED: [(&str, &str, &str); 18] = [
+    ("--discover", "zmq-echo", "such as dns://zmq-echo-headless:5555"),
+    ("--rate", "0", "expected 1 to 10000000 requests a second, such as 5000, or max"),
+    ("--rate", "fast", "such as 5000, or max"),
+    ("--rate", "1e9", "such as 5000, or max"),
+    ("--connections", "0", "0 is not in 1..=4096"),
+    ("--in-flight", "0", "0 is not in 1..=65536"),
+    ("--size", "7", "expected 8 to 16MiB, such as 64 or 4KiB, or a rising range such as 64-4KiB"),
+    ("--size", "17MiB", "expected 8 to 16MiB"),
+    ("--size", "4KiB-64", "a rising range"),
+    ("--size", "16MiB", "--size 16MiB; expected 262144 requests and 1GiB of payload at most"),
+    ("--duration", "0s", "more than 0s"),
+    ("--duration", "30", "a number with its unit"),
+    ("--timeout", "0s", "more than 0s"),
+    ("--retries", "101", "101 is not in 0..=100"),
+    ("--max-failures", "some", "invalid"),
+    ("--output", "xml", "[possible values: table, json]"),
+    ("--report", "", "a value is required"),
+    ("--log-level", "verbose", "expected off, error, warn, info, debug or trace"),
+];
+
+#[test]
+fn a_wrong_flag_is_refused_with_what_would_be_right() {
+    refuses(LOAD, &REFUSED);
+    let output = load(&["--connections", "4096", "--in-flight", "100"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("262144 requests"), "{stderr}");
+}
+
+#[test]
+fn every_flag_is_an_environment_variable_too() {
+    refuses_from_the_environment(LOAD, "ZMQ_ECHO_LOAD", &LoadConfig::command(), &REFUSED);
+}
+
+#[test]
+fn endpoints_are_refused_one_by_one_and_are_not_also_discovered() {
+    for (args, right) in [
+        (&["localhost:5555"][..], "expected tcp://HOST:PORT"),
+        (&["tcp://*:5555"], "a client needs a host to connect to"),
+        (&["tcp://a:1", "--discover", "dns://a:1"], "cannot be used with"),
+    ] {
+        let output = load(args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(right), "{stderr}");
+    }
+}
