@@ -170,24 +170,38 @@ fn check_kubectl() {
     assert!(minor >= Some(KUBECTL_MINOR), "{}", missing(&format!("this one is {version}")));
 }
 
+/// Where the manifests are built, and stay.
+fn work() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("manifests")
+}
+
 fn build_all() -> Vec<Variant> {
     check_kubectl();
     // A copy, for a kustomization may only name what lies beside it, and those
     // that take a component over the base are made here.
-    let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join("manifests");
-    let _ = fs::remove_dir_all(&work);
-    let tree = work.join("k8s");
+    let _ = fs::remove_dir_all(work());
+    let tree = work().join("k8s");
     copy(&root().join("k8s"), &tree);
-    let mut variants = vec![build(&work, "base", &tree.join("base"))];
+    let mut variants = vec![build("base", &tree.join("base"))];
     for component in directories(&tree.join("components")) {
         let name = format!("components-{}", file_name(&component));
         let over_base = over_base(&tree.join(&name), &component);
-        variants.push(build(&work, &name, &over_base));
+        variants.push(build(&name, &over_base));
     }
     for overlay in directories(&tree.join("overlays")) {
-        variants.push(build(&work, &format!("overlays-{}", file_name(&overlay)), &overlay));
+        variants.push(build(&format!("overlays-{}", file_name(&overlay)), &overlay));
     }
     variants
+}
+
+/// What a kustomization makes that stands in a directory of its own beside `parent`'s
+/// others.
+pub fn build_beside(parent: &str, name: &str, kustomization: &str) -> Variant {
+    variants();
+    let directory = work().join("k8s").join(parent).join(name);
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("kustomization.yaml"), kustomization).unwrap();
+    build(name, &directory)
 }
 
 fn over_base(directory: &Path, component: &Path) -> PathBuf {
@@ -201,13 +215,13 @@ fn over_base(directory: &Path, component: &Path) -> PathBuf {
     directory.to_owned()
 }
 
-fn build(work: &Path, name: &str, directory: &Path) -> Variant {
+fn build(name: &str, directory: &Path) -> Variant {
     let output = kubectl(&["kustomize", directory.to_str().unwrap()]);
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     // What is deprecated in a kustomization is said here.
     assert!(output.stderr.is_empty(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     let yaml = String::from_utf8(output.stdout).unwrap();
-    fs::write(work.join(format!("{name}.yaml")), &yaml).unwrap();
+    fs::write(work().join(format!("{name}.yaml")), &yaml).unwrap();
     Variant { name: name.to_owned(), documents: parse(&yaml) }
 }
 

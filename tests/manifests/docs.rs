@@ -1,1 +1,313 @@
+//! docs/operations.md and the README say what the manifests say.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use clap::CommandFactory;
+use k8s_openapi::api::core::v1::Probe;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use zmq_echo::config::{ProbeConfig, ServerConfig};
+use zmq_echo::router::{Limits, Reason};
+use zmq_echo::side_port::PATHS;
+
+use crate::build::{NAME, Server, VERSION, build_beside, name_of, root, sources, variant};
+use crate::lifecycle::{grace, pre_stop};
+use crate::memory::{self, resource};
+use crate::probes::seconds;
+use crate::server::{config, probe_config};
+
+const OPERATIONS: &str = include_str!("../../docs/operations.md");
+const README: &str = include_str!("../../README.md");
+const DEPLOYMENT: &str = include_str!("../../k8s/base/deployment.yaml");
+
+/// The rows of the table whose header starts so, cells trimmed.
+fn table(text: &'static str, header: &str) -> Vec<Vec<&'static str>> {
+    let (_, rest) = text.split_once(header).unwrap_or_else(|| panic!("no table `{header}`"));
+    let rows = rest.lines().skip(2).take_while(|line| line.starts_with('|'));
+    rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
+}
+
+/// What stands between backticks, outside of code blocks.
+fn code(text: &'static str) -> impl Iterator<Item = &'static str> {
+    let prose = text.split("```").step_by(2);
+    prose.flat_map(|prose| prose.split('`').skip(1).step_by(2))
+}
+
+#[track_caller]
+fn says(text: &str, sentence: &str) {
+    let text = text.replace("\n# ", "\n").split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = text.replace(" # ", " ");
+    assert!(text.contains(sentence), "it does not say `{sentence}`");
+}
+
+fn base() -> Server {
+    variant("base").server()
+}
+
+fn base_and_production() -> [Server; 2] {
+    [base(), variant("overlays-production").server()]
+}
+
+fn plain(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+#[test]
+fn the_timeline_has_the_times_of_the_manifests() {
+    for server in base_and_production() {
+        let (drain, pre_stop) = (config(&server).drain(), pre_stop(&server));
+        let listening = pre_stop + drain.delay;
+        let times = [
+            Duration::ZERO,
+            listening,
+            listening + drain.quiet,
+            pre_stop + drain.timeout - drain.reserve(),
+            pre_stop + drain.timeout,
+            grace(&server),
+        ];
+        let times = times.map(|time| format!("{} s", time.as_secs_f64()));
+        let rows = table(OPERATIONS, "| at | kubelet |");
+        let stated: Vec<_> = rows.iter().map(|row| row[0]).collect();
+        assert_eq!(stated, times, "{}", server.variant);
+    }
+}
+
+#[test]
+fn the_times_in_the_text_are_those_of_the_manifests() {
+    let server = base();
+    let (drain, pre_stop, grace) = (config(&server).drain(), pre_stop(&server), grace(&server));
+    says(
+        OPERATIONS,
+        &format!(
+            "`preStop` ({} s), `--drain-quiet` ({}), `--drain-timeout` ({},",
+            pre_stop.as_secs(),
+            plain(drain.quiet),
+            plain(drain.timeout),
+        ),
+    );
+    says(OPERATIONS, &format!("`terminationGracePeriodSeconds` ({})", grace.as_secs()));
+    says(OPERATIONS, &format!("`--drain-delay`, which is {}", plain(drain.delay)));
+    says(
+        DEPLOYMENT,
+        &format!(
+            "Above preStop ({} s) and the drain's timeout ({} s), with {} s to spare",
+            pre_stop.as_secs(),
+            drain.timeout.as_secs(),
+            (grace - pre_stop - drain.timeout).as_secs(),
+        ),
+    );
+}
+
+#[test]
+fn the_probes_in_the_text_are_those_of_the_manifests() {
+    let server = base();
+    let container = server.container();
+    let liveness = container.liveness_probe.as_ref().unwrap();
+    let readiness = container.readiness_probe.as_ref().unwrap();
+    let command = liveness.exec.as_ref().unwrap().command.clone().unwrap();
+    let limit = plain(probe_config(container, &command).timeout).replace("ms", " ms");
+    let period = seconds(liveness.period_seconds).as_secs();
+    let timeout = seconds(liveness.timeout_seconds).as_secs();
+    says(OPERATIONS, &format!("Liveness is an exec of `{}`", command.join(" ")));
+    assert_eq!(liveness.failure_threshold, Some(3));
+    says(OPERATIONS, &format!("Three in a row must fail, {period} s apart"));
+    says(OPERATIONS, &format!("gives up after {limit}"));
+    says(OPERATIONS, &format!("the kubelet's {timeout} s are for"));
+    says(OPERATIONS, &format!("needed more than {timeout} s to start the probe"));
+    says(OPERATIONS, &format!("every {} s, and two", seconds(readiness.period_seconds).as_secs()));
+    assert_eq!(readiness.failure_threshold, Some(2));
+    says(DEPLOYMENT, "Three in a row,");
+    says(DEPLOYMENT, &format!("every {period} s, for each is a process"));
+    says(DEPLOYMENT, &format!("gives up after {limit}"));
+    // 5 ms each time.
+    says(OPERATIONS, &format!("At every {period} s it is {} millicores", 5.0 / period as f64));
+    let cpu = resource(container, "requests", "cpu").unwrap();
+    says(OPERATIONS, &format!("of {cpu} that it asked for"));
+}
+
+#[test]
+fn the_sizes_are_those_of_the_manifests() {
+    let of_both = |value: &dyn Fn(&Server) -> String| base_and_production().map(|one| value(&one));
+    let requested = |list: &'static str, name: &'static str| {
+        of_both(&move |server| resource(server.container(), list, name).unwrap())
+    };
+    let expected = [
+        ("replicas", of_both(&|server| server.deployment.spec.replicas.unwrap().to_string())),
+        ("CPU requested", requested("requests", "cpu")),
+        ("memory requested", requested("requests", "memory")),
+        ("memory limit", requested("limits", "memory")),
+        ("`--peer-limit`", of_both(&|server| config(server).peer_limit.to_string())),
+        ("`--socket-buffer`", of_both(&|server| config(server).socket_buffer.to_string())),
+    ];
+    let rows = table(OPERATIONS, "| what | base | production |");
+    let expected: Vec<_> = expected.iter().map(|(what, [a, b])| vec![*what, a, b]).collect();
+    assert_eq!(rows, expected);
+}
+
+#[test]
+fn the_memory_adds_up_as_the_code_has_it() {
+    let both = base_and_production();
+    let rows = table(OPERATIONS, "| MiB | base | production |");
+    for (column, server) in both.iter().enumerate() {
+        let limits = config(server).limits();
+        let limit = memory::bytes(&resource(server.container(), "limits", "memory").unwrap());
+        let parts = parts(&limits);
+        assert_eq!(parts.iter().sum::<usize>(), memory::most(&limits));
+        let rounded = |bytes: usize| bytes.div_ceil(1 << 20);
+        let mut expected: Vec<_> = parts.map(rounded).to_vec();
+        expected.push(expected.iter().sum());
+        expected.push(rounded(limit));
+        let stated: Vec<usize> = rows.iter().map(|row| row[column + 1].parse().unwrap()).collect();
+        assert_eq!(stated, expected, "{}", server.variant);
+    }
+}
+
+/// The rows of the table of memory, in bytes.
+fn parts(limits: &Limits) -> [usize; 6] {
+    let without = |change: &dyn Fn(&mut Limits)| {
+        let mut rest = *limits;
+        change(&mut rest);
+        limits.most_memory() - rest.most_memory()
+    };
+    let peers = without(&|rest| rest.peers = 0);
+    let pool = without(&|rest| rest.buffer_bytes = 0);
+    let side_port = zmq_echo::side_port::CONNECTIONS * memory::SIDE_CONNECTION;
+    let under_way = limits.most_memory() - peers - pool;
+    [peers, pool, under_way, memory::sockets(limits), side_port, memory::PROCESSES]
+}
+
+#[test]
+fn the_rates_are_what_the_cpu_request_carries() {
+    let cpu = resource(base().container(), "requests", "cpu").unwrap();
+    let millicores: f64 = cpu.strip_suffix('m').unwrap().parse().unwrap();
+    for row in table(OPERATIONS, "| clients | CPU of a message |") {
+        let number = |cell: &str| cell.split(' ').next().unwrap().parse::<f64>().unwrap();
+        let carried = millicores / number(row[1]);
+        let share = number(row[2]) / carried;
+        assert!((0.93..=1.0).contains(&share), "{row:?}: {carried} k/s");
+    }
+}
+
+#[test]
+fn every_series_that_is_named_is_there() {
+    let (_, scraped) = base_metrics();
+    let texts = sources().into_iter().map(|(_, text)| text).chain([OPERATIONS.to_owned()]);
+    for text in texts {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for word in words {
+            if word.starts_with("zmq_echo_") || word.starts_with("process_") {
+                assert!(scraped.contains(&format!("# TYPE {word} ")), "{word}");
+            }
+        }
+    }
+}
+
+fn base_metrics() -> (u16, String) {
+    crate::server::run(&base()).get("/metrics")
+}
+
+#[test]
+fn every_flag_that_is_named_is_one() {
+    let flags: BTreeSet<_> = [ServerConfig::command(), ProbeConfig::command()]
+        .iter()
+        .flat_map(|command| command.get_arguments())
+        .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
+        .collect();
+    let named: Vec<_> = code(OPERATIONS).filter(|code| code.starts_with("--")).collect();
+    assert!(named.len() > 10, "{named:?}");
+    for flag in named {
+        assert!(flags.contains(flag), "{flag}");
+    }
+}
+
+#[test]
+fn every_reason_that_is_named_is_one() {
+    let rows = table(OPERATIONS, "| symptom | look at |");
+    let reasons = rows.iter().filter(|row| row[0].starts_with("clients "));
+    let mut seen = 0;
+    for word in reasons.flat_map(|row| code(row[2])) {
+        let is_word = word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        if is_word && !word.starts_with("zmq_echo_") && word != "failed" {
+            assert!(Reason::ALL.iter().any(|reason| reason.as_str() == word), "{word}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 5);
+}
+
+#[test]
+fn every_object_that_is_named_is_there() {
+    let there: BTreeSet<_> =
+        variant("overlays-local").documents.iter().map(|one| name_of(one).to_lowercase()).collect();
+    let words = [OPERATIONS, README]
+        .into_iter()
+        .flat_map(|text| text.split(|c: char| !c.is_ascii_alphanumeric() && !"/-".contains(c)));
+    let named: Vec<_> = words
+        .filter(|word| ["deployment/", "job/"].iter().any(|kind| word.starts_with(kind)))
+        .collect();
+    assert!(named.len() > 4, "{named:?}");
+    for name in named {
+        assert!(there.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for link in OPERATIONS.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        assert!(root().join("docs").join(link).exists(), "{link}");
+    }
+}
+
+#[test]
+fn the_other_probes_are_an_overlay_that_builds_and_asks_the_side_port() {
+    let (_, rest) = OPERATIONS.split_once("```yaml\n").unwrap();
+    let (kustomization, _) = rest.split_once("```").unwrap();
+    let other = build_beside("overlays", "http-probes", kustomization);
+    let other: k8s_openapi::api::apps::v1::Deployment = other.named(NAME);
+    let container = &other.spec.template.spec.unwrap().containers[0];
+    let asks = |probe: &Option<Probe>, path: &str| {
+        let action = probe.as_ref().unwrap().http_get.clone().expect("an httpGet");
+        assert_eq!(action.path.as_deref(), Some(path));
+        assert!(PATHS.iter().any(|(known, _)| *known == path));
+        assert_eq!(action.port, IntOrString::String("http".to_owned()));
+    };
+    asks(&container.liveness_probe, "/livez");
+    asks(&container.readiness_probe, "/readyz");
+    // It reports by itself after this.
+    let timeout = seconds(container.liveness_probe.as_ref().unwrap().timeout_seconds);
+    assert!(timeout > zmq_echo::side_port::LIVE_LIMIT);
+}
+
+#[test]
+fn the_readme_lists_every_directory_of_the_manifests() {
+    let rows = table(README, "| directory | what it is |");
+    let listed: BTreeSet<_> =
+        rows.iter().map(|row| root().join(row[0].trim_matches('`'))).collect();
+    let held: BTreeSet<_> = sources()
+        .into_iter()
+        .filter(|(path, _)| path.file_name().is_some_and(|name| name == "kustomization.yaml"))
+        .map(|(path, _)| path.parent().unwrap().to_owned())
+        .collect();
+    assert_eq!(listed, held);
+}
+
+#[test]
+fn the_walk_through_makes_and_loads_the_image_that_the_manifests_run() {
+    let (_, section) = README.split_once("## In a cluster\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let commands: Vec<_> = section.split("```").nth(1).unwrap().lines().skip(1).collect();
+    assert_eq!(commands.len(), 4);
+    let image = format!("{NAME}:{VERSION}");
+    for command in &commands[..2] {
+        assert!(command.split(' ').any(|word| word == image), "{command}");
+    }
+    let applied = commands[2].split(' ').nth(3).unwrap();
+    assert!(root().join(applied).join("kustomization.yaml").exists(), "{applied}");
+    for command in &commands[2..] {
+        assert!(command.contains(&format!("--namespace {NAME} ")), "{command}");
+    }
+    let local = variant("overlays-local");
+    for container in local.pods().iter().flat_map(|pod| pod.containers()) {
+        assert_eq!(container.image, Some(image.clone()));
+    }
+}

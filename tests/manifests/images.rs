@@ -1,6 +1,8 @@
 //! One Deployment, one image, the release's tag, and no digest that nobody verified.
 
-use crate::build::{NAME, VERSION, parse, pods, sources};
+use k8s_openapi::api::apps::v1::Deployment;
+
+use crate::build::{NAME, VERSION, build_beside, parse, pods, sources};
 use crate::probes::program;
 
 #[test]
@@ -51,12 +53,29 @@ fn no_digest_stands_in_the_tree() {
 }
 
 #[test]
+fn a_digest_reaches_the_deployment_and_no_component_takes_it_off() {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let image = format!("registry.example/{NAME}@{digest}");
+    // As `kustomize edit set image` writes it, and load over it.
+    let with_digest = format!(
+        "resources: [../production]\n\
+         images: [{{name: {NAME}, newName: registry.example/{NAME}, digest: '{digest}'}}]\n"
+    );
+    build_beside("overlays", "digest", &with_digest);
+    let with_load =
+        format!("namespace: {NAME}\nresources: [../digest]\ncomponents: [../../components/load]\n");
+    let loaded = build_beside("overlays", "digest-and-load", &with_load);
+    let deployment: Deployment = loaded.named(NAME);
+    let container = &deployment.spec.template.spec.unwrap().containers[0];
+    assert_eq!(container.image, Some(image));
+}
+
+#[test]
 fn every_command_of_ours_is_a_program_of_the_image() {
     for pod in pods() {
         for container in pod.containers() {
             let [command] = &container.command.clone().unwrap_or_default()[..] else { continue };
-            // The load generator has tests of its own.
-            if command.starts_with("/zmq-echo-") && command != "/zmq-echo-load" {
+            if command.starts_with("/zmq-echo-") {
                 program(command);
             }
         }

@@ -6,6 +6,7 @@ mod docs;
 mod images;
 mod labels;
 mod lifecycle;
+mod load;
 mod memory;
 mod network;
 mod overlays;

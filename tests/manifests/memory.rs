@@ -8,11 +8,11 @@ use crate::build::{Server, pods};
 use crate::server::config;
 
 /// The process without a peer, and a probe beside it: 5 MiB and 4 MiB were measured.
-const PROCESSES: usize = 16 << 20;
+pub const PROCESSES: usize = 16 << 20;
 
 /// What a connection to the side port can leave in the kernel: net.ipv4.tcp_rmem's
 /// default, for the server reads no more than a head of it.
-const SIDE_CONNECTION: usize = 128 << 10;
+pub const SIDE_CONNECTION: usize = 128 << 10;
 
 /// The most that the container can come to, in bytes.
 pub fn most(limits: &Limits) -> usize {

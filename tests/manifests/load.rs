@@ -1,0 +1,81 @@
+//! The Job's command line is one that the load generator takes, and it works.
+
+use clap::CommandFactory;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Container, Service};
+use zmq_echo::load::config::LoadConfig;
+
+use crate::build::{NAME, Variant, variant};
+use crate::probes::program;
+use crate::server::as_flags;
+use crate::support;
+
+fn with_load() -> &'static Variant {
+    variant("components-load")
+}
+
+fn job() -> Job {
+    with_load().named("zmq-echo-load")
+}
+
+/// The container, with what the kubelet puts in place of its variables.
+fn container() -> Container {
+    let mut container = job().spec.unwrap().template.spec.unwrap().containers.remove(0);
+    let namespace = job().metadata.namespace.expect("a namespace");
+    let stated = container.env.iter().flatten();
+    let variable = stated.clone().find(|one| one.name == "POD_NAMESPACE").expect("the variable");
+    let source = variable.value_from.as_ref().and_then(|source| source.field_ref.as_ref());
+    assert_eq!(source.expect("a field").field_path, "metadata.namespace");
+    for arg in container.args.iter_mut().flatten() {
+        *arg = arg.replace("$(POD_NAMESPACE)", &namespace);
+        assert!(!arg.contains("$("), "{arg}");
+    }
+    container
+}
+
+fn config() -> LoadConfig {
+    let flags = as_flags(&LoadConfig::command(), &container());
+    LoadConfig::parse_args(flags).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn it_follows_the_endpoints_of_the_headless_service_by_the_name_of_their_port() {
+    let headless: Service = with_load().named("zmq-echo-headless");
+    let [port] = &headless.spec.unwrap().ports.unwrap()[..] else { panic!("one port") };
+    let port = port.name.clone().unwrap();
+    let followed = config().discover.expect("endpoints to discover").to_string();
+    assert_eq!(followed, format!("k8s://{NAME}/zmq-echo-headless:{port}"));
+}
+
+#[test]
+fn it_is_over_before_its_deadline() {
+    let deadline = job().spec.unwrap().active_deadline_seconds.expect("a deadline");
+    // The other half is for the image to be pulled and the service to come.
+    assert!(config().duration.as_secs() * 2 <= u64::try_from(deadline).unwrap());
+}
+
+#[test]
+fn it_is_run_once_and_goes_when_it_was_read() {
+    let job = job().spec.unwrap();
+    assert_eq!(job.backoff_limit, Some(0));
+    assert!(job.ttl_seconds_after_finished > Some(0));
+}
+
+#[test]
+fn it_puts_a_server_under_load_as_it_is_written() {
+    let server = support::Server::start(&[]);
+    let container = container();
+    let mut args = container.args.unwrap();
+    let discover = args.iter().position(|arg| arg == "--discover").expect("endpoints");
+    args.drain(discover..discover + 2);
+    let duration = args.iter().position(|arg| arg == "--duration").expect("a duration");
+    args[duration + 1] = "500ms".to_owned();
+    // A machine that runs other tests beside this one has no second to promise.
+    let timeout = args.iter().position(|arg| arg == "--timeout").expect("a timeout");
+    args[timeout + 1] = "1m".to_owned();
+    args.push(server.endpoint.clone());
+    let mut load = support::command(program(&container.command.unwrap()[0]));
+    let output = load.args(args).output().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    assert!(server.metric("zmq_echo_requests_total{source=\"client\"}") > 0.0);
+}
