@@ -8,11 +8,13 @@ mod labels;
 mod lifecycle;
 mod load;
 mod memory;
+mod monitoring;
 mod network;
 mod overlays;
 mod pod_security;
 mod probes;
 mod rbac;
+mod scaling;
 mod server;
 #[allow(dead_code, reason = "shared with the integration tests")]
 #[path = "../support.rs"]
