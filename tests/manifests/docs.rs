@@ -190,6 +190,25 @@ fn the_rates_are_what_the_cpu_request_carries() {
 }
 
 #[test]
+fn the_metrics_that_scale_are_those_of_the_autoscaler() {
+    let rows = table(OPERATIONS, "| metric | each pod's target |");
+    let stated: Vec<_> = rows
+        .iter()
+        .map(|row| (row[0].trim_matches('`').to_owned(), row[1].parse::<f64>().unwrap()))
+        .collect();
+    let autoscaler = crate::scaling::with_hpa();
+    assert_eq!(stated, crate::scaling::targets(&autoscaler));
+    says(
+        OPERATIONS,
+        &format!(
+            "{} replicas at least, {} at most",
+            autoscaler.spec.min_replicas.unwrap(),
+            autoscaler.spec.max_replicas,
+        ),
+    );
+}
+
+#[test]
 fn every_series_that_is_named_is_there() {
     let (_, scraped) = base_metrics();
     let texts = sources().into_iter().map(|(_, text)| text).chain([OPERATIONS.to_owned()]);

@@ -16,7 +16,7 @@ fn hpa(variant: &'static Variant) -> HorizontalPodAutoscaler {
     variant.named(NAME)
 }
 
-fn with_hpa() -> HorizontalPodAutoscaler {
+pub fn with_hpa() -> HorizontalPodAutoscaler {
     hpa(variant("components-hpa"))
 }
 
@@ -41,7 +41,7 @@ fn number(quantity: &str) -> f64 {
 }
 
 /// The metrics of an autoscaler with their targets per pod.
-fn targets(autoscaler: &HorizontalPodAutoscaler) -> Vec<(String, f64)> {
+pub fn targets(autoscaler: &HorizontalPodAutoscaler) -> Vec<(String, f64)> {
     let metrics = autoscaler.spec.metrics.clone().unwrap();
     let target = |target: &MetricTarget| {
         assert_eq!(target.type_, "AverageValue");
