@@ -153,6 +153,7 @@ fn the_load_waits_for_a_service_that_has_no_endpoint_yet() {
     let mut probe = support::command(program(&command[0]));
     probe.args(["--endpoint", &format!("tcp://{address}"), "--timeout", &limit]);
     let mut probe = support::Process::spawn(&mut probe);
+    // For a few refusals. With fewer, or none, the test shows less and still passes.
     thread::sleep(Duration::from_millis(300));
     assert!(probe.is_running(), "it did not wait");
     drop(socket);
