@@ -2,6 +2,7 @@
 //! of them. They are read as a cluster gets them: built by `kubectl kustomize`.
 
 mod build;
+mod dashboard;
 mod docs;
 mod images;
 mod labels;
