@@ -331,3 +331,25 @@ fn every_alert_has_a_runbook_where_it_points() {
         assert!(["critical", "warning"].contains(&text(&rule["labels"]["severity"])), "{alert}");
     }
 }
+
+/// The bound of a histogram's bucket, so that it is counted and not guessed.
+#[test]
+fn slow_is_the_same_everywhere_and_what_the_texts_say() {
+    let bounds: BTreeSet<_> = all()
+        .iter()
+        .filter(|expression| !expression.origin.contains(".json"))
+        .flat_map(|expression| named(&expression.text).selectors)
+        .flat_map(|selector| selector.matchers)
+        .filter(|(label, ..)| label == "le")
+        .map(|(_, sign, value)| (sign, value))
+        .collect();
+    let [(sign, bound)] = &bounds.into_iter().collect::<Vec<_>>()[..] else { panic!("one bound") };
+    assert_eq!(sign, "=");
+    let seconds: f64 = bound.parse().expect("a number");
+    assert!(zmq_echo::metrics::LATENCY_BUCKETS.contains(&seconds));
+    let said = format!(" {} ms", seconds * 1000.0);
+    for file in ["k8s/components/prometheus/rules.yml", "docs/operations.md"] {
+        let text = fs::read_to_string(root().join(file)).expect(file);
+        assert!(text.contains(&said), "{file}: {said}");
+    }
+}

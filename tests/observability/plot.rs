@@ -29,7 +29,7 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 } \
 .note { fill: #59636e; font-size: 12px } .title { font-weight: 600 } \
 .grid { stroke: #d8dee4 } .zero { stroke: #818b98 } \
 .load { fill: #eaeef2 } .sent { fill: none; stroke: #59636e; stroke-width: 1.5; stroke-dasharray: 2 3 } \
-.curve-text { fill: #0969da } .target { stroke: #bc4c00; stroke-dasharray: 5 4 } .target-text { fill: #bc4c00 } \
+.target { stroke: #bc4c00; stroke-dasharray: 5 4 } .target-text { fill: #bc4c00 } \
 .curve { fill: none; stroke: #0969da; stroke-width: 2; stroke-linejoin: round } \
 .replicas { fill: none; stroke: #1a7f37; stroke-width: 2.5 } \
 .continued { fill: #8250df; opacity: 0.06 }";
@@ -69,10 +69,8 @@ impl Plot<'_> {
         let requests = self.panel(0, "Requests a second, all pods together", most);
         self.sent(&requests);
         self.curve("curve", &requests, false, |look| look.sample.requests);
-        let x = self.x(self.curves.load_ended) + 8.0;
-        let (high, low) = (requests.top + 12.0, requests.top + 29.0);
-        self.text("note", x, high, "start", &format!("dotted: sent, {}", self.curves.rate));
-        self.text("note curve-text", x, low, "start", "as Prometheus has it, over two minutes");
+        let legend = "dotted: as the clients send; line: as Prometheus has it, over two minutes";
+        self.text("note", WIDTH - RIGHT, TOP - 10.0, "end", legend);
 
         let target = Autoscaler::new(self.curves.spec.clone()).target(0);
         let most = self.most(|look| look.per_pod).max(target);
@@ -98,7 +96,7 @@ impl Plot<'_> {
             "<rect class=\"continued\" x=\"{start:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{shaded}\"/>",
             end - start
         ));
-        self.text("note", end, TOP - 30.0, "end", "shaded: as Prometheus saw it last");
+        self.text("note", end, TOP - 30.0, "end", "shaded: the last value goes on");
     }
 
     /// Title, grid and axes of a panel, with the time of the load behind them.
