@@ -18,3 +18,4 @@ mod scaling;
 #[allow(dead_code, reason = "shared with the integration tests")]
 #[path = "../support.rs"]
 mod support;
+mod syntax;
