@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use serde_json::{Value, json};
 use zmq_echo::router::Reason;
 
 use crate::build::{NAME, Variant, root, variant};
-use crate::monitoring::component_file;
+use crate::monitoring::{PROMETHEUS, component_file};
 
 /// The file that the sidecar writes, in a directory with everyone's.
 const FILE: &str = "zmq-echo.json";
@@ -333,4 +333,23 @@ fn the_replicas_that_are_wanted_are_those_of_the_manifests() {
         assert!(!uses.is_empty(), "{metric}");
         assert!(uses.iter().all(|it| it.contains(&format!("{label}=\"{NAME}\""))), "{uses:?}");
     }
+}
+
+#[test]
+fn the_page_about_it_is_right() {
+    let (_, section) = OPERATIONS.split_once("\n### The dashboard\n").expect("a section");
+    let section = section.split("\n## ").next().unwrap();
+    let named = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let rows: Vec<_> = named.skip(2).collect();
+    let mut panels = panels_and_rows();
+    panels.retain(|panel| panel["type"] == "row");
+    let titles: Vec<_> = panels.iter().map(|row| text(&row["title"])).collect();
+    assert_eq!(rows, titles);
+    let name = config_map().metadata.name.unwrap();
+    assert!(section.contains(&format!("`{name}`")), "{name}");
+    let service: Service = variant("components-prometheus").named(PROMETHEUS);
+    let namespace = service.metadata.namespace.unwrap();
+    let port = service.spec.unwrap().ports.unwrap()[0].port;
+    let address = format!("`http://{PROMETHEUS}.{namespace}.svc:{port}`");
+    assert!(section.contains(&address), "{address}");
 }
