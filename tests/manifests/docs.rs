@@ -294,6 +294,28 @@ fn every_object_that_is_named_is_there() {
 }
 
 #[test]
+fn every_service_and_path_that_is_named_is_there() {
+    let there: BTreeSet<_> = variant("overlays-autoscaled")
+        .documents
+        .iter()
+        .map(|document| name_of(document).to_lowercase())
+        .collect();
+    let belongs = |c: char| c.is_ascii_alphanumeric() || "/-._".contains(c);
+    let words = [OPERATIONS, README].into_iter().flat_map(|text| text.split(|c| !belongs(c)));
+    let (mut services, mut paths) = (0, 0);
+    for word in words.map(|word| word.trim_end_matches('.')) {
+        if word.starts_with("service/") {
+            assert!(there.contains(word), "{word}");
+            services += 1;
+        } else if word.starts_with("k8s/") {
+            assert!(root().join(word).exists(), "{word}");
+            paths += 1;
+        }
+    }
+    assert!(services >= 2 && paths > 15, "{services} services, {paths} paths");
+}
+
+#[test]
 fn every_link_leads_somewhere() {
     for link in OPERATIONS.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
         assert!(root().join("docs").join(link).exists(), "{link}");

@@ -211,9 +211,11 @@ fn faults(expression: &Expression, metrics: &Metrics, recorded: &BTreeSet<String
         .filter_map(|selector| fault(selector, metrics, recorded))
         .map(|fault| format!("{}: {fault}", expression.origin))
         .collect();
-    let labels: BTreeSet<_> = metrics.values().flat_map(|labels| labels.keys()).collect();
+    let ours = metrics.values().flat_map(|labels| labels.keys().map(String::as_str));
+    let of_others = OTHERS.iter().flat_map(|(_, labels)| labels.iter().copied());
+    let labels: BTreeSet<_> = ours.chain(of_others).chain(TARGET).collect();
     for label in &named.labels {
-        if !TARGET.contains(&label.as_str()) && !labels.contains(label) {
+        if !labels.contains(label.as_str()) {
             faults.push(format!("{}: no label {label}", expression.origin));
         }
     }
