@@ -151,6 +151,11 @@ impl Drain {
         signalled + self.policy.timeout - self.policy.reserve() / 4
     }
 
+    /// When the process must have ended, or `None` while nobody has asked for a drain.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.signalled().map(|signalled| signalled + self.policy.timeout)
+    }
+
     /// How long ago the signal came.
     pub fn elapsed(&self, now: Instant) -> Duration {
         self.signalled().map_or(Duration::ZERO, |signalled| now - signalled)

@@ -58,6 +58,8 @@ pub struct Metrics {
     pub undeliverable_deadline: IntCounter,
     /// 1 from the signal on.
     pub draining: IntGauge,
+    /// When the drain is over at the latest, in seconds since the epoch.
+    pub drain_deadline: Gauge,
 }
 
 /// What a ROUTER socket counts of its connections.
@@ -254,6 +256,13 @@ impl Metrics {
             rejected: counter(r, "zmq_echo_rejected_total", "Requests that the handler refused."),
             undeliverable_deadline: undeliverable.with_label_values(&["deadline"]),
             draining: gauge(r, "zmq_echo_draining", "1 while the server drains, else 0."),
+            drain_deadline: register(
+                r,
+                Gauge::new(
+                    "zmq_echo_drain_deadline_timestamp_seconds",
+                    "When the drain is over at the latest, in Unix time; 0 before it begins.",
+                ),
+            ),
             registry: registry.clone(),
         };
         register(r, Ok(log_records_dropped));

@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant as TokioInstant, sleep_until};
 use tracing::{Level, debug, enabled, info, trace};
@@ -179,8 +179,16 @@ where
         self.drain.begin(signal.at);
         self.gone_before = self.metrics.socket.undeliverable_peer_gone.get();
         self.health.enter(Phase::Draining);
+        self.metrics.drain_deadline.set(self.deadline_in_unix_time());
         self.metrics.draining.set(1);
         info!(signal = signal.name, peers = self.metrics.socket.peers.get(), "draining");
+    }
+
+    /// In seconds, by the wall clock as it stands: what scrapes has no other.
+    fn deadline_in_unix_time(&self) -> f64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let left = self.drain.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        (now + left.unwrap_or_default()).as_secs_f64()
     }
 
     /// Answers `first` and what is ready behind it, [`BATCH`] requests at most.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use zeromq::{SocketRecv, SocketSend};
@@ -46,6 +46,22 @@ async fn connected_peers_are_served_until_they_are_quiet() {
     assert_eq!(drained["reason"], "quiet");
     assert_eq!(drained["answered"], 3);
     assert!(drained["duration"].as_f64().unwrap() >= 5.0, "{drained}");
+}
+
+#[tokio::test]
+async fn the_deadline_is_shown_from_the_signal_on() {
+    let unix_time = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let server = Server::start(&["--drain-delay", "30s", "--drain-timeout", "1m"]);
+    let _dealer = server.dealer().await;
+    let deadline = "zmq_echo_drain_deadline_timestamp_seconds";
+    assert_eq!(server.metric(deadline), 0.0);
+    let before = unix_time();
+    server.signal(Signal::TERM);
+    server.wait_for_metric("zmq_echo_draining", |draining| draining == 1.0);
+    let earliest = before + 60.0;
+    // A millisecond for the text, which has no more digits than it needs.
+    let range = earliest - 0.001..=unix_time() + 60.001;
+    assert!(range.contains(&server.metric(deadline)), "{range:?}");
 }
 
 #[tokio::test]

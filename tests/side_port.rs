@@ -18,7 +18,7 @@ use crate::support::{Server, echo, get, message, request, sample, zmtp};
 
 /// Every series of the service but those by reason, with its type, as the contract
 /// has it.
-const SERIES: [(&str, &str); 26] = [
+const SERIES: [(&str, &str); 27] = [
     ("zmq_echo_requests_total{source=\"client\"}", "counter"),
     ("zmq_echo_requests_total{source=\"probe\"}", "counter"),
     ("zmq_echo_request_duration_seconds", "histogram"),
@@ -33,6 +33,7 @@ const SERIES: [(&str, &str); 26] = [
     ("zmq_echo_pending_replies", "gauge"),
     ("zmq_echo_buffered_bytes", "gauge"),
     ("zmq_echo_draining", "gauge"),
+    ("zmq_echo_drain_deadline_timestamp_seconds", "gauge"),
     ("zmq_echo_log_records_dropped_total", "counter"),
     ("zmq_echo_build_info{version,revision}", "gauge"),
     ("zmq_echo_limit_peers", "gauge"),

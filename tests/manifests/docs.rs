@@ -13,6 +13,7 @@ use zmq_echo::side_port::PATHS;
 use crate::build::{NAME, Server, VERSION, build_beside, name_of, root, sources, variant};
 use crate::lifecycle::{grace, pre_stop};
 use crate::memory::{self, resource};
+use crate::monitoring::component_file;
 use crate::probes::seconds;
 use crate::server::{config, probe_config};
 
@@ -189,17 +190,58 @@ fn the_rates_are_what_the_cpu_request_carries() {
 }
 
 #[test]
+fn the_metrics_that_scale_are_those_of_the_autoscaler() {
+    let rows = table(OPERATIONS, "| metric | each pod's target |");
+    let stated: Vec<_> = rows
+        .iter()
+        .map(|row| (row[0].trim_matches('`').to_owned(), row[1].parse::<f64>().unwrap()))
+        .collect();
+    let autoscaler = crate::scaling::with_hpa();
+    assert_eq!(stated, crate::scaling::targets(&autoscaler));
+    says(
+        OPERATIONS,
+        &format!(
+            "{} replicas at least, {} at most",
+            autoscaler.spec.min_replicas.unwrap(),
+            autoscaler.spec.max_replicas,
+        ),
+    );
+}
+
+#[test]
 fn every_series_that_is_named_is_there() {
     let (_, scraped) = base_metrics();
     let texts = sources().into_iter().map(|(_, text)| text).chain([OPERATIONS.to_owned()]);
+    let (rules, _) = component_file("prometheus/rules.yml");
+    let (adapter, _) = component_file("hpa/prometheus-adapter-values.yaml");
     for text in texts {
-        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        for word in words {
-            if word.starts_with("zmq_echo_") || word.starts_with("process_") {
-                assert!(scraped.contains(&format!("# TYPE {word} ")), "{word}");
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && !"_:".contains(c));
+        for word in words.filter(|word| word.contains("zmq_echo_") || word.contains("process_")) {
+            if word.split(':').count() == 3 {
+                assert!(rules.contains(&format!("record: {word}\n")), "{word}");
+            } else {
+                let word = word.trim_matches(':');
+                let made = made_by_the_adapter(&adapter, word);
+                assert!(made || is_scraped(&scraped, word), "{word}");
             }
         }
     }
+}
+
+/// Under its own name, as a part of a histogram, or as the beginning of a pattern.
+fn is_scraped(scraped: &str, word: &str) -> bool {
+    let family = ["_bucket", "_count", "_sum"].iter().find_map(|part| word.strip_suffix(part));
+    let is_histogram = |name| scraped.contains(&format!("# TYPE {name} histogram\n"));
+    scraped.contains(&format!("# TYPE {word} "))
+        || family.is_some_and(is_histogram)
+        || word.ends_with('_') && scraped.contains(&format!("# TYPE {word}"))
+}
+
+/// Says it itself, or has it from a counter.
+fn made_by_the_adapter(values: &str, word: &str) -> bool {
+    let counter = word.strip_suffix("_per_second").map(|name| format!("{name}_total{{"));
+    values.contains(&format!("as: {word}\n"))
+        || counter.is_some_and(|counter| values.contains(&format!("seriesQuery: {counter}")))
 }
 
 fn base_metrics() -> (u16, String) {
@@ -249,6 +291,28 @@ fn every_object_that_is_named_is_there() {
     for name in named {
         assert!(there.contains(name), "{name}");
     }
+}
+
+#[test]
+fn every_service_and_path_that_is_named_is_there() {
+    let there: BTreeSet<_> = variant("overlays-autoscaled")
+        .documents
+        .iter()
+        .map(|document| name_of(document).to_lowercase())
+        .collect();
+    let belongs = |c: char| c.is_ascii_alphanumeric() || "/-._".contains(c);
+    let words = [OPERATIONS, README].into_iter().flat_map(|text| text.split(|c| !belongs(c)));
+    let (mut services, mut paths) = (0, 0);
+    for word in words.map(|word| word.trim_end_matches('.')) {
+        if word.starts_with("service/") {
+            assert!(there.contains(word), "{word}");
+            services += 1;
+        } else if word.starts_with("k8s/") {
+            assert!(root().join(word).exists(), "{word}");
+            paths += 1;
+        }
+    }
+    assert!(services >= 2 && paths > 15, "{services} services, {paths} paths");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::build::{NAME, Pod, Variant, variant, variants};
 use crate::labels::selects;
+use crate::monitoring::PROMETHEUS;
 
 const CLIENT: &str = "zmq-echo/client";
 
@@ -161,4 +162,47 @@ fn the_load_is_let_in_and_reaches_names_the_api_and_the_server_alone() {
     assert!(names.to.iter().flatten().count() > 0, "an empty list is everyone");
 
     assert_eq!(tcp(api.ports.as_ref().unwrap()), BTreeSet::from([443, 6443]));
+}
+
+#[test]
+fn prometheus_reaches_the_metrics_and_the_api_and_is_reached_from_monitoring_alone() {
+    let variant = variant("components-prometheus");
+    let prometheus = named_pod(variant, PROMETHEUS);
+    let specs: Vec<_> = policies_of(variant, &prometheus)
+        .into_iter()
+        .filter_map(|policy| policy.spec)
+        .filter(|spec| spec.egress.is_some() || spec.ingress.is_some())
+        .collect();
+    let [policy] = &specs[..] else { panic!("{} policies", specs.len()) };
+    let [server, api] = &policy.egress.as_ref().unwrap()[..] else { panic!("two ways out") };
+    let to = server.to.as_ref().unwrap();
+    assert_eq!(to.len(), 1);
+    assert!(selects(to[0].pod_selector.as_ref().unwrap(), &named_pod(variant, NAME)));
+    let http = variant.server().port("http");
+    assert_eq!(tcp(server.ports.as_ref().unwrap()), BTreeSet::from([http]));
+    assert_eq!(tcp(api.ports.as_ref().unwrap()), BTreeSet::from([443, 6443]));
+
+    let [rule] = &policy.ingress.as_ref().unwrap()[..] else { panic!("one way in") };
+    let [from] = &rule.from.as_ref().unwrap()[..] else { panic!("one origin") };
+    assert_eq!(labels(from.namespace_selector.as_ref()), ["zmq-echo/monitoring"]);
+    let opened = prometheus.spec.containers[0].ports.as_ref().unwrap()[0].container_port;
+    assert_eq!(tcp(rule.ports.as_ref().unwrap()), BTreeSet::from([opened]));
+}
+
+#[test]
+fn the_server_lets_prometheus_in_to_its_metrics() {
+    let variant = variant("components-prometheus");
+    let prometheus = named_pod(variant, PROMETHEUS);
+    let http = BTreeSet::from([variant.server().port("http")]);
+    let rules = ingress_of_the_server(variant);
+    let lets_in = |peer: &NetworkPolicyPeer| {
+        peer.namespace_selector.is_none()
+            && peer.pod_selector.as_ref().is_some_and(|selector| selects(selector, &prometheus))
+    };
+    let ports: Vec<_> = rules
+        .into_iter()
+        .filter(|(peers, _)| peers.iter().any(lets_in))
+        .map(|(_, ports)| ports)
+        .collect();
+    assert_eq!(ports, [http]);
 }

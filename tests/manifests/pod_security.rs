@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
 };
 use serde_json::Value;
 
-use crate::build::{pods, variant};
+use crate::build::{NAME, pods, variant};
 
 /// Capabilities that the baseline allows to add.
 const BASELINE_CAPABILITIES: [&str; 13] = [
@@ -390,12 +390,18 @@ fn the_root_file_system_is_read_only() {
     );
 }
 
+/// Of distroless images, and of those that run as nobody.
+fn user_of_the_image(pod: &PodSpec) -> i64 {
+    let image = pod.containers[0].image.as_deref().unwrap_or_default();
+    if image.starts_with(NAME) { 65532 } else { 65534 }
+}
+
 #[test]
 fn the_user_is_that_of_the_image() {
     every_pod(
         |pod| {
-            (pod_context(pod).run_as_user, pod_context(pod).run_as_group)
-                == (Some(65532), Some(65532))
+            let user = Some(user_of_the_image(pod));
+            (pod_context(pod).run_as_user, pod_context(pod).run_as_group) == (user, user)
         },
         |pod| pod.security_context.get_or_insert_default().run_as_group = None,
     );

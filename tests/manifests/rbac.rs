@@ -1,4 +1,5 @@
-//! Who may ask the API for what: the load generator for endpoints, nobody else.
+//! Who may ask the API for what: the load generator for endpoints, Prometheus for pods,
+//! nobody else.
 
 use std::collections::BTreeSet;
 
@@ -6,22 +7,33 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 
 use crate::build::{NAME, sources, variant, variants};
-
-const LOAD: &str = "zmq-echo-load";
+use crate::monitoring::PROMETHEUS;
 
 #[test]
 fn the_load_may_read_endpoint_slices_of_its_namespace_and_nothing_else() {
-    let variant = variant("components-load");
-    let role: Role = variant.named(LOAD);
-    let [rule] = &role.rules.unwrap()[..] else { panic!("one rule") };
-    assert_eq!(rule.api_groups, Some(vec!["discovery.k8s.io".to_owned()]));
-    assert_eq!(rule.resources, Some(vec!["endpointslices".to_owned()]));
+    may_read("components-load", "zmq-echo-load", "discovery.k8s.io", "endpointslices");
+}
+
+#[test]
+fn prometheus_may_read_pods_of_its_namespace_and_nothing_else() {
+    may_read("components-prometheus", PROMETHEUS, "", "pods");
+}
+
+/// The account `name` of a variant may read one resource of its namespace.
+#[track_caller]
+fn may_read(variant_name: &str, name: &str, group: &str, resources: &str) {
+    let variant = variant(variant_name);
+    let [role] = &variant.all::<Role>()[..] else { panic!("one role") };
+    assert_eq!(role.metadata.name.as_deref(), Some(name));
+    let [rule] = &role.rules.as_ref().unwrap()[..] else { panic!("one rule") };
+    assert_eq!(rule.api_groups, Some(vec![group.to_owned()]));
+    assert_eq!(rule.resources, Some(vec![resources.to_owned()]));
     assert_eq!(rule.verbs, ["get", "list", "watch"]);
-    let binding: RoleBinding = variant.named(LOAD);
-    assert_eq!((binding.role_ref.kind.as_str(), binding.role_ref.name.as_str()), ("Role", LOAD));
-    let [subject] = &binding.subjects.unwrap()[..] else { panic!("one subject") };
-    assert_eq!((subject.kind.as_str(), subject.name.as_str()), ("ServiceAccount", LOAD));
-    let account: ServiceAccount = variant.named(LOAD);
+    let [binding] = &variant.all::<RoleBinding>()[..] else { panic!("one binding") };
+    assert_eq!((binding.role_ref.kind.as_str(), binding.role_ref.name.as_str()), ("Role", name));
+    let [subject] = &binding.subjects.as_ref().unwrap()[..] else { panic!("one subject") };
+    assert_eq!((subject.kind.as_str(), subject.name.as_str()), ("ServiceAccount", name));
+    let account: ServiceAccount = variant.named(name);
     assert_eq!(subject.namespace, account.metadata.namespace);
     assert!(subject.namespace.is_some(), "the API refuses an account without its namespace");
 }

@@ -1,0 +1,355 @@
+//! The dashboard is one that Grafana takes as it is, by its sidecar or by hand, that
+//! reads the same whatever the number of pods, and that says what to do.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use serde_json::{Value, json};
+use zmq_echo::router::Reason;
+
+use crate::build::{NAME, Variant, root, variant};
+use crate::monitoring::{PROMETHEUS, component_file};
+
+/// The file that the sidecar writes, in a directory with everyone's.
+const FILE: &str = "zmq-echo.json";
+
+const OPERATIONS: &str = include_str!("../../docs/operations.md");
+
+/// How far Grafana's grid goes.
+const COLUMNS: u64 = 24;
+
+/// The most that `kubectl apply` can keep of an object in its annotation.
+const APPLIED: usize = 256 << 10;
+
+fn with_dashboard() -> &'static Variant {
+    variant("components-monitoring")
+}
+
+fn config_map() -> ConfigMap {
+    with_dashboard().named("zmq-echo-dashboard")
+}
+
+fn dashboard() -> Value {
+    serde_json::from_str(&config_map().data.unwrap()[FILE]).expect("JSON")
+}
+
+/// All panels, and the rows that are their headings.
+fn panels_and_rows() -> Vec<Value> {
+    dashboard()["panels"].as_array().unwrap().clone()
+}
+
+fn panels() -> Vec<Value> {
+    let mut panels = panels_and_rows();
+    panels.retain(|panel| panel["type"] != "row");
+    assert!(panels.len() > 20, "{}", panels.len());
+    panels
+}
+
+fn panel(title: &str) -> Value {
+    panels().into_iter().find(|panel| panel["title"] == title).expect(title)
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+}
+
+/// Each value of fields with this name, however deep.
+fn fields<'a>(value: &'a Value, name: &str, found: &mut Vec<&'a Value>) {
+    match value {
+        Value::Object(inner) => {
+            found.extend(inner.get(name));
+            inner.values().for_each(|value| fields(value, name, found));
+        }
+        Value::Array(inner) => inner.iter().for_each(|value| fields(value, name, found)),
+        _ => {}
+    }
+}
+
+/// Every expression: of panels and of annotations.
+fn expressions() -> Vec<String> {
+    let dashboard = dashboard();
+    let mut found = Vec::new();
+    fields(&dashboard, "expr", &mut found);
+    assert!(found.len() > 50, "{}", found.len());
+    found.into_iter().map(|expression| text(expression).to_owned()).collect()
+}
+
+/// The matchers behind each time that an expression names a metric.
+fn matchers<'a>(expression: &'a str, metric: &str) -> Vec<&'a str> {
+    let opened = format!("{metric}{{");
+    let uses = expression.split(&opened).skip(1);
+    uses.map(|rest| rest.split('}').next().unwrap()).collect()
+}
+
+fn assert_unique<T: Ord + std::fmt::Debug>(values: Vec<T>) {
+    let (count, unique) = (values.len(), values.into_iter().collect::<BTreeSet<_>>());
+    assert_eq!(unique.len(), count, "{unique:?}");
+}
+
+#[test]
+fn the_sidecar_finds_the_file() {
+    let map = config_map();
+    let labels = map.metadata.labels.unwrap();
+    assert_eq!(labels.get("grafana_dashboard").map(String::as_str), Some("1"));
+    let file = root().join("k8s/components/monitoring/dashboard.json");
+    assert_eq!(map.data.unwrap()[FILE], std::fs::read_to_string(file).unwrap());
+}
+
+#[test]
+fn it_can_be_applied() {
+    let is_it = |document: &&Value| document["metadata"]["name"] == "zmq-echo-dashboard";
+    let document = with_dashboard().documents.iter().find(is_it).unwrap();
+    assert!(document.to_string().len() < APPLIED);
+}
+
+#[test]
+fn nothing_has_to_be_filled_in_when_it_is_imported() {
+    let dashboard = dashboard();
+    for name in ["__inputs", "__requires", "id"] {
+        assert_eq!(dashboard.get(name), None, "{name}");
+    }
+    assert_eq!(dashboard["uid"], NAME, "links to it stay right");
+    // Grafana 11's: newer ones read it, and it is no older than they like.
+    assert_eq!(dashboard["schemaVersion"], 39);
+}
+
+#[test]
+fn panels_and_queries_can_be_told_apart() {
+    let all = panels_and_rows();
+    assert_unique(all.iter().map(|panel| panel["id"].as_u64().expect("an id")).collect());
+    assert_unique(panels().iter().map(|panel| text(&panel["title"]).to_owned()).collect());
+    for panel in panels() {
+        assert_unique(list(&panel["targets"]).iter().map(|one| text(&one["refId"])).collect());
+    }
+}
+
+#[test]
+fn no_panel_lies_on_another() {
+    let mut taken = BTreeSet::new();
+    for panel in panels_and_rows() {
+        let [x, y, w, h] =
+            ["x", "y", "w", "h"].map(|name| panel["gridPos"][name].as_u64().expect(name));
+        assert!(w > 0 && h > 0 && x + w <= COLUMNS, "{}: off the grid", panel["title"]);
+        for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
+            assert!(taken.insert(cell), "{} lies on another panel", panel["title"]);
+        }
+    }
+    // And none leaves a hole.
+    let rows = taken.iter().map(|(_, y)| y + 1).max().unwrap();
+    assert_eq!(taken.len() as u64, COLUMNS * rows);
+}
+
+#[test]
+fn every_data_source_is_the_one_that_is_chosen() {
+    let dashboard = dashboard();
+    let chosen = json!({ "type": "prometheus", "uid": "${datasource}" });
+    let mut found = Vec::new();
+    fields(&dashboard, "datasource", &mut found);
+    assert!(found.iter().all(|source| **source == chosen), "{found:?}");
+    assert!(panels().iter().all(|panel| panel["datasource"] == chosen));
+    let variables = list(&dashboard["templating"]["list"]);
+    let names: Vec<_> = variables.iter().map(|variable| text(&variable["name"])).collect();
+    assert_eq!(names, ["datasource", "namespace", "pod"]);
+    assert_eq!(variables[0]["type"], "datasource");
+    assert_eq!(variables[0]["query"], "prometheus");
+}
+
+/// "All" is a pattern and no list: pods come and go while one looks.
+#[test]
+fn all_pods_are_those_that_come_too() {
+    let dashboard = dashboard();
+    let pod = &dashboard["templating"]["list"][2];
+    assert_eq!((&pod["multi"], &pod["includeAll"]), (&json!(true), &json!(true)));
+    assert_eq!(pod["allValue"], ".*");
+    assert_eq!(pod["current"]["value"], json!(["$__all"]));
+}
+
+#[test]
+fn nothing_is_shown_of_another_namespace() {
+    for expression in expressions() {
+        for selector in expression.split('{').skip(1) {
+            let ours = ["namespace=\"$namespace\"", "namespace=~\"$namespace|\""];
+            let selector = selector.split('}').next().unwrap();
+            assert!(ours.iter().any(|matcher| selector.contains(matcher)), "{expression}");
+        }
+    }
+}
+
+#[test]
+fn probes_move_nothing() {
+    for expression in expressions() {
+        for matchers in matchers(&expression, "zmq_echo_requests_total") {
+            assert!(matchers.contains("source=\"client\""), "{expression}");
+        }
+        // They connect, and leave by themselves.
+        for matchers in matchers(&expression, "zmq_echo_disconnections_total") {
+            assert!(matchers.contains("reason!=\"closed\""), "{expression}");
+        }
+        assert!(!expression.contains("zmq_echo_connections_total"), "{expression}");
+    }
+}
+
+#[test]
+fn every_panel_has_a_unit_and_says_what_to_do() {
+    for panel in panels() {
+        let unit = &panel["fieldConfig"]["defaults"]["unit"];
+        assert!(unit.as_str().is_some_and(|unit| !unit.is_empty()), "{}", panel["title"]);
+        assert!(text(&panel["description"]).len() > 80, "{}", panel["title"]);
+    }
+}
+
+/// What a heading of a Markdown page is reached by.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -".contains(*c));
+    kept.collect::<String>().trim().to_lowercase().replace(' ', "-")
+}
+
+fn runbooks() -> BTreeSet<String> {
+    let panels = panels();
+    let named = panels.iter().flat_map(|panel| {
+        text(&panel["description"]).split("docs/operations.md#").skip(1).map(|rest| {
+            rest.split(|c: char| !c.is_alphanumeric() && c != '-').next().unwrap().to_owned()
+        })
+    });
+    named.collect()
+}
+
+#[test]
+fn every_runbook_that_is_named_is_there() {
+    let headings = OPERATIONS.lines().filter(|line| line.starts_with("##"));
+    let there: BTreeSet<_> = headings.map(|line| anchor(line.trim_start_matches('#'))).collect();
+    let missing: Vec<_> = runbooks().difference(&there).cloned().collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+fn alerts() -> Vec<(String, String)> {
+    let (_, rules) = component_file("prometheus/rules.yml");
+    let rules = list(&rules["groups"]).iter().flat_map(|group| list(&group["rules"]));
+    let alerts = rules.filter(|rule| rule["alert"].is_string());
+    alerts.map(|rule| (text(&rule["alert"]).to_owned(), text(&rule["expr"]).to_owned())).collect()
+}
+
+#[test]
+fn every_alert_has_a_panel_that_shows_what_it_is_about() {
+    let runbooks = runbooks();
+    for (alert, _) in alerts() {
+        assert!(runbooks.contains(&alert.to_lowercase()), "{alert}");
+    }
+}
+
+/// The highest threshold of a panel, or of one of its fields.
+fn red(panel: &Value, field: Option<&str>) -> f64 {
+    let config = &panel["fieldConfig"];
+    let thresholds = match field {
+        None => &config["defaults"]["thresholds"],
+        Some(field) => {
+            let is_it = |one: &&Value| one["matcher"]["options"] == field;
+            let field = list(&config["overrides"]).iter().find(is_it).expect(field);
+            let is_it = |one: &&Value| one["id"] == "thresholds";
+            &list(&field["properties"]).iter().find(is_it).expect("thresholds")["value"]
+        }
+    };
+    let last = list(&thresholds["steps"]).last().expect("a step");
+    assert_eq!(last["color"], "red");
+    last["value"].as_f64().expect("a number")
+}
+
+#[test]
+fn what_is_red_is_where_an_alert_fires() {
+    let alerts = alerts();
+    for (title, field, alert, condition, value) in [
+        ("Slower than 10 ms", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4 * 0.001),
+        ("Use of the latency objective", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4),
+        ("Without a reply", None, "Errors", "> 0.01", 0.01),
+        ("Share of a pod", None, "PodAboveShare", "(2 * avg", 2.0),
+        ("Nearest to a limit", None, "PeersNearLimit", "> 0.8", 0.8),
+        ("Limits", None, "BuffersNearLimit", "> 0.8", 0.8),
+        ("CPU", None, "CpuNearLimit", "> 0.8", 0.8),
+        ("Pods now", Some("CPU"), "CpuNearLimit", "> 0.8", 0.8),
+        ("Pods now", Some("share"), "PodAboveShare", "(2 * avg", 2.0),
+        ("Pods now", Some("slower than 10 ms"), "LatencyBurnsFast", "> 14.4 * 0.001", 0.0144),
+    ] {
+        let name = format!("ZmqEcho{alert}");
+        let (_, expression) = alerts.iter().find(|(alert, _)| *alert == name).expect(alert);
+        assert!(expression.contains(condition), "{expression}");
+        assert!((red(&panel(title), field) - value).abs() < 1e-9, "{title}");
+    }
+    let burns_slowly = &alerts.iter().find(|(alert, _)| alert == "ZmqEchoLatencyBurnsSlowly");
+    assert!(burns_slowly.unwrap().1.contains("> 6 * 0.001"));
+    let panel = panel("Use of the latency objective");
+    assert_eq!(panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1]["value"], 6);
+    assert!(list(&panel["targets"]).iter().all(|one| text(&one["expr"]).ends_with(" / 0.001")));
+}
+
+/// Thirty lines in a panel are a wall: those that stand out are named, and the others
+/// are one line.
+#[test]
+fn it_reads_at_thirty_pods_as_at_three() {
+    for panel in panels().iter().filter(|panel| panel["type"] == "timeseries") {
+        let legend = &panel["options"]["legend"];
+        assert_eq!(legend["displayMode"], "table", "{}", panel["title"]);
+        assert!(legend["sortBy"].is_string(), "{}", panel["title"]);
+        for target in list(&panel["targets"]) {
+            if text(&target["legendFormat"]).contains("pod}}") {
+                assert!(text(&target["expr"]).contains(" topk("), "{}", panel["title"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_reason_has_its_colour() {
+    let coloured = |title: &str| -> BTreeSet<String> {
+        let panel = panel(title);
+        let overrides = list(&panel["fieldConfig"]["overrides"]).iter();
+        overrides.map(|one| text(&one["matcher"]["options"]).to_owned()).collect()
+    };
+    let reasons = |has: fn(Reason) -> bool| -> BTreeSet<String> {
+        let names = Reason::ALL.into_iter().filter(|reason| has(*reason)).map(Reason::as_str);
+        names.chain(["all"]).map(str::to_owned).collect()
+    };
+    assert_eq!(coloured("Handshake failures by reason"), reasons(Reason::before_ready));
+    let mut later = reasons(Reason::after_ready);
+    // Who leaves by themselves is not shown there.
+    later.remove("closed");
+    assert_eq!(coloured("Disconnections by reason"), later);
+}
+
+#[test]
+fn the_replicas_that_are_wanted_are_those_of_the_manifests() {
+    let autoscaler: HorizontalPodAutoscaler = variant("components-hpa").named(NAME);
+    assert_eq!(autoscaler.spec.scale_target_ref.name, NAME);
+    let expressions = expressions();
+    for (metric, label) in [
+        ("kube_deployment_spec_replicas", "deployment"),
+        ("kube_horizontalpodautoscaler_spec_max_replicas", "horizontalpodautoscaler"),
+    ] {
+        let uses: Vec<_> = expressions.iter().flat_map(|text| matchers(text, metric)).collect();
+        assert!(!uses.is_empty(), "{metric}");
+        assert!(uses.iter().all(|it| it.contains(&format!("{label}=\"{NAME}\""))), "{uses:?}");
+    }
+}
+
+#[test]
+fn the_page_about_it_is_right() {
+    let (_, section) = OPERATIONS.split_once("\n### The dashboard\n").expect("a section");
+    let section = section.split("\n## ").next().unwrap();
+    let named = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let rows: Vec<_> = named.skip(2).collect();
+    let mut panels = panels_and_rows();
+    panels.retain(|panel| panel["type"] == "row");
+    let titles: Vec<_> = panels.iter().map(|row| text(&row["title"])).collect();
+    assert_eq!(rows, titles);
+    let name = config_map().metadata.name.unwrap();
+    assert!(section.contains(&format!("`{name}`")), "{name}");
+    let service: Service = variant("components-prometheus").named(PROMETHEUS);
+    let namespace = service.metadata.namespace.unwrap();
+    let port = service.spec.unwrap().ports.unwrap()[0].port;
+    let address = format!("`http://{PROMETHEUS}.{namespace}.svc:{port}`");
+    assert!(section.contains(&address), "{address}");
+}

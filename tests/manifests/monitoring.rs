@@ -1,0 +1,230 @@
+//! Both ways to be scraped lead to the same targets under the same names, and no way
+//! leads there twice.
+
+use std::path::Path;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::{Value, json};
+use zmq_echo::side_port::PATHS;
+
+use crate::build::{NAME, Variant, parse, root, variant, variants};
+use crate::labels::selects;
+
+pub const PROMETHEUS: &str = "zmq-echo-prometheus";
+
+/// The file with this path under `k8s/components/`, of one document.
+pub fn component_file(path: &str) -> (String, Value) {
+    let path = root().join("k8s/components").join(path);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{error}: {path:?}"));
+    let [document] = &parse(&text)[..] else { panic!("{path:?}: one document") };
+    (text, document.clone())
+}
+
+fn with_prometheus() -> &'static Variant {
+    variant("components-prometheus")
+}
+
+fn scrape_config() -> Value {
+    let (_, config) = component_file("prometheus/prometheus.yml");
+    let [job] = &config["scrape_configs"].as_array().unwrap()[..] else { panic!("one job") };
+    job.clone()
+}
+
+fn only<'a>(variant: &'a Variant, kind: &str) -> &'a Value {
+    let mut documents = variant.documents.iter().filter(|document| document["kind"] == kind);
+    documents.next().unwrap_or_else(|| panic!("{}: no {kind}", variant.name))
+}
+
+fn pod_monitor() -> &'static Value {
+    &only(variant("components-monitoring"), "PodMonitor")["spec"]
+}
+
+fn endpoint() -> &'static Value {
+    let [endpoint] = &pod_monitor()["podMetricsEndpoints"].as_array().unwrap()[..] else {
+        panic!("one endpoint")
+    };
+    endpoint
+}
+
+fn container() -> Container {
+    let deployment: Deployment = with_prometheus().named(PROMETHEUS);
+    deployment.spec.template.spec.unwrap().containers.remove(0)
+}
+
+fn argument(name: &str) -> String {
+    let flag = format!("--{name}=");
+    let arguments = container().args.unwrap_or_default();
+    arguments.iter().find_map(|argument| argument.strip_prefix(&flag)).expect(name).to_owned()
+}
+
+#[test]
+fn no_pod_is_scraped_twice() {
+    for variant in variants() {
+        let has = |kind: &str, name: &str| {
+            let is = |one: &Value| one["kind"] == kind && one["metadata"]["name"] == name;
+            variant.documents.iter().any(is)
+        };
+        let by_the_operator = has("PodMonitor", NAME);
+        let here = has("Deployment", PROMETHEUS);
+        assert!(!(by_the_operator && here), "{}: two that scrape", variant.name);
+        for pod in variant.pods() {
+            let annotations = pod.metadata.annotations.unwrap_or_default();
+            let annotated = annotations.get("prometheus.io/scrape").is_some_and(|it| it == "true");
+            assert!(!(by_the_operator && annotated), "{}: found twice", pod.origin);
+        }
+    }
+}
+
+#[test]
+fn the_operators_rules_are_those_of_the_file() {
+    let (text, _) = component_file("monitoring/prometheus-rule.yaml");
+    let (rules, _) = component_file("prometheus/rules.yml");
+    let (_, spec) = text.split_once("\nspec:\n").expect("a spec");
+    let indented = |line: &str| if line.is_empty() { String::new() } else { format!("  {line}") };
+    let expected: Vec<_> = rules.lines().map(indented).collect();
+    let held: Vec<_> = spec.lines().collect();
+    assert_eq!(held, expected, "the head of prometheus-rule.yaml has the command that makes it");
+}
+
+#[test]
+fn both_ways_scrape_as_often_and_keep_the_same() {
+    let (_, config) = component_file("prometheus/prometheus.yml");
+    assert_eq!(endpoint()["interval"], config["global"]["scrape_interval"]);
+    assert_eq!(endpoint()["scrapeTimeout"], config["global"]["scrape_timeout"]);
+    assert_eq!(pod_monitor()["sampleLimit"], scrape_config()["sample_limit"]);
+    let mut kept = endpoint()["metricRelabelings"].clone();
+    for rule in kept.as_array_mut().unwrap() {
+        let rule = rule.as_object_mut().unwrap();
+        let labels = rule.remove("sourceLabels").unwrap();
+        rule.insert("source_labels".to_owned(), labels);
+    }
+    assert_eq!(kept, scrape_config()["metric_relabel_configs"]);
+}
+
+#[test]
+fn the_scrape_is_often_enough_to_see_a_drain_and_over_before_the_next() {
+    let (_, config) = component_file("prometheus/prometheus.yml");
+    let seconds = |name: &str| {
+        let text = config["global"][name].as_str().unwrap();
+        humantime::parse_duration(text).unwrap()
+    };
+    assert!(seconds("scrape_timeout") < seconds("scrape_interval"));
+    for server in crate::build::Server::all() {
+        let drain = crate::server::config(&server).drain_timeout;
+        assert!(seconds("scrape_interval") * 4 <= drain, "{}", server.variant);
+    }
+}
+
+#[test]
+fn the_alert_for_a_late_drain_is_for_the_second_half_of_its_time() {
+    let (rules, _) = component_file("prometheus/rules.yml");
+    let drain = crate::server::config(&variant("base").server()).drain_timeout;
+    assert!(rules.contains(&format!("In the second half of its {} s.", drain.as_secs())));
+    let late = format!("timestamp(zmq_echo_drain_deadline_timestamp_seconds) < {}", {
+        drain.as_secs() / 2
+    });
+    assert!(rules.contains(&late), "{late}");
+}
+
+#[test]
+fn the_operator_finds_the_servers_at_their_metrics() {
+    let variant = variant("components-monitoring");
+    let selector: LabelSelector =
+        serde_json::from_value(pod_monitor()["selector"].clone()).expect("a selector");
+    let pods = variant.pods();
+    let found: Vec<_> = pods.iter().filter(|pod| selects(&selector, pod)).collect();
+    let [server] = &found[..] else { panic!("{} pods", found.len()) };
+    let ports = server.spec.containers[0].ports.iter().flatten();
+    let mut names = ports.filter_map(|port| port.name.as_deref());
+    assert!(names.any(|name| endpoint()["port"] == name && name == "http"));
+    assert!(PATHS.iter().any(|(path, _)| endpoint()["path"] == *path && path.contains("metrics")));
+}
+
+#[test]
+fn both_ways_call_the_job_by_the_pods_name_which_the_rules_know() {
+    let label = pod_monitor()["jobLabel"].as_str().unwrap();
+    let meta = format!("__meta_kubernetes_pod_label_{}", label.replace(['.', '/'], "_"));
+    let relabel = scrape_config()["relabel_configs"].clone();
+    let mut rules = relabel.as_array().unwrap().iter();
+    let job = rules.find(|rule| rule["target_label"] == "job").expect("a job");
+    assert_eq!(job["source_labels"], json!([meta]));
+    let pods = variant("base").pods();
+    assert_eq!(pods[0].label(label), Some(NAME));
+    let (rules, _) = component_file("prometheus/rules.yml");
+    assert!(rules.contains("job=\""));
+    for (_, rest) in rules.match_indices("job=\"").map(|(at, it)| rules.split_at(at + it.len())) {
+        assert!(rest.starts_with(&format!("{NAME}\"")), "{}", &rest[..20]);
+    }
+}
+
+/// Exactly, for the package of Prometheus that the other tests run was built without
+/// this discovery.
+#[test]
+fn the_discovery_is_of_pods_of_its_own_namespace_that_it_may_reach() {
+    let label = "app.kubernetes.io/part-of";
+    let expected = json!([{
+        "role": "pod",
+        "namespaces": { "own_namespace": true },
+        "selectors": [{ "role": "pod", "label": format!("{label}={NAME}") }],
+    }]);
+    assert_eq!(scrape_config()["kubernetes_sd_configs"], expected);
+    for pod in variants().iter().flat_map(Variant::pods) {
+        assert_eq!(pod.label(label), Some(NAME), "{}", pod.origin);
+    }
+}
+
+#[test]
+fn its_files_are_mounted_where_it_is_told_to_read_them() {
+    let deployment: Deployment = with_prometheus().named(PROMETHEUS);
+    let pod = deployment.spec.template.spec.unwrap();
+    let mounts = container().volume_mounts.unwrap();
+    let mount = |name: &str| mounts.iter().find(|mount| mount.name == name).unwrap();
+    let volumes = pod.volumes.unwrap();
+    let volume = |name: &str| volumes.iter().find(|volume| volume.name == name).unwrap();
+
+    let map = volume("config").config_map.clone().unwrap().name;
+    let map: ConfigMap = with_prometheus().named(&map);
+    let file = argument("config.file");
+    let file = Path::new(&file);
+    assert_eq!(file.parent(), Some(Path::new(&mount("config").mount_path)));
+    let data = map.data.unwrap();
+    let (config, parsed) = component_file("prometheus/prometheus.yml");
+    assert_eq!(data[file.file_name().unwrap().to_str().unwrap()], config);
+    for rules in parsed["rule_files"].as_array().unwrap() {
+        // Beside the config, from where such a path counts.
+        let name = rules.as_str().unwrap();
+        assert_eq!(data[name], component_file(&format!("prometheus/{name}")).0);
+    }
+    assert_eq!(argument("storage.tsdb.path"), mount("data").mount_path);
+    assert!(volume("data").empty_dir.is_some() && mount("data").read_only.is_none());
+}
+
+#[test]
+fn what_it_keeps_has_room_and_is_longer_than_the_longest_window() {
+    let deployment: Deployment = with_prometheus().named(PROMETHEUS);
+    let volumes = deployment.spec.template.spec.unwrap().volumes.unwrap();
+    let mut empty = volumes.into_iter().filter_map(|volume| volume.empty_dir);
+    let room = crate::memory::bytes(&empty.next().unwrap().size_limit.unwrap().0);
+    let kept = argument("storage.tsdb.retention.size");
+    let gigabytes: usize = kept.strip_suffix("GB").expect("gigabytes").parse().unwrap();
+    assert!(gigabytes << 30 <= room / 2);
+    let (rules, _) = component_file("prometheus/rules.yml");
+    let windows = rules.split('[').skip(1).filter_map(|rest| rest.split(']').next());
+    let longest = windows.filter_map(|text| humantime::parse_duration(text).ok()).max().unwrap();
+    assert!(longest > Duration::from_secs(3600));
+    let kept = humantime::parse_duration(&argument("storage.tsdb.retention.time")).unwrap();
+    assert!(kept > longest);
+}
+
+#[test]
+fn its_service_leads_to_its_port() {
+    let service: Service = with_prometheus().named(PROMETHEUS);
+    let [port] = &service.spec.unwrap().ports.unwrap()[..] else { panic!("one port") };
+    let [opened] = &container().ports.unwrap()[..] else { panic!("one port") };
+    assert_eq!(port.target_port, opened.name.clone().map(IntOrString::String));
+    assert_eq!(port.port, opened.container_port);
+}

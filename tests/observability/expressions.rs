@@ -1,0 +1,357 @@
+//! Every expression in the tree, read from where it stands, and whether what it names
+//! is there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::build::{NAME, parse, root, sources};
+use crate::names::{Metrics, Selector, named, scraped};
+use crate::support::Server;
+
+/// The pods that the adapter asks for: those of the live test.
+pub const PODS: [&str; 3] = ["zmq-echo-0", "zmq-echo-1", "zmq-echo-2"];
+
+/// What Prometheus and the discovery add to every series.
+const TARGET: [&str; 4] = ["instance", "job", "namespace", "pod"];
+
+/// Metrics that are not ours: Prometheus' own, and what kube-state-metrics has where
+/// there is one.
+const OTHERS: [(&str, &[&str]); 5] = [
+    ("up", &[]),
+    ("ALERTS", &["alertname", "alertstate", "severity"]),
+    ("kube_deployment_spec_replicas", &["deployment"]),
+    ("kube_horizontalpodautoscaler_status_desired_replicas", &["horizontalpodautoscaler"]),
+    ("kube_horizontalpodautoscaler_spec_max_replicas", &["horizontalpodautoscaler"]),
+];
+
+/// One expression.
+#[derive(Debug, Clone)]
+pub struct Expression {
+    /// Where it stands.
+    pub origin: String,
+    pub text: String,
+    /// Whether no value is an answer: an alert, or what others measure.
+    pub may_be_empty: bool,
+}
+
+/// All of them.
+pub fn all() -> Vec<Expression> {
+    let mut all = rules();
+    all.extend(adapter());
+    all.extend(keda());
+    all.extend(dashboards());
+    all.extend(docs());
+    all
+}
+
+/// Whether it is of what others measure, where they do.
+fn is_of_others(text: &str) -> bool {
+    named(text).selectors.iter().any(|selector| {
+        selector.metric != "up" && OTHERS.iter().any(|(name, _)| *name == selector.metric)
+    })
+}
+
+fn expression(origin: String, text: &str) -> Expression {
+    let may_be_empty = named(text).compares || is_of_others(text);
+    Expression { origin, text: text.to_owned(), may_be_empty }
+}
+
+fn document(path: &str) -> Value {
+    let text = fs::read_to_string(root().join(path)).unwrap_or_else(|_| panic!("no {path}"));
+    parse(&text).remove(0)
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().expect("a list").iter()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+}
+
+/// What is recorded and what is an alert.
+fn rules() -> Vec<Expression> {
+    let document = document("k8s/components/prometheus/rules.yml");
+    let rules = list(&document["groups"]).flat_map(|group| list(&group["rules"]));
+    let read = |rule: &Value| {
+        let name = rule["record"].as_str().or(rule["alert"].as_str()).expect("a name");
+        let mut read = expression(format!("rules.yml: {name}"), text(&rule["expr"]));
+        read.may_be_empty |= rule["alert"].is_string();
+        read
+    };
+    rules.map(read).collect()
+}
+
+/// The names under which something is recorded.
+pub fn recorded() -> BTreeSet<String> {
+    let document = document("k8s/components/prometheus/rules.yml");
+    let rules = list(&document["groups"]).flat_map(|group| list(&group["rules"]));
+    rules.filter_map(|rule| Some(rule["record"].as_str()?.to_owned())).collect()
+}
+
+/// The adapter's queries, its templates filled in as it does for the pods of an
+/// autoscaler.
+pub fn adapter() -> Vec<Expression> {
+    let values = document("k8s/components/hpa/prometheus-adapter-values.yaml");
+    let matchers = format!("namespace=\"{NAME}\",pod=~\"{}\"", PODS.join("|"));
+    let read = |rule: &Value| {
+        let (series, _) = text(&rule["seriesQuery"]).split_once('{').expect("matchers");
+        let query = text(&rule["metricsQuery"])
+            .replace("<<.Series>>", series)
+            .replace("<<.LabelMatchers>>", &matchers)
+            .replace("<<.GroupBy>>", "pod");
+        expression(format!("prometheus-adapter-values.yaml: {series}"), &query)
+    };
+    let found = |rule: &Value| {
+        expression(format!("seriesQuery of {}", rule["name"]["as"]), text(&rule["seriesQuery"]))
+    };
+    let rules = &values["rules"]["custom"];
+    list(rules).map(read).chain(list(rules).map(found)).collect()
+}
+
+fn keda() -> Vec<Expression> {
+    let object = document("k8s/components/keda/scaled-object.yaml");
+    let read = |trigger: &Value| {
+        let origin = format!("scaled-object.yaml: {}", text(&trigger["name"]));
+        expression(origin, text(&trigger["metadata"]["query"]))
+    };
+    list(&object["spec"]["triggers"]).map(read).collect()
+}
+
+/// The panels, variables and annotations of every dashboard under `k8s/`.
+fn dashboards() -> Vec<Expression> {
+    let mut found = Vec::new();
+    for (path, text) in sources() {
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let dashboard: Value = serde_json::from_str(&text).expect("JSON");
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            search(&dashboard, &name, false, &mut found);
+        }
+    }
+    found
+}
+
+/// Looks for `expr` and for queries of variables. `origin` is the nearest title.
+fn search(value: &Value, origin: &str, within_annotations: bool, found: &mut Vec<Expression>) {
+    match value {
+        Value::Object(fields) => {
+            let title = fields.get("title").or(fields.get("name")).and_then(Value::as_str);
+            let origin =
+                title.map_or_else(|| origin.to_owned(), |title| format!("{origin}: {title}"));
+            for (name, value) in fields {
+                if let (true, Some(text)) = (name == "expr", value.as_str()) {
+                    let mut read = expression(origin.clone(), &without_variables(text));
+                    read.may_be_empty |= within_annotations;
+                    found.push(read);
+                } else if let Some(query) = value.as_str().and_then(of_variable) {
+                    found.push(expression(origin.clone(), &query));
+                } else {
+                    search(value, &origin, within_annotations || name == "annotations", found);
+                }
+            }
+        }
+        Value::Array(items) => {
+            items.iter().for_each(|item| search(item, origin, within_annotations, found));
+        }
+        _ => {}
+    }
+}
+
+/// `label_values(series, label)` as an expression.
+fn of_variable(query: &str) -> Option<String> {
+    let inside = query.strip_prefix("label_values(")?.strip_suffix(')')?;
+    let (series, label) = inside.rsplit_once(',').expect("a series and a label");
+    Some(format!("count by ({}) ({})", label.trim(), without_variables(series)))
+}
+
+/// With what Grafana puts in place of its variables.
+fn without_variables(text: &str) -> String {
+    let mut parts = text.split('$');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let (variable, rest) = match part.strip_prefix('{') {
+            Some(part) => part.split_once('}').expect("a brace"),
+            None => part.split_at(part.find(|c| !is_name(c)).unwrap_or(part.len())),
+        };
+        plain += match variable.split(':').next().unwrap_or_default() {
+            "__rate_interval" => "2m",
+            "__interval" => "15s",
+            "__range" => "10m",
+            "namespace" => NAME,
+            _ => ".*",
+        };
+        plain += rest;
+    }
+    plain
+}
+
+/// What stands as code in the documentation, and computes something.
+fn docs() -> Vec<Expression> {
+    let page = Path::new("docs/operations.md");
+    let page_text = fs::read_to_string(root().join(page)).expect("the page");
+    let prose = page_text.split("```").step_by(2).collect::<String>();
+    let code = prose.split('`').skip(1).step_by(2);
+    let computes = |code: &&str| {
+        let names = code.contains("zmq_echo") || code.contains("process_");
+        names && (code.contains('(') || code.contains(" / "))
+    };
+    code.filter(computes).map(|code| expression(page.display().to_string(), code)).collect()
+}
+
+/// What is wrong with what an expression names.
+fn faults(expression: &Expression, metrics: &Metrics, recorded: &BTreeSet<String>) -> Vec<String> {
+    let named = named(&expression.text);
+    let mut faults: Vec<_> = named
+        .selectors
+        .iter()
+        .filter_map(|selector| fault(selector, metrics, recorded))
+        .map(|fault| format!("{}: {fault}", expression.origin))
+        .collect();
+    let ours = metrics.values().flat_map(|labels| labels.keys().map(String::as_str));
+    let of_others = OTHERS.iter().flat_map(|(_, labels)| labels.iter().copied());
+    let labels: BTreeSet<_> = ours.chain(of_others).chain(TARGET).collect();
+    for label in &named.labels {
+        if !labels.contains(label.as_str()) {
+            faults.push(format!("{}: no label {label}", expression.origin));
+        }
+    }
+    faults
+}
+
+fn fault(selector: &Selector, metrics: &Metrics, recorded: &BTreeSet<String>) -> Option<String> {
+    let metric = selector.metric.as_str();
+    let of_others = OTHERS.iter().find(|(name, _)| *name == metric).map(|(_, labels)| *labels);
+    let ours = metrics.get(metric);
+    if ours.is_none() && of_others.is_none() && !recorded.contains(metric) {
+        return Some(format!("no metric {metric}"));
+    }
+    for (label, sign, value) in &selector.matchers {
+        let label = label.as_str();
+        let values = ours.and_then(|labels| labels.get(label));
+        let others = of_others.is_some_and(|labels| labels.contains(&label));
+        if values.is_none() && !others && !TARGET.contains(&label) {
+            return Some(format!("{metric} has no label {label}"));
+        }
+        // A pattern may be for values that are yet to come.
+        if !sign.contains('~') && values.is_some_and(|values| !values.contains(value)) {
+            return Some(format!("{metric} has no {label}=\"{value}\""));
+        }
+    }
+    None
+}
+
+#[test]
+fn every_expression_names_metrics_labels_and_values_that_are_there() {
+    let metrics = scraped(&Server::start(&[]).get("/metrics").1);
+    let recorded = recorded();
+    let all = all();
+    let faults: Vec<_> =
+        all.iter().flat_map(|expression| faults(expression, &metrics, &recorded)).collect();
+    assert!(faults.is_empty(), "{faults:#?}");
+    // Those of rules, adapter, ScaledObject and documentation at least.
+    assert!(all.len() > 30, "{}", all.len());
+}
+
+#[test]
+fn a_name_a_label_and_a_value_that_are_not_there_are_noticed() {
+    let metrics = scraped(&Server::start(&[]).get("/metrics").1);
+    let recorded = recorded();
+    for wrong in [
+        "sum(rate(zmq_echo_request_total{source=\"client\"}[2m]))",
+        "zmq_echo_requests_total{origin=\"client\"}",
+        "zmq_echo_requests_total{source=\"clients\"}",
+        "zmq_echo_request_duration_seconds_bucket{le=\"0.02\"}",
+        "sum by (container) (zmq_echo_peers)",
+        "namespace:zmq_echo_requests:rate5m",
+    ] {
+        let expression = expression("here".to_owned(), wrong);
+        assert_eq!(faults(&expression, &metrics, &recorded).len(), 1, "{wrong}");
+    }
+}
+
+/// Probes have a counter of their own among the requests; nothing else counts them.
+#[test]
+fn probes_are_in_no_rate_of_requests() {
+    for expression in all().iter().filter(|expression| !expression.origin.contains("probe")) {
+        for selector in named(&expression.text).selectors {
+            if selector.metric == "zmq_echo_requests_total" {
+                let mut matchers = selector.matchers.iter();
+                let clients = matchers.any(|(label, sign, value)| {
+                    (label.as_str(), sign.as_str(), value.as_str()) == ("source", "=", "client")
+                });
+                assert!(clients, "{}: {}", expression.origin, expression.text);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_variables_of_a_dashboard_are_filled_in() {
+    let text = "sum(rate(x{namespace=\"$namespace\",pod=~\"${pod:regex}\"}[$__rate_interval]))";
+    let filled = "sum(rate(x{namespace=\"zmq-echo\",pod=~\".*\"}[2m]))";
+    assert_eq!(without_variables(text), filled);
+    assert_eq!(
+        of_variable("label_values(up{job=\"zmq-echo\"}, pod)").unwrap(),
+        "count by (pod) (up{job=\"zmq-echo\"})"
+    );
+}
+
+#[test]
+fn every_alert_has_a_test_that_it_fires_and_one_that_it_does_not() {
+    let cases: Vec<Value> = ["alerts.yml", "drains.yml"]
+        .into_iter()
+        .map(|file| document(&format!("tests/observability/{file}")))
+        .flat_map(|file| list(&file["tests"]).cloned().collect::<Vec<_>>())
+        .flat_map(|test| list(&test["alert_rule_test"]).cloned().collect::<Vec<_>>())
+        .collect();
+    let rules = document("k8s/components/prometheus/rules.yml");
+    let rules = list(&rules["groups"]).flat_map(|group| list(&group["rules"]));
+    for alert in rules.filter_map(|rule| rule["alert"].as_str()) {
+        let of_alert: Vec<_> = cases.iter().filter(|case| case["alertname"] == alert).collect();
+        assert!(of_alert.iter().any(|case| case["exp_alerts"].is_array()), "{alert} fires nowhere");
+        assert!(
+            of_alert.iter().any(|case| case["exp_alerts"].is_null()),
+            "{alert} is never silent"
+        );
+    }
+}
+
+#[test]
+fn every_alert_has_a_runbook_where_it_points() {
+    let page = fs::read_to_string(root().join("docs/operations.md")).expect("the page");
+    let document = document("k8s/components/prometheus/rules.yml");
+    let rules = list(&document["groups"]).flat_map(|group| list(&group["rules"]));
+    for rule in rules.filter(|rule| rule["alert"].is_string()) {
+        let alert = text(&rule["alert"]);
+        assert!(page.contains(&format!("\n### {alert}\n")), "no section {alert}");
+        let anchor = format!("docs/operations.md#{}", alert.to_lowercase());
+        assert_eq!(text(&rule["annotations"]["runbook"]), anchor);
+        assert!(["critical", "warning"].contains(&text(&rule["labels"]["severity"])), "{alert}");
+    }
+}
+
+/// The bound of a histogram's bucket, so that it is counted and not guessed.
+#[test]
+fn slow_is_the_same_everywhere_and_what_the_texts_say() {
+    let bounds: BTreeSet<_> = all()
+        .iter()
+        .filter(|expression| !expression.origin.contains(".json"))
+        .flat_map(|expression| named(&expression.text).selectors)
+        .flat_map(|selector| selector.matchers)
+        .filter(|(label, ..)| label == "le")
+        .map(|(_, sign, value)| (sign, value))
+        .collect();
+    let [(sign, bound)] = &bounds.into_iter().collect::<Vec<_>>()[..] else { panic!("one bound") };
+    assert_eq!(sign, "=");
+    let seconds: f64 = bound.parse().expect("a number");
+    assert!(zmq_echo::metrics::LATENCY_BUCKETS.contains(&seconds));
+    let said = format!(" {} ms", seconds * 1000.0);
+    for file in ["k8s/components/prometheus/rules.yml", "docs/operations.md"] {
+        let text = fs::read_to_string(root().join(file)).expect(file);
+        assert!(text.contains(&said), "{file}: {said}");
+    }
+}

@@ -1,0 +1,21 @@
+//! What is seen of the service, and what scales it: rules, alerts and autoscalers, by
+//! the real Prometheus and its promtool, on real servers under real load.
+//!
+//! `live` takes six minutes. It leaves what it saw in the target directory, under
+//! `observability/`.
+
+mod autoscaler;
+#[allow(dead_code, reason = "shared with the tests of the manifests")]
+#[path = "../manifests/build.rs"]
+mod build;
+mod expressions;
+mod live;
+mod names;
+mod plot;
+mod prometheus;
+mod promtool;
+mod scaling;
+#[allow(dead_code, reason = "shared with the integration tests")]
+#[path = "../support.rs"]
+mod support;
+mod syntax;

@@ -1,0 +1,56 @@
+//! What promtool says of metrics, configuration, rules and alerts.
+
+use std::io::Write;
+use std::process::{Output, Stdio};
+
+use serde_json::json;
+
+use crate::build::root;
+use crate::prometheus::{configuration, program};
+use crate::support::Server;
+
+#[track_caller]
+fn passes(output: &Output) -> String {
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    let text = String::from_utf8(text).expect("text");
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+fn check(what: &str, path: &std::path::Path) -> String {
+    passes(&program("promtool").args(["check", what]).arg(path).output().unwrap())
+}
+
+#[test]
+fn the_metrics_keep_the_conventions() {
+    let server = Server::start(&[]);
+    let (_, text) = server.get("/metrics");
+    let mut promtool = program("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    // Even what is no error.
+    assert_eq!(passes(&promtool.wait_with_output().unwrap()), "");
+}
+
+#[test]
+fn the_configuration_is_one() {
+    let directory = configuration("check", &json!([]));
+    check("config", &directory.join("prometheus.yml"));
+}
+
+#[test]
+fn the_rules_are_rules() {
+    check("rules", &root().join("k8s/components/prometheus/rules.yml"));
+}
+
+#[test]
+fn each_alert_fires_where_it_should_and_nowhere_else() {
+    let tests = root().join("tests/observability");
+    let files = ["alerts.yml", "drains.yml"].map(|file| tests.join(file));
+    passes(&program("promtool").args(["test", "rules"]).args(files).output().unwrap());
+}

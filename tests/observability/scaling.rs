@@ -1,0 +1,74 @@
+//! What the autoscaler makes of what Prometheus saw.
+
+use std::fmt::Write;
+
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscalerSpec;
+
+use crate::autoscaler::{Autoscaler, PERIOD};
+
+/// What the adapter's queries gave at one time.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// In seconds from the beginning of the load.
+    pub at: f64,
+    /// Clients' requests a second, all pods together.
+    pub requests: f64,
+    /// The mean over the pods of the share of slow requests.
+    pub slow: f64,
+}
+
+/// The autoscaler after it has looked.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    pub sample: Sample,
+    /// Requests a second for each of the replicas that there were.
+    pub per_pod: f64,
+    pub replicas: i32,
+    /// Whether the sample is the last one again, see [`scale`].
+    pub continued: bool,
+}
+
+/// How long it is watched after the last sample at most, in seconds.
+const PATIENCE: f64 = 1800.0;
+
+/// Lets an autoscaler look at samples, a period apart, and after the last at that one
+/// again and again until the replicas are at the minimum: nobody asks for anything any
+/// more, so what Prometheus would see is what it saw then, and nothing has to be
+/// waited for.
+///
+/// The replicas are as many as it wanted the moment before, and the load is spread over
+/// them: the requests for each are those of all by their number, whatever the number of
+/// servers that were measured. The share of slow requests is taken as it was measured.
+pub fn scale(spec: HorizontalPodAutoscalerSpec, samples: &[Sample]) -> Vec<Look> {
+    let minimum = spec.min_replicas.expect("a minimum");
+    let mut autoscaler = Autoscaler::new(spec);
+    let mut looks = Vec::new();
+    let last = *samples.last().expect("samples");
+    let first = samples[0].at;
+    let times = (0..).map(|look| first + f64::from(look) * PERIOD);
+    for at in times.take_while(|at| *at < last.at + PATIENCE) {
+        let continued = at > last.at;
+        if continued && autoscaler.replicas == minimum {
+            break;
+        }
+        let seen = samples.iter().rfind(|sample| sample.at <= at).expect("the first");
+        let sample = Sample { at, ..*seen };
+        let per_pod = sample.requests / f64::from(autoscaler.replicas);
+        let replicas = autoscaler.look(at, &[per_pod, sample.slow]);
+        looks.push(Look { sample, per_pod, replicas, continued });
+    }
+    looks
+}
+
+/// For a spreadsheet.
+pub fn csv(looks: &[Look]) -> String {
+    let mut csv = "seconds,requests_per_second,requests_per_second_per_replica,\
+                   slow_requests_ratio,replicas_wanted,continued\n"
+        .to_owned();
+    for Look { sample, per_pod, replicas, continued } in looks {
+        let Sample { at, requests, slow } = sample;
+        writeln!(csv, "{at:.0},{requests:.1},{per_pod:.1},{slow:.4},{replicas},{continued}")
+            .expect("memory");
+    }
+    csv
+}

@@ -1,0 +1,46 @@
+//! Every expression is PromQL. `live` would find out too, and takes six minutes.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use crate::expressions::{Expression, all};
+use crate::prometheus::program;
+
+/// What promtool says of expressions: it reads them in rules only, so each is one that
+/// records something.
+fn check(name: &str, expressions: &[Expression]) -> Output {
+    let record = |(at, one): (usize, &Expression)| -> Value {
+        json!({ "record": format!("expression:{at}"), "expr": one.text })
+    };
+    let rules: Vec<_> = expressions.iter().enumerate().map(record).collect();
+    let groups = json!({ "groups": [{ "name": "all", "rules": rules }] });
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.yml"));
+    // JSON is YAML.
+    fs::write(&file, groups.to_string()).unwrap();
+    program("promtool").args(["check", "rules"]).arg(&file).output().unwrap()
+}
+
+fn complaints(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn every_expression_is_promql() {
+    let all = all();
+    let of_the_dashboard = all.iter().filter(|one| one.origin.starts_with("dashboard.json"));
+    assert!(of_the_dashboard.count() > 50, "they are found");
+    let output = check("expressions", &all);
+    assert!(output.status.success(), "{}", complaints(&output));
+}
+
+#[test]
+fn what_is_no_promql_is_noticed() {
+    let text = "sum by (pod) (zmq_echo_peers".to_owned();
+    let wrong = Expression { origin: "here".to_owned(), text, may_be_empty: false };
+    let output = check("no-expression", &[wrong]);
+    assert!(!output.status.success());
+    assert!(complaints(&output).contains("expression:0"), "{}", complaints(&output));
+}
