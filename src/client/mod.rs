@@ -6,7 +6,7 @@
 //! one does what a service mesh would do for HTTP:
 //!
 //! ```
-//! use zmq_echo::client::discovery::Fixed;
+//! use zmq_echo::client::discovery::Source;
 //! use zmq_echo::client::{Client, ClientConfig, ClientMetrics};
 //!
 //! #[tokio::main(flavor = "current_thread")]
@@ -19,14 +19,12 @@
 //! #           let _ = router.send(message).await;
 //! #       }
 //! #   });
-//! #   let endpoints = [echo.as_str()];
+//! #   let source: Source = echo.parse()?;
 //! #   #[cfg(any())]
-//!     let endpoints = ["tcp://10.0.0.1:5555", "tcp://10.0.0.2:5555"];
-//!     let endpoints = endpoints.map(|endpoint| endpoint.parse().expect("an endpoint"));
+//!     let source: Source = "tcp://127.0.0.1:5551,tcp://127.0.0.1:5552".parse()?;
 //!     let registry = prometheus::Registry::new();
 //!     let metrics = ClientMetrics::new(&registry)?;
-//!     let discovery = Box::new(Fixed::new(endpoints));
-//!     let client = Client::new(ClientConfig::default(), discovery, metrics);
+//!     let client = Client::new(ClientConfig::default(), source.discovery().await?, metrics);
 //!
 //!     let reply = client.request("hello".into()).await?;
 //!     println!("{} answered {:?}", reply.endpoint, reply.payload);
@@ -35,6 +33,9 @@
 //!     Ok(())
 //! }
 //! ```
+//!
+//! In a cluster the source is `dns://zmq-echo-headless:5555`, or
+//! `k8s://NAMESPACE/zmq-echo:zeromq`, which knows who is about to leave.
 //!
 //! # What a handler must bear
 //!
