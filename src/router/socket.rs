@@ -367,7 +367,7 @@ impl BoundedRouter {
             let whole = bytes.len();
             let taken = 0;
             let alone = self.turns.is_empty() && whole >= HALVED;
-            let write_at = if alone { whole / 2 } else { WRITE };
+            let write_at = if alone { WRITE.min(whole / 2) } else { WRITE };
             let batch = Batch { slot, bytes, own, read_at, whole, taken, write_at, identity: None };
             self.begin_batch(batch);
         }
