@@ -32,7 +32,7 @@ use hickory_resolver::system_conf::parse_resolv_conf;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::following::{Backoff, Outage, Publisher, until_unheard};
+use super::following::{Outage, Publisher, Waits, until_unheard};
 use super::{Discovery, DiscoveryError, EndpointState, Endpoints};
 use crate::endpoint::ConnectEndpoint;
 
@@ -120,14 +120,14 @@ impl Dns {
 
     async fn run(self, mut publisher: Publisher) -> Infallible {
         let mut outage = Outage::new(self.name.to_string());
-        let mut backoff = Backoff::new(LEAST_INTERVAL * 2, MOST_INTERVAL);
+        let mut waits = Waits::new(LEAST_INTERVAL * 2, MOST_INTERVAL);
         let mut addresses = Addresses::default();
         loop {
             let started = Instant::now();
             let interval = match self.ask(&mut addresses, started + ROUND_LIMIT).await {
                 Ok(round) => {
                     publisher.publish(addresses.endpoints(self.name.port));
-                    backoff.reset();
+                    waits.reset();
                     match &round.failure {
                         Some(error) => outage.failed(error),
                         None => outage.recovered(),
@@ -136,7 +136,7 @@ impl Dns {
                 }
                 Err(error) => {
                     outage.failed(&error);
-                    backoff.wait()
+                    waits.next()
                 }
             };
             sleep_until(started + interval.clamp(LEAST_INTERVAL, MOST_INTERVAL)).await;

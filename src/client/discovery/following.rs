@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{EndpointState, Endpoints, MAX_ENDPOINTS};
+use crate::client::Backoff;
 
 /// Publishes what `follow` finds out until nobody listens any more.
 pub(super) async fn until_unheard<F>(
@@ -93,27 +94,27 @@ impl Outage {
     }
 }
 
-/// How long to wait after a failure: twice as long as after the one before, with
-/// jitter, so that those whom one server has thrown out do not come back as one.
-pub(super) struct Backoff {
-    first: Duration,
-    cap: Duration,
-    next: Duration,
+/// The waits after failures in a row. They grow as a client's pauses do, with jitter, so
+/// that those whom one server has thrown out do not come back as one; none is less than
+/// half of what is due, for a source that failed is not to be asked again at once.
+pub(super) struct Waits {
+    backoff: Backoff,
+    failures: u32,
 }
 
-impl Backoff {
+impl Waits {
     pub(super) fn new(first: Duration, cap: Duration) -> Self {
-        Self { first, cap, next: first }
+        Self { backoff: Backoff::new(first, cap), failures: 0 }
     }
 
     pub(super) fn reset(&mut self) {
-        self.next = self.first;
+        self.failures = 0;
     }
 
     /// From the half of the wait that is due to all of it.
-    pub(super) fn wait(&mut self) -> Duration {
-        let due = self.next;
-        self.next = self.cap.min(due * 2);
+    pub(super) fn next(&mut self) -> Duration {
+        let due = self.backoff.longest(self.failures);
+        self.failures = self.failures.saturating_add(1);
         due.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 }
@@ -125,13 +126,13 @@ mod tests {
     #[test]
     fn each_wait_is_longer_up_to_the_cap_and_no_two_are_the_same() {
         let (first, cap) = (Duration::from_millis(100), Duration::from_secs(5));
-        let mut backoff = Backoff::new(first, cap);
+        let mut waits = Waits::new(first, cap);
         for due in [100, 200, 400, 800, 1600, 3200, 5000, 5000].map(Duration::from_millis) {
-            let wait = backoff.wait();
+            let wait = waits.next();
             assert!((due / 2..=due).contains(&wait), "{wait:?} of {due:?}");
         }
-        assert_ne!(backoff.wait(), backoff.wait());
-        backoff.reset();
-        assert!(backoff.wait() <= first);
+        assert_ne!(waits.next(), waits.next());
+        waits.reset();
+        assert!(waits.next() <= first);
     }
 }

@@ -29,7 +29,7 @@ use tokio::time::{sleep, timeout};
 use tower::{BoxError, ServiceBuilder};
 use tracing::debug;
 
-use super::following::{Backoff, Outage, Publisher, until_unheard};
+use super::following::{Outage, Publisher, Waits, until_unheard};
 use super::slices::Slices;
 use super::{Discovery, DiscoveryError, Endpoints};
 
@@ -215,7 +215,7 @@ impl Discovery for Kubernetes {
                 api: *self,
                 publisher,
                 outage: Outage::new(source),
-                backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+                waits: Waits::new(BACKOFF.0, BACKOFF.1),
                 version: None,
             };
             follower.run()
@@ -295,7 +295,7 @@ struct Follower {
     api: Kubernetes,
     publisher: Publisher,
     outage: Outage,
-    backoff: Backoff,
+    waits: Waits,
     slices: Slices,
     /// Of the last list, event or bookmark; none where a list is due.
     version: Option<String>,
@@ -318,7 +318,7 @@ impl Follower {
                     self.outage.failed(&failure);
                 }
             }
-            sleep(self.backoff.wait()).await;
+            sleep(self.waits.next()).await;
         }
     }
 
@@ -417,7 +417,7 @@ impl Follower {
     }
 
     fn is_well(&mut self) {
-        self.backoff.reset();
+        self.waits.reset();
         self.outage.recovered();
     }
 }
