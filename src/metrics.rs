@@ -17,6 +17,12 @@ use crate::router::{Limits, Reason};
 /// decides how a request is counted, and nothing else.
 pub const PROBE_IDENTITY: &str = "zmq-echo-probe/";
 
+/// Whether requests of this identity count as a probe's.
+#[inline]
+pub fn is_probe(identity: &[u8]) -> bool {
+    identity.starts_with(PROBE_IDENTITY.as_bytes())
+}
+
 /// The commit that the binary was built from, given to the build in the
 /// environment variable `ZMQ_ECHO_REVISION`.
 pub const REVISION: &str = match option_env!("ZMQ_ECHO_REVISION") {
@@ -46,10 +52,6 @@ pub struct Metrics {
     pub client_requests: IntCounter,
     /// Requests received, from probes.
     pub probe_requests: IntCounter,
-    /// Bytes of the frames received from clients, identity aside.
-    pub received_bytes: IntCounter,
-    /// Bytes of the frames sent to clients, identity aside.
-    pub sent_bytes: IntCounter,
     /// What the socket counts.
     pub socket: SocketMetrics,
     /// Requests that the handler refused, or answered with nothing.
@@ -65,6 +67,10 @@ pub struct Metrics {
 /// What a ROUTER socket counts of its connections.
 #[derive(Debug, Clone)]
 pub struct SocketMetrics {
+    /// Bytes of the frames received from clients, identity aside.
+    pub received_bytes: IntCounter,
+    /// Bytes of the frames sent to clients, identity aside.
+    pub sent_bytes: IntCounter,
     /// Connected peers.
     pub peers: IntGauge,
     /// Handshakes that succeeded.
@@ -214,17 +220,17 @@ impl Metrics {
         let metrics = Self {
             client_requests: requests.with_label_values(&["client"]),
             probe_requests: requests.with_label_values(&["probe"]),
-            received_bytes: counter(
-                r,
-                "zmq_echo_received_bytes_total",
-                "Bytes of message frames received from clients, without the identity.",
-            ),
-            sent_bytes: counter(
-                r,
-                "zmq_echo_sent_bytes_total",
-                "Bytes of message frames sent to clients, without the identity.",
-            ),
             socket: SocketMetrics {
+                received_bytes: counter(
+                    r,
+                    "zmq_echo_received_bytes_total",
+                    "Bytes of message frames received from clients, without the identity.",
+                ),
+                sent_bytes: counter(
+                    r,
+                    "zmq_echo_sent_bytes_total",
+                    "Bytes of message frames sent to clients, without the identity.",
+                ),
                 peers: gauge(r, "zmq_echo_peers", "Connected peers."),
                 established: connections.with_label_values(&["established"]),
                 failed: connections.with_label_values(&["failed"]),

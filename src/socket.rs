@@ -19,7 +19,7 @@ use zeromq::{
     RouterSocket, Socket, SocketEvent, SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult,
 };
 
-use crate::metrics::SocketMetrics;
+use crate::metrics::{SocketMetrics, is_probe};
 use crate::router::Reason;
 
 /// A ROUTER socket that can work in batches and leave in good order.
@@ -31,10 +31,14 @@ pub trait Router: SocketRecv + SocketSend {
     /// The next message that is already here, or `None`. Does not wait.
     fn try_recv(&mut self) -> Option<ZmqResult<ZmqMessage>>;
 
-    /// Sends a reply: [`SocketSend::send`], for sockets that can do it without a
-    /// future on the heap for each message.
-    async fn reply(&mut self, message: ZmqMessage) -> ZmqResult<()> {
-        self.send(message).await
+    /// Sends a reply if that takes no waiting, as [`SocketSend::send`] does but without
+    /// a future on the heap for each message.
+    ///
+    /// # Errors
+    ///
+    /// The reply, for `send` to take.
+    fn try_send(&mut self, reply: ZmqMessage) -> Result<ZmqResult<()>, ZmqMessage> {
+        Err(reply)
     }
 
     /// How many connections are open that may still bring a message, those in
@@ -110,11 +114,29 @@ impl ZeromqRouter {
         self.metrics.peers.set(self.peers.len() as i64);
     }
 
+    fn account_received(&mut self, message: &ZmqResult<ZmqMessage>) {
+        self.received_at = Instant::now();
+        if let Ok(message) = message
+            && is_from_a_client(message)
+        {
+            self.metrics.received_bytes.inc_by(payload_bytes(message));
+        }
+    }
+
     fn account_ready(&mut self) {
         while let Some(Some(event)) = self.events.next().now_or_never() {
             self.account(event);
         }
     }
+}
+
+/// Bytes of all frames but the first, which is the identity.
+pub fn payload_bytes(message: &ZmqMessage) -> u64 {
+    message.iter().skip(1).map(|frame| frame.len() as u64).sum()
+}
+
+fn is_from_a_client(message: &ZmqMessage) -> bool {
+    !message.get(0).is_some_and(|identity| is_probe(identity))
 }
 
 /// Whether this is what a TCP probe leaves behind: it connects and closes, or
@@ -144,7 +166,7 @@ impl SocketRecv for ZeromqRouter {
             tokio::select! {
                 Some(event) = self.events.next() => self.account(event),
                 message = self.socket.recv() => {
-                    self.received_at = Instant::now();
+                    self.account_received(&message);
                     return message;
                 }
             }
@@ -154,8 +176,15 @@ impl SocketRecv for ZeromqRouter {
 
 #[async_trait]
 impl SocketSend for ZeromqRouter {
+    /// Observes the time to the crate's queue: it does not tell when a reply leaves.
     async fn send(&mut self, message: ZmqMessage) -> ZmqResult<()> {
-        self.socket.send(message).await
+        let (client, bytes) = (is_from_a_client(&message), payload_bytes(&message));
+        self.socket.send(message).await?;
+        self.metrics.request_duration.observe(self.received_at.elapsed().as_secs_f64());
+        if client {
+            self.metrics.sent_bytes.inc_by(bytes);
+        }
+        Ok(())
     }
 }
 
@@ -163,15 +192,8 @@ impl Router for ZeromqRouter {
     fn try_recv(&mut self) -> Option<ZmqResult<ZmqMessage>> {
         self.account_ready();
         let message = self.socket.recv().now_or_never()?;
-        self.received_at = Instant::now();
+        self.account_received(&message);
         Some(message)
-    }
-
-    /// Observes the time to the crate's queue: it does not tell when a reply leaves.
-    async fn reply(&mut self, message: ZmqMessage) -> ZmqResult<()> {
-        self.socket.send(message).await?;
-        self.metrics.request_duration.observe(self.received_at.elapsed().as_secs_f64());
-        Ok(())
     }
 
     fn connections(&self) -> usize {

@@ -72,7 +72,7 @@ impl Echo {
                         request = socket.recv() => {
                             let mut next = Some(request);
                             while let Some(request) = next {
-                                socket.reply(request.unwrap()).await.unwrap();
+                                socket.send(request.unwrap()).await.unwrap();
                                 next = socket.try_recv();
                             }
                         }

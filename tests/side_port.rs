@@ -115,6 +115,29 @@ async fn what_clients_do_is_counted() {
     }
 }
 
+/// Where there is always more to do, what is counted apart has to be published as well.
+#[test]
+fn metrics_keep_up_with_a_load_that_lets_the_loop_never_rest() {
+    let server = Server::start(&[]);
+    // Each until the server, killed at the end, is gone.
+    for mut writer in zmtp::crowd(server.address(), 4) {
+        let mut reader = writer.try_clone().unwrap();
+        thread::spawn(move || zmtp::read_until_closed(&mut reader));
+        let requests = zmtp::frame(b"", false).repeat(1000);
+        thread::spawn(move || while writer.write_all(&requests).is_ok() {});
+    }
+    let mut least = 0.0;
+    for _ in 0..5 {
+        server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |n| n > least);
+        let scrape = server.scrape();
+        let get = |series| sample(&scrape, series).unwrap();
+        let received = get("zmq_echo_requests_total{source=\"client\"}");
+        let observed = get("zmq_echo_request_duration_seconds");
+        assert!(observed > received / 2.0, "{observed} of {received} observed");
+        least = received + 20_000.0;
+    }
+}
+
 #[test]
 fn each_path_answers_and_others_do_not() {
     let server = Server::start(&[]);

@@ -70,7 +70,7 @@ fn scan_held(
         match scan.step(held, limits)? {
             Scanned::Message(end) => {
                 let mut frames = VecDeque::new();
-                wire::split_frames(&Bytes::copy_from_slice(held), end, &mut frames);
+                wire::split_frames(&mut Bytes::copy_from_slice(held), end, &mut frames);
                 held.drain(..end);
                 let last = frames.len() - 1;
                 for (index, frame) in frames.iter().enumerate() {

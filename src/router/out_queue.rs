@@ -61,20 +61,22 @@ impl OutQueue {
             + self.reads.capacity() * size_of::<(Instant, usize)>()
     }
 
-    /// Appends a reply to a request that was read at `read_at`.
-    #[inline]
-    pub fn push_reply(&mut self, frames: &VecDeque<Bytes>, read_at: Instant) {
+    /// Appends a reply to a request that was read at `read_at`. Takes its frames, and
+    /// returns their bytes.
+    #[inline(always)]
+    pub fn push_reply(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant) -> usize {
         let before = self.tail.len();
-        let mut parted = 0;
-        for (index, frame) in frames.iter().enumerate() {
-            let flags = wire::message_flags(index + 1 < frames.len());
+        let (mut parted, mut payload) = (0, 0);
+        while let Some(frame) = frames.pop_front() {
+            let flags = wire::message_flags(!frames.is_empty());
             wire::encode_header(&mut self.tail, flags, frame.len());
+            payload += frame.len();
             if frame.len() < LARGE {
-                self.tail.extend_from_slice(frame);
+                self.tail.extend_from_slice(&frame);
             } else {
                 parted += self.tail.len() + frame.len();
                 self.part_tail();
-                self.parts.push_back(frame.clone());
+                self.parts.push_back(frame);
             }
         }
         self.queued += (parted + self.tail.len() - before) as u64;
@@ -83,6 +85,7 @@ impl OutQueue {
             Some((at, replies)) if *at == read_at => *replies += 1,
             _ => self.reads.push_back((read_at, 1)),
         }
+        payload
     }
 
     /// Appends what `write` appends: a greeting or a command, which is no reply.
@@ -91,6 +94,11 @@ impl OutQueue {
         let result = write(&mut self.tail);
         self.queued += (self.tail.len() - before) as u64;
         result
+    }
+
+    /// All that is to leave, where it lies in one place.
+    pub fn only_slice(&self) -> Option<&[u8]> {
+        self.parts.is_empty().then(|| &self.tail[self.front_sent..])
     }
 
     /// What leaves next, for one vectored write.
@@ -198,13 +206,17 @@ mod tests {
         let read_at = Instant::now();
         let replies = [frames(&[0, 5]), frames(&[LARGE]), frames(&[3, LARGE + 1, 7])];
         let mut whole = OutQueue::default();
-        replies.iter().for_each(|reply| whole.push_reply(reply, read_at));
+        for reply in &replies {
+            whole.push_reply(&mut reply.clone(), read_at);
+        }
         let bytes = written(&whole);
         assert_eq!(whole.len(), bytes.len());
         for cut in [1, 2, 9, 10, 100, LARGE, 3 * LARGE] {
             for settle in [false, true] {
                 let mut queue = OutQueue::default();
-                replies.iter().for_each(|reply| queue.push_reply(reply, read_at));
+                for reply in &replies {
+                    queue.push_reply(&mut reply.clone(), read_at);
+                }
                 let (mut out, mut counted) = (Vec::new(), 0);
                 while !queue.is_empty() {
                     let next = written(&queue);
@@ -229,7 +241,8 @@ mod tests {
     fn a_backlog_holds_little_more_than_its_bytes() {
         let mut queue = OutQueue::default();
         for _ in 0..10_000 {
-            queue.push_reply(&VecDeque::from([Bytes::from_static(b"0123456789")]), Instant::now());
+            let mut frames = VecDeque::from([Bytes::from_static(b"0123456789")]);
+            queue.push_reply(&mut frames, Instant::now());
         }
         queue.advance(12 * 9_990, |_, _| {});
         let backlog = queue.take_backlog(LARGE);

@@ -1,5 +1,6 @@
 //! One connection: its stream, what has come of a message, what is to be sent.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -211,13 +212,16 @@ impl Peer {
     /// `replied` is [`OutQueue::advance`]'s.
     pub fn flush(&mut self, mut replied: impl FnMut(Instant, usize)) -> io::Result<()> {
         while !self.out.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = self.out.slices(&mut slices);
             let stream = &mut self.stream;
-            let write = std::future::poll_fn(|cx| match &slices[..count] {
+            let out = &self.out;
+            let write = std::future::poll_fn(|cx| match out.only_slice() {
                 // Nearly always, and the kernel does it faster than a list.
-                [only] => Pin::new(&mut *stream).poll_write(cx, only),
-                slices => Pin::new(&mut *stream).poll_write_vectored(cx, slices),
+                Some(only) => Pin::new(&mut *stream).poll_write(cx, only),
+                None => {
+                    let mut slices = [IoSlice::new(&[]); SLICES];
+                    let count = out.slices(&mut slices);
+                    Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count])
+                }
             });
             match poll_once(&self.waker, write) {
                 Poll::Pending => {
@@ -229,6 +233,16 @@ impl Peer {
             }
         }
         Ok(())
+    }
+
+    /// Queues a reply to a request that was read at `read_at`. Takes the frames, and
+    /// returns their bytes.
+    #[inline]
+    pub fn queue(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant) -> usize {
+        if self.out.is_empty() {
+            self.moved_at = read_at.max(self.moved_at);
+        }
+        self.out.push_reply(frames, read_at)
     }
 
     /// Tells the peer that nothing more comes.

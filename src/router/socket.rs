@@ -14,7 +14,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -32,7 +32,7 @@ use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Token};
 use super::reason::Reason;
 use super::wire::{self, Command, MessageLimits, Scanned};
 use super::{ALLOWANCE, Limits, RESERVED_PEERS};
-use crate::metrics::{PROBE_IDENTITY, SocketMetrics};
+use crate::metrics::{SocketMetrics, is_probe};
 use crate::socket::Router;
 
 /// How much one turn reads: nearly four messages of 64 KiB. Half of it halves the
@@ -96,6 +96,9 @@ pub struct BoundedRouter {
     pooled: usize,
     buffered: usize,
     owed: usize,
+    /// Payload of clients that has come and gone since the last [`Self::publish`].
+    received: usize,
+    sent: usize,
     closing: bool,
 }
 
@@ -162,6 +165,8 @@ impl BoundedRouter {
             pooled: 0,
             buffered: 0,
             owed: 0,
+            received: 0,
+            sent: 0,
             closing: false,
         })
     }
@@ -171,66 +176,68 @@ impl BoundedRouter {
     /// # Errors
     ///
     /// The message, where the peer that its first frame names is not connected.
+    #[inline(always)]
     pub fn queue(&mut self, message: ZmqMessage) -> ZmqResult<()> {
         let mut frames = message.into_vecdeque();
-        let identity = frames.pop_front().unwrap_or_default();
-        if frames.is_empty() {
-            return Err(ZmqError::Socket("a ROUTER sends an identity and at least one frame"));
-        }
+        let identity = match frames.pop_front() {
+            Some(identity) if !frames.is_empty() => identity,
+            _ => return Err(ZmqError::Socket("a ROUTER sends an identity and at least one frame")),
+        };
         // Nearly always the peer whose request was handed out last.
-        let batch = self.batch.as_ref().map(|batch| (batch.slot, batch.read_at));
-        let current = batch.filter(|(slot, _)| {
-            self.peers[*slot].as_ref().is_some_and(|peer| peer.identity == identity)
-        });
-        let Some(slot) =
-            current.map(|(slot, _)| slot).or_else(|| self.identities.get(&identity).copied())
-        else {
+        if let Some(batch) = &mut self.batch
+            && let Some(peer) = &mut self.peers[batch.slot]
+            && is_same(&peer.identity, &identity)
+        {
+            let sent = peer.queue(&mut frames, batch.read_at);
+            self.sent += if peer.is_client { sent } else { 0 };
+            batch.identity = Some(identity);
+            if peer.out.len() >= batch.write_at && !peer.blocked {
+                batch.write_at = WRITE;
+                let slot = batch.slot;
+                // What fails here fails again when the batch is through.
+                let _ = self.flush(slot);
+            }
+        } else if let Some(slot) = self.identities.get(&identity) {
+            let peer = self.peers[*slot].as_mut().expect("an identity in use has a peer");
+            let sent = peer.queue(&mut frames, peer.read_at);
+            self.sent += if peer.is_client { sent } else { 0 };
+            peer.bell.wake_by_ref();
+        } else {
             frames.push_front(identity);
             let message = ZmqMessage::try_from(frames).expect("it has frames");
             return Err(ZmqError::ReturnToSender { reason: "the peer has left", message });
-        };
-        let peer = self.peers[slot].as_mut().expect("an identity in use has a peer");
-        let read_at = current.map_or(peer.read_at, |(_, read_at)| read_at);
-        if peer.out.is_empty() {
-            peer.moved_at = read_at.max(peer.moved_at);
-        }
-        peer.out.push_reply(&frames, read_at);
-        match self.batch.as_mut().filter(|_| current.is_some()) {
-            None => Waker::from(Arc::clone(&peer.bell)).wake(),
-            Some(batch) => {
-                batch.identity = Some(identity);
-                if peer.out.len() >= batch.write_at && !peer.blocked {
-                    batch.write_at = WRITE;
-                    // What fails here fails again when the batch is through.
-                    let _ = self.flush(slot);
-                }
-            }
         }
         if frames.capacity() <= SPARE_FRAMES {
-            frames.clear();
             self.spare_frames = Some(frames);
         }
         Ok(())
     }
 
     /// The next message that takes no waiting.
+    #[inline(always)]
     fn next(&mut self) -> Option<ZmqMessage> {
+        self.next_of_batch().or_else(|| self.next_of_turns())
+    }
+
+    /// The first message of the turns that are due.
+    fn next_of_turns(&mut self) -> Option<ZmqMessage> {
         for _ in 0..TURNS {
-            if let Some(message) = self.next_of_batch() {
-                return Some(message);
-            }
             self.ready.take(&mut self.turns);
             match self.turns.pop_front()? {
                 LISTENER => self.accept(),
                 CLOCK => self.expire(),
                 slot => self.visit(slot),
             }
+            let message = self.next_of_batch();
+            if message.is_some() {
+                return message;
+            }
         }
-        self.next_of_batch()
+        None
     }
 
     /// The next message of the batch. A batch that has none is through.
-    #[inline]
+    #[inline(always)]
     fn next_of_batch(&mut self) -> Option<ZmqMessage> {
         let batch = self.batch.as_mut()?;
         let slot = batch.slot;
@@ -245,8 +252,8 @@ impl BoundedRouter {
                     let mut frames = self.spare_frames.take().unwrap_or_default();
                     frames
                         .push_back(batch.identity.take().unwrap_or_else(|| peer.identity.clone()));
-                    wire::split_frames(&batch.bytes, end, &mut frames);
-                    batch.bytes.advance(end);
+                    let payload = wire::split_frames(&mut batch.bytes, end, &mut frames);
+                    self.received += if peer.is_client { payload } else { 0 };
                     if batch.own {
                         disown(&mut frames, batch.whole);
                     }
@@ -384,7 +391,6 @@ impl BoundedRouter {
 
     fn establish(&mut self, slot: usize, info: PeerInfo) {
         let peer = self.peers[slot].as_mut().expect("who was read from is there");
-        peer.is_client = !info.identity.starts_with(PROBE_IDENTITY.as_bytes());
         peer.knows_ping = info.knows_ping;
         peer.state = State::Established;
         let mut identity = info.identity;
@@ -396,6 +402,7 @@ impl BoundedRouter {
         if !peer.knows_ping && !self.limits.heartbeat_interval.is_zero() {
             peer.keep_alive(self.limits.heartbeat_interval);
         }
+        peer.is_client = !is_probe(&identity);
         peer.identity = identity.clone();
         self.identities.insert(identity, slot);
         self.metrics.established.inc();
@@ -605,17 +612,26 @@ impl BoundedRouter {
     }
 
     /// Lets the counts out that are kept apart while there is work.
-    fn publish(&self) {
+    fn publish(&mut self) {
         self.duration.flush();
+        self.metrics.received_bytes.inc_by(std::mem::take(&mut self.received) as u64);
+        self.metrics.sent_bytes.inc_by(std::mem::take(&mut self.sent) as u64);
         self.metrics.pending_replies.set(self.owed as i64);
         self.metrics.buffered_bytes.set(self.buffered as i64);
     }
 
+    /// As [`Self::next`], and brings the metrics up to date: with a message as well, for
+    /// under a load that lets nobody rest there is always one.
+    fn next_published(&mut self) -> Option<ZmqMessage> {
+        let message = self.next();
+        self.publish();
+        message
+    }
+
     fn poll_recv(&mut self, cx: &Context<'_>) -> Poll<ZmqMessage> {
-        if let Some(message) = self.next() {
+        if let Some(message) = self.next_published() {
             return Poll::Ready(message);
         }
-        self.publish();
         if self.turns.is_empty() {
             self.ready.wake_next(cx.waker());
         } else {
@@ -623,6 +639,11 @@ impl BoundedRouter {
         }
         Poll::Pending
     }
+}
+
+/// Whether two identities are the same; mostly in the same place.
+fn is_same(one: &Bytes, other: &Bytes) -> bool {
+    (one.as_ptr() == other.as_ptr() && one.len() == other.len()) || one == other
 }
 
 /// Whether accept failed for the connection's own fault.
@@ -675,13 +696,14 @@ impl SocketSend for BoundedRouter {
 }
 
 impl Router for BoundedRouter {
+    #[inline(always)]
     fn try_recv(&mut self) -> Option<ZmqResult<ZmqMessage>> {
         self.next().map(Ok)
     }
 
-    // Not an `async fn`: what needs no waiting needs no state kept over it either.
-    fn reply(&mut self, message: ZmqMessage) -> impl Future<Output = ZmqResult<()>> {
-        std::future::ready(self.queue(message))
+    #[inline(always)]
+    fn try_send(&mut self, reply: ZmqMessage) -> Result<ZmqResult<()>, ZmqMessage> {
+        Ok(self.queue(reply))
     }
 
     fn connections(&self) -> usize {

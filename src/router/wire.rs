@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::reason::Reason;
 
@@ -205,18 +205,21 @@ impl Scan {
     }
 }
 
-/// Appends the frames of the message at the start of `bytes`, whose end a [`Scan`]
-/// has found, as slices.
+/// Takes the message at the start of `bytes`, whose end a [`Scan`] has found, and
+/// appends its frames, as slices. Returns their bytes.
 #[inline]
-pub fn split_frames(bytes: &Bytes, end: usize, frames: &mut VecDeque<Bytes>) {
-    let mut at = 0;
+pub fn split_frames(bytes: &mut Bytes, end: usize, frames: &mut VecDeque<Bytes>) -> usize {
+    let (mut at, mut payload) = (0, 0);
     while let Ok(Some(header)) = Header::decode(&bytes[at..end]) {
         let start = at + header.bytes;
         at = start + header.body as usize;
         if !header.command {
+            payload += at - start;
             frames.push_back(bytes.slice(start..at));
         }
     }
+    bytes.advance(end);
+    payload
 }
 
 /// A command, by the body of its frame.
@@ -366,11 +369,13 @@ mod tests {
         let Ok(Scanned::Command(body)) = state.step(&bytes, &LIMITS) else { panic!() };
         assert_eq!(Command::decode(&bytes[body]), Ok(Command::Ping { ttl: None, context: b"" }));
         assert_eq!(state.between_messages(), None);
-        assert_eq!(state.step(&bytes, &LIMITS), Ok(Scanned::Message(bytes.len())));
+        let end = bytes.len();
+        assert_eq!(state.step(&bytes, &LIMITS), Ok(Scanned::Message(end)));
+        bytes.extend_from_slice(b"next");
         let mut frames = VecDeque::new();
-        let bytes = Bytes::from(bytes);
-        split_frames(&bytes, bytes.len(), &mut frames);
-        assert_eq!(frames, ["a", "b"]);
+        let mut bytes = Bytes::from(bytes);
+        assert_eq!(split_frames(&mut bytes, end, &mut frames), 2);
+        assert_eq!((frames, &bytes[..]), (["a", "b"].map(Bytes::from).into(), &b"next"[..]));
     }
 
     #[test]
@@ -465,7 +470,7 @@ mod tests {
                     Err(reason) => return (messages, Some(reason)),
                     Ok(Scanned::Message(end)) => {
                         let mut frames = VecDeque::new();
-                        split_frames(&Bytes::copy_from_slice(&held), end, &mut frames);
+                        split_frames(&mut Bytes::copy_from_slice(&held), end, &mut frames);
                         held.drain(..end);
                         messages.push(frames.iter().map(|frame| frame.to_vec()).collect());
                     }
