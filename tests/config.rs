@@ -8,7 +8,7 @@ use zmq_echo::exit::{self, Exit};
 use crate::support::{SERVER, Server, command};
 
 /// A value that each flag refuses, and a part of what would be right.
-const REFUSED: [(&str, &str, &str); 31] = [
+const REFUSED: [(&str, &str, &str); 32] = [
     ("--bind", "127.0.0.1:5555", "expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555"),
     ("--bind", "tcp://127.0.0.1", "expected tcp://HOST:PORT"),
     ("--bind", "tcp://127.0.0.1:99999", "expected a port from 0 to 65535"),
@@ -40,6 +40,7 @@ const REFUSED: [(&str, &str, &str); 31] = [
     ("--buffer-limit", "1MiB", "--message-limit 8MiB is more than --buffer-limit 1MiB"),
     ("--socket-buffer", "64kB", "such as 65536, 64KiB or 8MiB"),
     ("--heartbeat-interval", "often", "a number with its unit"),
+    ("--busy-poll", "1s", "expected 1ms at most, such as 10us"),
 ];
 
 #[test]

@@ -27,6 +27,7 @@ const LIMITS: Limits = Limits {
     buffer_bytes: 16 << 20,
     socket_buffer: 64 << 10,
     heartbeat_interval: Duration::ZERO,
+    busy_poll: Duration::from_micros(10),
 };
 
 /// What to tell the thread that owns the socket.

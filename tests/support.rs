@@ -188,10 +188,20 @@ impl Server {
     /// A line of `/proc/<pid>/status`, in bytes: `VmRSS` is what is resident now,
     /// `VmHWM` the most that ever was.
     pub fn memory(&self, line: &str) -> u64 {
+        self.status(line) << 10
+    }
+
+    /// How often the main thread, which is the poll loop's, has gone to sleep.
+    pub fn sleeps(&self) -> u64 {
+        self.status("voluntary_ctxt_switches")
+    }
+
+    /// The number in a line of `/proc/<pid>/status`.
+    fn status(&self, line: &str) -> u64 {
         let status = self.proc("status");
         let line = status.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(':'));
-        let kilobytes = line.and_then(|line| line.split_whitespace().next()).expect("the line");
-        kilobytes.parse::<u64>().expect("a number") << 10
+        let number = line.and_then(|line| line.split_whitespace().next()).expect("the line");
+        number.parse().expect("a number")
     }
 
     /// The CPU time that the process has taken.

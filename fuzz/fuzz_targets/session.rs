@@ -39,6 +39,7 @@ const ROOMY: Limits = Limits {
     buffer_bytes: 4 << 20,
     socket_buffer: 64 << 10,
     heartbeat_interval: Duration::ZERO,
+    busy_poll: Duration::ZERO,
 };
 
 /// One large message is too much for its pool.

@@ -6,7 +6,8 @@
 //! 2. [`handshake`]: greeting and READY as a state machine.
 //! 3. [`out_queue`]: what a peer is still to be sent.
 //! 4. [`peer`]: one connection.
-//! 5. [`ready`] and [`clock`]: who has something to do, and when.
+//! 5. [`ready`], [`clock`] and [`busy_poll`]: who has something to do, when, and how it
+//!    is waited for.
 //! 6. [`socket`]: accepting, fairness, flow control, accounts, shutdown.
 //! 7. [`reason`]: why a connection ends.
 //!
@@ -36,6 +37,7 @@
 //! ZMTP before 3.0, and ERROR as an answer to peers that are refused: they see
 //! their connection closed, the reason is counted here.
 
+pub mod busy_poll;
 pub mod clock;
 pub mod handshake;
 pub mod out_queue;
@@ -78,6 +80,8 @@ pub struct Limits {
     pub socket_buffer: usize,
     /// After how much silence a peer is asked whether it is there; zero for never.
     pub heartbeat_interval: Duration,
+    /// How long the next message may be waited for awake; zero for not at all.
+    pub busy_poll: Duration,
 }
 
 /// The most that a peer costs without a byte buffered.

@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::debug;
 use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
 
+use super::busy_poll::BusyPoll;
 use super::clock::Clock;
 use super::handshake::PeerInfo;
 use super::out_queue::OutQueue;
@@ -86,6 +87,7 @@ pub struct BoundedRouter {
     ready: ReadyList,
     clock: Clock,
     turns: VecDeque<Token>,
+    busy_poll: BusyPoll,
     batch: Option<Batch>,
     /// What every peer is read into.
     scratch: BytesMut,
@@ -158,6 +160,7 @@ impl BoundedRouter {
             clock: Clock::new(&ready),
             ready,
             turns: VecDeque::from([LISTENER]),
+            busy_poll: BusyPoll::new(limits.busy_poll),
             batch: None,
             scratch: BytesMut::new(),
             spare: OutQueue::default(),
@@ -628,6 +631,20 @@ impl BoundedRouter {
         message
     }
 
+    /// Waits awake, if that seems worth it.
+    async fn busy_poll(&mut self) -> Option<ZmqMessage> {
+        let until = Instant::now() + self.busy_poll.begin()?;
+        loop {
+            // The runtime looks what has come, without sleeping.
+            tokio::task::yield_now().await;
+            let message = self.next_published();
+            if message.is_some() || Instant::now() >= until {
+                self.busy_poll.end(message.is_some());
+                return message;
+            }
+        }
+    }
+
     fn poll_recv(&mut self, cx: &Context<'_>) -> Poll<ZmqMessage> {
         if let Some(message) = self.next_published() {
             return Poll::Ready(message);
@@ -684,6 +701,12 @@ fn obey(peer: &mut Peer, body: &[u8]) -> Result<(), Reason> {
 #[async_trait]
 impl SocketRecv for BoundedRouter {
     async fn recv(&mut self) -> ZmqResult<ZmqMessage> {
+        if let Some(message) = self.next_published() {
+            return Ok(message);
+        }
+        if let Some(message) = self.busy_poll().await {
+            return Ok(message);
+        }
         Ok(poll_fn(|cx| self.poll_recv(cx)).await)
     }
 }
