@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::SystemTime;
@@ -37,7 +38,12 @@ impl Machine {
             date: date.split('T').next().unwrap_or_default().to_owned(),
             cpu: model.unwrap_or("an unnamed CPU").to_owned(),
             cores: thread::available_parallelism().map_or(1, usize::from),
-            kernel: format!("Linux {} with TCP {}", release.trim(), congestion.trim()),
+            kernel: format!(
+                "Linux {} with TCP {}{}",
+                release.trim(),
+                congestion.trim(),
+                if tracks_connections() { " and connection tracking" } else { "" }
+            ),
             rustc: output("rustc", &["--version"]),
             revision: output(
                 "git",
@@ -59,6 +65,18 @@ impl fmt::Display for Machine {
             tokio = locked("tokio"),
         )
     }
+}
+
+/// Whether a firewall's rules have the kernel follow every connection here, loopback's
+/// included, as those do that a container engine leaves behind. It costs each packet.
+pub fn tracks_connections() -> bool {
+    let connect = || {
+        let listener = TcpListener::bind("127.0.0.1:0").ok()?;
+        let _connection = TcpStream::connect(listener.local_addr().ok()?).ok()?;
+        let count = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").ok()?;
+        count.trim().parse::<u64>().ok()
+    };
+    connect().is_some_and(|count| count > 0)
 }
 
 /// What a program prints; it is a note beside the numbers, so it may be missing.

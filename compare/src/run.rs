@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::awake::Awake;
 use crate::cases::{self, CASES, Case};
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::measure::{self, Times};
 use crate::pin::{self, Cpus};
 use crate::results::{Idle, Results};
@@ -98,6 +98,9 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     let server = args.server.clone().map_or_else(build_server, Ok)?;
     let cases = if args.cases.is_empty() { &CASES[..] } else { &args.cases };
 
+    if machine::tracks_connections() {
+        eprintln!("a firewall tracks connections here, which costs each packet; see the README");
+    }
     let mut results = Results::new(machine, cases);
     let times = Times {
         warm_up: Duration::from_secs_f64(args.warm_up),
