@@ -1,6 +1,9 @@
 //! docs/logs.md says what is logged: held to the source, and to what is written by a
 //! server here, by clients and the load generator in their own tests.
 
+#[cfg(feature = "client")]
+pub mod captured;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
