@@ -4,10 +4,6 @@ mod dns;
 mod fixed;
 mod kubernetes;
 
-use std::cell::RefCell;
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, Once};
-
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -77,50 +73,4 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
         }
     };
     timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("waited {DEADLINE:?} until {what}"));
-}
-
-/// What is logged on this thread at info and above.
-///
-/// The subscriber is the process's, as interest in a callsite is remembered for all
-/// threads at once: one of a thread alone misses what another thread came by first.
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-thread_local! {
-    static LOG: RefCell<Arc<Mutex<Vec<u8>>>> = RefCell::default();
-}
-
-impl Log {
-    fn capture() -> Self {
-        static SUBSCRIBER: Once = Once::new();
-        SUBSCRIBER.call_once(|| {
-            let subscriber = tracing_subscriber::fmt()
-                .with_ansi(false)
-                .with_env_filter("info")
-                .with_writer(|| Writer(LOG.with_borrow(Arc::clone)))
-                .finish();
-            tracing::subscriber::set_global_default(subscriber).expect("nobody else sets one");
-        });
-        let text = Arc::default();
-        LOG.set(Arc::clone(&text));
-        Self(text)
-    }
-
-    /// How many records there are, and how many with this in them.
-    fn count(&self, part: &str) -> (usize, usize) {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        (text.lines().count(), text.lines().filter(|line| line.contains(part)).count())
-    }
-}
-
-struct Writer(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Writer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

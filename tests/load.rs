@@ -15,6 +15,7 @@ use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::load::config::LoadConfig;
 
 use crate::config::{refuses, refuses_from_the_environment};
+use crate::log_schema::assert_text_documented;
 use crate::support::dns_server::DnsServer;
 use crate::support::{LOAD, Process, SERVER, Server, command, wait_until};
 
@@ -341,6 +342,21 @@ fn endpoints_that_come_and_go_in_dns_are_followed_without_a_failure() {
     assert!(seen(&second, "came") && seen(&first, "gone"), "{changes:?}");
     assert!(!seen(&second, "gone"), "{changes:?}");
     assert_eq!(sum(&result["endpoints"], "answered"), number(&result["sent"]));
+}
+
+#[test]
+fn the_log_is_documented_text_on_stderr() {
+    let server = Server::start(&[]);
+    let args = [&*server.endpoint, "tcp://127.0.0.1:1", "--rate", "100", "--duration", "500ms"];
+    let output = load(&[&args[..], &["--log-level", "zmq_echo=debug"]].concat());
+    assert_eq!(output.status.code(), Some(0));
+    let log = String::from_utf8(output.stderr).unwrap();
+    // On a machine that stands still there may be a line of progress.
+    log.lines().filter(|line| !line.contains(", p50 ")).for_each(assert_text_documented);
+    for message in ["endpoint added", "connected", "cannot connect"] {
+        assert!(log.contains(&format!(": {message} endpoint=")), "no `{message}` in {log}");
+    }
+    assert!(!String::from_utf8(output.stdout).unwrap().contains(" zmq_echo::"));
 }
 
 #[test]

@@ -1,4 +1,8 @@
-//! docs/logs.md says what is logged: held to the source, and to what a server writes.
+//! docs/logs.md says what is logged: held to the source, and to what is written by a
+//! server here, by clients and the load generator in their own tests.
+
+#[cfg(feature = "client")]
+pub mod captured;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,11 +18,22 @@ use crate::support::{POD, SERVER, Server, command, zmtp};
 
 const LOGS: &str = include_str!("../docs/logs.md");
 
+/// The sections of the records: the server's, and the client's.
+const SECTIONS: [&str; 2] = ["## Records", "## Records of the client"];
+
 /// Message and target, which name a record, with its level and fields.
 type Records = BTreeMap<(String, String), (String, BTreeSet<String>)>;
 
 fn documented() -> Records {
-    let rows = table_of(LOGS, "## Records", "| message | level |");
+    let [mut all, client] = SECTIONS.map(documented_in);
+    let count = all.len() + client.len();
+    all.extend(client);
+    assert_eq!(all.len(), count, "a record stands in both");
+    all
+}
+
+fn documented_in(section: &str) -> Records {
+    let rows = table_of(LOGS, &format!("{section}\n"), "| message | level |");
     let count = rows.len();
     let records: Records = rows
         .into_iter()
@@ -59,6 +74,7 @@ pub fn assert_documented(record: &Json, in_kubernetes: bool) {
         let holds = match &*types_of[field] {
             "string" => value.is_string(),
             "integer" => value.is_u64(),
+            "boolean" => value.is_boolean(),
             "number" => value.is_number(),
             other => panic!("no such type: {other}"),
         };
@@ -66,10 +82,34 @@ pub fn assert_documented(record: &Json, in_kubernetes: bool) {
     }
 }
 
+/// Holds one record as text. Names alone: in text values have no types.
+#[track_caller]
+pub fn assert_text_documented(line: &str) {
+    let parts = line.split_once(' ').and_then(|(_, rest)| rest.trim_start().split_once(' '));
+    let (level, rest) = parts.unwrap_or_else(|| panic!("no time and level: {line}"));
+    let (target, rest) = rest.split_once(": ").unwrap_or_else(|| panic!("no target: {line}"));
+    let names = rest.split(' ').filter_map(|word| word.split_once('='));
+    let found: BTreeSet<String> = names.map(|(name, _)| name.to_owned()).collect();
+    let says = |message: &str| {
+        let rest = rest.strip_prefix(message);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    };
+    let holds = documented().iter().any(|((message, module), record)| {
+        module == target && says(message) && *record == (level.to_owned(), found.clone())
+    });
+    assert!(holds, "it is not in docs/logs.md: {line}");
+}
+
 #[test]
 fn the_records_are_those_of_the_source() {
+    for (section, of_client) in SECTIONS.into_iter().zip([false, true]) {
+        assert_eq!(documented_in(section), records_of(sources(of_client)), "{section}");
+    }
+}
+
+fn records_of(files: Vec<PathBuf>) -> Records {
     let mut found = Records::new();
-    for file in sources() {
+    for file in files {
         let source = fs::read_to_string(&file).unwrap();
         // A module's own tests stand at its end.
         let source = source.split("#[cfg(test)]\nmod tests").next().unwrap();
@@ -84,14 +124,17 @@ fn the_records_are_those_of_the_source() {
             assert!(same, "{name:?} has other fields in another place");
         }
     }
-    assert_eq!(documented(), found);
+    found
 }
 
 #[test]
-fn the_example_is_a_record() {
-    let (_, rest) = LOGS.split_once("```json\n").expect("an example");
-    let (example, _) = rest.split_once("\n```").expect("its end");
-    assert_documented(&serde_json::from_str(example).unwrap(), true);
+fn the_examples_are_records() {
+    let [json, text] = ["```json\n", "```text\n"].map(|start| {
+        let (_, rest) = LOGS.split_once(start).expect("an example");
+        rest.split_once("\n```").expect("its end").0
+    });
+    assert_documented(&serde_json::from_str(json).unwrap(), true);
+    assert_text_documented(text);
 }
 
 #[test]
@@ -107,28 +150,36 @@ fn the_fields_are_those_of_the_records() {
     assert_eq!(rows.into_iter().map(|row| row[0].clone()).collect::<BTreeSet<_>>(), levels);
 }
 
-/// The source files of the server and the probe: a module that needs a feature is
-/// neither's.
-fn sources() -> Vec<PathBuf> {
+/// The source files of the server and the probe, or of the client and the load
+/// generator: a module that needs a feature is theirs.
+fn sources(of_client: bool) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let library = fs::read_to_string(root.join("src/lib.rs")).unwrap();
+    let roots: &[&str] =
+        if of_client { &["bin/load.rs"] } else { &["bin/server.rs", "bin/probe.rs", "src/lib.rs"] };
+    let mut files: Vec<PathBuf> = roots.iter().map(|file| root.join(file)).collect();
     let mut before = "";
-    let mut files: Vec<PathBuf> =
-        ["bin/server.rs", "bin/probe.rs", "src/lib.rs"].map(|file| root.join(file)).into();
     for line in library.lines() {
         let line = line.strip_prefix("pub ").unwrap_or(line);
         let module = line.strip_prefix("mod ").and_then(|line| line.strip_suffix(';'));
-        if let Some(module) = module.filter(|_| !before.starts_with("#[cfg(feature")) {
+        let chosen = before.starts_with("#[cfg(feature") == of_client;
+        if let Some(module) = module.filter(|_| chosen) {
             let directory = root.join("src").join(module);
-            if directory.is_dir() {
-                let entries = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
-                files.extend(entries.filter(|path| path.extension() == Some("rs".as_ref())));
-            }
             files.extend([directory.with_extension("rs")].into_iter().filter(|file| file.exists()));
+            add_sources_under(&directory, &mut files);
         }
         before = line;
     }
     files
+}
+
+/// Adds the source files of a folder, where it is one, and of those in it.
+fn add_sources_under(path: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(path).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        add_sources_under(&path, files);
+        files.extend([path].into_iter().filter(|path| path.extension() == Some("rs".as_ref())));
+    }
 }
 
 /// The module path of a file, which is the target of its records.

@@ -8,10 +8,12 @@ use std::time::Duration;
 use futures_util::future::join;
 use rustix::process::Signal;
 use tokio::time::sleep;
+use zmq_echo::client::discovery::EndpointState::{Draining, Ready};
 use zmq_echo::client::{Backoff, ClientConfig, RequestError, State};
 
 use super::peers::{Peer, deaf, is_check};
-use super::{Counted, Got, fixed, hasty, patient, until};
+use super::{Counted, Got, Teller, fixed, hasty, patient, until};
+use crate::log_schema::captured::Log;
 use crate::support::{Server, zmtp};
 
 fn assert_all_answered(got: &[Got]) {
@@ -333,4 +335,28 @@ async fn a_connection_that_breaks_without_another_endpoint_is_an_error_that_says
     server.signal(Signal::KILL);
     let error = asked.await.unwrap().unwrap_err();
     assert!(matches!(error, RequestError::Disconnected { attempts: 1, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn each_trouble_of_an_endpoint_is_logged_as_documented() {
+    const REFUSES: &str = "tcp://127.0.0.1:1";
+    let log = Log::capture();
+    let logged = |message: &'static str| until(message, || log.has(message));
+    let peer = Peer::silent().await;
+    let timeout = Duration::from_millis(50);
+    let config = ClientConfig { max_endpoints: 2, timeout, retries: 0, ..hasty() };
+    let (teller, source) = Teller::new();
+    let client = Counted::new(config, source);
+    teller.say(&[(REFUSES, Ready), (&peer.endpoint, Ready), ("tcp://127.0.0.2:1", Ready)]);
+    logged("more endpoints than the limit").await;
+    logged("endpoint added").await;
+    logged("cannot connect").await;
+    logged("connected").await;
+    assert!(client.request("never answered").await.is_err());
+    logged("suspect").await;
+    logged("still suspect").await;
+    drop(peer);
+    logged("connection lost").await;
+    teller.say(&[(REFUSES, Draining)]);
+    logged("endpoint changed").await;
 }

@@ -7,7 +7,8 @@ use zmq_echo::client::discovery::EndpointState::Ready;
 use zmq_echo::client::discovery::dns::{Dns, DnsName};
 use zmq_echo::client::discovery::{MAX_ENDPOINTS, Source};
 
-use super::{Followed, Log, until};
+use super::{Followed, until};
+use crate::log_schema::captured::Log;
 use crate::support::dns_server::{DnsServer, Mode};
 
 const NAME: &str = "zmq-echo-headless.test.";
