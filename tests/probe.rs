@@ -31,7 +31,7 @@ fn peer(behaviour: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
 
 /// Greets and shakes hands as a ROUTER would.
 fn shake_hands(stream: &mut TcpStream) -> Option<()> {
-    stream.write_all(&zmtp::greeting()).ok()?;
+    stream.write_all(&zmtp::greeting(0)).ok()?;
     stream.read_exact(&mut [0; 64]).ok()?;
     stream.write_all(&zmtp::ready("ROUTER", b"")).ok()?;
     zmtp::read_frame(stream);
@@ -120,13 +120,13 @@ fn a_peer_that_hangs_up_is_a_no() {
 
 #[test]
 fn a_peer_that_hangs_in_the_handshake_is_a_no() {
-    let half = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting()[..40]));
+    let half = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting(0)[..40]));
     says_no_at_the_limit(peer(half), "handshake", "no handshake");
-    let whole = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting()));
+    let whole = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting(0)));
     says_no_at_the_limit(peer(whole), "handshake", "no handshake");
     let trickled = |mut stream: TcpStream| {
         thread::spawn(move || {
-            for byte in [zmtp::greeting(), zmtp::ready("ROUTER", b"")].concat() {
+            for byte in [zmtp::greeting(0), zmtp::ready("ROUTER", b"")].concat() {
                 let _ = stream.write_all(&[byte]);
                 thread::sleep(std::time::Duration::from_millis(60));
             }
@@ -218,7 +218,7 @@ fn frames_without_end_are_a_no() {
 #[test]
 fn a_frame_too_large_to_exist_aborts_the_crate_and_is_still_a_no() {
     let huge = |mut stream: TcpStream| {
-        let mut bytes = zmtp::greeting();
+        let mut bytes = zmtp::greeting(0);
         bytes.push(0x06);
         bytes.extend((1_u64 << 47).to_be_bytes());
         let _ = stream.write_all(&bytes);
@@ -245,7 +245,7 @@ fn the_verdict_stands_where_its_line_cannot_be_written() {
 fn no_two_probes_are_alike() {
     let (requests, seen) = std::sync::mpsc::channel();
     let address = peer(move |mut stream| {
-        stream.write_all(&zmtp::greeting()).unwrap();
+        stream.write_all(&zmtp::greeting(0)).unwrap();
         stream.read_exact(&mut [0; 64]).unwrap();
         stream.write_all(&zmtp::ready("ROUTER", b"")).unwrap();
         let ready = zmtp::read_frame(&mut stream).1;

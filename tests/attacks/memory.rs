@@ -67,7 +67,7 @@ fn a_size_that_is_only_announced_is_refused_at_its_header() {
             let header = zmtp::announced(flags, size);
             let mut peer = if early {
                 let mut peer = zmtp::stream(attacked.address());
-                peer.write_all(&zmtp::greeting()).unwrap();
+                peer.write_all(&zmtp::greeting(0)).unwrap();
                 peer
             } else {
                 zmtp::dealer(attacked.address(), 0, b"")
@@ -90,7 +90,7 @@ fn a_size_that_is_only_announced_is_refused_at_its_header() {
 #[test]
 fn seventy_three_bytes_do_not_end_the_process() {
     let mut attacked = Attacked::start(&[]);
-    let attack = [zmtp::greeting(), zmtp::announced(0, 1 << 47)].concat();
+    let attack = [zmtp::greeting(0), zmtp::announced(0, 1 << 47)].concat();
     assert_eq!(attack.len(), 73);
     for _ in 0..50 {
         let mut peer = zmtp::stream(attacked.address());

@@ -266,7 +266,7 @@ async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_end
 
 /// Shakes hands as a ROUTER would.
 fn greeted(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(&zmtp::greeting())?;
+    stream.write_all(&zmtp::greeting(0))?;
     stream.read_exact(&mut [0; 64])?;
     stream.write_all(&zmtp::ready("ROUTER", b""))?;
     zmtp::read_frame(stream);
