@@ -5,6 +5,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::thread::{self, JoinHandle};
 
 use super::DEADLINE;
 
@@ -131,6 +132,13 @@ pub fn read_frame(stream: &mut impl Read) -> (u8, Vec<u8>) {
 pub fn echoes(stream: &mut TcpStream, bytes: &[u8]) {
     stream.write_all(bytes).expect("it is read from");
     assert!(read(stream, bytes.len()) == bytes, "another message came back");
+}
+
+/// Writes `bytes` over and over, in a thread of its own, until the other side has
+/// closed.
+pub fn flood(stream: &TcpStream, bytes: Vec<u8>) -> JoinHandle<()> {
+    let mut writer = stream.try_clone().unwrap();
+    thread::spawn(move || while writer.write_all(&bytes).is_ok() {})
 }
 
 /// Reads until the other side has closed; how much came before.
