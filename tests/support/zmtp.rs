@@ -3,7 +3,7 @@
 //! What goes on the wire comes as bytes, and what speaks it is blocking, also in tests
 //! of the async client: a peer made by hand has a thread of its own.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread::{self, JoinHandle};
 
@@ -109,6 +109,14 @@ pub fn connect(address: SocketAddr, identity: &[u8]) -> TcpStream {
 pub fn shake_hands(stream: &mut TcpStream, hello: &[u8]) {
     stream.write_all(hello).unwrap();
     read(stream, SERVER_HELLO);
+}
+
+/// Greets and shakes hands as a ROUTER would; the READY of who has connected.
+pub fn welcome(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    stream.write_all(&greeting(0))?;
+    stream.read_exact(&mut [0; 64])?;
+    stream.write_all(&ready("ROUTER", b""))?;
+    Ok(read_frame(stream).1)
 }
 
 #[track_caller]
