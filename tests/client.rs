@@ -195,9 +195,7 @@ async fn a_request_is_answered_by_an_endpoint_that_is_named() {
 
 #[tokio::test]
 async fn an_ipv6_address_is_an_endpoint_as_any_other() {
-    let mut server = crate::support::command(crate::support::SERVER);
-    server.args(["--bind", "tcp://[::1]:0", "--http", "127.0.0.1:0"]);
-    let server = Server::spawn(server);
+    let server = Server::start_on("tcp://[::1]:0", &[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     assert_eq!(client.request("hello").await.unwrap().payload, "hello");
 }

@@ -17,7 +17,7 @@ use zmq_echo::client::{Client, ClientConfig, ClientMetrics, Reply, RequestError,
 
 use crate::support::api_server::{ApiServer, Condition};
 use crate::support::dns_server::DnsServer;
-use crate::support::{SERVER, Server, command, wait_until};
+use crate::support::{Server, wait_until};
 
 /// 2,000 requests a second: so many, so often.
 const BURST: u64 = 10;
@@ -77,9 +77,7 @@ impl Cluster {
                 format!("tcp://{}:{port}", of_dns(*started))
             }
         };
-        let mut server = command(SERVER);
-        server.args(["--bind", &bind, "--http", "127.0.0.1:0"]);
-        Server::spawn(server)
+        Server::start_on(&bind, &[])
     }
 
     fn ready(&mut self, address: SocketAddr) {

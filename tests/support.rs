@@ -106,8 +106,12 @@ pub struct Server {
 
 impl Server {
     pub fn start(args: &[&str]) -> Self {
+        Self::start_on("tcp://127.0.0.1:0", args)
+    }
+
+    pub fn start_on(endpoint: &str, args: &[&str]) -> Self {
         let mut server = command(SERVER);
-        server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]).args(args);
+        server.args(["--bind", endpoint, "--http", "127.0.0.1:0"]).args(args);
         Self::spawn(server)
     }
 

@@ -184,9 +184,7 @@ async fn one_that_nobody_serves_is_connected_to_when_somebody_does() {
     let client = Counted::new(patient(), fixed(&[&endpoint]));
     let failed = || client.metric("zmq_echo_client_connections_total{outcome=\"failed\"}") >= 3.0;
     until("it was tried often", failed).await;
-    let mut server = crate::support::command(crate::support::SERVER);
-    server.args(["--bind", &endpoint, "--http", "127.0.0.1:0"]);
-    let _server = Server::spawn(server);
+    let _server = Server::start_on(&endpoint, &[]);
     assert_eq!(client.request("at last").await.unwrap().payload, "at last");
 }
 
@@ -199,9 +197,7 @@ async fn one_that_comes_back_is_connected_to_again() {
     server.signal(Signal::TERM);
     assert_eq!(server.wait(), 0);
     client.wait_for_state(&endpoint, Some(State::Connecting)).await;
-    let mut command = crate::support::command(crate::support::SERVER);
-    command.args(["--bind", &endpoint, "--http", "127.0.0.1:0"]);
-    let _server = Server::spawn(command);
+    let _server = Server::start_on(&endpoint, &[]);
     assert_eq!(client.request("after").await.unwrap().payload, "after");
     assert_eq!(client.metric("zmq_echo_client_requests_total{outcome=\"answered\"}"), 2.0);
 }

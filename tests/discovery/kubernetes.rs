@@ -11,7 +11,7 @@ use zmq_echo::client::discovery::kubernetes::{Kubernetes, Patience, ServicePort,
 
 use super::{Followed, Log, until};
 use crate::support::api_server::{ApiServer, Asked, Condition, Ending, Gone};
-use crate::support::{SERVER, Server, command, echo, message};
+use crate::support::{Server, echo, message};
 
 async fn source(api: &ApiServer) -> Kubernetes {
     ApiServer::source(&api.kubeconfig()).await
@@ -243,9 +243,7 @@ async fn an_api_that_nobody_serves_is_named() {
 
 #[tokio::test]
 async fn an_endpoint_of_ipv6_is_one_to_connect_to() {
-    let mut server = command(SERVER);
-    server.args(["--bind", "tcp://[::1]:0", "--http", "127.0.0.1:0"]);
-    let server = Server::spawn(server);
+    let server = Server::start_on("tcp://[::1]:0", &[]);
     let api = ApiServer::start();
     api.say(server.address(), Condition::Ready);
     let mut followed = follow(&api).await;
