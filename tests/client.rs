@@ -14,14 +14,13 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use prometheus::Registry;
-use prometheus_parse::Scrape;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use zmq_echo::client::discovery::{Discovery, EndpointState, Endpoints, Fixed};
 use zmq_echo::client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
 use zmq_echo::endpoint::ConnectEndpoint;
 
-use crate::support::{DEADLINE, Server, sample};
+use crate::support::{DEADLINE, Server, parse_metrics, sample};
 
 /// A source that says what the test has told it.
 struct Told(watch::Receiver<Endpoints>);
@@ -88,8 +87,8 @@ impl Counted {
     fn metric(&self, series: &str) -> f64 {
         let text =
             prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap();
-        let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
-        sample(&scrape, series).unwrap_or_else(|| panic!("no series {series} in {text}"))
+        sample(&parse_metrics(&text), series)
+            .unwrap_or_else(|| panic!("no series {series} in {text}"))
     }
 
     fn state(&self, endpoint: &str) -> Option<State> {

@@ -177,9 +177,7 @@ impl Server {
     }
 
     pub fn scrape(&self) -> Scrape {
-        let (status, text) = self.get("/metrics");
-        assert_eq!(status, 200);
-        Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).expect("the text format")
+        scrape(self.http)
     }
 
     /// The value of the series `name{label="value"}`, or of `name` alone.
@@ -290,6 +288,16 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+pub fn scrape(address: SocketAddr) -> Scrape {
+    let (status, text) = get(address, "/metrics");
+    assert_eq!(status, 200);
+    parse_metrics(&text)
+}
+
+pub fn parse_metrics(text: &str) -> Scrape {
+    Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).expect("the text format")
 }
 
 /// The value of `name` or `name{label="value"}`; a histogram's is its count.
