@@ -20,7 +20,7 @@ use zmq_echo::client::discovery::{Discovery, EndpointState, Endpoints, Fixed};
 use zmq_echo::client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
 use zmq_echo::endpoint::ConnectEndpoint;
 
-use crate::support::{DEADLINE, Server, parse_metrics, sample};
+use crate::support::{DEADLINE, Server, parse_metrics, sample, until};
 
 /// A source that says what the test has told it.
 struct Told(watch::Receiver<Endpoints>);
@@ -156,15 +156,6 @@ async fn started() -> Server {
 struct Got {
     reply: Result<Reply, RequestError>,
     took: Duration,
-}
-
-/// Waits on a condition, without stopping the runtime that it needs.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(tokio::time::Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 /// Long enough that nothing times out that is answered.

@@ -16,7 +16,7 @@ use zmq_echo::load::config::LoadConfig;
 
 use crate::config::{refuses, refuses_from_the_environment};
 use crate::support::dns_server::DnsServer;
-use crate::support::{LOAD, Process, Server, command, wait_until};
+use crate::support::{LOAD, Process, Server, command, runtime, wait_until};
 
 fn load(args: &[&str]) -> Output {
     command(LOAD).args(args).output().expect("the program starts")
@@ -56,8 +56,7 @@ enum Manner {
 fn server_that(manner: Manner) -> String {
     let (sender, endpoint) = std::sync::mpsc::channel();
     thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
+        runtime().block_on(async {
             let mut socket = RouterSocket::new();
             let endpoint = socket.bind("tcp://127.0.0.1:0").await.unwrap();
             sender.send(endpoint.to_string()).unwrap();

@@ -14,7 +14,7 @@ use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, log_records_dropped};
 use zmq_echo::router::{BoundedRouter, Limits};
 use zmq_echo::socket::Router;
 
-use crate::support::{DEADLINE, wait_until, zmtp};
+use crate::support::{DEADLINE, runtime, wait_until, zmtp};
 
 const LIMITS: Limits = Limits {
     message_bytes: 8 << 20,
@@ -53,9 +53,7 @@ impl Echo {
         let (done_sender, done) = mpsc::channel();
         let socket_metrics = metrics.socket.clone();
         let thread = thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
+            runtime().block_on(async {
                 let mut socket = BoundedRouter::bind(listener, limits, socket_metrics).unwrap();
                 loop {
                     tokio::select! {
@@ -152,8 +150,7 @@ fn write_until_stuck(stream: &mut TcpStream, bytes: &[u8]) -> u64 {
 }
 
 fn on_runtime<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
+    runtime().block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
 }
 
 #[test]

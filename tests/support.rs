@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use prometheus_parse::{Scrape, Value};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value as Json;
+use tokio::runtime::Runtime;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::log::PLACE;
 
@@ -258,9 +259,7 @@ impl Server {
     }
 
     pub async fn dealer(&self) -> DealerSocket {
-        let mut dealer = DealerSocket::new();
-        dealer.connect(&self.endpoint).await.expect("the server accepts");
-        dealer
+        dealer(&self.endpoint).await
     }
 }
 
@@ -287,6 +286,16 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
         thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits on a condition, without stopping the runtime that it needs.
+#[cfg(feature = "client")]
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(tokio::time::Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -333,6 +342,17 @@ pub fn request(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
         ureq::http::Request::builder().method(method).uri(format!("http://{address}{path}"));
     let mut response = agent.run(request.body(()).unwrap()).expect("the side port answers");
     (response.status().as_u16(), response.body_mut().read_to_string().expect("text"))
+}
+
+/// For a thread of its own.
+pub fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+pub async fn dealer(endpoint: &str) -> DealerSocket {
+    let mut dealer = DealerSocket::new();
+    dealer.connect(endpoint).await.expect("the server accepts");
+    dealer
 }
 
 /// Sends one message and waits for the reply.

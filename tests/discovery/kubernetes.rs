@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use kube::Config;
 use serde_json::json;
-use zeromq::{DealerSocket, Socket};
 use zmq_echo::client::discovery::EndpointState::{Draining, Ready};
 use zmq_echo::client::discovery::kubernetes::{Kubernetes, Patience, ServicePort, client_of};
 
 use super::{Followed, Log, until};
 use crate::support::api_server::{ApiServer, Asked, Condition, Ending, Gone};
-use crate::support::{Server, echo, message};
+use crate::support::{Server, dealer, echo, message};
 
 async fn source(api: &ApiServer) -> Kubernetes {
     ApiServer::source(&api.kubeconfig()).await
@@ -249,8 +248,7 @@ async fn an_endpoint_of_ipv6_is_one_to_connect_to() {
     let mut followed = follow(&api).await;
     followed.says(&[(&server.endpoint, Ready)]).await;
     let endpoint = followed.endpoints.borrow().keys().next().unwrap().to_string();
-    let mut dealer = DealerSocket::new();
-    dealer.connect(&endpoint).await.unwrap();
+    let mut dealer = dealer(&endpoint).await;
     assert_eq!(echo(&mut dealer, message(&[b"a"])).await, [b"a"]);
 }
 
