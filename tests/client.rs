@@ -14,14 +14,13 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use prometheus::Registry;
-use prometheus_parse::Scrape;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use zmq_echo::client::discovery::{Discovery, EndpointState, Endpoints, Fixed};
 use zmq_echo::client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
 use zmq_echo::endpoint::ConnectEndpoint;
 
-use crate::support::{DEADLINE, Server, sample};
+use crate::support::{DEADLINE, Server, parse_metrics, sample, until};
 
 /// A source that says what the test has told it.
 struct Told(watch::Receiver<Endpoints>);
@@ -88,8 +87,8 @@ impl Counted {
     fn metric(&self, series: &str) -> f64 {
         let text =
             prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap();
-        let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
-        sample(&scrape, series).unwrap_or_else(|| panic!("no series {series} in {text}"))
+        sample(&parse_metrics(&text), series)
+            .unwrap_or_else(|| panic!("no series {series} in {text}"))
     }
 
     fn state(&self, endpoint: &str) -> Option<State> {
@@ -159,15 +158,6 @@ struct Got {
     took: Duration,
 }
 
-/// Waits on a condition, without stopping the runtime that it needs.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(tokio::time::Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
 /// Long enough that nothing times out that is answered.
 fn patient() -> ClientConfig {
     ClientConfig { timeout: DEADLINE, deadline: Some(DEADLINE), ..ClientConfig::default() }
@@ -195,9 +185,7 @@ async fn a_request_is_answered_by_an_endpoint_that_is_named() {
 
 #[tokio::test]
 async fn an_ipv6_address_is_an_endpoint_as_any_other() {
-    let mut server = crate::support::command(crate::support::SERVER);
-    server.args(["--bind", "tcp://[::1]:0", "--http", "127.0.0.1:0"]);
-    let server = Server::spawn(server);
+    let server = Server::start_on("tcp://[::1]:0", &[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     assert_eq!(client.request("hello").await.unwrap().payload, "hello");
 }

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use prometheus_parse::Scrape;
 use rustix::process::Signal;
 use serde_json::Value as Json;
 use zmq_echo::config::LogFormat;
@@ -14,7 +13,9 @@ use zmq_echo::log;
 #[allow(dead_code, reason = "the default tests use the rest")]
 mod support;
 
-use support::{DEADLINE, POD, PROBE, Process, SERVER, command, get, sample, wait_until, zmtp};
+use support::{
+    DEADLINE, POD, PROBE, Process, SERVER, command, get, sample, scrape, wait_until, zmtp,
+};
 
 /// syslog-ng in the foreground, with a configuration and a directory of its own.
 struct Collector {
@@ -151,12 +152,8 @@ fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
     let (collector, mut server) = Collector::behind(server(), "stopped");
     let listening = collector.wait_for("message", "listening");
     let (address, http) = (address(&listening), listening["http"].as_str().unwrap());
-    let scrape = || {
-        let (status, text) = get(http.parse().unwrap(), "/metrics");
-        assert_eq!(status, 200);
-        Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap()
-    };
-    let dropped = || sample(&scrape(), "zmq_echo_log_records_dropped_total").unwrap();
+    let http = http.parse().unwrap();
+    let dropped = || sample(&scrape(http), "zmq_echo_log_records_dropped_total").unwrap();
     collector.process.signal(Signal::STOP);
     let mut peer = zmtp::connect(address, b"chatty");
     let requests = zmtp::frame(b"x", false).repeat(1000);
@@ -167,7 +164,7 @@ fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
     // It goes on while the collector stands still.
     let before = dropped();
     zmtp::echoes(&mut peer, &requests);
-    assert_eq!(get(http.parse().unwrap(), "/livez").0, 200);
+    assert_eq!(get(http, "/livez").0, 200);
     let probe = command(PROBE)
         .args(["--timeout", "10s", "--endpoint", listening["endpoint"].as_str().unwrap()])
         .status();
@@ -181,8 +178,8 @@ fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
         drop(zmtp::connect(address, b"later"));
         collector.find("identity", "later").is_some()
     });
-    wait_until("all peers have left", || sample(&scrape(), "zmq_echo_peers") == Some(0.0));
-    let metrics = scrape();
+    wait_until("all peers have left", || sample(&scrape(http), "zmq_echo_peers") == Some(0.0));
+    let metrics = scrape(http);
     server.signal(Signal::TERM);
     assert_eq!(server.wait(), 0);
     let total = |name: &str| {

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zmq_echo::client::discovery::{Discovery, EndpointState, Endpoints};
 
-use crate::support::DEADLINE;
+use crate::support::{DEADLINE, until};
 
 /// A source that is followed, and what it says.
 struct Followed {
@@ -64,13 +64,4 @@ impl Followed {
 
 fn set(endpoints: &[(&str, EndpointState)]) -> Endpoints {
     endpoints.iter().map(|(text, state)| (text.parse().unwrap(), *state)).collect()
-}
-
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let wait = async {
-        while !holds() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("waited {DEADLINE:?} until {what}"));
 }

@@ -124,13 +124,9 @@ async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
 #[test]
 fn a_flood_that_does_not_end_leaves_requests_unanswered_and_exits_4() {
     let mut server = Server::start(&["--drain-timeout", "2s"]);
-    let stream = zmtp::connect(server.address(), b"flood");
-    let (mut replies, mut requests) = (stream.try_clone().unwrap(), stream);
-    let reading = std::thread::spawn(move || std::io::copy(&mut replies, &mut std::io::sink()));
-    let writing = std::thread::spawn(move || {
-        let flood = zmtp::frame(b"flood", false).repeat(10_000);
-        while requests.write_all(&flood).is_ok() {}
-    });
+    let mut stream = zmtp::connect(server.address(), b"flood");
+    let writing = zmtp::flood(&stream, zmtp::frame(b"flood", false).repeat(10_000));
+    let reading = std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
     server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |requests| requests > 0.0);
     server.signal(Signal::TERM);
     assert_eq!(server.wait(), 4);

@@ -103,9 +103,7 @@ async fn a_tcp_probe_is_neither_a_fault_nor_a_log_line() {
 
 #[tokio::test]
 async fn a_wildcard_endpoint_serves_on_every_loopback_address() {
-    let mut command = crate::support::command(crate::support::SERVER);
-    command.args(["--bind", "tcp://*:0", "--http", "127.0.0.1:0"]);
-    let server = Server::spawn(command);
+    let server = Server::start_on("tcp://*:0", &[]);
     let address = server.address();
     let mut hosts = vec!["127.0.0.1"];
     if address.is_ipv6() {

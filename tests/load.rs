@@ -17,7 +17,7 @@ use zmq_echo::load::config::LoadConfig;
 use crate::config::{refuses, refuses_from_the_environment};
 use crate::log_schema::assert_text_documented;
 use crate::support::dns_server::DnsServer;
-use crate::support::{LOAD, Process, SERVER, Server, command, wait_until};
+use crate::support::{LOAD, Process, Server, command, runtime, wait_until};
 
 fn load(args: &[&str]) -> Output {
     command(LOAD).args(args).output().expect("the program starts")
@@ -57,8 +57,7 @@ enum Manner {
 fn server_that(manner: Manner) -> String {
     let (sender, endpoint) = std::sync::mpsc::channel();
     thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
+        runtime().block_on(async {
             let mut socket = RouterSocket::new();
             let endpoint = socket.bind("tcp://127.0.0.1:0").await.unwrap();
             sender.send(endpoint.to_string()).unwrap();
@@ -316,9 +315,7 @@ fn endpoints_that_come_and_go_in_dns_are_followed_without_a_failure() {
     const NAME: &str = "zmq-echo-headless.test.";
     let first = Server::start(&[]);
     let port = first.address().port();
-    let mut second = command(SERVER);
-    second.args(["--bind", &format!("tcp://127.0.0.2:{port}"), "--http", "127.0.0.1:0"]);
-    let second = Server::spawn(second);
+    let second = Server::start_on(&format!("tcp://127.0.0.2:{port}"), &[]);
     let dns = DnsServer::start();
     dns.set(NAME, &["127.0.0.1"], 0);
     let mut run = command(LOAD);

@@ -8,7 +8,9 @@ use zmq_echo::config::LogFormat;
 use zmq_echo::log;
 
 use crate::log_schema::assert_documented;
-use crate::support::{DEADLINE, Process, SERVER, Server, command, get, sample, wait_until, zmtp};
+use crate::support::{
+    DEADLINE, Process, SERVER, Server, command, sample, scrape, wait_until, zmtp,
+};
 
 /// Identities and payloads that would break a careless log.
 const NASTY: [&[u8]; 5] = [
@@ -119,10 +121,7 @@ fn a_reader_that_stops_reading_costs_records_and_no_echo() {
         for _ in 0..1000 {
             assert_eq!(zmtp::read_frame(&mut peer).1, b"x");
         }
-        let (_, text) = get(http, "/metrics");
-        let scrape =
-            prometheus_parse::Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
-        dropped = sample(&scrape, "zmq_echo_log_records_dropped_total").unwrap();
+        dropped = sample(&scrape(http), "zmq_echo_log_records_dropped_total").unwrap();
         dropped > 0.0
     });
     drop(peer);

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use zeromq::{DealerSocket, Socket, SocketSend, ZmqMessage};
+use zeromq::{SocketSend, ZmqMessage};
 use zmq_echo::config::ServerConfig;
 use zmq_echo::drain::{DrainPolicy, Ending};
 use zmq_echo::handler::Rejected;
@@ -19,7 +19,7 @@ use zmq_echo::poll_loop::{self, Report};
 use zmq_echo::router::BoundedRouter;
 use zmq_echo::termination::TerminationSocket;
 
-use crate::support::{DEADLINE, message, receive, wait_until, zmtp};
+use crate::support::{DEADLINE, dealer, message, receive, runtime, wait_until, zmtp};
 
 struct Loop {
     address: SocketAddr,
@@ -40,8 +40,7 @@ fn start(handle: fn(ZmqMessage) -> Result<ZmqMessage, Rejected>) -> Loop {
     let limits = ServerConfig::parse_args(["zmq-echo-server"]).unwrap().limits();
     let (own_metrics, own_health) = (metrics.clone(), Arc::clone(&health));
     let thread = thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
+        runtime().block_on(async {
             let router = BoundedRouter::bind(listener, limits, own_metrics.socket.clone()).unwrap();
             let termination = TerminationSocket::new(socket);
             poll_loop::run(router, termination, drain, handle, &own_metrics, &own_health)
@@ -50,12 +49,6 @@ fn start(handle: fn(ZmqMessage) -> Result<ZmqMessage, Rejected>) -> Loop {
         })
     });
     Loop { address, metrics, health, termination, thread }
-}
-
-async fn dealer(address: SocketAddr) -> DealerSocket {
-    let mut dealer = DealerSocket::new();
-    dealer.connect(&format!("tcp://{address}")).await.unwrap();
-    dealer
 }
 
 fn even_only(request: ZmqMessage) -> Result<ZmqMessage, Rejected> {
@@ -68,7 +61,7 @@ fn even_only(request: ZmqMessage) -> Result<ZmqMessage, Rejected> {
 #[tokio::test]
 async fn a_rejected_request_is_counted_and_the_loop_goes_on() {
     let mut running = start(even_only);
-    let mut dealer = dealer(running.address).await;
+    let mut dealer = dealer(&format!("tcp://{}", running.address)).await;
     for frame in ["odd", "even", "again", "even again"] {
         dealer.send(message(&[frame.as_bytes()])).await.unwrap();
     }

@@ -1,6 +1,6 @@
 //! The probe says yes to an echo and no to everything else, in time.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Output;
 use std::thread;
@@ -27,15 +27,6 @@ fn peer(behaviour: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
         }
     });
     address
-}
-
-/// Greets and shakes hands as a ROUTER would.
-fn shake_hands(stream: &mut TcpStream) -> Option<()> {
-    stream.write_all(&zmtp::greeting()).ok()?;
-    stream.read_exact(&mut [0; 64]).ok()?;
-    stream.write_all(&zmtp::ready("ROUTER", b"")).ok()?;
-    zmtp::read_frame(stream);
-    Some(())
 }
 
 /// Reads the two frames of a REQ request: delimiter and payload.
@@ -120,13 +111,13 @@ fn a_peer_that_hangs_up_is_a_no() {
 
 #[test]
 fn a_peer_that_hangs_in_the_handshake_is_a_no() {
-    let half = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting()[..40]));
+    let half = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting(0)[..40]));
     says_no_at_the_limit(peer(half), "handshake", "no handshake");
-    let whole = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting()));
+    let whole = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting(0)));
     says_no_at_the_limit(peer(whole), "handshake", "no handshake");
     let trickled = |mut stream: TcpStream| {
         thread::spawn(move || {
-            for byte in [zmtp::greeting(), zmtp::ready("ROUTER", b"")].concat() {
+            for byte in zmtp::hello(0, "ROUTER", b"") {
                 let _ = stream.write_all(&[byte]);
                 thread::sleep(std::time::Duration::from_millis(60));
             }
@@ -147,7 +138,7 @@ fn garbage_for_a_handshake_is_a_no() {
 #[test]
 fn a_peer_that_takes_the_request_and_does_not_answer_is_a_no() {
     let silent = |mut stream: TcpStream| {
-        if shake_hands(&mut stream).is_some() {
+        if zmtp::welcome(&mut stream).is_ok() {
             read_request(&mut stream);
         }
     };
@@ -157,7 +148,7 @@ fn a_peer_that_takes_the_request_and_does_not_answer_is_a_no() {
 #[test]
 fn a_peer_that_hangs_up_on_the_request_is_a_no() {
     let hangs_up = |mut stream: TcpStream| {
-        if shake_hands(&mut stream).is_some() {
+        if zmtp::welcome(&mut stream).is_ok() {
             read_request(&mut stream);
             stream.shutdown(std::net::Shutdown::Both).unwrap();
         }
@@ -168,7 +159,7 @@ fn a_peer_that_hangs_up_on_the_request_is_a_no() {
 /// A peer that answers each request with what `reply` makes of its payload.
 fn answering(reply: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
     peer(move |mut stream| {
-        if shake_hands(&mut stream).is_some() {
+        if zmtp::welcome(&mut stream).is_ok() {
             let payload = read_request(&mut stream);
             let _ = stream.write_all(&reply(payload));
         }
@@ -177,19 +168,15 @@ fn answering(reply: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
 
 #[test]
 fn another_payload_than_its_own_is_a_no() {
-    let another = |_| [zmtp::frame(b"", true), zmtp::frame(b"yes, yes", false)].concat();
+    let another = |_| zmtp::message(&[b"", b"yes, yes"]);
     says_no_at_once(answering(another), "verify", "another payload");
-    let shorter =
-        |payload: Vec<u8>| [zmtp::frame(b"", true), zmtp::frame(&payload[1..], false)].concat();
+    let shorter = |payload: Vec<u8>| zmtp::message(&[b"", &payload[1..]]);
     says_no_at_once(answering(shorter), "verify", "another payload");
 }
 
 #[test]
 fn its_payload_in_another_shape_is_a_no() {
-    let more = |payload: Vec<u8>| {
-        [zmtp::frame(b"", true), zmtp::frame(&payload, true), zmtp::frame(b"and more", false)]
-            .concat()
-    };
+    let more = |payload: Vec<u8>| zmtp::message(&[b"", &payload, b"and more"]);
     says_no_at_once(answering(more), "verify", "2 frames");
     let bare = |payload: Vec<u8>| zmtp::frame(&payload, false);
     says_no_at_once(answering(bare), "receive", "too few frames");
@@ -201,7 +188,7 @@ fn its_payload_in_another_shape_is_a_no() {
 fn frames_without_end_are_a_no() {
     let endless = |mut stream: TcpStream| {
         thread::spawn(move || {
-            if shake_hands(&mut stream).is_some() {
+            if zmtp::welcome(&mut stream).is_ok() {
                 let frames = zmtp::frame(&[0; 1000], true).repeat(100);
                 while stream.write_all(&frames).is_ok() {}
             }
@@ -218,10 +205,7 @@ fn frames_without_end_are_a_no() {
 #[test]
 fn a_frame_too_large_to_exist_aborts_the_crate_and_is_still_a_no() {
     let huge = |mut stream: TcpStream| {
-        let mut bytes = zmtp::greeting();
-        bytes.push(0x06);
-        bytes.extend((1_u64 << 47).to_be_bytes());
-        let _ = stream.write_all(&bytes);
+        let _ = stream.write_all(&[zmtp::greeting(0), zmtp::announced(4, 1 << 47)].concat());
     };
     let output = probe(&format!("tcp://{}", peer(huge)), &["--timeout", "30s"]);
     // A shell and a container runtime report the signal as 128 + 6.
@@ -245,13 +229,10 @@ fn the_verdict_stands_where_its_line_cannot_be_written() {
 fn no_two_probes_are_alike() {
     let (requests, seen) = std::sync::mpsc::channel();
     let address = peer(move |mut stream| {
-        stream.write_all(&zmtp::greeting()).unwrap();
-        stream.read_exact(&mut [0; 64]).unwrap();
-        stream.write_all(&zmtp::ready("ROUTER", b"")).unwrap();
-        let ready = zmtp::read_frame(&mut stream).1;
+        let ready = zmtp::welcome(&mut stream).unwrap();
         let payload = read_request(&mut stream);
         requests.send((ready, payload.clone())).unwrap();
-        stream.write_all(&[zmtp::frame(b"", true), zmtp::frame(&payload, false)].concat()).unwrap();
+        stream.write_all(&zmtp::message(&[b"", &payload])).unwrap();
     });
     for _ in 0..2 {
         let output = probe(&format!("tcp://{address}"), &["--timeout", "30s"]);

@@ -17,7 +17,7 @@ use zmq_echo::client::{Client, ClientConfig, ClientMetrics, Reply, RequestError,
 
 use crate::support::api_server::{ApiServer, Condition};
 use crate::support::dns_server::DnsServer;
-use crate::support::{SERVER, Server, command, wait_until};
+use crate::support::{Server, runtime, wait_until};
 
 /// 2,000 requests a second: so many, so often.
 const BURST: u64 = 10;
@@ -77,9 +77,7 @@ impl Cluster {
                 format!("tcp://{}:{port}", of_dns(*started))
             }
         };
-        let mut server = command(SERVER);
-        server.args(["--bind", &bind, "--http", "127.0.0.1:0"]);
-        Server::spawn(server)
+        Server::start_on(&bind, &[])
     }
 
     fn ready(&mut self, address: SocketAddr) {
@@ -166,9 +164,7 @@ impl Load {
         let (stop, stopped) = watch::channel(false);
         let (give, given) = mpsc::channel();
         let thread = thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
+            runtime().block_on(async {
                 let client = client(way).await;
                 client.ready().await;
                 give.send(client.clone()).unwrap();

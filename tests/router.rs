@@ -3,7 +3,7 @@
 //! Each test runs an echo on the socket in a thread of its own and talks to it with
 //! blocking streams, byte by byte where it matters, or with the crate's sockets.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -14,8 +14,7 @@ use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, log_records_dropped};
 use zmq_echo::router::{BoundedRouter, Limits};
 use zmq_echo::socket::Router;
 
-/// How long anything may take here before the test fails: far more than it takes.
-const DEADLINE: Duration = Duration::from_secs(20);
+use crate::support::{DEADLINE, runtime, wait_until, zmtp};
 
 const LIMITS: Limits = Limits {
     message_bytes: 8 << 20,
@@ -54,9 +53,7 @@ impl Echo {
         let (done_sender, done) = mpsc::channel();
         let socket_metrics = metrics.socket.clone();
         let thread = thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
+            runtime().block_on(async {
                 let mut socket = BoundedRouter::bind(listener, limits, socket_metrics).unwrap();
                 loop {
                     tokio::select! {
@@ -97,22 +94,18 @@ impl Echo {
 
     /// A stream that has sent nothing.
     fn stream(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        // Else the kernel lets them grow, and it takes megabytes to be stuck.
+        let stream = zmtp::stream(self.address);
+        // As large as the server's.
         let socket = socket2::SockRef::from(&stream);
-        socket.set_recv_buffer_size(64 << 10).unwrap();
-        socket.set_send_buffer_size(64 << 10).unwrap();
+        socket.set_recv_buffer_size(LIMITS.socket_buffer).unwrap();
+        socket.set_send_buffer_size(LIMITS.socket_buffer).unwrap();
         stream
     }
 
     /// A DEALER of ZMTP 3.`minor` whose handshake is done.
     fn dealer(&self, minor: u8, identity: &[u8]) -> TcpStream {
         let mut stream = self.stream();
-        stream.write_all(&hello(minor, "DEALER", identity)).unwrap();
-        read(&mut stream, SERVER_HELLO);
+        zmtp::shake_hands(&mut stream, &hello(minor, "DEALER", identity));
         stream
     }
 
@@ -125,66 +118,14 @@ impl Echo {
     }
 }
 
-/// The server's greeting and READY.
-const SERVER_HELLO: usize = 64 + 2 + 6 + 12 + 4 + 6;
-
-fn greeting(minor: u8) -> Vec<u8> {
-    let mut bytes = vec![0; 64];
-    (bytes[0], bytes[9], bytes[10], bytes[11]) = (0xff, 0x7f, 3, minor);
-    bytes[12..16].copy_from_slice(b"NULL");
-    bytes
-}
-
+/// With READY in the short form of a command: `zmtp::hello` has the long one.
 fn hello(minor: u8, socket_type: &str, identity: &[u8]) -> Vec<u8> {
-    let mut body = b"\x05READY".to_vec();
-    for (name, value) in [("Socket-Type", socket_type.as_bytes()), ("Identity", identity)] {
-        body.push(name.len() as u8);
-        body.extend_from_slice(name.as_bytes());
-        body.extend_from_slice(&(value.len() as u32).to_be_bytes());
-        body.extend_from_slice(value);
-    }
-    let mut bytes = greeting(minor);
-    bytes.extend_from_slice(&frame(4, &body));
-    bytes
-}
-
-fn frame(flags: u8, body: &[u8]) -> Vec<u8> {
-    let mut bytes = match u8::try_from(body.len()) {
-        Ok(size) => vec![flags, size],
-        Err(_) => [&[flags | 2], &(body.len() as u64).to_be_bytes()[..]].concat(),
-    };
-    bytes.extend_from_slice(body);
-    bytes
-}
-
-fn read(stream: &mut TcpStream, count: usize) -> Vec<u8> {
-    let mut bytes = vec![0; count];
-    stream.read_exact(&mut bytes).unwrap();
-    bytes
+    [zmtp::greeting(minor), zmtp::command(&zmtp::ready_body(socket_type, identity))].concat()
 }
 
 #[track_caller]
-fn echoes(stream: &mut TcpStream, bytes: &[u8]) {
-    stream.write_all(bytes).unwrap();
-    assert_eq!(read(stream, bytes.len()), bytes);
-}
-
-/// Reads until the other side has closed; whatever came before is dropped.
-#[track_caller]
-fn closed(stream: &mut TcpStream) {
-    match io::copy(stream, &mut io::sink()) {
-        Ok(_) => {}
-        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
-    }
-}
-
-#[track_caller]
-fn eventually(condition: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !condition() {
-        assert!(started.elapsed() < DEADLINE, "it did not happen");
-        thread::sleep(Duration::from_millis(2));
-    }
+fn eventually(condition: impl FnMut() -> bool) {
+    wait_until("it has happened", condition);
 }
 
 /// Writes until the other side has taken no more for a while; how much it took.
@@ -209,8 +150,7 @@ fn write_until_stuck(stream: &mut TcpStream, bytes: &[u8]) -> u64 {
 }
 
 fn on_runtime<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
+    runtime().block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
 }
 
 #[test]
@@ -243,13 +183,13 @@ fn messages_of_all_sizes_come_back_in_order_wherever_writes_cut_them() {
     let echo = Echo::start(LIMITS);
     let mut stream = Vec::new();
     for size in [0, 1, 300, 130_000, 5, 131_072, 64_000, 0, 2 << 20, 7, 140_000, 8_192, 1] {
-        stream.extend_from_slice(&frame(1, &vec![size as u8; size / 2]));
-        stream.extend_from_slice(&frame(4, b"\x04PONG"));
-        stream.extend_from_slice(&frame(0, &vec![!size as u8; size]));
+        stream.extend_from_slice(&zmtp::frame(&vec![size as u8; size / 2], true));
+        stream.extend_from_slice(&zmtp::command(b"\x04PONG"));
+        stream.extend_from_slice(&zmtp::frame(&vec![!size as u8; size], false));
     }
     let expected: Vec<u8> = {
         // As it came, but for the commands.
-        let pong = frame(4, b"\x04PONG");
+        let pong = zmtp::command(b"\x04PONG");
         let mut bytes = Vec::new();
         let mut rest = &stream[..];
         while let Some(at) = rest.windows(pong.len()).position(|window| window == pong) {
@@ -265,7 +205,7 @@ fn messages_of_all_sizes_come_back_in_order_wherever_writes_cut_them() {
         let writing = thread::spawn(move || {
             bytes.chunks(cut).for_each(|chunk| writer.write_all(chunk).unwrap());
         });
-        assert!(read(&mut reader, expected.len()) == expected, "cut {cut}");
+        assert!(zmtp::read(&mut reader, expected.len()) == expected, "cut {cut}");
         writing.join().unwrap();
     }
 }
@@ -274,7 +214,7 @@ fn messages_of_all_sizes_come_back_in_order_wherever_writes_cut_them() {
 fn a_client_that_half_closed_after_its_last_request_gets_all_its_replies() {
     let echo = Echo::start(LIMITS);
     let mut stream = echo.dealer(0, b"");
-    let requests = frame(0, &[7; 1000]).repeat(5_000);
+    let requests = zmtp::frame(&[7; 1000], false).repeat(5_000);
     let mut writer = stream.try_clone().unwrap();
     let bytes = requests.clone();
     let writing = thread::spawn(move || {
@@ -292,16 +232,16 @@ fn a_client_that_half_closed_after_its_last_request_gets_all_its_replies() {
 fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing_and_holds_up_nobody() {
     let echo = Echo::start(LIMITS);
     let mut slow = echo.dealer(0, b"");
-    let request = frame(0, &[9; 100]);
+    let request = zmtp::frame(&[9; 100], false);
     let written = write_until_stuck(&mut slow, &request);
     assert!(written < 2 << 20, "{written}");
     let held = echo.metrics.socket.buffered_bytes.get();
     assert!(held < 1 << 20, "{held}");
     let mut other = echo.dealer(0, b"");
     for _ in 0..100 {
-        echoes(&mut other, &request);
+        zmtp::echoes(&mut other, &request);
     }
-    let replies = read(&mut slow, written as usize / request.len() * request.len());
+    let replies = zmtp::read(&mut slow, written as usize / request.len() * request.len());
     assert!(replies.chunks(request.len()).all(|reply| reply == request));
     eventually(|| echo.metrics.socket.pending_replies.get() == 0);
     eventually(|| echo.metrics.socket.buffered_bytes.get() < 200);
@@ -312,13 +252,13 @@ fn an_identity_in_use_stays_with_its_connection() {
     let echo = Echo::start(LIMITS);
     let mut first = echo.dealer(0, b"me");
     let mut second = echo.dealer(0, b"me");
-    echoes(&mut second, &frame(0, b"second"));
-    echoes(&mut first, &frame(0, b"first"));
+    zmtp::echoes(&mut second, &zmtp::frame(b"second", false));
+    zmtp::echoes(&mut first, &zmtp::frame(b"first", false));
     first.shutdown(std::net::Shutdown::Both).unwrap();
     eventually(|| echo.metrics.socket.peers.get() == 1);
     let mut third = echo.dealer(0, b"me");
-    echoes(&mut third, &frame(0, b"third"));
-    echoes(&mut second, &frame(0, b"second"));
+    zmtp::echoes(&mut third, &zmtp::frame(b"third", false));
+    zmtp::echoes(&mut second, &zmtp::frame(b"second", false));
     assert_eq!(echo.metrics.socket.disconnections.with_label_values(&["closed"]).get(), 1);
 }
 
@@ -326,9 +266,9 @@ fn an_identity_in_use_stays_with_its_connection() {
 fn a_ping_is_answered_with_its_context_and_its_ttl_is_kept() {
     let echo = Echo::start(LIMITS);
     let mut stream = echo.dealer(1, b"");
-    stream.write_all(&frame(4, b"\x04PING\x00\x02context")).unwrap();
-    assert_eq!(read(&mut stream, 14), frame(4, b"\x04PONGcontext"));
-    closed(&mut stream);
+    stream.write_all(&zmtp::command(b"\x04PING\x00\x02context")).unwrap();
+    assert_eq!(zmtp::read(&mut stream, 14), zmtp::command(b"\x04PONGcontext"));
+    zmtp::read_until_closed(&mut stream);
     assert_eq!(echo.disconnections("vanished"), 1);
 }
 
@@ -336,24 +276,24 @@ fn a_ping_is_answered_with_its_context_and_its_ttl_is_kept() {
 fn a_quiet_peer_that_knows_ping_is_asked_and_closed_when_it_does_not_answer() {
     let limits = Limits { heartbeat_interval: Duration::from_millis(200), ..LIMITS };
     let echo = Echo::start(limits);
-    let ping = frame(4, b"\x04PING\0\0");
+    let ping = zmtp::command(b"\x04PING\0\0");
     let mut old = echo.dealer(0, b"");
     let mut quiet = echo.dealer(1, b"");
     for _ in 0..3 {
-        assert_eq!(read(&mut quiet, ping.len()), ping);
-        quiet.write_all(&frame(4, b"\x04PONG")).unwrap();
+        assert_eq!(zmtp::read(&mut quiet, ping.len()), ping);
+        quiet.write_all(&zmtp::command(b"\x04PONG")).unwrap();
     }
-    closed(&mut quiet);
+    zmtp::read_until_closed(&mut quiet);
     assert_eq!(echo.disconnections("vanished"), 1);
     // A peer of ZMTP 3.0 knows no PING and gets none.
-    echoes(&mut old, &frame(0, b"still here"));
+    zmtp::echoes(&mut old, &zmtp::frame(b"still here", false));
 }
 
 #[test]
 fn pings_from_one_who_does_not_read_are_bounded() {
     let echo = Echo::start(LIMITS);
     let mut stream = echo.dealer(1, b"");
-    let written = write_until_stuck(&mut stream, &frame(4, b"\x04PING\0\0").repeat(1000));
+    let written = write_until_stuck(&mut stream, &zmtp::command(b"\x04PING\0\0").repeat(1000));
     assert!(written < 2 << 20, "{written}");
     assert!(echo.metrics.socket.buffered_bytes.get() < 1 << 20);
 }
@@ -365,14 +305,14 @@ fn a_handshake_ends_in_time_silent_or_trickled() {
     let mut silent = echo.stream();
     let mut trickle = echo.stream();
     let started = Instant::now();
-    for byte in greeting(1) {
+    for byte in zmtp::greeting(1) {
         if trickle.write_all(&[byte]).is_err() || started.elapsed() > DEADLINE {
             break;
         }
         thread::sleep(Duration::from_millis(10));
     }
-    closed(&mut trickle);
-    closed(&mut silent);
+    zmtp::read_until_closed(&mut trickle);
+    zmtp::read_until_closed(&mut silent);
     assert_eq!(echo.failures("handshake_timeout"), 2);
 }
 
@@ -380,11 +320,10 @@ fn a_handshake_ends_in_time_silent_or_trickled() {
 fn wrong_peers_are_told_apart() {
     let echo = Echo::start(LIMITS);
     let curve = {
-        let mut bytes = greeting(1);
+        let mut bytes = zmtp::greeting(1);
         bytes[12..17].copy_from_slice(b"CURVE");
         bytes
     };
-    let announced = |size: u64| [&[2], &size.to_be_bytes()[..]].concat();
     let established = |bytes: &[u8]| [&hello(1, "DEALER", b""), bytes].concat();
     for (bytes, reason) in [
         (b"GET / HTTP/1.1\r\n".to_vec(), "not_zmtp"),
@@ -394,32 +333,32 @@ fn wrong_peers_are_told_apart() {
         (hello(1, "PUB", b""), "socket_type"),
         (hello(1, "REQ", &[1; 256]), "identity"),
         (hello(1, "REQ", &[0, 1]), "identity"),
-        ([greeting(0), frame(0, b"data")].concat(), "data_before_ready"),
-        ([greeting(0), announced(1 << 47)].concat(), "data_before_ready"),
-        ([greeting(0), b"\x06\0\0\x7f\0\0\0\0\0".to_vec()].concat(), "metadata"),
-        ([greeting(0), frame(4, b"\x05ERROR\x00")].concat(), "peer_error"),
-        ([greeting(0), frame(4, b"\x05HELLO")].concat(), "command"),
-        ([greeting(0), vec![0x80]].concat(), "reserved_flags"),
+        ([zmtp::greeting(0), zmtp::frame(b"data", false)].concat(), "data_before_ready"),
+        ([zmtp::greeting(0), zmtp::announced(0, 1 << 47)].concat(), "data_before_ready"),
+        ([zmtp::greeting(0), zmtp::announced(4, 0x7f << 40)].concat(), "metadata"),
+        ([zmtp::greeting(0), zmtp::command(b"\x05ERROR\x00")].concat(), "peer_error"),
+        ([zmtp::greeting(0), zmtp::command(b"\x05HELLO")].concat(), "command"),
+        ([zmtp::greeting(0), vec![0x80]].concat(), "reserved_flags"),
     ] {
         let mut stream = echo.stream();
         let before = echo.failures(reason);
         stream.write_all(&bytes).unwrap();
-        closed(&mut stream);
+        zmtp::read_until_closed(&mut stream);
         assert_eq!(echo.failures(reason), before + 1, "{reason}");
     }
     for (bytes, reason) in [
         (vec![0x10], "reserved_flags"),
-        (frame(4, b"\x09SUBSCRIBE"), "command"),
-        (frame(4, b"\x05READY"), "command"),
-        (announced((8 << 20) + 1), "message_limit"),
-        (announced(1 << 47), "message_limit"),
-        (announced(u64::MAX), "message_limit"),
-        (frame(1, b"").repeat(65), "frame_limit"),
+        (zmtp::command(b"\x09SUBSCRIBE"), "command"),
+        (zmtp::command(b"\x05READY"), "command"),
+        (zmtp::announced(0, (8 << 20) + 1), "message_limit"),
+        (zmtp::announced(0, 1 << 47), "message_limit"),
+        (zmtp::announced(0, u64::MAX), "message_limit"),
+        (zmtp::frame(b"", true).repeat(65), "frame_limit"),
     ] {
         let mut stream = echo.stream();
         let before = echo.disconnections(reason);
         stream.write_all(&established(&bytes)).unwrap();
-        closed(&mut stream);
+        zmtp::read_until_closed(&mut stream);
         assert_eq!(echo.disconnections(reason), before + 1, "{reason}");
     }
     assert_eq!(echo.metrics.socket.buffered_bytes.get(), 0);
@@ -435,7 +374,7 @@ fn a_tcp_probe_that_sends_nothing_is_no_fault() {
         drop(stream);
     }
     let mut stream = echo.dealer(0, b"");
-    echoes(&mut stream, &frame(0, b"a"));
+    zmtp::echoes(&mut stream, &zmtp::frame(b"a", false));
     assert_eq!(echo.metrics.socket.failed.get(), 0);
 }
 
@@ -444,11 +383,11 @@ fn half_a_message_and_an_unread_reply_end_after_the_stall_timeout() {
     let limits = Limits { stall_timeout: Duration::from_millis(500), ..LIMITS };
     let echo = Echo::start(limits);
     let mut half = echo.dealer(0, b"");
-    half.write_all(b"\x00\x05abc").unwrap();
-    closed(&mut half);
+    half.write_all(&zmtp::frame(b"abcde", false)[..5]).unwrap();
+    zmtp::read_until_closed(&mut half);
     assert_eq!(echo.disconnections("stalled"), 1);
     let mut unread = echo.dealer(0, b"");
-    let request = frame(0, &[1; 60_000]);
+    let request = zmtp::frame(&[1; 60_000], false);
     while unread.write_all(&request).is_ok() {}
     eventually(|| echo.disconnections("stalled") == 2);
 }
@@ -457,7 +396,7 @@ fn half_a_message_and_an_unread_reply_end_after_the_stall_timeout() {
 fn a_full_pool_costs_the_holder_that_has_gone_longest_without_progress() {
     let limits = Limits { message_bytes: 1 << 20, buffer_bytes: 3 << 20, ..LIMITS };
     let echo = Echo::start(limits);
-    let half = [&[2], &(1u64 << 20).to_be_bytes()[..], &vec![1; 900 << 10]].concat();
+    let half = [zmtp::announced(0, 1 << 20), vec![1; 900 << 10]].concat();
     let mut holders: Vec<TcpStream> = (0..3).map(|_| echo.dealer(0, b"")).collect();
     for (number, holder) in holders.iter_mut().enumerate() {
         holder.write_all(&half).unwrap();
@@ -466,12 +405,12 @@ fn a_full_pool_costs_the_holder_that_has_gone_longest_without_progress() {
     }
     let mut next = echo.dealer(0, b"");
     next.write_all(&half).unwrap();
-    closed(&mut holders[0]);
+    zmtp::read_until_closed(&mut holders[0]);
     assert_eq!(echo.disconnections("pool_full"), 1);
     for stream in holders[1..].iter_mut().chain([&mut next]) {
         let rest = vec![1; (1 << 20) - (900 << 10)];
         stream.write_all(&rest).unwrap();
-        read(stream, 9 + (1 << 20));
+        zmtp::read(stream, 9 + (1 << 20));
     }
     eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
 }
@@ -482,13 +421,14 @@ fn a_peer_that_has_its_reply_holds_nothing_however_large_it_was() {
     let mut stream = echo.dealer(0, b"");
     let socket = socket2::SockRef::from(&stream);
     socket.set_recv_buffer_size(4 << 20).unwrap();
+    let next = zmtp::frame(b"parts", false);
     for _ in 0..20 {
         // The start of the next message must not keep the memory of this one.
-        stream.write_all(&[&frame(0, &[1; 1 << 20]), &b"\x00\x05par"[..]].concat()).unwrap();
-        read(&mut stream, 9 + (1 << 20));
+        stream.write_all(&[&zmtp::frame(&[1; 1 << 20], false), &next[..5]].concat()).unwrap();
+        zmtp::read(&mut stream, 9 + (1 << 20));
         eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
-        stream.write_all(b"ts").unwrap();
-        assert_eq!(read(&mut stream, 7), b"\x00\x05parts");
+        stream.write_all(&next[5..]).unwrap();
+        assert_eq!(zmtp::read(&mut stream, next.len()), next);
     }
     eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
 }
@@ -498,13 +438,13 @@ fn peers_over_the_limit_are_closed_at_once_and_others_come_in_when_there_is_room
     let echo = Echo::start(Limits { peers: 20, ..LIMITS });
     let mut inside: Vec<TcpStream> = (0..20).map(|_| echo.dealer(0, b"")).collect();
     let mut outside = echo.stream();
-    closed(&mut outside);
+    zmtp::read_until_closed(&mut outside);
     assert_eq!(echo.failures("peer_limit"), 1);
-    echoes(&mut inside[0], &frame(0, b"a"));
+    zmtp::echoes(&mut inside[0], &zmtp::frame(b"a", false));
     inside.pop();
     eventually(|| echo.metrics.socket.peers.get() == 19);
     let mut late = echo.dealer(0, b"");
-    echoes(&mut late, &frame(0, b"a"));
+    zmtp::echoes(&mut late, &zmtp::frame(b"a", false));
 }
 
 #[test]
@@ -514,11 +454,10 @@ fn stop_listening_accepts_what_waits_and_leaves_connected_peers_alone() {
     let mut waiting: Vec<TcpStream> = (0..50).map(|_| echo.stream()).collect();
     echo.stop_listening();
     assert_eq!(TcpStream::connect(echo.address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    echoes(&mut inside, &frame(0, b"still served"));
+    zmtp::echoes(&mut inside, &zmtp::frame(b"still served", false));
     for stream in &mut waiting {
-        stream.write_all(&hello(0, "REQ", b"")).unwrap();
-        read(stream, SERVER_HELLO);
-        echoes(stream, b"\x01\x00\x00\x01a");
+        zmtp::shake_hands(stream, &hello(0, "REQ", b""));
+        zmtp::echoes(stream, &zmtp::message(&[b"", b"a"]));
     }
 }
 
@@ -527,9 +466,9 @@ fn close_lets_every_reply_out_and_says_how_many_are_owed() {
     let echo = Echo::start(LIMITS);
     let mut reader = echo.dealer(0, b"");
     let mut stuck = echo.dealer(0, b"");
-    let request = frame(0, &[3; 1000]);
+    let request = zmtp::frame(&[3; 1000], false);
     // More than the kernel takes of a reply: it waits in the socket.
-    let large = frame(0, &[3; 1 << 20]);
+    let large = zmtp::frame(&[3; 1 << 20], false);
     let written = write_until_stuck(&mut stuck, &large);
     let requests = request.repeat(100);
     reader.write_all(&requests).unwrap();
@@ -554,7 +493,7 @@ fn replies_of_a_peer_that_resets_are_counted_as_undeliverable() {
     let echo = Echo::start(LIMITS);
     let mut stuck = echo.dealer(0, b"");
     // More than the kernel takes of a reply: it waits in the socket.
-    write_until_stuck(&mut stuck, &frame(0, &[3; 1 << 20]));
+    write_until_stuck(&mut stuck, &zmtp::frame(&[3; 1 << 20], false));
     eventually(|| echo.metrics.socket.pending_replies.get() > 0);
     let pending = echo.metrics.socket.pending_replies.get();
     drop(stuck);
@@ -569,7 +508,7 @@ fn dropping_the_socket_closes_everything() {
     let address = echo.address;
     drop(echo.orders);
     echo.thread.join().unwrap();
-    closed(&mut stream);
+    zmtp::read_until_closed(&mut stream);
     assert!(TcpStream::connect(address).is_err());
 }
 

@@ -120,11 +120,9 @@ async fn what_clients_do_is_counted() {
 fn metrics_keep_up_with_a_load_that_lets_the_loop_never_rest() {
     let server = Server::start(&[]);
     // Each until the server, killed at the end, is gone.
-    for mut writer in zmtp::crowd(server.address(), 4) {
-        let mut reader = writer.try_clone().unwrap();
-        thread::spawn(move || zmtp::read_until_closed(&mut reader));
-        let requests = zmtp::frame(b"", false).repeat(1000);
-        thread::spawn(move || while writer.write_all(&requests).is_ok() {});
+    for mut peer in zmtp::crowd(server.address(), 4) {
+        zmtp::flood(&peer, zmtp::frame(b"", false).repeat(1000));
+        thread::spawn(move || zmtp::read_until_closed(&mut peer));
     }
     let mut least = 0.0;
     for _ in 0..5 {
@@ -322,11 +320,7 @@ fn a_scrape_answers_while_the_loop_is_saturated() {
     let stream = zmtp::connect(server.address(), b"flood");
     let mut replies = stream.try_clone().unwrap();
     let reader = thread::spawn(move || std::io::copy(&mut replies, &mut std::io::sink()));
-    let mut writer = stream.try_clone().unwrap();
-    let flood = thread::spawn(move || {
-        let requests = zmtp::frame(b"flood", false).repeat(1000);
-        while writer.write_all(&requests).is_ok() {}
-    });
+    let flood = zmtp::flood(&stream, zmtp::frame(b"flood", false).repeat(1000));
     server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |requests| {
         requests > 10_000.0
     });

@@ -7,8 +7,10 @@ pub mod api_server;
 #[cfg(feature = "client")]
 #[path = "support/dns_server.rs"]
 pub mod dns_server;
+#[path = "support/zmtp.rs"]
+pub mod zmtp;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -18,6 +20,7 @@ use std::time::{Duration, Instant};
 use prometheus_parse::{Scrape, Value};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value as Json;
+use tokio::runtime::Runtime;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::log::PLACE;
 
@@ -104,8 +107,12 @@ pub struct Server {
 
 impl Server {
     pub fn start(args: &[&str]) -> Self {
+        Self::start_on("tcp://127.0.0.1:0", args)
+    }
+
+    pub fn start_on(endpoint: &str, args: &[&str]) -> Self {
         let mut server = command(SERVER);
-        server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]).args(args);
+        server.args(["--bind", endpoint, "--http", "127.0.0.1:0"]).args(args);
         Self::spawn(server)
     }
 
@@ -171,9 +178,7 @@ impl Server {
     }
 
     pub fn scrape(&self) -> Scrape {
-        let (status, text) = self.get("/metrics");
-        assert_eq!(status, 200);
-        Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).expect("the text format")
+        scrape(self.http)
     }
 
     /// The value of the series `name{label="value"}`, or of `name` alone.
@@ -254,9 +259,7 @@ impl Server {
     }
 
     pub async fn dealer(&self) -> DealerSocket {
-        let mut dealer = DealerSocket::new();
-        dealer.connect(&self.endpoint).await.expect("the server accepts");
-        dealer
+        dealer(&self.endpoint).await
     }
 }
 
@@ -277,12 +280,33 @@ fn read_lines(stdout: impl BufRead + Send + 'static, log: Arc<Mutex<Log>>) {
     });
 }
 
+#[track_caller]
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !holds() {
         assert!(Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Waits on a condition, without stopping the runtime that it needs.
+#[cfg(feature = "client")]
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(tokio::time::Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+pub fn scrape(address: SocketAddr) -> Scrape {
+    let (status, text) = get(address, "/metrics");
+    assert_eq!(status, 200);
+    parse_metrics(&text)
+}
+
+pub fn parse_metrics(text: &str) -> Scrape {
+    Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).expect("the text format")
 }
 
 /// The value of `name` or `name{label="value"}`; a histogram's is its count.
@@ -320,6 +344,17 @@ pub fn request(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
     (response.status().as_u16(), response.body_mut().read_to_string().expect("text"))
 }
 
+/// For a thread of its own.
+pub fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+pub async fn dealer(endpoint: &str) -> DealerSocket {
+    let mut dealer = DealerSocket::new();
+    dealer.connect(endpoint).await.expect("the server accepts");
+    dealer
+}
+
 /// Sends one message and waits for the reply.
 pub async fn echo(
     socket: &mut (impl SocketSend + SocketRecv),
@@ -341,145 +376,4 @@ pub fn message(frames: &[&[u8]]) -> ZmqMessage {
         message.push_back(frame.to_vec().into());
     }
     message
-}
-
-/// ZMTP by hand, for peers that no library would make: RFC 23.
-pub mod zmtp {
-    use super::{DEADLINE, Read, SocketAddr, TcpStream, Write};
-
-    /// The server's greeting and READY.
-    pub const SERVER_HELLO: usize = 64 + 2 + 6 + 12 + 4 + 6;
-
-    /// A greeting of ZMTP 3.0.
-    pub fn greeting() -> Vec<u8> {
-        let mut greeting = vec![0; 64];
-        greeting[0] = 0xff;
-        greeting[9] = 0x7f;
-        greeting[10] = 3;
-        greeting[12..16].copy_from_slice(b"NULL");
-        greeting
-    }
-
-    /// Greeting and READY of a peer of ZMTP 3.`minor`.
-    pub fn hello(minor: u8, socket_type: &str, identity: &[u8]) -> Vec<u8> {
-        let mut hello = greeting();
-        hello[11] = minor;
-        hello.extend(ready(socket_type, identity));
-        hello
-    }
-
-    /// A connection that has sent nothing, with small kernel buffers: as the kernel
-    /// lets them grow, it takes megabytes to be stuck.
-    pub fn stream(address: SocketAddr) -> TcpStream {
-        let stream = TcpStream::connect(address).expect("the kernel accepts");
-        let socket = socket2::SockRef::from(&stream);
-        socket.set_recv_buffer_size(32 << 10).unwrap();
-        socket.set_send_buffer_size(32 << 10).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream
-    }
-
-    /// A DEALER of ZMTP 3.`minor` on such a connection, its handshake done.
-    pub fn dealer(address: SocketAddr, minor: u8, identity: &[u8]) -> TcpStream {
-        let mut stream = stream(address);
-        stream.write_all(&hello(minor, "DEALER", identity)).unwrap();
-        read(&mut stream, SERVER_HELLO);
-        stream
-    }
-
-    /// `count` peers of ZMTP 3.0, connected.
-    pub fn crowd(address: SocketAddr, count: usize) -> Vec<TcpStream> {
-        (0..count).map(|_| dealer(address, 0, b"")).collect()
-    }
-
-    pub fn read(stream: &mut impl Read, count: usize) -> Vec<u8> {
-        let mut bytes = vec![0; count];
-        stream.read_exact(&mut bytes).expect("as many bytes in time");
-        bytes
-    }
-
-    #[track_caller]
-    pub fn echoes(stream: &mut TcpStream, bytes: &[u8]) {
-        stream.write_all(bytes).expect("it is read from");
-        assert!(read(stream, bytes.len()) == bytes, "another message came back");
-    }
-
-    /// Reads until the other side has closed; how much came before.
-    #[track_caller]
-    pub fn read_until_closed(stream: &mut TcpStream) -> u64 {
-        let mut bytes = vec![0; 64 << 10];
-        let mut count = 0;
-        loop {
-            match stream.read(&mut bytes) {
-                Ok(0) => return count,
-                Ok(more) => count += more as u64,
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return count,
-                Err(error) => panic!("it is not closed: {error}"),
-            }
-        }
-    }
-
-    /// The header of a frame: its flags, the one for eight bytes included, and the
-    /// size that it announces.
-    pub fn announced(flags: u8, size: u64) -> Vec<u8> {
-        [&[flags | 0x02], &size.to_be_bytes()[..]].concat()
-    }
-
-    pub fn command(body: &[u8]) -> Vec<u8> {
-        [&[0x04, u8::try_from(body.len()).expect("a short command")], body].concat()
-    }
-
-    pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
-        let mut body = b"\x05READY".to_vec();
-        for (name, value) in [("Socket-Type", socket_type.as_bytes()), ("Identity", identity)] {
-            body.push(name.len() as u8);
-            body.extend_from_slice(name.as_bytes());
-            body.extend_from_slice(&(value.len() as u32).to_be_bytes());
-            body.extend_from_slice(value);
-        }
-        let mut command = vec![0x06];
-        command.extend_from_slice(&(body.len() as u64).to_be_bytes());
-        command.extend(body);
-        command
-    }
-
-    /// A frame as the server would send it: eight bytes of size where one will not do.
-    pub fn frame(body: &[u8], more: bool) -> Vec<u8> {
-        let header = match u8::try_from(body.len()) {
-            Ok(size) => vec![u8::from(more), size],
-            Err(_) => announced(u8::from(more), body.len() as u64),
-        };
-        [&header, body].concat()
-    }
-
-    /// Connects as `identity` and shakes hands. What comes next is the caller's.
-    pub fn connect(address: SocketAddr, identity: &[u8]) -> TcpStream {
-        let mut stream = TcpStream::connect(address).expect("the server accepts");
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.write_all(&greeting()).unwrap();
-        stream.write_all(&ready("DEALER", identity)).unwrap();
-        stream.read_exact(&mut [0; 64]).expect("a greeting");
-        read_frame(&mut stream);
-        stream
-    }
-
-    /// One frame or command: its flags and its body.
-    pub fn read_frame(stream: &mut impl Read) -> (u8, Vec<u8>) {
-        let mut flags = [0];
-        stream.read_exact(&mut flags).expect("a frame");
-        let length = if flags[0] & 0x02 == 0 {
-            let mut length = [0];
-            stream.read_exact(&mut length).unwrap();
-            u64::from(length[0])
-        } else {
-            let mut length = [0; 8];
-            stream.read_exact(&mut length).unwrap();
-            u64::from_be_bytes(length)
-        };
-        let mut body = vec![0; length as usize];
-        stream.read_exact(&mut body).expect("a whole frame");
-        (flags[0], body)
-    }
 }

@@ -110,8 +110,7 @@ fn without_descriptors_it_rests_serves_those_inside_and_goes_on_when_there_are_s
     attacked.serves_its_neighbour();
     set(limit.maximum);
     for peer in &mut waiting {
-        std::io::Write::write_all(peer, &zmtp::hello(0, "DEALER", b"")).unwrap();
-        zmtp::read(peer, zmtp::SERVER_HELLO);
+        zmtp::shake_hands(peer, &zmtp::hello(0, "DEALER", b""));
         zmtp::echoes(peer, &zmtp::frame(b"in at last", false));
     }
     attacked.wait_for_metric("zmq_echo_peers", |peers| peers == 41.0);

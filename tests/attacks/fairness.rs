@@ -1,6 +1,5 @@
 //! A flood is served in turn with everybody else.
 
-use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,20 +51,10 @@ impl Load {
     /// It writes and reads as much as it can.
     fn of_a_flood(address: SocketAddr) -> Self {
         let mut load = Self::none(address, 1);
-        let mut writer = load.peers[0].try_clone().unwrap();
         let mut reader = load.peers[0].try_clone().unwrap();
-        let bytes = request().repeat(1000);
-        load.threads.push(thread::spawn(move || while writer.write_all(&bytes).is_ok() {}));
+        load.threads.push(zmtp::flood(&load.peers[0], request().repeat(1000)));
         load.threads.push(thread::spawn(move || {
-            let mut bytes = vec![0; 256 << 10];
-            loop {
-                match reader.read(&mut bytes) {
-                    Ok(0) => return,
-                    Ok(_) => {}
-                    Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
-                    Err(error) => panic!("{error}"),
-                }
-            }
+            zmtp::read_until_closed(&mut reader);
         }));
         load
     }

@@ -11,9 +11,7 @@ fn frames_without_end_end_at_the_frame_limit() {
     let mut attacked = Attacked::start(&[]);
     for (closed, body) in [b"".as_slice(), b"x", &[0; 100]].into_iter().enumerate() {
         let mut peer = zmtp::dealer(attacked.address(), 0, b"");
-        let frames = zmtp::frame(body, true).repeat(10_000);
-        let mut writer = peer.try_clone().unwrap();
-        let writing = std::thread::spawn(move || while writer.write_all(&frames).is_ok() {});
+        let writing = zmtp::flood(&peer, zmtp::frame(body, true).repeat(10_000));
         assert_eq!(zmtp::read_until_closed(&mut peer), 0);
         writing.join().unwrap();
         attacked.wait_for_disconnections("frame_limit", closed + 1);
@@ -26,9 +24,7 @@ fn many_frames_hold_no_more_than_the_pool_even_where_the_flags_allow_them() {
     let mut attacked = Attacked::start(&["--frame-limit", "1000000"]);
     for closed in 0..3 {
         let mut peer = zmtp::dealer(attacked.address(), 0, b"");
-        let frames = [1, 0].repeat(10_000);
-        let mut writer = peer.try_clone().unwrap();
-        let writing = std::thread::spawn(move || while writer.write_all(&frames).is_ok() {});
+        let writing = zmtp::flood(&peer, zmtp::frame(b"", true).repeat(10_000));
         assert_eq!(zmtp::read_until_closed(&mut peer), 0);
         writing.join().unwrap();
         attacked.wait_for_disconnections("frame_limit", closed + 1);
@@ -41,9 +37,7 @@ fn commands_without_end_within_a_message_end_at_the_message_limit() {
     let mut attacked = Attacked::start(&["--message-limit", "1MiB"]);
     let mut peer = zmtp::dealer(attacked.address(), 1, b"");
     peer.write_all(&zmtp::frame(b"begun", true)).unwrap();
-    let commands = zmtp::command(b"\x04PONG").repeat(1000);
-    let mut writer = peer.try_clone().unwrap();
-    let writing = std::thread::spawn(move || while writer.write_all(&commands).is_ok() {});
+    let writing = zmtp::flood(&peer, zmtp::command(b"\x04PONG").repeat(1000));
     zmtp::read_until_closed(&mut peer);
     writing.join().unwrap();
     attacked.wait_for_disconnections("message_limit", 1);
@@ -67,7 +61,7 @@ fn a_size_that_is_only_announced_is_refused_at_its_header() {
             let header = zmtp::announced(flags, size);
             let mut peer = if early {
                 let mut peer = zmtp::stream(attacked.address());
-                peer.write_all(&zmtp::greeting()).unwrap();
+                peer.write_all(&zmtp::greeting(0)).unwrap();
                 peer
             } else {
                 zmtp::dealer(attacked.address(), 0, b"")
@@ -90,7 +84,7 @@ fn a_size_that_is_only_announced_is_refused_at_its_header() {
 #[test]
 fn seventy_three_bytes_do_not_end_the_process() {
     let mut attacked = Attacked::start(&[]);
-    let attack = [zmtp::greeting(), zmtp::announced(0, 1 << 47)].concat();
+    let attack = [zmtp::greeting(0), zmtp::announced(0, 1 << 47)].concat();
     assert_eq!(attack.len(), 73);
     for _ in 0..50 {
         let mut peer = zmtp::stream(attacked.address());

@@ -60,16 +60,16 @@ fn a_huge_ready_is_refused_at_its_header_and_not_waited_for() {
     let mut attacked = Attacked::start(&["--handshake-timeout", "1h"]);
     for (number, size) in [4097, 1 << 20, 1 << 31].into_iter().enumerate() {
         let mut peer = zmtp::stream(attacked.address());
-        peer.write_all(&[zmtp::greeting(), zmtp::announced(4, size)].concat()).unwrap();
+        peer.write_all(&[zmtp::greeting(0), zmtp::announced(4, size)].concat()).unwrap();
         zmtp::read_until_closed(&mut peer);
         attacked.wait_for_failures("metadata", number + 1);
     }
     // Up to the limit it is held, and no longer than the handshake lasts.
     let mut whole = zmtp::stream(attacked.address());
-    let mut body = zmtp::ready("DEALER", b"").split_off(9);
+    let mut body = zmtp::ready_body("DEALER", b"");
     let filler = 4096 - body.len() - 2 - 4;
     body.extend([&[1, b'X'][..], &(filler as u32).to_be_bytes(), &vec![0; filler]].concat());
-    whole.write_all(&zmtp::greeting()).unwrap();
+    whole.write_all(&zmtp::greeting(0)).unwrap();
     whole.write_all(&[zmtp::announced(4, 4096), body].concat()).unwrap();
     zmtp::read(&mut whole, zmtp::SERVER_HELLO);
     zmtp::echoes(&mut whole, &zmtp::frame(b"in", false));

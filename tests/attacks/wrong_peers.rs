@@ -6,7 +6,7 @@ use super::Attacked;
 use crate::support::zmtp;
 
 fn mechanism(name: &[u8]) -> Vec<u8> {
-    let mut greeting = zmtp::greeting();
+    let mut greeting = zmtp::greeting(0);
     greeting[12..32].fill(0);
     greeting[12..12 + name.len()].copy_from_slice(name);
     greeting
@@ -51,7 +51,7 @@ fn whoever_is_wrong_before_ready_is_refused_for_its_own_reason() {
     refused(&attacked, &zmtp::hello(1, "DEALER", &[1; 256]), "identity");
     refused(&attacked, &zmtp::hello(1, "DEALER", &[1; 3000]), "identity");
     refused(&attacked, &zmtp::hello(1, "DEALER", b"\0made up"), "identity");
-    let greeted = |bytes: &[u8]| [&zmtp::greeting(), bytes].concat();
+    let greeted = |bytes: &[u8]| [&zmtp::greeting(0), bytes].concat();
     refused(&attacked, &greeted(&zmtp::frame(b"data", false)), "data_before_ready");
     refused(&attacked, &greeted(&zmtp::command(b"\x05READY\x0bSocket-Type\0\0\xff")), "metadata");
     refused(&attacked, &greeted(&zmtp::command(b"\x05HELLO")), "command");

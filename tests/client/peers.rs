@@ -1,6 +1,6 @@
 //! Servers that do what no good one would, in this process.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 
 use tokio::task::JoinHandle;
 use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
@@ -48,6 +48,13 @@ pub fn deaf() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
     (listener, endpoint)
+}
+
+/// One that does `behaviour` to each connection, one after another.
+pub fn by_hand(behaviour: impl FnMut(TcpStream) + Send + 'static) -> String {
+    let (listener, endpoint) = deaf();
+    std::thread::spawn(move || listener.incoming().map(Result::unwrap).for_each(behaviour));
+    endpoint
 }
 
 /// The payload of a request: its last frame.

@@ -1,7 +1,7 @@
 //! Endpoints that fail: what it costs, and that it costs no answer.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use zmq_echo::client::discovery::EndpointState::{Draining, Ready};
 use zmq_echo::client::{Backoff, ClientConfig, RequestError, State};
 
-use super::peers::{Peer, deaf, is_check};
+use super::peers::{Peer, by_hand, deaf, is_check};
 use super::{Counted, Got, Teller, fixed, hasty, patient, until};
 use crate::log_schema::captured::Log;
 use crate::support::{Server, zmtp};
@@ -123,26 +123,21 @@ async fn one_that_is_suspect_is_used_again_once_it_has_answered() {
 async fn what_came_while_this_process_stood_still_is_no_timeout() {
     // Many, for which of two things that are ready is looked at first is chance.
     const CLIENTS: usize = 10;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
     let go = Arc::new(Barrier::new(CLIENTS + 1));
     let (got, events) = mpsc::channel();
     let answer = Arc::clone(&go);
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().map(Result::unwrap) {
-            let (got, go) = (got.clone(), Arc::clone(&answer));
-            std::thread::spawn(move || {
-                greeted(&mut stream).ok()?;
-                let [id, payload] = [(); 2].map(|()| zmtp::read_frame(&mut stream).1);
-                got.send("request").ok()?;
-                go.wait();
-                let reply = [zmtp::frame(&id, true), zmtp::frame(&payload, false)].concat();
-                stream.write_all(&reply).ok()?;
-                got.send("answered").ok()?;
-                // Stays open until the client leaves.
-                stream.read_exact(&mut [0]).ok()
-            });
-        }
+    let endpoint = by_hand(move |mut stream| {
+        let (got, go) = (got.clone(), Arc::clone(&answer));
+        std::thread::spawn(move || {
+            zmtp::welcome(&mut stream).ok()?;
+            let [id, payload] = [(); 2].map(|()| zmtp::read_frame(&mut stream).1);
+            got.send("request").ok()?;
+            go.wait();
+            stream.write_all(&zmtp::message(&[&id, &payload])).ok()?;
+            got.send("answered").ok()?;
+            // Stays open until the client leaves.
+            stream.read_exact(&mut [0]).ok()
+        });
     });
     let timeout = Duration::from_secs(2);
     let config = ClientConfig { timeout, retries: 0, ..patient() };
@@ -191,9 +186,7 @@ async fn one_that_nobody_serves_is_connected_to_when_somebody_does() {
     let client = Counted::new(patient(), fixed(&[&endpoint]));
     let failed = || client.metric("zmq_echo_client_connections_total{outcome=\"failed\"}") >= 3.0;
     until("it was tried often", failed).await;
-    let mut server = crate::support::command(crate::support::SERVER);
-    server.args(["--bind", &endpoint, "--http", "127.0.0.1:0"]);
-    let _server = Server::spawn(server);
+    let _server = Server::start_on(&endpoint, &[]);
     assert_eq!(client.request("at last").await.unwrap().payload, "at last");
 }
 
@@ -206,23 +199,15 @@ async fn one_that_comes_back_is_connected_to_again() {
     server.signal(Signal::TERM);
     assert_eq!(server.wait(), 0);
     client.wait_for_state(&endpoint, Some(State::Connecting)).await;
-    let mut command = crate::support::command(crate::support::SERVER);
-    command.args(["--bind", &endpoint, "--http", "127.0.0.1:0"]);
-    let _server = Server::spawn(command);
+    let _server = Server::start_on(&endpoint, &[]);
     assert_eq!(client.request("after").await.unwrap().payload, "after");
     assert_eq!(client.metric("zmq_echo_client_requests_total{outcome=\"answered\"}"), 2.0);
 }
 
 #[tokio::test]
 async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            // Greets, so that this is no failed handshake, and hangs up.
-            let _ = greeted(&mut stream.unwrap());
-        }
-    });
+    // Greets, so that this is no failed handshake, and hangs up.
+    let endpoint = by_hand(|mut stream| drop(zmtp::welcome(&mut stream)));
     let server = Server::start(&[]);
     // Longer than any test lives, and drawn from its whole length.
     let hours = Duration::from_secs(10_000 * 3600);
@@ -242,14 +227,10 @@ async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
 
 #[tokio::test]
 async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_endpoint() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().map(Result::unwrap) {
-            // Hangs up on the first frame of a request.
-            if greeted(&mut stream).is_ok() {
-                let _ = stream.read_exact(&mut [0; 10]);
-            }
+    let endpoint = by_hand(|mut stream| {
+        // Hangs up on the first frame of a request.
+        if zmtp::welcome(&mut stream).is_ok() {
+            let _ = stream.read_exact(&mut [0; 10]);
         }
     });
     let server = Server::start(&[]);
@@ -266,26 +247,12 @@ async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_end
     assert_all_answered(&got);
 }
 
-/// Shakes hands as a ROUTER would.
-fn greeted(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(&zmtp::greeting())?;
-    stream.read_exact(&mut [0; 64])?;
-    stream.write_all(&zmtp::ready("ROUTER", b""))?;
-    zmtp::read_frame(stream);
-    Ok(())
-}
-
 #[tokio::test]
 async fn one_that_sends_what_is_no_zmtp_costs_its_own_connection_and_no_answer() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            if greeted(&mut stream).is_ok() {
-                // A command that ZMTP does not know, and the rest of it missing.
-                let _ = stream.write_all(&zmtp::command(b"\x03WHAT"));
-            }
+    let endpoint = by_hand(|mut stream| {
+        if zmtp::welcome(&mut stream).is_ok() {
+            // A command that ZMTP does not know, and the rest of it missing.
+            let _ = stream.write_all(&zmtp::command(b"\x03WHAT"));
         }
     });
     let server = Server::start(&[]);

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use kube::Config;
 use serde_json::json;
-use zeromq::{DealerSocket, Socket};
 use zmq_echo::client::discovery::EndpointState::{Draining, Ready};
 use zmq_echo::client::discovery::kubernetes::{Kubernetes, Patience, ServicePort, client_of};
 
 use super::{Followed, until};
 use crate::log_schema::captured::Log;
 use crate::support::api_server::{ApiServer, Asked, Condition, Ending, Gone};
-use crate::support::{SERVER, Server, command, echo, message};
+use crate::support::{Server, dealer, echo, message};
 
 async fn source(api: &ApiServer) -> Kubernetes {
     ApiServer::source(&api.kubeconfig()).await
@@ -245,16 +244,13 @@ async fn an_api_that_nobody_serves_is_named() {
 
 #[tokio::test]
 async fn an_endpoint_of_ipv6_is_one_to_connect_to() {
-    let mut server = command(SERVER);
-    server.args(["--bind", "tcp://[::1]:0", "--http", "127.0.0.1:0"]);
-    let server = Server::spawn(server);
+    let server = Server::start_on("tcp://[::1]:0", &[]);
     let api = ApiServer::start();
     api.say(server.address(), Condition::Ready);
     let mut followed = follow(&api).await;
     followed.says(&[(&server.endpoint, Ready)]).await;
     let endpoint = followed.endpoints.borrow().keys().next().unwrap().to_string();
-    let mut dealer = DealerSocket::new();
-    dealer.connect(&endpoint).await.unwrap();
+    let mut dealer = dealer(&endpoint).await;
     assert_eq!(echo(&mut dealer, message(&[b"a"])).await, [b"a"]);
 }
 

@@ -26,6 +26,8 @@ use tokio::net::TcpListener;
 use zmq_echo::client::discovery::Source;
 use zmq_echo::client::discovery::kubernetes::{Kubernetes, client_of};
 
+use super::runtime;
+
 /// What the API says of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
@@ -112,9 +114,7 @@ impl ApiServer {
         let (stop, stopped) = oneshot::channel();
         let of_thread = Arc::clone(&state);
         let thread = thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
+            runtime().block_on(async {
                 tokio::select! {
                     () = accept(listener, of_thread) => {}
                     _ = stopped => {}

@@ -56,7 +56,12 @@ impl Publisher {
         let count = set.len();
         let over = count > MAX_ENDPOINTS;
         if over && !self.over {
-            warn!(source = self.source, count, MAX_ENDPOINTS, "more endpoints than are taken");
+            warn!(
+                source = self.source,
+                count,
+                limit = MAX_ENDPOINTS,
+                "more endpoints than are taken"
+            );
         }
         self.over = over;
         if over {

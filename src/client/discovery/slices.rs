@@ -56,8 +56,9 @@ impl Slices {
         let has_endpoints = slice.endpoints.as_ref().is_some_and(|endpoints| !endpoints.is_empty());
         if has_endpoints && !self.misnamed && port_number(slice, &self.port).is_none() {
             self.misnamed = true;
-            let ports: Vec<_> = slice.ports.iter().flatten().map(|port| &port.name).collect();
-            warn!(port = self.port, ?ports, "endpoints without a TCP port of this name");
+            let ports = slice.ports.iter().flatten().filter_map(|port| port.name.as_deref());
+            let ports = ports.collect::<Vec<_>>().join(",");
+            warn!(port = self.port, ports, "endpoints without a TCP port of this name");
         }
     }
 

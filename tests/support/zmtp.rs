@@ -1,0 +1,165 @@
+//! ZMTP by hand, for peers that no library would make: RFC 23.
+//!
+//! What goes on the wire comes as bytes, and what speaks it is blocking, also in tests
+//! of the async client: a peer made by hand has a thread of its own.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread::{self, JoinHandle};
+
+use super::DEADLINE;
+
+/// The server's greeting and READY.
+pub const SERVER_HELLO: usize = 64 + 2 + 6 + 12 + 4 + 6;
+
+/// A greeting of ZMTP 3.`minor`.
+pub fn greeting(minor: u8) -> Vec<u8> {
+    let mut greeting = vec![0; 64];
+    (greeting[0], greeting[9], greeting[10], greeting[11]) = (0xff, 0x7f, 3, minor);
+    greeting[12..16].copy_from_slice(b"NULL");
+    greeting
+}
+
+/// The header of a frame: its flags, the one for eight bytes included, and the
+/// size that it announces.
+pub fn announced(flags: u8, size: u64) -> Vec<u8> {
+    [&[flags | 0x02], &size.to_be_bytes()[..]].concat()
+}
+
+/// A frame as the server would send it.
+pub fn frame(body: &[u8], more: bool) -> Vec<u8> {
+    with_header(u8::from(more), body)
+}
+
+pub fn command(body: &[u8]) -> Vec<u8> {
+    with_header(0x04, body)
+}
+
+/// With eight bytes of size where one will not do.
+fn with_header(flags: u8, body: &[u8]) -> Vec<u8> {
+    let header = match u8::try_from(body.len()) {
+        Ok(size) => vec![flags, size],
+        Err(_) => announced(flags, body.len() as u64),
+    };
+    [&header, body].concat()
+}
+
+pub fn message(frames: &[&[u8]]) -> Vec<u8> {
+    let last = frames.len() - 1;
+    frames.iter().enumerate().flat_map(|(at, body)| frame(body, at < last)).collect()
+}
+
+/// READY in the long form of a command, which it may have however short it is.
+pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
+    let body = ready_body(socket_type, identity);
+    [announced(0x04, body.len() as u64), body].concat()
+}
+
+pub fn ready_body(socket_type: &str, identity: &[u8]) -> Vec<u8> {
+    let mut body = b"\x05READY".to_vec();
+    for (name, value) in [("Socket-Type", socket_type.as_bytes()), ("Identity", identity)] {
+        body.push(name.len() as u8);
+        body.extend_from_slice(name.as_bytes());
+        body.extend_from_slice(&(value.len() as u32).to_be_bytes());
+        body.extend_from_slice(value);
+    }
+    body
+}
+
+/// Greeting and READY of a peer of ZMTP 3.`minor`.
+pub fn hello(minor: u8, socket_type: &str, identity: &[u8]) -> Vec<u8> {
+    [greeting(minor), ready(socket_type, identity)].concat()
+}
+
+/// A connection that has sent nothing, with small kernel buffers: as the kernel
+/// lets them grow, it takes megabytes to be stuck.
+pub fn stream(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("the kernel accepts");
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_recv_buffer_size(32 << 10).unwrap();
+    socket.set_send_buffer_size(32 << 10).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// A DEALER of ZMTP 3.`minor` on such a connection, its handshake done.
+pub fn dealer(address: SocketAddr, minor: u8, identity: &[u8]) -> TcpStream {
+    let mut stream = stream(address);
+    shake_hands(&mut stream, &hello(minor, "DEALER", identity));
+    stream
+}
+
+/// `count` peers of ZMTP 3.0, connected.
+pub fn crowd(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    (0..count).map(|_| dealer(address, 0, b"")).collect()
+}
+
+/// A DEALER of ZMTP 3.0 on a connection with the kernel's own buffers.
+pub fn connect(address: SocketAddr, identity: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("the server accepts");
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    shake_hands(&mut stream, &hello(0, "DEALER", identity));
+    stream
+}
+
+/// Sends `hello` and reads the server's.
+#[track_caller]
+pub fn shake_hands(stream: &mut TcpStream, hello: &[u8]) {
+    stream.write_all(hello).unwrap();
+    read(stream, SERVER_HELLO);
+}
+
+/// Greets and shakes hands as a ROUTER would; the READY of who has connected.
+pub fn welcome(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    stream.write_all(&greeting(0))?;
+    stream.read_exact(&mut [0; 64])?;
+    stream.write_all(&ready("ROUTER", b""))?;
+    Ok(read_frame(stream).1)
+}
+
+#[track_caller]
+pub fn read(stream: &mut impl Read, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    stream.read_exact(&mut bytes).expect("as many bytes in time");
+    bytes
+}
+
+/// One frame or command: its flags and its body.
+#[track_caller]
+pub fn read_frame(stream: &mut impl Read) -> (u8, Vec<u8>) {
+    let flags = read(stream, 1)[0];
+    let mut size = [0; 8];
+    let width = if flags & 0x02 == 0 { 1 } else { 8 };
+    size[8 - width..].copy_from_slice(&read(stream, width));
+    (flags, read(stream, u64::from_be_bytes(size) as usize))
+}
+
+#[track_caller]
+pub fn echoes(stream: &mut TcpStream, bytes: &[u8]) {
+    stream.write_all(bytes).expect("it is read from");
+    assert!(read(stream, bytes.len()) == bytes, "another message came back");
+}
+
+/// Writes `bytes` over and over, in a thread of its own, until the other side has
+/// closed.
+pub fn flood(stream: &TcpStream, bytes: Vec<u8>) -> JoinHandle<()> {
+    let mut writer = stream.try_clone().unwrap();
+    thread::spawn(move || while writer.write_all(&bytes).is_ok() {})
+}
+
+/// Reads until the other side has closed; how much came before.
+#[track_caller]
+pub fn read_until_closed(stream: &mut TcpStream) -> u64 {
+    let mut bytes = vec![0; 64 << 10];
+    let mut count = 0;
+    loop {
+        match stream.read(&mut bytes) {
+            Ok(0) => return count,
+            Ok(more) => count += more as u64,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return count,
+            Err(error) => panic!("it is not closed: {error}"),
+        }
+    }
+}
