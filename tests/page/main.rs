@@ -185,7 +185,7 @@ fn a_server_at_work_shows_more_cpu_than_an_idle_one() {
     // Of a core, in per cent, to three digits.
     browser
         .wait_until("Math.abs(parseFloat(byId('cpu').textContent) / byId('cpu').value - 100) < 1");
-    assert!(browser.text("process").contains(" % of a core, "), "{}", browser.text("process"));
+    assert!(browser.text("process").contains("\u{a0}% of a core, "), "{}", browser.text("process"));
 }
 
 /// A peer who always has a next request, until the server is gone.
