@@ -4,13 +4,15 @@
 //! Each series exists at zero from the first scrape: what is not there cannot be
 //! scaled on, and an alert on it cannot fire.
 
+mod process;
+
 use prometheus::core::Collector;
-use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
 };
 
+use self::process::Process;
 use crate::router::{Limits, Reason};
 
 /// The identity that a probe announces starts with this. Anyone can claim it: it
@@ -280,9 +282,7 @@ impl Metrics {
             ),
         );
         build_info.with_label_values(&[VERSION, REVISION]).set(1);
-        registry
-            .register(Box::new(ProcessCollector::for_self()))
-            .expect("no other process_ series");
+        registry.register(Box::new(Process::for_self())).expect("no other process_ series");
         metrics
     }
 

@@ -8,13 +8,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+use prometheus::TextEncoder;
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
 use zmq_echo::endpoint::ConnectEndpoint;
 use zmq_echo::health::{Health, Phase};
 use zmq_echo::metrics::{self, Metrics, REVISION, VERSION};
 use zmq_echo::router::Reason;
 use zmq_echo::side_port::{self, PATHS, SidePort};
 
-use crate::support::{Server, echo, get, message, request, sample, zmtp};
+use crate::support::{Server, echo, get, message, request, sample, wait_until, zmtp};
 
 /// Every series of the service but those by reason, with its type, as the contract
 /// has it.
@@ -119,11 +122,7 @@ async fn what_clients_do_is_counted() {
 #[test]
 fn metrics_keep_up_with_a_load_that_lets_the_loop_never_rest() {
     let server = Server::start(&[]);
-    // Each until the server, killed at the end, is gone.
-    for mut peer in zmtp::crowd(server.address(), 4) {
-        zmtp::flood(&peer, zmtp::frame(b"", false).repeat(1000));
-        thread::spawn(move || zmtp::read_until_closed(&mut peer));
-    }
+    zmtp::keep_busy(server.address(), 4);
     let mut least = 0.0;
     for _ in 0..5 {
         server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |n| n > least);
@@ -134,6 +133,54 @@ fn metrics_keep_up_with_a_load_that_lets_the_loop_never_rest() {
         assert!(observed > received / 2.0, "{observed} of {received} observed");
         least = received + 20_000.0;
     }
+}
+
+const CPU_SECONDS: &str = "process_cpu_seconds_total";
+
+#[test]
+fn cpu_time_has_fractions_and_never_falls() {
+    let server = Server::start(&[]);
+    zmtp::keep_busy(server.address(), 1);
+    let mut seen = Vec::new();
+    // Past a whole second, where the fraction begins anew.
+    wait_until("the CPU time has grown", || {
+        seen.push(server.metric(CPU_SECONDS));
+        assert!(seen.is_sorted(), "{seen:?}");
+        seen.last() > Some(&1.5)
+    });
+    seen.dedup();
+    assert!(seen.len() > 2 && seen.iter().any(|seconds| seconds.fract() != 0.0), "{seen:?}");
+}
+
+#[test]
+fn cpu_time_is_that_of_all_threads_as_the_kernel_has_it() {
+    // Its own account is in hundredths, user and system rounded down apart.
+    const STEP: Duration = Duration::from_millis(50);
+    let server = Server::start(&[]);
+    zmtp::keep_busy(server.address(), 1);
+    wait_until("the loop has worked", || server.cpu_time() > 10 * STEP);
+    let before = server.cpu_time().saturating_sub(STEP);
+    let shown = server.metric(CPU_SECONDS);
+    let after = server.cpu_time() + STEP;
+    assert!(
+        (before.as_secs_f64()..=after.as_secs_f64()).contains(&shown),
+        "{before:?} {shown} {after:?}"
+    );
+}
+
+/// Of the standard series, the value of the CPU time alone is not the crate's.
+#[test]
+fn the_series_of_the_process_are_named_as_everywhere() {
+    let mut text = String::new();
+    let families = ProcessCollector::for_self().collect();
+    TextEncoder::new().encode_utf8(&families, &mut text).unwrap();
+    let docs = |text: &str| -> BTreeSet<String> {
+        let lines = text.lines().filter(|line| line.starts_with('#'));
+        lines.filter(|line| line.contains(" process_")).map(str::to_owned).collect()
+    };
+    let (_, shown) = Server::start(&[]).get("/metrics");
+    assert!(docs(&text).iter().any(|line| line.contains(CPU_SECONDS)), "{text}");
+    assert_eq!(docs(&shown), docs(&text));
 }
 
 #[test]

@@ -6,12 +6,15 @@ mod stand_in;
 #[path = "../support.rs"]
 mod support;
 
+use std::io::Write;
+use std::thread;
+
 use rustix::process::Signal;
 use serde_json::Value as Json;
 
 use browser::Browser;
 use stand_in::StandIn;
-use support::{SERVER, Server, command, echo, message};
+use support::{SERVER, Server, command, echo, message, zmtp};
 
 /// The columns of the table behind the charts; p99 and p99.9 follow on p50.
 const SECONDS: usize = 0;
@@ -53,9 +56,14 @@ fn wait_for_readings(browser: &Browser, more: u32) {
 }
 
 /// A registry after `count` times: forty requests of a hundred within 1 ms, fifty
-/// more within 2 ms, and one in two hundred beyond 4 ms, which is the last bound.
+/// more within 2 ms, and one in two hundred beyond 4 ms, which is the last bound. A
+/// thousand of them take a quarter of a second of CPU.
 fn registry(count: u64) -> String {
     let mut text = format!("zmq_echo_requests_total{{source=\"client\"}} {}\n", 1000 * count);
+    text.push_str(&format!("process_cpu_seconds_total {}\n", 0.25 * count as f64));
+    text.push_str(
+        "process_open_fds 12\nprocess_max_fds 20000\nprocess_resident_memory_bytes 12000000\n",
+    );
     for (bound, of_a_thousand) in [("0.001", 400), ("0.002", 900), ("0.004", 995), ("+Inf", 1000)] {
         let name = "zmq_echo_request_duration_seconds_bucket";
         text.push_str(&format!("{name}{{le=\"{bound}\"}} {}\n", of_a_thousand * count));
@@ -143,6 +151,10 @@ fn rates_and_percentiles_are_those_between_two_scrapes() {
         ),
         true
     );
+    assert_eq!(
+        browser.run("return Math.abs(byId('cpu').value / byId('rate').value / 0.00025 - 1) < 1e-9"),
+        true
+    );
     assert_eq!(browser.console(), [""; 0]);
 }
 
@@ -159,6 +171,29 @@ fn where_nothing_is_asked_for_it_says_idle() {
     browser.wait_until("byId('p50').textContent === '1.2 ms'");
     // It looks back ten seconds, and then no more.
     browser.wait_until("byId('p50').textContent === 'idle'");
+}
+
+#[test]
+fn a_server_at_work_shows_more_cpu_than_an_idle_one() {
+    let server = Server::start(&[]);
+    let browser = open(&server);
+    wait_for_readings(&browser, 2);
+    let idle = browser.number("cpu").expect("two readings make a rate");
+    assert_eq!(browser.run("return byId('cpu').checkVisibility()"), true);
+    zmtp::keep_busy(server.address(), 1);
+    browser.wait_until(&format!("byId('cpu').value > {}", 2.0 * idle));
+    // Of a core, in per cent, to three digits.
+    browser
+        .wait_until("Math.abs(parseFloat(byId('cpu').textContent) / byId('cpu').value - 100) < 1");
+    assert!(browser.text("process").contains("\u{a0}% of a core, "), "{}", browser.text("process"));
+}
+
+#[test]
+fn where_the_kernel_does_not_tell_nothing_is_said_of_the_process() {
+    let stand_in = StandIn::new(|| "zmq_echo_requests_total{source=\"client\"} 1\n".to_owned());
+    let browser = Browser::open(&format!("http://{}/", stand_in.address));
+    wait_for_readings(&browser, 2);
+    assert_eq!(browser.run("return byId('process').checkVisibility()"), false);
 }
 
 #[test]

@@ -149,6 +149,15 @@ pub fn flood(stream: &TcpStream, bytes: Vec<u8>) -> JoinHandle<()> {
     thread::spawn(move || while writer.write_all(&bytes).is_ok() {})
 }
 
+/// So many peers who always have a next request and take every reply, until the other
+/// side is gone.
+pub fn keep_busy(address: SocketAddr, count: usize) {
+    for mut peer in crowd(address, count) {
+        flood(&peer, frame(b"", false).repeat(1000));
+        thread::spawn(move || read_until_closed(&mut peer));
+    }
+}
+
 /// Reads until the other side has closed; how much came before.
 #[track_caller]
 pub fn read_until_closed(stream: &mut TcpStream) -> u64 {
