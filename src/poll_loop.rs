@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::time::{Instant as TokioInstant, sleep_until};
+use tokio::time::{Instant as TokioInstant, sleep_until, timeout_at};
 use tracing::{Level, debug, enabled, info, trace};
 use zeromq::{ZmqError, ZmqMessage, ZmqResult};
 
@@ -25,6 +25,10 @@ pub const TICK: Duration = Duration::from_millis(500);
 
 /// The same while draining, where a peer's leaving is to be noticed soon.
 const DRAIN_TICK: Duration = Duration::from_millis(50);
+
+/// How long a drain that is over looks for requests that have come all the same: the
+/// turns of some thousand peers.
+const LAST_LOOK: Duration = Duration::from_millis(20);
 
 /// How many requests one turn answers at most, so that a flood lets signals,
 /// deadlines and the socket's own tasks have their turn: 256 echoes take well
@@ -264,16 +268,19 @@ where
     async fn answer_arrived(&mut self) -> Result<bool, LoopError> {
         let now = Instant::now();
         let until = now + self.drain.close_by(now).saturating_duration_since(now) / 4;
-        // A loop that stood still is late for everything: the runtime may not have
-        // heard yet of what the kernel has.
-        tokio::task::yield_now().await;
         let mut any = false;
-        while Instant::now() < until
-            && let Some(request) = self.socket.try_recv()
+        // Not `try_recv`, which gives up where many peers have something to say that is
+        // no request. And a loop that stood still is late for everything: the runtime may
+        // not have heard yet of what the kernel has.
+        while let last_look = until.min(Instant::now() + LAST_LOOK)
+            && let Ok(request) = timeout_at(last_look.into(), self.socket.recv()).await
         {
             self.health.turned(Instant::now());
             self.answer_batch(request).await?;
             any = true;
+            if Instant::now() >= until {
+                break;
+            }
         }
         Ok(any)
     }
