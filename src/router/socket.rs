@@ -29,7 +29,7 @@ use super::clock::Clock;
 use super::handshake::PeerInfo;
 use super::out_queue::OutQueue;
 use super::peer::{Peer, Read, State};
-use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Token};
+use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
 use super::reason::Reason;
 use super::wire::{self, Command, MessageLimits, Scanned};
 use super::{ALLOWANCE, Limits, RESERVED_PEERS};
@@ -86,7 +86,7 @@ pub struct BoundedRouter {
     next_identity: u32,
     ready: ReadyList,
     clock: Clock,
-    turns: VecDeque<Token>,
+    turns: Turns,
     busy_poll: BusyPoll,
     batch: Option<Batch>,
     /// What every peer is read into.
@@ -143,6 +143,8 @@ impl BoundedRouter {
         listener.set_nonblocking(true)?;
         let ready = ReadyList::default();
         let listener_bell = ready.bell(LISTENER);
+        let mut turns = Turns::default();
+        turns.push(LISTENER);
         Ok(Self {
             limits,
             message_limits: MessageLimits {
@@ -159,7 +161,7 @@ impl BoundedRouter {
             next_identity: 0,
             clock: Clock::new(&ready),
             ready,
-            turns: VecDeque::from([LISTENER]),
+            turns,
             busy_poll: BusyPoll::new(limits.busy_poll),
             batch: None,
             scratch: BytesMut::new(),
@@ -178,7 +180,8 @@ impl BoundedRouter {
     ///
     /// # Errors
     ///
-    /// The message, where the peer that its first frame names is not connected.
+    /// The message, where the peer that its first frame names is not connected, and
+    /// [`ZmqError::Socket`] where no frame follows that one.
     #[inline(always)]
     pub fn queue(&mut self, message: ZmqMessage) -> ZmqResult<()> {
         let mut frames = message.into_vecdeque();
@@ -200,11 +203,8 @@ impl BoundedRouter {
                 // What fails here fails again when the batch is through.
                 let _ = self.flush(slot);
             }
-        } else if let Some(slot) = self.identities.get(&identity) {
-            let peer = self.peers[*slot].as_mut().expect("an identity in use has a peer");
-            let sent = peer.queue(&mut frames, peer.read_at);
-            self.sent += if peer.is_client { sent } else { 0 };
-            peer.bell.wake_by_ref();
+        } else if let Some(slot) = self.identities.get(&identity).copied() {
+            self.queue_for_another(slot, &mut frames);
         } else {
             frames.push_front(identity);
             let message = ZmqMessage::try_from(frames).expect("it has frames");
@@ -214,6 +214,24 @@ impl BoundedRouter {
             self.spare_frames = Some(frames);
         }
         Ok(())
+    }
+
+    /// Queues a reply for a peer that is not the batch's: it leaves at that peer's turn.
+    #[inline(never)]
+    fn queue_for_another(&mut self, slot: usize, frames: &mut VecDeque<Bytes>) {
+        let peer = self.peers[slot].as_mut().expect("an identity in use has a peer");
+        let read_at = self.batch.as_ref().map_or(peer.read_at, |batch| batch.read_at);
+        if peer.out.is_empty() {
+            // However long ago the request came, the reply waits from now on.
+            peer.moved_at = Instant::now();
+        }
+        let sent = peer.queue(frames, read_at);
+        self.sent += if peer.is_client { sent } else { 0 };
+        peer.bell.wake_by_ref();
+        if peer.is_paused() {
+            // Many may make it hold more before its turn comes.
+            self.settle(slot);
+        }
     }
 
     /// The next message that takes no waiting.
@@ -226,7 +244,7 @@ impl BoundedRouter {
     fn next_of_turns(&mut self) -> Option<ZmqMessage> {
         for _ in 0..TURNS {
             self.ready.take(&mut self.turns);
-            match self.turns.pop_front()? {
+            match self.turns.pop()? {
                 LISTENER => self.accept(),
                 CLOCK => self.expire(),
                 slot => self.visit(slot),
@@ -450,7 +468,7 @@ impl BoundedRouter {
         let (held, owed) = (peer.held(), peer.out.replies());
         self.account(slot, held, owed);
         if readable {
-            self.turns.push_back(slot);
+            self.turns.push(slot);
         }
         self.set_alarm(slot);
         while self.pooled > self.limits.buffer_bytes {
@@ -517,7 +535,7 @@ impl BoundedRouter {
                 }
             }
         }
-        self.turns.push_back(LISTENER);
+        self.turns.push(LISTENER);
     }
 
     fn admit(&mut self, stream: TcpStream, from: SocketAddr) {
@@ -534,7 +552,7 @@ impl BoundedRouter {
         peer.bound_kernel_buffers(self.limits.socket_buffer);
         peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()));
         self.peers[slot] = Some(Box::new(peer));
-        self.turns.push_back(slot);
+        self.turns.push(slot);
     }
 
     /// What is due next for the peer, and when.
@@ -587,7 +605,7 @@ impl BoundedRouter {
         let now = Instant::now();
         while let Some((at, token)) = self.clock.due(now) {
             if token == LISTENER {
-                self.turns.push_back(LISTENER);
+                self.turns.push(LISTENER);
                 continue;
             }
             let Some(peer) = self.peers[token].as_mut() else { continue };
@@ -611,7 +629,7 @@ impl BoundedRouter {
         }
         peer.out.push_bytes(wire::encode_ping);
         peer.pinged_at = Some(now);
-        self.turns.push_back(slot);
+        self.turns.push(slot);
     }
 
     /// Lets the counts out that are kept apart while there is work.
@@ -754,7 +772,7 @@ impl Router for BoundedRouter {
                 Some(peer) if matches!(peer.state, State::Handshake(_)) => {
                     self.close_peer(slot, Reason::Closed);
                 }
-                _ => self.turns.push_back(slot),
+                _ => self.turns.push(slot),
             }
         }
         let left = poll_fn(|cx| match self.poll_recv(cx) {
