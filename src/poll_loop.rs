@@ -128,6 +128,15 @@ impl Tally {
     fn requests(&self) -> u64 {
         self.client_requests + self.probe_requests
     }
+
+    #[inline(always)]
+    fn request(&mut self, identity: &[u8]) {
+        if is_probe(identity) {
+            self.probe_requests += 1;
+        } else {
+            self.client_requests += 1;
+        }
+    }
 }
 
 /// Whose request a reply answers, where that may be logged.
@@ -295,11 +304,7 @@ where
             bytes = payload_bytes(&request),
             "request"
         );
-        if is_probe(identity) {
-            tally.probe_requests += 1;
-        } else {
-            tally.client_requests += 1;
-        }
+        tally.request(identity);
         // The handler takes the request; a copy for each only where one may be logged.
         let sender = enabled!(Level::DEBUG).then(|| request.get(0).cloned()).flatten();
         match (self.handle)(request) {
@@ -333,12 +338,16 @@ where
     }
 
     /// Lets every reply out and closes.
-    async fn finish(self, ending: Ending) -> Report {
-        let Self { mut socket, drain, metrics, health, replied, unreachable, gone_before, .. } =
-            self;
+    async fn finish(mut self, ending: Ending) -> Report {
         // Only at the deadline is there anything: requests that nobody will answer.
         // They are counted as far as a batch goes, behind which there may be more.
-        let unanswered = (0..BATCH).map_while(|_| socket.try_recv()).count() as u64;
+        let mut tally = Tally::default();
+        (0..BATCH).map_while(|_| self.socket.try_recv()?.ok()).for_each(|request| {
+            tally.request(request.get(0).map_or(&[], |identity| identity));
+        });
+        self.count(&tally);
+        let unanswered = tally.requests();
+        let Self { socket, drain, metrics, health, replied, unreachable, gone_before, .. } = self;
         let deadline = drain.close_by(Instant::now());
         let unsent = turning(health, socket.close(deadline)).await;
         let owed = unanswered + unsent;
