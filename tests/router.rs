@@ -575,11 +575,18 @@ fn dropping_the_socket_closes_everything() {
 
 #[test]
 fn recv_can_be_dropped_at_any_time_without_a_message_lost() {
+    // Asleep, and awake.
+    for busy_poll in [Duration::ZERO, Duration::from_millis(1)] {
+        recv_can_be_dropped(Limits { busy_poll, ..LIMITS });
+    }
+}
+
+fn recv_can_be_dropped(limits: Limits) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
     on_runtime(async {
-        let mut socket = BoundedRouter::bind(listener, LIMITS, metrics.socket.clone()).unwrap();
+        let mut socket = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
         let mut options = SocketOptions::default();
         options.peer_identity("me".parse().unwrap());
         let client = async move {
@@ -734,5 +741,41 @@ fn what_others_make_a_peer_hold_is_bounded_by_the_pool() {
         }
         // The pool's, and what the kernel's buffers on both sides hold.
         assert!(taken * MESSAGE < (4 << 20) + (8 << 20), "{taken}");
+    });
+}
+
+#[test]
+fn who_spoke_while_the_process_stood_still_has_not_vanished() {
+    // More than the runtime tells of at a time.
+    const PEERS: usize = 1500;
+    crate::attacks::raise_open_files();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
+    on_runtime(async {
+        let limits = Limits { peers: 2 * PEERS, ..LIMITS };
+        let mut socket = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
+        let mut streams = Vec::new();
+        for _ in 0..PEERS {
+            streams.push(dealer_of(&mut socket, address, b"").await);
+        }
+        // Whoever is silent for three seconds has vanished.
+        let ping = frame(4, b"\x04PING\x00\x1e");
+        streams.iter_mut().for_each(|stream| stream.write_all(&ping).unwrap());
+        let _ = tokio::time::timeout(Duration::from_millis(500), socket.recv()).await;
+        streams.iter_mut().for_each(|stream| stream.write_all(&frame(0, b"a")).unwrap());
+        thread::sleep(Duration::from_secs(4));
+        for _ in 0..PEERS {
+            let request = tokio::time::timeout(DEADLINE, socket.recv()).await;
+            socket.send(request.expect("it is served still").unwrap()).await.unwrap();
+        }
+        // The silent vanish all the same.
+        let since = Instant::now();
+        let vanished = metrics.socket.disconnections.with_label_values(&["vanished"]);
+        while vanished.get() < PEERS as u64 {
+            let none = tokio::time::timeout(Duration::from_millis(50), socket.recv()).await;
+            assert!(none.is_err(), "{none:?}");
+            assert!(since.elapsed() < DEADLINE, "{} have", vanished.get());
+        }
     });
 }
