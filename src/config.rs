@@ -182,8 +182,9 @@ pub struct ServerConfig {
     /// After how long a silent client is asked whether it is there, such as 15s
     ///
     /// By a ZMTP PING where it knows them, by TCP keepalive elsewhere. It is
-    /// disconnected when as long again has passed without an answer. 0s turns it
-    /// off. The default, 15s, finds a lost node before most clients' timeouts.
+    /// disconnected when as long again has passed without an answer, twice as long
+    /// with keepalive. 0s turns it off. The default, 15s, finds a lost node before
+    /// most clients' timeouts.
     #[arg(
         long, env = "ZMQ_ECHO_HEARTBEAT_INTERVAL", value_name = "DURATION", default_value = "15s",
         value_parser = parse_duration

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::time::{Instant as TokioInstant, sleep_until};
+use tokio::time::{Instant as TokioInstant, sleep_until, timeout_at};
 use tracing::{Level, debug, enabled, info, trace};
 use zeromq::{ZmqError, ZmqMessage, ZmqResult};
 
@@ -25,6 +25,10 @@ pub const TICK: Duration = Duration::from_millis(500);
 
 /// The same while draining, where a peer's leaving is to be noticed soon.
 const DRAIN_TICK: Duration = Duration::from_millis(50);
+
+/// How long a drain that is over looks for requests that have come all the same: the
+/// turns of some thousand peers.
+const LAST_LOOK: Duration = Duration::from_millis(20);
 
 /// How many requests one turn answers at most, so that a flood lets signals,
 /// deadlines and the socket's own tasks have their turn: 256 echoes take well
@@ -123,6 +127,15 @@ struct Tally {
 impl Tally {
     fn requests(&self) -> u64 {
         self.client_requests + self.probe_requests
+    }
+
+    #[inline(always)]
+    fn request(&mut self, identity: &[u8]) {
+        if is_probe(identity) {
+            self.probe_requests += 1;
+        } else {
+            self.client_requests += 1;
+        }
     }
 }
 
@@ -264,16 +277,19 @@ where
     async fn answer_arrived(&mut self) -> Result<bool, LoopError> {
         let now = Instant::now();
         let until = now + self.drain.close_by(now).saturating_duration_since(now) / 4;
-        // A loop that stood still is late for everything: the runtime may not have
-        // heard yet of what the kernel has.
-        tokio::task::yield_now().await;
         let mut any = false;
-        while Instant::now() < until
-            && let Some(request) = self.socket.try_recv()
+        // Not `try_recv`, which gives up where many peers have something to say that is
+        // no request. And a loop that stood still is late for everything: the runtime may
+        // not have heard yet of what the kernel has.
+        while let last_look = until.min(Instant::now() + LAST_LOOK)
+            && let Ok(request) = timeout_at(last_look.into(), self.socket.recv()).await
         {
             self.health.turned(Instant::now());
             self.answer_batch(request).await?;
             any = true;
+            if Instant::now() >= until {
+                break;
+            }
         }
         Ok(any)
     }
@@ -288,11 +304,7 @@ where
             bytes = payload_bytes(&request),
             "request"
         );
-        if is_probe(identity) {
-            tally.probe_requests += 1;
-        } else {
-            tally.client_requests += 1;
-        }
+        tally.request(identity);
         // The handler takes the request; a copy for each only where one may be logged.
         let sender = enabled!(Level::DEBUG).then(|| request.get(0).cloned()).flatten();
         match (self.handle)(request) {
@@ -326,12 +338,16 @@ where
     }
 
     /// Lets every reply out and closes.
-    async fn finish(self, ending: Ending) -> Report {
-        let Self { mut socket, drain, metrics, health, replied, unreachable, gone_before, .. } =
-            self;
+    async fn finish(mut self, ending: Ending) -> Report {
         // Only at the deadline is there anything: requests that nobody will answer.
         // They are counted as far as a batch goes, behind which there may be more.
-        let unanswered = (0..BATCH).map_while(|_| socket.try_recv()).count() as u64;
+        let mut tally = Tally::default();
+        (0..BATCH).map_while(|_| self.socket.try_recv()?.ok()).for_each(|request| {
+            tally.request(request.get(0).map_or(&[], |identity| identity));
+        });
+        self.count(&tally);
+        let unanswered = tally.requests();
+        let Self { socket, drain, metrics, health, replied, unreachable, gone_before, .. } = self;
         let deadline = drain.close_by(Instant::now());
         let unsent = turning(health, socket.close(deadline)).await;
         let owed = unanswered + unsent;

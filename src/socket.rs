@@ -180,8 +180,8 @@ impl SocketSend for ZeromqRouter {
     async fn send(&mut self, message: ZmqMessage) -> ZmqResult<()> {
         let (client, bytes) = (is_from_a_client(&message), payload_bytes(&message));
         self.socket.send(message).await?;
-        self.metrics.request_duration.observe(self.received_at.elapsed().as_secs_f64());
         if client {
+            self.metrics.request_duration.observe(self.received_at.elapsed().as_secs_f64());
             self.metrics.sent_bytes.inc_by(bytes);
         }
         Ok(())

@@ -133,8 +133,8 @@ fn quantile(mut values: Vec<Duration>, quantile: f64) -> Duration {
     values[((values.len() - 1) as f64 * quantile).round() as usize]
 }
 
-/// Every peer of an attack costs this process a descriptor.
-fn raise_open_files() {
+/// Every peer of a test costs this process a descriptor.
+pub fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
         .expect("the soft limit may be raised to the hard one");

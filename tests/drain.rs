@@ -156,6 +156,24 @@ fn requests_that_came_while_the_process_stood_still_are_answered() {
     assert_eq!(server.wait_for_record("drained")["answered"], 100);
 }
 
+#[test]
+fn a_crowd_that_only_pings_hides_no_request_from_the_end_of_the_drain() {
+    let mut server = Server::start(&["--drain-quiet", "1s"]);
+    let mut crowd: Vec<_> = (0..500).map(|_| zmtp::dealer(server.address(), 1, b"")).collect();
+    let mut client = zmtp::connect(server.address(), b"patient");
+    server.signal(Signal::TERM);
+    server.wait_for_record("stopped listening; connected peers are still served");
+    server.signal(Signal::STOP);
+    let ping = zmtp::command(b"\x04PING\0\0");
+    crowd.iter_mut().for_each(|peer| peer.write_all(&ping).unwrap());
+    client.write_all(&zmtp::frame(b"anybody there?", false)).unwrap();
+    // The quiet period has to pass while nothing turns.
+    std::thread::sleep(Duration::from_millis(1500));
+    server.signal(Signal::CONT);
+    assert_eq!(zmtp::read_frame(&mut client).1, b"anybody there?");
+    assert_eq!(server.wait(), 0);
+}
+
 #[tokio::test]
 async fn replies_that_a_peer_does_not_read_end_in_exit_4_at_the_deadline() {
     let mut server = Server::start(&["--drain-timeout", "3s", "--drain-quiet", "500ms"]);

@@ -14,9 +14,10 @@ use zmq_echo::config::ServerConfig;
 use zmq_echo::drain::{DrainPolicy, Ending};
 use zmq_echo::handler::Rejected;
 use zmq_echo::health::{Health, Phase};
-use zmq_echo::metrics::{self, Metrics};
+use zmq_echo::metrics::{self, Metrics, SocketMetrics};
 use zmq_echo::poll_loop::{self, Report};
 use zmq_echo::router::BoundedRouter;
+use zmq_echo::socket::{Router, ZeromqRouter};
 use zmq_echo::termination::TerminationSocket;
 
 use crate::support::{DEADLINE, dealer, message, receive, runtime, wait_until, zmtp};
@@ -29,19 +30,37 @@ struct Loop {
     thread: JoinHandle<Report>,
 }
 
-fn start(handle: fn(ZmqMessage) -> Result<ZmqMessage, Rejected>) -> Loop {
+type Handle = fn(ZmqMessage) -> Result<ZmqMessage, Rejected>;
+
+fn start(handle: Handle) -> Loop {
+    start_on(own_socket, handle, DEADLINE)
+}
+
+async fn own_socket(listener: TcpListener, metrics: SocketMetrics) -> BoundedRouter {
+    let limits = ServerConfig::parse_args(["zmq-echo-server"]).unwrap().limits();
+    BoundedRouter::bind(listener, limits, metrics).unwrap()
+}
+
+async fn crates_socket(listener: TcpListener, metrics: SocketMetrics) -> ZeromqRouter {
+    ZeromqRouter::bind(listener, metrics).await.unwrap()
+}
+
+/// A loop on the socket that `bind` makes, whose drain takes `timeout` at most.
+fn start_on<S: Router>(
+    bind: impl AsyncFnOnce(TcpListener, SocketMetrics) -> S + Send + 'static,
+    handle: Handle,
+    timeout: Duration,
+) -> Loop {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::new(&[1.0], metrics::log_records_dropped());
     let health = Arc::new(Health::new(Instant::now()));
     let (termination, socket) = UnixStream::pair().unwrap();
-    let drain =
-        DrainPolicy { delay: Duration::ZERO, quiet: Duration::from_millis(200), timeout: DEADLINE };
-    let limits = ServerConfig::parse_args(["zmq-echo-server"]).unwrap().limits();
+    let drain = DrainPolicy { delay: Duration::ZERO, quiet: Duration::from_millis(200), timeout };
     let (own_metrics, own_health) = (metrics.clone(), Arc::clone(&health));
     let thread = thread::spawn(move || {
         runtime().block_on(async {
-            let router = BoundedRouter::bind(listener, limits, own_metrics.socket.clone()).unwrap();
+            let router = bind(listener, own_metrics.socket.clone()).await;
             let termination = TerminationSocket::new(socket);
             poll_loop::run(router, termination, drain, handle, &own_metrics, &own_health)
                 .await
@@ -97,4 +116,67 @@ async fn the_other_end_of_the_termination_socket_closing_is_a_request_to_end() {
     thread::spawn(move || ended.send(running.thread.join().unwrap()));
     assert_eq!(end.recv_timeout(DEADLINE).unwrap().ending, Ending::NoPeers);
     assert_eq!(running.metrics.draining.get(), 1);
+}
+
+#[test]
+fn every_request_is_counted_with_its_bytes_whatever_its_drain_leaves_unanswered() {
+    let mut running = start_on(own_socket, Ok, Duration::from_secs(1));
+    let flooding: Vec<_> = (0..2)
+        .map(|_| {
+            let mut requests = zmtp::connect(running.address, b"");
+            let mut replies = requests.try_clone().unwrap();
+            thread::spawn(move || std::io::copy(&mut replies, &mut std::io::sink()));
+            let flood = zmtp::frame(b"flood", false).repeat(10_000);
+            thread::spawn(move || while requests.write_all(&flood).is_ok() {})
+        })
+        .collect();
+    wait_until("requests come", || running.metrics.client_requests.get() > 0);
+    running.termination.write_all(b"x").unwrap();
+    let report = running.thread.join().unwrap();
+    flooding.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(report.ending, Ending::Deadline);
+    assert!(report.owed > 0, "{report:?}");
+    let requests = running.metrics.client_requests.get();
+    assert_eq!(running.metrics.socket.received_bytes.get(), requests * 5);
+}
+
+/// Echoes, but for a request to get nothing, and one that is to go to nobody.
+fn as_asked(mut request: ZmqMessage) -> Result<ZmqMessage, Rejected> {
+    match request.get(1).map(|frame| &frame[..]) {
+        Some(b"nothing") => drop(request.split_off(1)),
+        Some(b"nobody") => request = message(&[b"nobody", b"lost"]),
+        _ => {}
+    }
+    Ok(request)
+}
+
+fn counts_each_request_once<S: Router>(
+    bind: impl AsyncFnOnce(TcpListener, SocketMetrics) -> S + Send + 'static,
+) {
+    let mut running = start_on(bind, as_asked, DEADLINE);
+    let mut client = zmtp::connect(running.address, b"client");
+    let mut probe = zmtp::connect(running.address, b"zmq-echo-probe/1");
+    for body in [b"nothing".as_slice(), b"nobody", b"hello"] {
+        client.write_all(&zmtp::frame(body, false)).unwrap();
+    }
+    assert_eq!(zmtp::read_frame(&mut client).1, b"hello");
+    probe.write_all(&zmtp::frame(b"probe", false)).unwrap();
+    assert_eq!(zmtp::read_frame(&mut probe).1, b"probe");
+    running.termination.write_all(b"x").unwrap();
+    running.thread.join().unwrap();
+    let (metrics, socket) = (&running.metrics, &running.metrics.socket);
+    assert_eq!((metrics.client_requests.get(), metrics.probe_requests.get()), (3, 1));
+    assert_eq!((metrics.rejected.get(), socket.undeliverable_peer_gone.get()), (1, 1));
+    assert_eq!((socket.received_bytes.get(), socket.sent_bytes.get()), (7 + 6 + 5, 5));
+    assert_eq!(socket.request_duration.get_sample_count(), 1);
+}
+
+#[test]
+fn each_request_is_counted_once_whatever_becomes_of_it() {
+    counts_each_request_once(own_socket);
+}
+
+#[test]
+fn each_request_is_counted_once_on_the_crates_socket_too() {
+    counts_each_request_once(crates_socket);
 }

@@ -514,11 +514,18 @@ fn dropping_the_socket_closes_everything() {
 
 #[test]
 fn recv_can_be_dropped_at_any_time_without_a_message_lost() {
+    // Asleep, and awake.
+    for busy_poll in [Duration::ZERO, Duration::from_millis(1)] {
+        recv_can_be_dropped(Limits { busy_poll, ..LIMITS });
+    }
+}
+
+fn recv_can_be_dropped(limits: Limits) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
     on_runtime(async {
-        let mut socket = BoundedRouter::bind(listener, LIMITS, metrics.socket.clone()).unwrap();
+        let mut socket = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
         let mut options = SocketOptions::default();
         options.peer_identity("me".parse().unwrap());
         let client = async move {
@@ -544,5 +551,164 @@ fn recv_can_be_dropped_at_any_time_without_a_message_lost() {
             }
         }
         client.await.unwrap();
+    });
+}
+
+/// An established DEALER on a socket that the test itself polls.
+async fn dealer_of(
+    socket: &mut BoundedRouter,
+    address: SocketAddr,
+    identity: &'static [u8],
+) -> TcpStream {
+    let shaking = tokio::task::spawn_blocking(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all(&hello(0, "DEALER", identity)).unwrap();
+        zmtp::read(&mut stream, zmtp::SERVER_HELLO);
+        stream
+    });
+    tokio::select! {
+        stream = shaking => stream.unwrap(),
+        message = socket.recv() => panic!("{message:?} before any was sent"),
+    }
+}
+
+#[test]
+fn replies_that_others_cause_give_a_peer_no_more_turns() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
+    on_runtime(async {
+        // There is always something to read of both.
+        let limits = Limits { socket_buffer: 8 << 20, ..LIMITS };
+        let mut socket = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
+        let mut streams = Vec::new();
+        for identity in [b"told".as_slice(), b"tells"] {
+            streams.push(dealer_of(&mut socket, address, identity).await);
+        }
+        let requests = zmtp::frame(&[7; 64], false).repeat(1000);
+        let flood = |stream| zmtp::flood(stream, requests.clone());
+        let flooding: Vec<_> = streams.iter().map(flood).collect();
+        // Of each, how many requests have come.
+        let mut counts = [0u32; 2];
+        let mut next = None;
+        while counts[0] + counts[1] < 400_000 {
+            let message = match next {
+                Some(message) => message,
+                None => socket.recv().await,
+            };
+            let message = message.unwrap();
+            let tells = message.get(0).unwrap() == &b"tells"[..];
+            counts[usize::from(tells)] += 1;
+            if tells && counts[1] % 100 == 0 {
+                socket.send(readdressed(message, b"told")).await.unwrap();
+            }
+            next = socket.try_recv();
+        }
+        drop(socket);
+        drop(streams);
+        flooding.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(counts[0] < 3 * counts[1], "{counts:?}");
+    });
+}
+
+/// The same message for another peer.
+fn readdressed(mut message: ZmqMessage, identity: &'static [u8]) -> ZmqMessage {
+    let mut readdressed = message.split_off(1);
+    readdressed.push_front(identity.into());
+    readdressed
+}
+
+#[test]
+fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
+    on_runtime(async {
+        let mut socket = BoundedRouter::bind(listener, LIMITS, metrics.socket.clone()).unwrap();
+        let mut told = dealer_of(&mut socket, address, b"told").await;
+        let mut tells = dealer_of(&mut socket, address, b"tells").await;
+        // It is the silence of the peer that is told which must not count.
+        thread::sleep(Duration::from_millis(300));
+        let started = Instant::now();
+        tells.write_all(&zmtp::frame(b"news", false)).unwrap();
+        let request = socket.recv().await.unwrap();
+        socket.send(readdressed(request, b"told")).await.unwrap();
+        let reading = tokio::task::spawn_blocking(move || zmtp::read(&mut told, 6));
+        tokio::select! {
+            news = reading => assert_eq!(news.unwrap(), b"\x00\x04news"),
+            message = socket.recv() => panic!("{message:?}"),
+        }
+        // What is measured is let out when nobody has anything to do.
+        let observed = &metrics.socket.request_duration;
+        while observed.get_sample_count() == 0 {
+            let _ = tokio::time::timeout(Duration::from_millis(1), socket.recv()).await;
+        }
+        assert!(observed.get_sample_sum() <= started.elapsed().as_secs_f64());
+        assert_eq!(observed.get_sample_count(), 1);
+    });
+}
+
+#[test]
+fn what_others_make_a_peer_hold_is_bounded_by_the_pool() {
+    const MESSAGE: usize = 200 << 10;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
+    let limits = Limits { buffer_bytes: 4 << 20, socket_buffer: 512 << 10, ..LIMITS };
+    on_runtime(async {
+        let mut socket = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
+        let _told = dealer_of(&mut socket, address, b"told").await;
+        let mut tell = Vec::new();
+        for _ in 0..80 {
+            tell.push(dealer_of(&mut socket, address, b"").await);
+        }
+        // All is in the kernel before the first is read.
+        tell.iter_mut()
+            .for_each(|peer| peer.write_all(&zmtp::frame(&[1; MESSAGE], false)).unwrap());
+        let mut taken = 0;
+        while let Ok(request) = tokio::time::timeout(Duration::from_secs(1), socket.recv()).await {
+            let reply = readdressed(request.unwrap(), b"told");
+            taken += usize::from(socket.send(reply).await.is_ok());
+        }
+        // The pool's, and what the kernel's buffers on both sides hold.
+        assert!(taken * MESSAGE < (4 << 20) + (8 << 20), "{taken}");
+    });
+}
+
+#[test]
+fn who_spoke_while_the_process_stood_still_has_not_vanished() {
+    // More than the runtime tells of at a time.
+    const PEERS: usize = 1500;
+    crate::attacks::raise_open_files();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
+    on_runtime(async {
+        let limits = Limits { peers: 2 * PEERS, ..LIMITS };
+        let mut socket = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
+        let mut streams = Vec::new();
+        for _ in 0..PEERS {
+            streams.push(dealer_of(&mut socket, address, b"").await);
+        }
+        // Whoever is silent for three seconds has vanished.
+        let ping = zmtp::command(b"\x04PING\x00\x1e");
+        streams.iter_mut().for_each(|stream| stream.write_all(&ping).unwrap());
+        let _ = tokio::time::timeout(Duration::from_millis(500), socket.recv()).await;
+        streams.iter_mut().for_each(|stream| stream.write_all(&zmtp::frame(b"a", false)).unwrap());
+        thread::sleep(Duration::from_secs(4));
+        for _ in 0..PEERS {
+            let request = tokio::time::timeout(DEADLINE, socket.recv()).await;
+            socket.send(request.expect("it is served still").unwrap()).await.unwrap();
+        }
+        // The silent vanish all the same.
+        let since = Instant::now();
+        let vanished = metrics.socket.disconnections.with_label_values(&["vanished"]);
+        while vanished.get() < PEERS as u64 {
+            let none = tokio::time::timeout(Duration::from_millis(50), socket.recv()).await;
+            assert!(none.is_err(), "{none:?}");
+            assert!(since.elapsed() < DEADLINE, "{} have", vanished.get());
+        }
     });
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -206,6 +207,12 @@ impl Peer {
         }
         let readable = std::future::poll_fn(|cx| self.stream.poll_read_ready(cx));
         poll_once(&self.waker, readable).is_ready()
+    }
+
+    /// Whether it has sent what the kernel holds, of which the runtime may not have heard.
+    pub fn has_unread(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        SockRef::from(&self.stream).peek(&mut byte).is_ok_and(|count| count > 0)
     }
 
     /// Writes what there is and the kernel takes; the bell rings when it takes more.

@@ -1,6 +1,7 @@
 //! Who has something to do: the list that wakers write and the socket reads, so
 //! that a turn costs what its busy peers cost, however many are open.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
@@ -22,6 +23,51 @@ pub struct ReadyList(Arc<Mutex<Ready>>);
 struct Ready {
     tokens: Vec<Token>,
     task: Option<Waker>,
+}
+
+/// Whose turns are due, in their order: each peer once, for however many reasons, or it
+/// would get more turns than others. (One of the socket's own twice is a look for
+/// nothing.)
+#[derive(Debug, Default)]
+pub struct Turns {
+    tokens: VecDeque<Token>,
+    /// Which slots are among them.
+    due: Vec<bool>,
+}
+
+impl Turns {
+    /// `token` has its turn after all that wait, unless it waits already.
+    pub fn push(&mut self, token: Token) {
+        if token < CLOCK {
+            if token >= self.due.len() {
+                self.due.resize(token + 1, false);
+            }
+            if std::mem::replace(&mut self.due[token], true) {
+                return;
+            }
+        }
+        self.tokens.push_back(token);
+    }
+
+    /// Whose turn it is.
+    pub fn pop(&mut self) -> Option<Token> {
+        let token = self.tokens.pop_front()?;
+        if let Some(due) = self.due.get_mut(token) {
+            *due = false;
+        }
+        Some(token)
+    }
+
+    /// Whether nobody waits for a turn.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+}
+
+impl Extend<Token> for Turns {
+    fn extend<T: IntoIterator<Item = Token>>(&mut self, tokens: T) {
+        tokens.into_iter().for_each(|token| self.push(token));
+    }
 }
 
 /// What puts its token on the list when the runtime wakes it.
@@ -86,5 +132,21 @@ impl Wake for Bell {
         if let Some(task) = task {
             task.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_a_turn_does_not_wait_for_a_second_one() {
+        let mut turns = Turns::default();
+        turns.extend([7, LISTENER, 3, 7, 3]);
+        turns.push(7);
+        assert_eq!([turns.pop(), turns.pop()], [Some(7), Some(LISTENER)]);
+        turns.push(7);
+        assert_eq!([turns.pop(), turns.pop(), turns.pop()], [Some(3), Some(7), None]);
+        assert!(turns.is_empty());
     }
 }

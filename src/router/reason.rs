@@ -7,7 +7,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Reason {
-    /// The peer closed its connection between two messages.
+    /// The peer closed its connection between two messages, or the socket was closed.
     Closed,
     /// The connection broke, or was closed within a message or a handshake.
     Error,

@@ -29,7 +29,7 @@ use super::clock::Clock;
 use super::handshake::PeerInfo;
 use super::out_queue::OutQueue;
 use super::peer::{Peer, Read, State};
-use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Token};
+use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
 use super::reason::Reason;
 use super::wire::{self, Command, MessageLimits, Scanned};
 use super::{ALLOWANCE, Limits, RESERVED_PEERS};
@@ -66,6 +66,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// client that still sends would have unread replies destroyed by a reset.
 const LINGER: Duration = Duration::from_millis(250);
 
+/// How much later a peer that seems to be silent, but is not, is looked at again.
+const ANOTHER_TURN: Duration = Duration::from_millis(50);
+
 /// The memory that is kept from one batch's replies for the next at most.
 const SPARE: usize = 1 << 20;
 
@@ -86,7 +89,7 @@ pub struct BoundedRouter {
     next_identity: u32,
     ready: ReadyList,
     clock: Clock,
-    turns: VecDeque<Token>,
+    turns: Turns,
     busy_poll: BusyPoll,
     batch: Option<Batch>,
     /// What every peer is read into.
@@ -143,6 +146,8 @@ impl BoundedRouter {
         listener.set_nonblocking(true)?;
         let ready = ReadyList::default();
         let listener_bell = ready.bell(LISTENER);
+        let mut turns = Turns::default();
+        turns.push(LISTENER);
         Ok(Self {
             limits,
             message_limits: MessageLimits {
@@ -159,7 +164,7 @@ impl BoundedRouter {
             next_identity: 0,
             clock: Clock::new(&ready),
             ready,
-            turns: VecDeque::from([LISTENER]),
+            turns,
             busy_poll: BusyPoll::new(limits.busy_poll),
             batch: None,
             scratch: BytesMut::new(),
@@ -178,7 +183,8 @@ impl BoundedRouter {
     ///
     /// # Errors
     ///
-    /// The message, where the peer that its first frame names is not connected.
+    /// The message, where the peer that its first frame names is not connected, and
+    /// [`ZmqError::Socket`] where no frame follows that one.
     #[inline(always)]
     pub fn queue(&mut self, message: ZmqMessage) -> ZmqResult<()> {
         let mut frames = message.into_vecdeque();
@@ -200,11 +206,8 @@ impl BoundedRouter {
                 // What fails here fails again when the batch is through.
                 let _ = self.flush(slot);
             }
-        } else if let Some(slot) = self.identities.get(&identity) {
-            let peer = self.peers[*slot].as_mut().expect("an identity in use has a peer");
-            let sent = peer.queue(&mut frames, peer.read_at);
-            self.sent += if peer.is_client { sent } else { 0 };
-            peer.bell.wake_by_ref();
+        } else if let Some(slot) = self.identities.get(&identity).copied() {
+            self.queue_for_another(slot, &mut frames);
         } else {
             frames.push_front(identity);
             let message = ZmqMessage::try_from(frames).expect("it has frames");
@@ -214,6 +217,24 @@ impl BoundedRouter {
             self.spare_frames = Some(frames);
         }
         Ok(())
+    }
+
+    /// Queues a reply for a peer that is not the batch's: it leaves at that peer's turn.
+    #[inline(never)]
+    fn queue_for_another(&mut self, slot: usize, frames: &mut VecDeque<Bytes>) {
+        let peer = self.peers[slot].as_mut().expect("an identity in use has a peer");
+        let read_at = self.batch.as_ref().map_or(peer.read_at, |batch| batch.read_at);
+        if peer.out.is_empty() {
+            // However long ago the request came, the reply waits from now on.
+            peer.moved_at = Instant::now();
+        }
+        let sent = peer.queue(frames, read_at);
+        self.sent += if peer.is_client { sent } else { 0 };
+        peer.bell.wake_by_ref();
+        if peer.is_paused() {
+            // Many may make it hold more before its turn comes.
+            self.settle(slot);
+        }
     }
 
     /// The next message that takes no waiting.
@@ -226,7 +247,7 @@ impl BoundedRouter {
     fn next_of_turns(&mut self) -> Option<ZmqMessage> {
         for _ in 0..TURNS {
             self.ready.take(&mut self.turns);
-            match self.turns.pop_front()? {
+            match self.turns.pop()? {
                 LISTENER => self.accept(),
                 CLOCK => self.expire(),
                 slot => self.visit(slot),
@@ -450,7 +471,7 @@ impl BoundedRouter {
         let (held, owed) = (peer.held(), peer.out.replies());
         self.account(slot, held, owed);
         if readable {
-            self.turns.push_back(slot);
+            self.turns.push(slot);
         }
         self.set_alarm(slot);
         while self.pooled > self.limits.buffer_bytes {
@@ -517,7 +538,7 @@ impl BoundedRouter {
                 }
             }
         }
-        self.turns.push_back(LISTENER);
+        self.turns.push(LISTENER);
     }
 
     fn admit(&mut self, stream: TcpStream, from: SocketAddr) {
@@ -534,7 +555,7 @@ impl BoundedRouter {
         peer.bound_kernel_buffers(self.limits.socket_buffer);
         peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()));
         self.peers[slot] = Some(Box::new(peer));
-        self.turns.push_back(slot);
+        self.turns.push(slot);
     }
 
     /// What is due next for the peer, and when.
@@ -571,8 +592,7 @@ impl BoundedRouter {
         if peer.alarm_at.is_some_and(|alarm| alarm <= at) {
             return;
         }
-        self.peers[slot].as_mut().expect("as above").alarm_at = Some(at);
-        self.clock.set(at, slot);
+        self.alarm(slot, at);
         if self.clock.alarms() > 4 * (self.peers.len() + RESERVED_PEERS) {
             let peers = &self.peers;
             self.clock.retain(|at, token| match peers.get(token) {
@@ -582,12 +602,17 @@ impl BoundedRouter {
         }
     }
 
+    fn alarm(&mut self, slot: usize, at: Instant) {
+        self.peers[slot].as_mut().expect("the caller has looked").alarm_at = Some(at);
+        self.clock.set(at, slot);
+    }
+
     /// Does what is due.
     fn expire(&mut self) {
         let now = Instant::now();
         while let Some((at, token)) = self.clock.due(now) {
             if token == LISTENER {
-                self.turns.push_back(LISTENER);
+                self.turns.push(LISTENER);
                 continue;
             }
             let Some(peer) = self.peers[token].as_mut() else { continue };
@@ -597,6 +622,9 @@ impl BoundedRouter {
             peer.alarm_at = None;
             let peer = self.peers[token].as_ref().expect("as above");
             match self.next_due(peer) {
+                Some((at, Due::Close(reason))) if at <= now && has_spoken(peer, reason) => {
+                    self.alarm(token, now + ANOTHER_TURN);
+                }
                 Some((at, Due::Close(reason))) if at <= now => self.close_peer(token, reason),
                 Some((at, Due::Ping)) if at <= now => self.ping(token, now),
                 _ => self.set_alarm(token),
@@ -611,7 +639,7 @@ impl BoundedRouter {
         }
         peer.out.push_bytes(wire::encode_ping);
         peer.pinged_at = Some(now);
-        self.turns.push_back(slot);
+        self.turns.push(slot);
     }
 
     /// Lets the counts out that are kept apart while there is work.
@@ -681,6 +709,18 @@ fn disown(frames: &mut VecDeque<Bytes>, whole: usize) {
     }
 }
 
+/// Whether the silence that a peer is to be closed for is over. After a standstill of
+/// the process deadlines have passed for all, but the runtime tells of 1,024
+/// connections at a time, and of those that have spoken then the others seem silent.
+fn has_spoken(peer: &Peer, reason: Reason) -> bool {
+    let silent = match reason {
+        Reason::Vanished => true,
+        Reason::Stalled => peer.out.is_empty(),
+        _ => false,
+    };
+    silent && peer.has_unread()
+}
+
 /// Does what a command between messages asks for.
 fn obey(peer: &mut Peer, body: &[u8]) -> Result<(), Reason> {
     match Command::decode(body)? {
@@ -700,6 +740,8 @@ fn obey(peer: &mut Peer, body: &[u8]) -> Result<(), Reason> {
 
 #[async_trait]
 impl SocketRecv for BoundedRouter {
+    /// Cancel-safe: a message is returned as soon as it is taken, with no await between,
+    /// and all else is the socket's.
     async fn recv(&mut self) -> ZmqResult<ZmqMessage> {
         if let Some(message) = self.next_published() {
             return Ok(message);
@@ -754,7 +796,7 @@ impl Router for BoundedRouter {
                 Some(peer) if matches!(peer.state, State::Handshake(_)) => {
                     self.close_peer(slot, Reason::Closed);
                 }
-                _ => self.turns.push_back(slot),
+                _ => self.turns.push(slot),
             }
         }
         let left = poll_fn(|cx| match self.poll_recv(cx) {
