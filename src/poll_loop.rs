@@ -31,7 +31,7 @@ const DRAIN_TICK: Duration = Duration::from_millis(50);
 const LAST_LOOK: Duration = Duration::from_millis(20);
 
 /// How many requests one turn answers at most, so that a flood lets signals,
-/// deadlines and the socket's own tasks have their turn: 256 echoes take well
+/// deadlines and the socket's own tasks have their turn: 256 small echoes take well
 /// under a millisecond.
 const BATCH: u64 = 256;
 

@@ -58,6 +58,10 @@ const TURNS: usize = 64;
 /// How many connections one turn accepts.
 const ACCEPTS: usize = 16;
 
+/// More connections than wait in a listener's queue: Linux has them be 4,096 at most
+/// (net.core.somaxconn), unless it is told otherwise.
+const QUEUED: usize = 8 << 10;
+
 /// After an accept that failed, for want of descriptors mostly: trying again at
 /// once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -780,10 +784,15 @@ impl Router for BoundedRouter {
         // To close a listener resets what waits in its queue.
         // The runtime may not have heard of it yet; the kernel has.
         let Ok(listener) = listener.into_std() else { return };
-        while let Ok((stream, from)) = listener.accept() {
-            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-            if let Ok(stream) = stream {
-                self.admit(stream, from);
+        for _ in 0..QUEUED {
+            let accepted = listener.accept().and_then(|(stream, from)| {
+                stream.set_nonblocking(true)?;
+                Ok((TcpStream::from_std(stream)?, from))
+            });
+            match accepted {
+                Ok((stream, from)) => self.admit(stream, from),
+                Err(error) if ended_in_the_queue(&error) => {}
+                Err(_) => return,
             }
         }
     }
