@@ -1,4 +1,5 @@
-//! The socket: accepting, fairness, flow control, accounts and shutdown.
+//! The socket: fairness, flow control, accounts and shutdown; accepting and deadlines
+//! are its two parts in files of their own.
 //!
 //! Whatever wakes a peer, the listener or the clock puts its token on the ready
 //! list. A turn takes one token: it flushes what waits for that peer, reads from
@@ -9,18 +10,20 @@
 //!
 //! A peer that does not take its replies is not read from: TCP makes it wait.
 
+mod accepting;
+mod deadlines;
+
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, Wake};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use prometheus::local::LocalHistogram;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tracing::debug;
 use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
 
@@ -32,7 +35,7 @@ use super::peer::{Peer, Read, State};
 use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
 use super::reason::Reason;
 use super::wire::{self, Command, MessageLimits, Scanned};
-use super::{ALLOWANCE, Limits, RESERVED_PEERS};
+use super::{ALLOWANCE, Limits};
 use crate::metrics::{SocketMetrics, is_probe};
 use crate::socket::Router;
 
@@ -54,24 +57,6 @@ const HALVED: usize = 2 << 10;
 
 /// How many turns without a message the caller waits for at a time.
 const TURNS: usize = 64;
-
-/// How many connections one turn accepts.
-const ACCEPTS: usize = 16;
-
-/// More connections than wait in a listener's queue: Linux has them be 4,096 at most
-/// (net.core.somaxconn), unless it is told otherwise.
-const QUEUED: usize = 8 << 10;
-
-/// After an accept that failed, for want of descriptors mostly: trying again at
-/// once would spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// How long a peer that has all of its replies has to close its side as well. A
-/// client that still sends would have unread replies destroyed by a reset.
-const LINGER: Duration = Duration::from_millis(250);
-
-/// How much later a peer that seems to be silent, but is not, is looked at again.
-const ANOTHER_TURN: Duration = Duration::from_millis(50);
 
 /// The memory that is kept from one batch's replies for the next at most.
 const SPARE: usize = 1 << 20;
@@ -127,12 +112,6 @@ struct Batch {
     /// The identity that a reply has brought back, for the next message: what is
     /// passed on need not be counted, which takes longer than all else of a frame.
     identity: Option<Bytes>,
-}
-
-/// What is due when a peer's alarm comes.
-enum Due {
-    Ping,
-    Close(Reason),
 }
 
 impl BoundedRouter {
@@ -526,126 +505,6 @@ impl BoundedRouter {
         self.peers.len() - self.free.len()
     }
 
-    fn accept(&mut self) {
-        self.listener_bell.answer();
-        let waker = Waker::from(Arc::clone(&self.listener_bell));
-        for _ in 0..ACCEPTS {
-            let Some(listener) = &self.listener else { return };
-            match listener.poll_accept(&mut Context::from_waker(&waker)) {
-                Poll::Pending => return,
-                Poll::Ready(Ok((stream, from))) => self.admit(stream, from),
-                Poll::Ready(Err(error)) if ended_in_the_queue(&error) => {}
-                Poll::Ready(Err(error)) => {
-                    debug!(%error, "cannot accept");
-                    self.clock.set(Instant::now() + ACCEPT_PAUSE, LISTENER);
-                    return;
-                }
-            }
-        }
-        self.turns.push(LISTENER);
-    }
-
-    fn admit(&mut self, stream: TcpStream, from: SocketAddr) {
-        let left = self.limits.peers.saturating_sub(self.open());
-        if left == 0 || (left <= RESERVED_PEERS && !is_of_this_host(&stream, from)) {
-            self.metrics.handshake_failed(Reason::PeerLimit);
-            return;
-        }
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.peers.push(None);
-            self.peers.len() - 1
-        });
-        let mut peer = Peer::new(stream, self.ready.bell(slot), Instant::now());
-        peer.bound_kernel_buffers(self.limits.socket_buffer);
-        peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()));
-        self.peers[slot] = Some(Box::new(peer));
-        self.turns.push(slot);
-    }
-
-    /// What is due next for the peer, and when.
-    fn next_due(&self, peer: &Peer) -> Option<(Instant, Due)> {
-        let limits = &self.limits;
-        match peer.state {
-            State::Handshake(_) => {
-                let at = peer.accepted_at + limits.handshake_timeout;
-                return Some((at, Due::Close(Reason::HandshakeTimeout)));
-            }
-            State::HalfClosed => return Some((peer.moved_at + LINGER, Due::Close(Reason::Closed))),
-            State::Established => {}
-        }
-        let holds = !peer.out.is_empty() || !peer.partial.is_empty();
-        let stalled =
-            holds.then(|| (peer.progress_at() + limits.stall_timeout, Due::Close(Reason::Stalled)));
-        if peer.is_paused() || peer.ended.is_some() {
-            return stalled;
-        }
-        let silent = peer.ttl.map(|ttl| (peer.read_at + ttl, Due::Close(Reason::Vanished)));
-        let interval = limits.heartbeat_interval;
-        let heartbeat = (peer.knows_ping && !interval.is_zero()).then(|| match peer.pinged_at {
-            None => (peer.read_at + interval, Due::Ping),
-            Some(at) => (at + interval, Due::Close(Reason::Vanished)),
-        });
-        [stalled, silent, heartbeat].into_iter().flatten().min_by_key(|(at, _)| *at)
-    }
-
-    /// Sets the peer's alarm, unless one comes before what is due next: it is set
-    /// again then. So a busy peer's alarm is not touched with each message.
-    fn set_alarm(&mut self, slot: usize) {
-        let peer = self.peers[slot].as_ref().expect("the caller has looked");
-        let Some((at, _)) = self.next_due(peer) else { return };
-        if peer.alarm_at.is_some_and(|alarm| alarm <= at) {
-            return;
-        }
-        self.alarm(slot, at);
-        if self.clock.alarms() > 4 * (self.peers.len() + RESERVED_PEERS) {
-            let peers = &self.peers;
-            self.clock.retain(|at, token| match peers.get(token) {
-                Some(peer) => peer.as_ref().is_some_and(|peer| peer.alarm_at == Some(at)),
-                None => true,
-            });
-        }
-    }
-
-    fn alarm(&mut self, slot: usize, at: Instant) {
-        self.peers[slot].as_mut().expect("the caller has looked").alarm_at = Some(at);
-        self.clock.set(at, slot);
-    }
-
-    /// Does what is due.
-    fn expire(&mut self) {
-        let now = Instant::now();
-        while let Some((at, token)) = self.clock.due(now) {
-            if token == LISTENER {
-                self.turns.push(LISTENER);
-                continue;
-            }
-            let Some(peer) = self.peers[token].as_mut() else { continue };
-            if peer.alarm_at != Some(at) {
-                continue;
-            }
-            peer.alarm_at = None;
-            let peer = self.peers[token].as_ref().expect("as above");
-            match self.next_due(peer) {
-                Some((at, Due::Close(reason))) if at <= now && has_spoken(peer, reason) => {
-                    self.alarm(token, now + ANOTHER_TURN);
-                }
-                Some((at, Due::Close(reason))) if at <= now => self.close_peer(token, reason),
-                Some((at, Due::Ping)) if at <= now => self.ping(token, now),
-                _ => self.set_alarm(token),
-            }
-        }
-    }
-
-    fn ping(&mut self, slot: usize, now: Instant) {
-        let peer = self.peers[slot].as_mut().expect("whose alarm came is there");
-        if peer.out.is_empty() {
-            peer.moved_at = now;
-        }
-        peer.out.push_bytes(wire::encode_ping);
-        peer.pinged_at = Some(now);
-        self.turns.push(slot);
-    }
-
     /// Lets the counts out that are kept apart while there is work.
     fn publish(&mut self) {
         self.duration.flush();
@@ -695,34 +554,12 @@ fn is_same(one: &Bytes, other: &Bytes) -> bool {
     (one.as_ptr() == other.as_ptr() && one.len() == other.len()) || one == other
 }
 
-/// Whether accept failed for the connection's own fault.
-fn ended_in_the_queue(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
-}
-
-fn is_of_this_host(stream: &TcpStream, from: SocketAddr) -> bool {
-    let ip = from.ip().to_canonical();
-    ip.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == ip)
-}
-
 /// Gives frames memory of their own that are a small part of a `whole` buffer: who
 /// keeps such a frame would keep all of it, uncounted.
 fn disown(frames: &mut VecDeque<Bytes>, whole: usize) {
     for frame in frames.iter_mut().filter(|frame| frame.len() + ALLOWANCE < whole) {
         *frame = Bytes::copy_from_slice(frame);
     }
-}
-
-/// Whether the silence that a peer is to be closed for is over. After a standstill of
-/// the process deadlines have passed for all, but the runtime tells of 1,024
-/// connections at a time, and of those that have spoken then the others seem silent.
-fn has_spoken(peer: &Peer, reason: Reason) -> bool {
-    let silent = match reason {
-        Reason::Vanished => true,
-        Reason::Stalled => peer.out.is_empty(),
-        _ => false,
-    };
-    silent && peer.has_unread()
 }
 
 /// Does what a command between messages asks for.
@@ -780,21 +617,7 @@ impl Router for BoundedRouter {
     }
 
     async fn stop_listening(&mut self) {
-        let Some(listener) = self.listener.take() else { return };
-        // To close a listener resets what waits in its queue.
-        // The runtime may not have heard of it yet; the kernel has.
-        let Ok(listener) = listener.into_std() else { return };
-        for _ in 0..QUEUED {
-            let accepted = listener.accept().and_then(|(stream, from)| {
-                stream.set_nonblocking(true)?;
-                Ok((TcpStream::from_std(stream)?, from))
-            });
-            match accepted {
-                Ok((stream, from)) => self.admit(stream, from),
-                Err(error) if ended_in_the_queue(&error) => {}
-                Err(_) => return,
-            }
-        }
+        self.close_listener();
     }
 
     async fn close(mut self, deadline: Instant) -> u64 {

@@ -1,0 +1,95 @@
+//! Accepting: in turns like all else, bounded, and not ended by what goes wrong.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use super::BoundedRouter;
+use crate::router::peer::Peer;
+use crate::router::ready::LISTENER;
+use crate::router::reason::Reason;
+use crate::router::{RESERVED_PEERS, wire};
+
+/// How many connections one turn accepts.
+const ACCEPTS: usize = 16;
+
+/// More connections than wait in a listener's queue: Linux has them be 4,096 at most
+/// (net.core.somaxconn), unless it is told otherwise.
+const QUEUED: usize = 8 << 10;
+
+/// After an accept that failed, for want of descriptors mostly: trying again at
+/// once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl BoundedRouter {
+    /// The listener's turn.
+    pub(super) fn accept(&mut self) {
+        self.listener_bell.answer();
+        let waker = Waker::from(Arc::clone(&self.listener_bell));
+        for _ in 0..ACCEPTS {
+            let Some(listener) = &self.listener else { return };
+            match listener.poll_accept(&mut Context::from_waker(&waker)) {
+                Poll::Pending => return,
+                Poll::Ready(Ok((stream, from))) => self.admit(stream, from),
+                Poll::Ready(Err(error)) if ended_in_the_queue(&error) => {}
+                Poll::Ready(Err(error)) => {
+                    debug!(%error, "cannot accept");
+                    self.clock.set(Instant::now() + ACCEPT_PAUSE, LISTENER);
+                    return;
+                }
+            }
+        }
+        self.turns.push(LISTENER);
+    }
+
+    fn admit(&mut self, stream: TcpStream, from: SocketAddr) {
+        let left = self.limits.peers.saturating_sub(self.open());
+        if left == 0 || (left <= RESERVED_PEERS && !is_of_this_host(&stream, from)) {
+            self.metrics.handshake_failed(Reason::PeerLimit);
+            return;
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.peers.push(None);
+            self.peers.len() - 1
+        });
+        let mut peer = Peer::new(stream, self.ready.bell(slot), Instant::now());
+        peer.bound_kernel_buffers(self.limits.socket_buffer);
+        peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()));
+        self.peers[slot] = Some(Box::new(peer));
+        self.turns.push(slot);
+    }
+
+    /// Gives up the listener, and accepts what waits in its queue, which to close it
+    /// would reset.
+    pub(super) fn close_listener(&mut self) {
+        let Some(listener) = self.listener.take() else { return };
+        // The runtime may not have heard of it yet; the kernel has.
+        let Ok(listener) = listener.into_std() else { return };
+        for _ in 0..QUEUED {
+            let accepted = listener.accept().and_then(|(stream, from)| {
+                stream.set_nonblocking(true)?;
+                Ok((TcpStream::from_std(stream)?, from))
+            });
+            match accepted {
+                Ok((stream, from)) => self.admit(stream, from),
+                Err(error) if ended_in_the_queue(&error) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Whether accept failed for the connection's own fault.
+fn ended_in_the_queue(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+}
+
+fn is_of_this_host(stream: &TcpStream, from: SocketAddr) -> bool {
+    let ip = from.ip().to_canonical();
+    ip.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == ip)
+}
