@@ -281,17 +281,18 @@ where
         // Not `try_recv`, which gives up where many peers have something to say that is
         // no request. And a loop that stood still is late for everything: the runtime may
         // not have heard yet of what the kernel has.
-        while let last_look = until.min(Instant::now() + LAST_LOOK)
-            && let Ok(request) = timeout_at(last_look.into(), self.socket.recv()).await
-        {
+        loop {
+            let last_look = until.min(Instant::now() + LAST_LOOK);
+            let Ok(request) = timeout_at(last_look.into(), self.socket.recv()).await else {
+                return Ok(any);
+            };
             self.health.turned(Instant::now());
             self.answer_batch(request).await?;
             any = true;
             if Instant::now() >= until {
-                break;
+                return Ok(any);
             }
         }
-        Ok(any)
     }
 
     /// The handler's reply.
