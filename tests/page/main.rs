@@ -6,9 +6,6 @@ mod stand_in;
 #[path = "../support.rs"]
 mod support;
 
-use std::io::Write;
-use std::thread;
-
 use rustix::process::Signal;
 use serde_json::Value as Json;
 
