@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use zeromq::{DealerSocket, ReqSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqMessage};
-use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, log_records_dropped};
+use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, SocketMetrics, log_records_dropped};
 use zmq_echo::router::{BoundedRouter, Limits};
 use zmq_echo::socket::Router;
 
@@ -521,11 +521,8 @@ fn recv_can_be_dropped_at_any_time_without_a_message_lost() {
 }
 
 fn recv_can_be_dropped(limits: Limits) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
     on_runtime(async {
-        let mut socket = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
+        let (mut socket, address, _) = bound(limits);
         let mut options = SocketOptions::default();
         options.peer_identity("me".parse().unwrap());
         let client = async move {
@@ -554,20 +551,21 @@ fn recv_can_be_dropped(limits: Limits) {
     });
 }
 
-/// An established DEALER on a socket that the test itself polls.
+/// A socket that the test itself polls, on its runtime.
+fn bound(limits: Limits) -> (BoundedRouter, SocketAddr, SocketMetrics) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped()).socket;
+    (BoundedRouter::bind(listener, limits, metrics.clone()).unwrap(), address, metrics)
+}
+
+/// An established DEALER on such a socket.
 async fn dealer_of(
     socket: &mut BoundedRouter,
     address: SocketAddr,
     identity: &'static [u8],
 ) -> TcpStream {
-    let shaking = tokio::task::spawn_blocking(move || {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        stream.write_all(&hello(0, "DEALER", identity)).unwrap();
-        zmtp::read(&mut stream, zmtp::SERVER_HELLO);
-        stream
-    });
+    let shaking = tokio::task::spawn_blocking(move || zmtp::dealer(address, 0, identity));
     tokio::select! {
         stream = shaking => stream.unwrap(),
         message = socket.recv() => panic!("{message:?} before any was sent"),
@@ -576,12 +574,9 @@ async fn dealer_of(
 
 #[test]
 fn replies_that_others_cause_give_a_peer_no_more_turns() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
     on_runtime(async {
         let limits = Limits { socket_buffer: 8 << 20, ..LIMITS };
-        let mut socket = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
+        let (mut socket, address, _) = bound(limits);
         let mut streams = Vec::new();
         for identity in [b"told".as_slice(), b"tells"] {
             streams.push(dealer_of(&mut socket, address, identity).await);
@@ -632,11 +627,8 @@ fn readdressed(mut message: ZmqMessage, identity: &'static [u8]) -> ZmqMessage {
 
 #[test]
 fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
     on_runtime(async {
-        let mut socket = BoundedRouter::bind(listener, LIMITS, metrics.socket.clone()).unwrap();
+        let (mut socket, address, metrics) = bound(LIMITS);
         let mut told = dealer_of(&mut socket, address, b"told").await;
         let mut tells = dealer_of(&mut socket, address, b"tells").await;
         // It is the silence of the peer that is told which must not count.
@@ -651,7 +643,7 @@ fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
             message = socket.recv() => panic!("{message:?}"),
         }
         // What is measured is let out when nobody has anything to do.
-        let observed = &metrics.socket.request_duration;
+        let observed = &metrics.request_duration;
         while observed.get_sample_count() == 0 {
             let _ = tokio::time::timeout(Duration::from_millis(1), socket.recv()).await;
         }
@@ -663,12 +655,9 @@ fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
 #[test]
 fn what_others_make_a_peer_hold_is_bounded_by_the_pool() {
     const MESSAGE: usize = 200 << 10;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
     let limits = Limits { buffer_bytes: 4 << 20, socket_buffer: 512 << 10, ..LIMITS };
     on_runtime(async {
-        let mut socket = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
+        let (mut socket, address, _) = bound(limits);
         let _told = dealer_of(&mut socket, address, b"told").await;
         let mut tell = Vec::new();
         for _ in 0..80 {
@@ -692,12 +681,9 @@ fn who_spoke_while_the_process_stood_still_has_not_vanished() {
     // More than the runtime tells of at a time.
     const PEERS: usize = 1500;
     crate::attacks::raise_open_files();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
     on_runtime(async {
         let limits = Limits { peers: 2 * PEERS, ..LIMITS };
-        let mut socket = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
+        let (mut socket, address, metrics) = bound(limits);
         let mut streams = Vec::new();
         for _ in 0..PEERS {
             streams.push(dealer_of(&mut socket, address, b"").await);
@@ -714,7 +700,7 @@ fn who_spoke_while_the_process_stood_still_has_not_vanished() {
         }
         // The silent vanish all the same.
         let since = Instant::now();
-        let vanished = metrics.socket.disconnections.with_label_values(&["vanished"]);
+        let vanished = metrics.disconnections.with_label_values(&["vanished"]);
         while vanished.get() < PEERS as u64 {
             let none = tokio::time::timeout(Duration::from_millis(50), socket.recv()).await;
             assert!(none.is_err(), "{none:?}");
