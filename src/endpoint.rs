@@ -8,10 +8,13 @@ use std::str::FromStr;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// How many connections may wait in the kernel to be accepted. A rollout sends
-/// every client of the old replica here at once; the kernel cuts the number down
-/// to `net.core.somaxconn`.
-const BACKLOG: i32 = 1024;
+/// How many connections may wait in the kernel to be accepted. When they are more, the
+/// kernel drops the next, whose client tries again a second later: too late for a probe.
+/// A rollout sends every client of the old replica here at once, and a flood brings
+/// thousands of connections in the few milliseconds in which the thread that accepts
+/// waits for a CPU. The kernel cuts the number down to `net.core.somaxconn`, which is
+/// 4096 by default.
+const BACKLOG: i32 = 4096;
 
 /// Where a server listens: `tcp://HOST:PORT`, or `tcp://*:PORT` for all
 /// interfaces. Port 0 lets the kernel choose.

@@ -1,9 +1,10 @@
 //! Metrics and health over HTTP, whatever else happens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use base64::Engine as _;
 use prometheus::TextEncoder;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use zmq_echo::endpoint::ConnectEndpoint;
+use socket2::{Domain, SockRef, Socket, Type};
+use zmq_echo::endpoint::{ConnectEndpoint, HttpAddress};
 use zmq_echo::health::{Health, Phase};
 use zmq_echo::metrics::{self, Metrics, REVISION, VERSION};
 use zmq_echo::router::Reason;
@@ -340,7 +342,7 @@ fn slow_clients_do_not_stop_a_scrape() {
     let server = Server::start(&[]);
     let mut slow: Vec<TcpStream> =
         (0..400).map(|_| TcpStream::connect(server.http).unwrap()).collect();
-    // The oldest have made room already: as many descriptors would be open else.
+    // The oldest have made room already; otherwise this many descriptors would be open.
     let open = server.metric("process_open_fds");
     assert!(open < 300.0, "{open} descriptors");
     for (round, byte) in b"GET /".iter().enumerate() {
@@ -358,6 +360,103 @@ fn slow_clients_do_not_stop_a_scrape() {
             Ok(_) => {}
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
         }
+    }
+}
+
+/// Opens connections from `source` as fast as it can and sends nothing on them, until it
+/// is dropped. Enough of them stay open to take all the places there are.
+struct Flood {
+    ended: Arc<AtomicBool>,
+    opened: Arc<AtomicUsize>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Flood {
+    fn start(target: SocketAddr, source: [u8; 4]) -> Self {
+        let (ended, opened) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let (until, count) = (Arc::clone(&ended), Arc::clone(&opened));
+        let thread = thread::spawn(move || {
+            let mut open = VecDeque::new();
+            while !until.load(Ordering::Relaxed) {
+                open.push_back(silent(target, source));
+                count.fetch_add(1, Ordering::Relaxed);
+                if open.len() > side_port::CONNECTIONS + 50 {
+                    open.pop_front();
+                }
+            }
+        });
+        Self { ended, opened, thread: Some(thread) }
+    }
+
+    fn opened(&self) -> usize {
+        self.opened.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+/// A connection that leaves no port waiting behind it.
+fn silent(target: SocketAddr, source: [u8; 4]) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.connect(&target.into()).unwrap();
+    socket.set_linger(Some(Duration::ZERO)).unwrap();
+    socket
+}
+
+#[test]
+fn every_liveness_check_beside_a_flood_of_connections_is_answered() {
+    let server = Server::start(&[]);
+    let flood = Flood::start(server.http, [127, 0, 0, 2]);
+    wait_until("every place is taken", || flood.opened() > 2 * side_port::CONNECTIONS);
+    for check in 1..=80 {
+        let before = flood.opened();
+        let (status, text) = server.get("/livez");
+        assert_eq!(status, 200, "check {check}: {text}");
+        wait_until("the flood goes on", || flood.opened() > before + side_port::CONNECTIONS);
+    }
+}
+
+#[test]
+fn a_request_being_answered_survives_a_flood_of_connections() {
+    let (_silent, http) = beside_a_stuck_loop(Phase::Serving);
+    let flood = Flood::start(http, [127, 0, 0, 2]);
+    wait_until("every place is taken", || flood.opened() > 2 * side_port::CONNECTIONS);
+    // Each is answered after half a second, when the echo has failed.
+    let asked: Vec<_> = (0..8).map(|_| thread::spawn(move || get(http, "/livez"))).collect();
+    for asked in asked {
+        let (status, text) = asked.join().expect("it is not cut off");
+        assert_eq!(status, 503, "{text}");
+    }
+}
+
+#[test]
+fn clients_that_do_not_read_their_answers_keep_nobody_out() {
+    let listener = "127.0.0.1:0".parse::<HttpAddress>().unwrap().listen().unwrap();
+    // What the kernel takes of an answer is no longer ours to send. It takes 64 KiB at
+    // once, however small the buffer, so the answer has to be larger.
+    SockRef::from(&listener).set_send_buffer_size(4 << 10).unwrap();
+    let buckets: Vec<f64> = (1..5000).map(f64::from).collect();
+    let (_silent, http) = serve_beside_a_stuck_loop(listener, "here", Phase::Serving, &buckets, 8);
+    let mut unread = Vec::new();
+    for _ in 0..24 {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(2 << 10).unwrap();
+        socket.connect(&http.into()).unwrap();
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        assert!(stream.peek(&mut [0]).is_ok_and(|count| count == 1), "no answer");
+        unread.push(stream);
+        let started = Instant::now();
+        assert_eq!(get(http, "/readyz").0, 200, "beside {}", unread.len());
+        // If none of the others gave way, the first would end after five seconds.
+        let waited = started.elapsed();
+        assert!(waited < Duration::from_secs(3), "{waited:?} beside {}", unread.len());
     }
 }
 
@@ -410,16 +509,26 @@ fn beside_a_stuck_loop(phase: Phase) -> (std::net::TcpListener, SocketAddr) {
 }
 
 fn beside_a_stuck_loop_of(instance: &str, phase: Phase) -> (std::net::TcpListener, SocketAddr) {
+    let http = "127.0.0.1:0".parse::<HttpAddress>().unwrap().listen().unwrap();
+    serve_beside_a_stuck_loop(http, instance, phase, &[1.0], side_port::CONNECTIONS)
+}
+
+fn serve_beside_a_stuck_loop(
+    http: std::net::TcpListener,
+    instance: &str,
+    phase: Phase,
+    buckets: &[f64],
+    connections: usize,
+) -> (std::net::TcpListener, SocketAddr) {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let http = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = http.local_addr().unwrap();
     let long_ago = Instant::now().checked_sub(2 * Health::TURN_LIMIT).expect("the machine is up");
     let health = Health::new(long_ago);
     health.enter(phase);
-    let metrics = Metrics::new(&[1.0], metrics::log_records_dropped());
+    let metrics = Metrics::new(buckets, metrics::log_records_dropped());
     let endpoint = ConnectEndpoint::to_listener(silent.local_addr().unwrap());
-    side_port::spawn(http, SidePort::new(metrics, Arc::new(health), endpoint, instance), 10)
-        .unwrap();
+    let side_port = SidePort::new(metrics, Arc::new(health), endpoint, instance);
+    side_port::spawn(http, side_port, connections).unwrap();
     (silent, address)
 }
 
