@@ -35,9 +35,9 @@ const MOST_BUCKETS: usize = 64;
 pub struct ServerConfig {
     /// Where to listen for clients, tcp://HOST:PORT
     ///
-    /// tcp://*:5555 means all interfaces, IPv6 and IPv4, or IPv4 alone where the
-    /// host has no IPv6. Port 0 lets the kernel choose; the log says what it
-    /// chose. The default serves this machine alone: to open the service to a
+    /// tcp://*:5555 means all interfaces, IPv6 and IPv4, or IPv4 alone if the
+    /// host has no IPv6. A name means each of its addresses that this host has.
+    /// Port 0 lets the kernel choose; the log says what it chose. The default serves this machine alone: to open the service to a
     /// network is a decision.
     #[arg(
         long,

@@ -27,8 +27,8 @@ use tokio::sync::{Mutex, Notify};
 use tokio::task::AbortHandle;
 use tracing::debug;
 
-use crate::endpoint::ConnectEndpoint;
 use crate::health::{Health, Phase};
+use crate::listeners::OwnAddresses;
 use crate::metrics::{self, Metrics};
 use crate::probe;
 use connections::{Connections, Id};
@@ -75,7 +75,7 @@ const LIVE_SHARED: Duration = Duration::from_secs(1);
 pub struct SidePort {
     metrics: Metrics,
     health: Arc<Health>,
-    endpoint: ConnectEndpoint,
+    addresses: OwnAddresses,
     page: Page,
     /// The last echo's end and result. The lock is held through an echo: there is
     /// one at a time.
@@ -205,16 +205,16 @@ async fn serve(stream: TcpStream, side_port: Arc<SidePort>, place: Place) {
 }
 
 impl SidePort {
-    /// A side port that shows `metrics` and `health`, and probes `endpoint`, of the
-    /// `instance` of that name: a pod's or a host's.
+    /// A side port that shows `metrics` and `health`, and probes the server at its own
+    /// `addresses`, of the `instance` of that name: a pod's or a host's.
     pub fn new(
         metrics: Metrics,
         health: Arc<Health>,
-        endpoint: ConnectEndpoint,
+        addresses: OwnAddresses,
         instance: &str,
     ) -> Self {
         let page = Page::new(instance);
-        Self { metrics, health, endpoint, page, last_echo: Mutex::new(None) }
+        Self { metrics, health, addresses, page, last_echo: Mutex::new(None) }
     }
 
     async fn answer(&self, request: &Request<Incoming>) -> Answer {
@@ -260,8 +260,8 @@ impl SidePort {
         {
             return result.clone();
         }
-        let result =
-            probe::check(&self.endpoint, LIVE_LIMIT).await.map_err(|error| error.to_string());
+        let endpoint = self.addresses.reachable().into();
+        let result = probe::check(&endpoint, LIVE_LIMIT).await.map_err(|error| error.to_string());
         *last_echo = Some((Instant::now(), result.clone()));
         result
     }

@@ -13,8 +13,9 @@ use prometheus::TextEncoder;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use socket2::{Domain, SockRef, Socket, Type};
-use zmq_echo::endpoint::{ConnectEndpoint, HttpAddress};
+use zmq_echo::endpoint::HttpAddress;
 use zmq_echo::health::{Health, Phase};
+use zmq_echo::listeners::OwnAddresses;
 use zmq_echo::metrics::{self, Metrics, REVISION, VERSION};
 use zmq_echo::router::Reason;
 use zmq_echo::side_port::{self, PATHS, SidePort};
@@ -526,8 +527,8 @@ fn serve_beside_a_stuck_loop(
     let health = Health::new(long_ago);
     health.enter(phase);
     let metrics = Metrics::new(buckets, metrics::log_records_dropped());
-    let endpoint = ConnectEndpoint::to_listener(silent.local_addr().unwrap());
-    let side_port = SidePort::new(metrics, Arc::new(health), endpoint, instance);
+    let addresses = OwnAddresses::of(&[silent.try_clone().unwrap()]).unwrap();
+    let side_port = SidePort::new(metrics, Arc::new(health), addresses, instance);
     side_port::spawn(http, side_port, connections).unwrap();
     (silent, address)
 }

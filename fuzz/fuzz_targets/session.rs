@@ -116,7 +116,7 @@ impl Service {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
-        let router = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
+        let router = BoundedRouter::bind([listener], limits, metrics.socket.clone()).unwrap();
         let mut neighbour = Peer::connect(address);
         neighbour.write(&greeting(1));
         neighbour.write(&ready("DEALER", NEIGHBOUR));

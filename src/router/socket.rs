@@ -70,7 +70,7 @@ pub struct BoundedRouter {
     message_limits: MessageLimits,
     metrics: SocketMetrics,
     duration: LocalHistogram,
-    listener: Option<TcpListener>,
+    listeners: Vec<TcpListener>,
     listener_bell: Arc<Bell>,
     peers: Vec<Option<Box<Peer>>>,
     free: Vec<usize>,
@@ -115,18 +115,21 @@ struct Batch {
 }
 
 impl BoundedRouter {
-    /// Takes over `listener`, to accept from it whenever it is polled. Needs a
+    /// Takes over `listeners`, to accept from them whenever it is polled. Needs a
     /// runtime with I/O and time.
     ///
     /// # Errors
     ///
-    /// What the kernel says of the listener.
+    /// What the kernel says of a listener.
     pub fn bind(
-        listener: std::net::TcpListener,
+        listeners: impl IntoIterator<Item = std::net::TcpListener>,
         limits: Limits,
         metrics: SocketMetrics,
     ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
+        let listeners = listeners.into_iter().map(|listener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        });
         let ready = ReadyList::default();
         let listener_bell = ready.bell(LISTENER);
         let mut turns = Turns::default();
@@ -139,7 +142,7 @@ impl BoundedRouter {
             },
             duration: metrics.request_duration.local(),
             metrics,
-            listener: Some(TcpListener::from_std(listener)?),
+            listeners: listeners.collect::<io::Result<_>>()?,
             listener_bell,
             peers: Vec::new(),
             free: Vec::new(),
@@ -617,7 +620,7 @@ impl Router for BoundedRouter {
     }
 
     async fn stop_listening(&mut self) {
-        self.close_listener();
+        self.close_listeners();
     }
 
     async fn close(mut self, deadline: Instant) -> u64 {

@@ -15,7 +15,7 @@ use crate::router::ready::LISTENER;
 use crate::router::reason::Reason;
 use crate::router::{RESERVED_PEERS, wire};
 
-/// How many connections one turn accepts.
+/// How many connections one turn accepts from a listener.
 const ACCEPTS: usize = 16;
 
 /// More connections than wait in a listener's queue: Linux has them be 4,096 at most
@@ -27,13 +27,18 @@ const QUEUED: usize = 8 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl BoundedRouter {
-    /// The listener's turn.
+    /// The listeners' turn.
     pub(super) fn accept(&mut self) {
         self.listener_bell.answer();
+        for number in 0..self.listeners.len() {
+            self.accept_from(number);
+        }
+    }
+
+    fn accept_from(&mut self, number: usize) {
         let waker = Waker::from(Arc::clone(&self.listener_bell));
         for _ in 0..ACCEPTS {
-            let Some(listener) = &self.listener else { return };
-            match listener.poll_accept(&mut Context::from_waker(&waker)) {
+            match self.listeners[number].poll_accept(&mut Context::from_waker(&waker)) {
                 Poll::Pending => return,
                 Poll::Ready(Ok((stream, from))) => self.admit(stream, from),
                 Poll::Ready(Err(error)) if ended_in_the_queue(&error) => {}
@@ -64,21 +69,22 @@ impl BoundedRouter {
         self.turns.push(slot);
     }
 
-    /// Gives up the listener, and accepts what waits in its queue, which to close it
-    /// would reset.
-    pub(super) fn close_listener(&mut self) {
-        let Some(listener) = self.listener.take() else { return };
-        // The runtime may not have heard of it yet; the kernel has.
-        let Ok(listener) = listener.into_std() else { return };
-        for _ in 0..QUEUED {
-            let accepted = listener.accept().and_then(|(stream, from)| {
-                stream.set_nonblocking(true)?;
-                Ok((TcpStream::from_std(stream)?, from))
-            });
-            match accepted {
-                Ok((stream, from)) => self.admit(stream, from),
-                Err(error) if ended_in_the_queue(&error) => {}
-                Err(_) => return,
+    /// Gives up the listeners, and accepts what waits in their queues, which to close
+    /// them would reset.
+    pub(super) fn close_listeners(&mut self) {
+        for listener in std::mem::take(&mut self.listeners) {
+            // The runtime may not have heard of it yet; the kernel has.
+            let Ok(listener) = listener.into_std() else { continue };
+            for _ in 0..QUEUED {
+                let accepted = listener.accept().and_then(|(stream, from)| {
+                    stream.set_nonblocking(true)?;
+                    Ok((TcpStream::from_std(stream)?, from))
+                });
+                match accepted {
+                    Ok((stream, from)) => self.admit(stream, from),
+                    Err(error) if ended_in_the_queue(&error) => {}
+                    Err(_) => break,
+                }
             }
         }
     }
