@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use zeromq::{SocketSend, ZmqMessage};
+use zeromq::{SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::config::ServerConfig;
 use zmq_echo::drain::{DrainPolicy, Ending};
 use zmq_echo::handler::Rejected;
@@ -89,6 +89,10 @@ async fn a_rejected_request_is_counted_and_the_loop_goes_on() {
     assert_eq!(running.metrics.rejected.get(), 2);
     assert_eq!(running.health.phase(), Phase::Serving);
     running.termination.write_all(b"x").unwrap();
+    // The crate notices the end of its connection only while it receives.
+    while !running.thread.is_finished() {
+        let _ = tokio::time::timeout(Duration::from_millis(5), dealer.recv()).await;
+    }
     let report = running.thread.join().unwrap();
     assert_eq!((report.ending, report.closed), (Ending::Quiet, Closed::default()));
 }
@@ -105,6 +109,7 @@ fn a_handler_that_answers_with_nothing_is_counted_and_blames_no_peer() {
     wait_until("the reply is refused", || metrics.rejected.get() == 1);
     assert_eq!(metrics.socket.undeliverable_peer_gone.get(), 0);
     running.termination.write_all(b"x").unwrap();
+    zmtp::leave_when_closed(client);
     assert_eq!(running.thread.join().unwrap().lost, 0);
 }
 
@@ -163,6 +168,7 @@ fn counts_each_request_once<S: Router>(
     probe.write_all(&zmtp::frame(b"probe", false)).unwrap();
     assert_eq!(zmtp::read_frame(&mut probe).1, b"probe");
     running.termination.write_all(b"x").unwrap();
+    [client, probe].into_iter().for_each(zmtp::leave_when_closed);
     running.thread.join().unwrap();
     let (metrics, socket) = (&running.metrics, &running.metrics.socket);
     assert_eq!((metrics.client_requests.get(), metrics.probe_requests.get()), (3, 1));

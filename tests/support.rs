@@ -21,6 +21,7 @@ use prometheus_parse::{Scrape, Value};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value as Json;
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::log::PLACE;
 
@@ -274,6 +275,15 @@ impl Server {
     fn proc(&self, file: &str) -> String {
         let path = format!("/proc/{}/{file}", self.pid);
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// Waits for the end while `dealer` goes on receiving, for the crate notices only then
+    /// that a connection has ended. Returns the exit code.
+    pub async fn wait_with(&mut self, mut dealer: DealerSocket) -> i32 {
+        while self.is_running() {
+            let _ = timeout(Duration::from_millis(5), dealer.recv()).await;
+        }
+        self.wait()
     }
 
     pub async fn dealer(&self) -> DealerSocket {
