@@ -1,5 +1,9 @@
 //! What was received is answered, then the process leaves, by each way there is.
 
+mod peers;
+mod random;
+mod slow;
+
 use std::io::{BufRead, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

@@ -7,6 +7,8 @@ pub mod api_server;
 #[cfg(feature = "client")]
 #[path = "support/dns_server.rs"]
 pub mod dns_server;
+#[path = "support/relay.rs"]
+pub mod relay;
 #[path = "support/zmtp.rs"]
 pub mod zmtp;
 
