@@ -60,10 +60,6 @@ pub struct Metrics {
     pub rejected: IntCounter,
     /// Replies owed to connected peers when the drain's deadline passed.
     pub undeliverable_deadline: IntCounter,
-    /// Requests that a drain received and threw away.
-    pub discarded_requests: IntCounter,
-    /// Bytes that a drain received and threw away without counting the requests in them.
-    pub discarded_bytes: IntCounter,
     /// 1 from the signal on.
     pub draining: IntGauge,
     /// When the drain is over at the latest, in seconds since the epoch.
@@ -91,6 +87,10 @@ pub struct SocketMetrics {
     pub undeliverable_peer_gone: IntCounter,
     /// Requests whose peer left, or was closed, before they were answered.
     pub lost_requests: IntCounter,
+    /// Requests that a drain received and threw away.
+    pub discarded_requests: IntCounter,
+    /// Bytes that a drain received and threw away without knowing how many requests they are.
+    pub discarded_bytes: IntCounter,
     /// Replies that the kernel has not taken yet.
     pub pending_replies: IntGauge,
     /// Bytes held for peers: parts of messages, and replies.
@@ -257,6 +257,16 @@ impl Metrics {
                     "zmq_echo_lost_requests_total",
                     "Requests whose peer left, or was closed, before they were answered.",
                 ),
+                discarded_requests: counter(
+                    r,
+                    "zmq_echo_discarded_requests_total",
+                    "Requests that a drain received and did not answer.",
+                ),
+                discarded_bytes: counter(
+                    r,
+                    "zmq_echo_discarded_bytes_total",
+                    "Bytes that a drain received and threw away without knowing how many requests they are.",
+                ),
                 pending_replies: gauge(
                     r,
                     "zmq_echo_pending_replies",
@@ -281,16 +291,6 @@ impl Metrics {
             },
             rejected: counter(r, "zmq_echo_rejected_total", "Requests that the handler refused."),
             undeliverable_deadline: undeliverable.with_label_values(&["deadline"]),
-            discarded_requests: counter(
-                r,
-                "zmq_echo_discarded_requests_total",
-                "Requests that a drain received and did not answer.",
-            ),
-            discarded_bytes: counter(
-                r,
-                "zmq_echo_discarded_bytes_total",
-                "Bytes that a drain received and threw away without knowing how many requests they are.",
-            ),
             draining: gauge(r, "zmq_echo_draining", "1 while the server drains, else 0."),
             drain_deadline: register(
                 r,

@@ -346,8 +346,6 @@ where
         // Nobody knows whose they were; those of probes are few.
         metrics.client_requests.inc_by(closed.discarded);
         metrics.undeliverable_deadline.inc_by(closed.owed);
-        metrics.discarded_requests.inc_by(closed.discarded);
-        metrics.discarded_bytes.inc_by(closed.discarded_bytes);
         let gone = metrics.socket.undeliverable_peer_gone.get() - self.gone_before;
         // What the socket took may be lost with its peer, or still lie there.
         let answered = replied.saturating_sub(gone - unreachable + closed.owed);

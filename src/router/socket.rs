@@ -100,6 +100,8 @@ pub struct BoundedRouter {
     received: usize,
     sent: usize,
     closing: bool,
+    /// What was owed and discarded while it was closing.
+    closed: Closed,
     bound_at: Instant,
     /// What lay in the kernel when the end of a drain was looked for.
     noted: Vec<Noted>,
@@ -169,6 +171,7 @@ impl BoundedRouter {
             received: 0,
             sent: 0,
             closing: false,
+            closed: Closed::default(),
             bound_at: Instant::now(),
             noted: Vec::new(),
         })
@@ -368,8 +371,13 @@ impl BoundedRouter {
                 let whole = !matches!(peer.state, State::Handshake(_)) && peer.partial.is_empty();
                 let reason = if whole { Reason::Closed } else { Reason::Error };
                 peer.ended = Some(reason);
-                peer.partial = Vec::new();
-                return if peer.out.is_empty() { Err(reason) } else { Ok(()) };
+                let partial = std::mem::take(&mut peer.partial);
+                let is_done = peer.out.is_empty();
+                if half_closed {
+                    // It stopped in the middle of a message because we have left.
+                    self.discard(0, partial.len() as u64);
+                }
+                return if is_done { Err(reason) } else { Ok(()) };
             }
             Poll::Ready(Ok(Read::More)) => (Bytes::new(), true),
             Poll::Ready(Ok(Read::Batch { bytes, own })) => (bytes, own),

@@ -73,11 +73,10 @@ impl BoundedRouter {
                 _ => self.turns.push(slot),
             }
         }
-        let mut closed = Closed::default();
         let left = poll_fn(|cx| {
             for _ in 0..DISCARDS {
                 match self.poll_recv(cx) {
-                    Poll::Ready(_) => closed.discarded += 1,
+                    Poll::Ready(_) => self.discard(1, 0),
                     Poll::Pending if self.open() == 0 => return Poll::Ready(()),
                     Poll::Pending => return Poll::Pending,
                 }
@@ -87,16 +86,27 @@ impl BoundedRouter {
         });
         let _ = tokio::time::timeout_at(deadline.into(), left).await;
         self.end_batch(0);
+        let counted = self.closed;
         for peer in self.peers.iter_mut().flatten() {
             let (messages, payload, bytes) = peer.take_kept(&self.message_limits);
             self.received += if peer.is_client { payload } else { 0 };
-            closed.discarded += messages;
-            closed.discarded_bytes += (bytes + peer.unread()) as u64;
-            closed.owed += peer.out.replies() as u64;
-            closed.owed_bytes += unacknowledged(peer);
+            self.closed.discarded += messages;
+            self.closed.discarded_bytes += (bytes + peer.unread()) as u64;
+            self.closed.owed += peer.out.replies() as u64;
+            self.closed.owed_bytes += unacknowledged(peer);
         }
+        self.metrics.discarded_requests.inc_by(self.closed.discarded - counted.discarded);
+        self.metrics.discarded_bytes.inc_by(self.closed.discarded_bytes - counted.discarded_bytes);
         self.publish();
-        closed
+        self.closed
+    }
+
+    /// Counts requests that were thrown away, or bytes if nobody knows how many they are.
+    pub(super) fn discard(&mut self, requests: u64, bytes: u64) {
+        self.closed.discarded += requests;
+        self.closed.discarded_bytes += bytes;
+        self.metrics.discarded_requests.inc_by(requests);
+        self.metrics.discarded_bytes.inc_by(bytes);
     }
 }
 
