@@ -23,7 +23,7 @@
 //! 17. [`exit`]: the exit codes, a contract with whoever starts the process.
 //! 18. [`client`]: knows the endpoints, spreads its requests over them and retries.
 //! 19. [`load`]: the load generator, with its result as table, JSON and page.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 #[cfg(feature = "client")]
 pub mod client;

@@ -85,6 +85,12 @@ pub struct SocketMetrics {
     pub disconnections: IntCounterVec,
     /// Replies whose peer had left.
     pub undeliverable_peer_gone: IntCounter,
+    /// Requests whose peer left, or was closed, before they were answered.
+    pub lost_requests: IntCounter,
+    /// Requests that a drain received and threw away.
+    pub discarded_requests: IntCounter,
+    /// Bytes that a drain received and threw away without knowing how many requests they are.
+    pub discarded_bytes: IntCounter,
     /// Replies that the kernel has not taken yet.
     pub pending_replies: IntGauge,
     /// Bytes held for peers: parts of messages, and replies.
@@ -106,6 +112,7 @@ struct LimitMetrics {
     socket_buffer_bytes: IntGauge,
     handshake_seconds: Gauge,
     stall_seconds: Gauge,
+    stall_bytes: IntGauge,
     heartbeat_seconds: Gauge,
 }
 
@@ -141,11 +148,16 @@ impl LimitMetrics {
             ),
             stall_seconds: seconds(
                 "zmq_echo_limit_stall_seconds",
-                "How long half a message or a reply may stay where it is.",
+                "The window in which half a message has to bring a minimum of bytes.",
+            ),
+            stall_bytes: gauge(
+                r,
+                "zmq_echo_limit_stall_bytes",
+                "The least that half a message has to bring in each window.",
             ),
             heartbeat_seconds: seconds(
                 "zmq_echo_limit_heartbeat_seconds",
-                "After how much silence a peer is asked whether it is there; 0 for never.",
+                "A heartbeat is sent after this much silence; 0 for never.",
             ),
         }
     }
@@ -174,6 +186,7 @@ impl SocketMetrics {
         shown.socket_buffer_bytes.set(limits.socket_buffer as i64);
         shown.handshake_seconds.set(limits.handshake_timeout.as_secs_f64());
         shown.stall_seconds.set(limits.stall_timeout.as_secs_f64());
+        shown.stall_bytes.set(limits.stall_bytes as i64);
         shown.heartbeat_seconds.set(limits.heartbeat_interval.as_secs_f64());
     }
 }
@@ -239,6 +252,21 @@ impl Metrics {
                 failures,
                 disconnections,
                 undeliverable_peer_gone: undeliverable.with_label_values(&["peer_gone"]),
+                lost_requests: counter(
+                    r,
+                    "zmq_echo_lost_requests_total",
+                    "Requests whose peer left, or was closed, before they were answered.",
+                ),
+                discarded_requests: counter(
+                    r,
+                    "zmq_echo_discarded_requests_total",
+                    "Requests that a drain received and did not answer.",
+                ),
+                discarded_bytes: counter(
+                    r,
+                    "zmq_echo_discarded_bytes_total",
+                    "Bytes that a drain received and threw away without knowing how many requests they are.",
+                ),
                 pending_replies: gauge(
                     r,
                     "zmq_echo_pending_replies",

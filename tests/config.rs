@@ -8,7 +8,7 @@ use zmq_echo::exit::{self, Exit};
 use crate::support::{SERVER, Server, command};
 
 /// A value that each flag refuses, and a part of what would be right.
-const REFUSED: [(&str, &str, &str); 32] = [
+const REFUSED: [(&str, &str, &str); 33] = [
     ("--bind", "127.0.0.1:5555", "expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555"),
     ("--bind", "tcp://127.0.0.1", "expected tcp://HOST:PORT"),
     ("--bind", "tcp://127.0.0.1:99999", "expected a port from 0 to 65535"),
@@ -36,6 +36,7 @@ const REFUSED: [(&str, &str, &str); 32] = [
     ("--peer-limit", "8", "8 is not in 9..="),
     ("--handshake-timeout", "0s", "more than 0s"),
     ("--stall-timeout", "0s", "more than 0s"),
+    ("--stall-bytes", "8", "1KiB to 3GiB"),
     ("--buffer-limit", "4GiB", "expected 1KiB to 3GiB"),
     ("--buffer-limit", "1MiB", "--message-limit 8MiB is more than --buffer-limit 1MiB"),
     ("--socket-buffer", "64kB", "such as 65536, 64KiB or 8MiB"),

@@ -1,0 +1,177 @@
+//! Random peers through a drain: every request is answered or reported.
+
+use std::thread;
+use std::time::Duration;
+
+use fastrand::Rng;
+use rustix::process::Signal;
+
+use super::peers::{Account, Leaves, Plan};
+use crate::support::Server;
+
+/// Runs one more round with this seed, which a failure prints.
+const SEED: &str = "ZMQ_ECHO_TEST_SEED";
+
+/// Who takes part beside peers that ask a limited number of times and stop sending when
+/// they read the server's FIN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum With {
+    /// Nothing: the accounts are equal to the request.
+    Nothing,
+    /// A peer that never pauses: the drain takes until the deadline.
+    Endless,
+    /// Peers that leave by themselves, and lose what they lose by their own doing.
+    Leavers,
+    /// Only peers that neither pause nor wait, and a server that waits for them long
+    /// enough: all is answered.
+    OnlyPrompt,
+}
+
+#[test]
+fn prompt_peers_are_answered_to_the_last_request() {
+    run(With::OnlyPrompt, &[5]);
+}
+
+#[test]
+fn each_request_of_random_peers_is_answered_or_reported() {
+    run(With::Nothing, &[1, 2]);
+}
+
+#[test]
+fn each_request_is_answered_or_reported_when_a_peer_never_pauses() {
+    run(With::Endless, &[3]);
+}
+
+#[test]
+fn peers_that_leave_take_nothing_from_the_account_of_the_others() {
+    run(With::Leavers, &[4]);
+}
+
+/// Rounds with these seeds and a fresh one, at the same time.
+fn run(with: With, seeds: &[u64]) {
+    let again = std::env::var(SEED).map(|seed| seed.parse().expect("a number"));
+    let fresh = fastrand::u64(..);
+    thread::scope(|scope| {
+        for seed in seeds.iter().copied().chain([fresh]).chain(again) {
+            thread::Builder::new()
+                .name(format!("{SEED}={seed}"))
+                .spawn_scoped(scope, move || round(with, seed))
+                .expect("a thread");
+        }
+    });
+}
+
+fn plans(with: With, random: &mut Rng) -> Vec<Plan> {
+    if with == With::OnlyPrompt {
+        return (0..6).map(|_| Plan::prompt(random)).collect();
+    }
+    let mut plans: Vec<Plan> = (0..random.usize(3..6)).map(|_| Plan::any(random)).collect();
+    plans.push(Plan::trickle(random));
+    plans.push(Plan::ping(random));
+    let late = Duration::from_millis(random.u64(..1500));
+    plans.push(Plan::any(random).late(late));
+    match with {
+        With::Nothing | With::OnlyPrompt => {}
+        With::Endless => plans.push(Plan::endless(random)),
+        With::Leavers => {
+            for how in [Leaves::Orderly, Leaves::ByReset] {
+                let after = Duration::from_millis(random.u64(..2000));
+                plans.push(Plan::any(random).leaving(after, how));
+            }
+            plans.push(Plan::any(random).leaving(Duration::ZERO, Leaves::Orderly));
+        }
+    }
+    plans
+}
+
+fn round(with: With, seed: u64) {
+    let mut random = Rng::with_seed(seed);
+    let plans = plans(with, &mut random);
+    // The limit on one who never pauses is the deadline. Nobody else comes near it.
+    let timeout = Duration::from_secs(if with == With::Endless { 8 } else { 20 });
+    let quiet = if with == With::OnlyPrompt { "10s" } else { "300ms" };
+    let delay = *random.choice(&["0s", "300ms"]).unwrap();
+    let mut server = Server::start(&[
+        "--drain-delay",
+        delay,
+        "--drain-quiet",
+        quiet,
+        "--drain-timeout",
+        &format!("{}s", timeout.as_secs()),
+        // What is sent beside requests and replies is the peers' own.
+        "--heartbeat-interval",
+        "0s",
+    ]);
+    let address = server.address();
+    // Who connects in time is connected when the signal comes.
+    let early = plans.iter().map(|plan| plan.late.is_none().then(|| plan.connect(address)));
+    let early: Vec<_> = early.collect();
+    let signal_after = random.u64(..if with == With::OnlyPrompt { 50 } else { 1500 });
+    let accounts: Vec<Account> = thread::scope(|scope| {
+        let mut peers = Vec::new();
+        for (plan, early) in plans.iter().zip(early) {
+            peers.push(scope.spawn(move || {
+                let peer = early.unwrap_or_else(|| {
+                    thread::sleep(plan.late.expect("it has not connected"));
+                    plan.connect(address)
+                });
+                peer.map_or_else(Account::default, |peer| peer.run())
+            }));
+        }
+        thread::sleep(Duration::from_millis(signal_after));
+        server.signal(Signal::TERM);
+        peers.into_iter().map(|peer| peer.join().expect("a peer keeps its account")).collect()
+    });
+    let code = server.wait();
+    let drained = server.wait_for_record("drained");
+    let shown = || {
+        let lines =
+            plans.iter().zip(&accounts).map(|(plan, account)| format!("{account:?} {plan:?}"));
+        let lines: Vec<String> = lines.collect();
+        format!("{SEED}={seed} {with:?}, exit {code}: {drained}\n{}", lines.join("\n"))
+    };
+    let number = |field: &str| {
+        drained[field].as_u64().unwrap_or_else(|| panic!("no `{field}`: {}", shown()))
+    };
+    eprintln!("{SEED}={seed} {with:?}, exit {code}: {drained}");
+    if with == With::OnlyPrompt {
+        for peer in &accounts {
+            assert_eq!((peer.written, peer.begun), (peer.received, 0), "{}", shown());
+        }
+        assert_eq!(code, 0, "{}", shown());
+    }
+
+    let (left, stayed): (Vec<Account>, Vec<Account>) =
+        accounts.iter().copied().partition(|account| account.left);
+    let unanswered: u64 = stayed.iter().map(|peer| peer.reached - peer.received).sum();
+    let theirs: u64 = left.iter().map(|peer| peer.written - peer.received).sum();
+    let begun: u64 = stayed.iter().map(|peer| peer.begun).sum();
+    let received: u64 = accounts.iter().map(|peer| peer.received).sum();
+    let reported = number("owed") + number("discarded");
+    let bytes = number("owed_bytes") + number("discarded_bytes");
+    let lost = number("lost");
+
+    // The exit code is the record's.
+    assert_eq!(code, if reported + bytes > 0 { 4 } else { 0 }, "{}", shown());
+    // Nothing is reported that has not been asked, and nothing left out.
+    assert!(reported <= unanswered + theirs, "{unanswered} and {theirs} unanswered: {}", shown());
+    assert!(lost <= theirs, "{theirs} may be lost: {}", shown());
+    assert!(unanswered == 0 || code == 4, "{unanswered} unanswered: {}", shown());
+    if bytes == 0 {
+        assert!(number("answered") <= received + theirs, "{received} received: {}", shown());
+    }
+    // If time was up for a peer, how many requests its bytes are is known to nobody.
+    let close_by = timeout - timeout.div_f64(10.0).min(Duration::from_secs(1)) / 4;
+    if drained["duration"].as_f64().expect("seconds") >= close_by.as_secs_f64() {
+        return;
+    }
+    assert!(unanswered <= reported, "{unanswered} unanswered: {}", shown());
+    for peer in &stayed {
+        assert_eq!(peer.reached, peer.written, "the relay passes on all: {}", shown());
+    }
+    if left.is_empty() {
+        assert_eq!(reported, unanswered, "{}", shown());
+        assert_eq!(number("discarded_bytes"), begun, "parts of messages: {}", shown());
+        assert_eq!(number("owed_bytes"), 0, "all was read: {}", shown());
+    }
+}

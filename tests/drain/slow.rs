@@ -1,0 +1,308 @@
+//! Slow peers through a drain, and what is said of requests that nobody answers.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value as Json;
+use socket2::SockRef;
+
+use crate::support::{Server, wait_until, zmtp};
+
+/// The quiet period of these tests. It is no limit on the peers: they are as slow as
+/// they are, and must be served all the same.
+const QUIET: &str = "1s";
+
+/// A deadline that no machine is too slow for.
+const TIMEOUT: &str = "60s";
+
+const ANSWERED: &str = "zmq_echo_requests_total{source=\"client\"}";
+
+fn server() -> Server {
+    Server::start(&["--drain-quiet", QUIET, "--drain-timeout", TIMEOUT])
+}
+
+/// Reads as many bytes, in pieces that keep to `rate` bytes a second.
+fn read_slowly(stream: &mut TcpStream, count: usize, rate: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    let started = Instant::now();
+    let mut at = 0;
+    while at < count {
+        let end = count.min(at + 4096);
+        let more = stream.read(&mut bytes[at..end]).expect("more in time");
+        assert!(more > 0, "closed after {at} of {count} bytes");
+        at += more;
+        wait_for(started + Duration::from_secs_f64(at as f64 / rate as f64));
+    }
+    bytes
+}
+
+fn wait_for(at: Instant) {
+    thread::sleep(at.saturating_duration_since(Instant::now()));
+}
+
+/// The drain is over: nothing was owed and nothing discarded, and nobody lost anything.
+#[track_caller]
+fn all_was_answered(server: &mut Server) -> Json {
+    let code = server.wait();
+    let drained = server.wait_for_record("drained");
+    let none = ["owed", "owed_bytes", "discarded", "discarded_bytes", "lost"];
+    for field in none {
+        assert_eq!(drained[field], 0, "{field}: {drained}");
+    }
+    assert_eq!(code, 0, "{drained}");
+    assert_ne!(drained["reason"], "deadline", "{drained}");
+    assert!(drained.get("undelivered").is_none(), "{drained}");
+    drained
+}
+
+/// Pipelines so many requests of 48 KiB on a connection with small kernel buffers,
+/// which holds few of them, and returns once the server answers.
+fn pipeline(server: &Server, count: usize) -> (TcpStream, Vec<u8>) {
+    let peer = zmtp::dealer(server.address(), 0, b"pipeline");
+    let request = zmtp::frame(&[6; 48 << 10], false);
+    let (mut writer, requests) = (peer.try_clone().unwrap(), request.clone());
+    thread::spawn(move || (0..count).try_for_each(|_| writer.write_all(&requests)));
+    server.wait_for_metric(ANSWERED, |answered| answered > 0.0);
+    (peer, request)
+}
+
+#[test]
+fn a_client_that_reads_slowly_gets_all_replies_to_what_it_pipelined() {
+    const REQUESTS: usize = 117;
+    let mut server = server();
+    let (mut peer, request) = pipeline(&server, REQUESTS);
+    server.signal(Signal::TERM);
+    for number in 0..REQUESTS {
+        let reply = read_slowly(&mut peer, request.len(), 270 << 10);
+        assert!(reply == request, "reply {number} is another one");
+    }
+    assert_eq!(zmtp::read_until_closed(&mut peer), 0);
+    drop(peer);
+    let drained = all_was_answered(&mut server);
+    // The first ones were answered before the signal.
+    assert!(drained["answered"].as_u64().unwrap() > REQUESTS as u64 / 2, "{drained}");
+}
+
+#[test]
+fn a_client_that_pauses_longer_than_the_quiet_period_and_then_reads_gets_all_replies() {
+    const REQUESTS: usize = 140;
+    let mut server = server();
+    let (mut peer, request) = pipeline(&server, REQUESTS);
+    server.signal(Signal::TERM);
+    server.wait_for_record("stopped listening; connected peers are still served");
+    // Time is what is tested: nothing moves for more than twice the quiet period.
+    thread::sleep(Duration::from_millis(2600));
+    for number in 0..REQUESTS {
+        assert!(zmtp::read(&mut peer, request.len()) == request, "reply {number} is another one");
+    }
+    assert_eq!(zmtp::read_until_closed(&mut peer), 0);
+    drop(peer);
+    all_was_answered(&mut server);
+}
+
+#[test]
+fn a_message_that_is_still_arriving_is_waited_for_and_answered() {
+    let mut server = server();
+    let mut peer = zmtp::connect(server.address(), b"upload");
+    let message = zmtp::frame(&[8; 3 << 19], false);
+    let started = Instant::now();
+    for (number, piece) in message.chunks(4096).enumerate() {
+        peer.write_all(piece).expect("it is read from");
+        if number == 1 {
+            server.wait_for_metric("zmq_echo_buffered_bytes", |held| held > 0.0);
+            server.signal(Signal::TERM);
+        }
+        wait_for(started + Duration::from_secs_f64((number * 4096) as f64 / 400_000.0));
+    }
+    assert!(zmtp::read(&mut peer, message.len()) == message);
+    assert_eq!(zmtp::read_until_closed(&mut peer), 0);
+    drop(peer);
+    let drained = all_was_answered(&mut server);
+    assert_eq!(drained["answered"], 1, "{drained}");
+}
+
+#[test]
+fn a_message_that_pauses_halfway_for_longer_than_the_quiet_period_is_waited_for() {
+    let mut server = server();
+    let mut peer = zmtp::connect(server.address(), b"");
+    let message = zmtp::frame(&[8; 1000], false);
+    peer.write_all(&message[..500]).unwrap();
+    server.wait_for_metric("zmq_echo_buffered_bytes", |held| held > 0.0);
+    server.signal(Signal::TERM);
+    server.wait_for_record("stopped listening; connected peers are still served");
+    // Time is what is tested.
+    thread::sleep(Duration::from_millis(2600));
+    peer.write_all(&message[500..]).unwrap();
+    assert!(zmtp::read(&mut peer, message.len()) == message);
+    drop(peer);
+    all_was_answered(&mut server);
+}
+
+#[test]
+fn requests_that_come_after_the_half_close_are_counted_as_discarded_and_exit_4() {
+    let mut server = server();
+    let mut peer = zmtp::connect(server.address(), b"late");
+    let mut other = zmtp::connect(server.address(), b"also late");
+    zmtp::echoes(&mut peer, &zmtp::frame(b"in time", false));
+    server.signal(Signal::TERM);
+    assert_eq!(zmtp::read_until_closed(&mut peer), 0, "the server's FIN");
+    // Longer than any pause for politeness: it reads until the peer closes.
+    for number in 1..=3 {
+        thread::sleep(Duration::from_millis(400));
+        peer.write_all(&zmtp::frame(b"too late", false)).expect("the server still reads");
+        server.wait_for_metric("zmq_echo_discarded_requests_total", |n| n == f64::from(number));
+    }
+    assert_eq!(zmtp::read_until_closed(&mut other), 0, "the server's FIN");
+    other.write_all(&zmtp::message(&[b"one", b"and another", b"frame"])).unwrap();
+    other.write_all(&zmtp::command(b"\x04PING\0\0")).unwrap();
+    server.wait_for_metric("zmq_echo_discarded_requests_total", |n| n == 4.0);
+    assert_eq!(server.metric("zmq_echo_discarded_bytes_total"), 0.0);
+    assert!(server.is_running());
+    drop((peer, other));
+    assert_eq!(server.wait(), 4);
+    let drained = server.wait_for_record("drained");
+    assert_eq!(drained["reason"], "quiet", "{drained}");
+    assert_eq!(drained["discarded"], 4, "{drained}");
+    for field in ["answered", "owed", "owed_bytes", "discarded_bytes", "lost"] {
+        assert_eq!(drained[field], 0, "{field}: {drained}");
+    }
+}
+
+#[test]
+fn a_message_that_ends_halfway_after_the_half_close_is_reported_by_its_bytes() {
+    let mut server = server();
+    let mut peer = zmtp::connect(server.address(), b"");
+    server.signal(Signal::TERM);
+    assert_eq!(zmtp::read_until_closed(&mut peer), 0, "the server's FIN");
+    let begun = &zmtp::frame(&[1; 100_000], false)[..60_000];
+    peer.write_all(&[&zmtp::frame(b"whole", false), begun].concat()).unwrap();
+    server.wait_for_metric("zmq_echo_discarded_requests_total", |n| n == 1.0);
+    peer.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(server.wait(), 4);
+    let drained = server.wait_for_record("drained");
+    assert_eq!(drained["discarded"], 1, "{drained}");
+    assert_eq!(drained["discarded_bytes"], begun.len(), "{drained}");
+    assert_eq!(drained["owed"], 0, "{drained}");
+}
+
+#[test]
+fn pings_and_silence_after_the_half_close_discard_nothing() {
+    let mut server = Server::start(&["--drain-quiet", QUIET, "--drain-timeout", "10s"]);
+    let mut pings = zmtp::dealer(server.address(), 1, b"pings");
+    let mut stays = zmtp::dealer(server.address(), 1, b"stays open");
+    server.signal(Signal::TERM);
+    assert_eq!(zmtp::read_until_closed(&mut stays), 0, "the server's FIN");
+    assert_eq!(zmtp::read_until_closed(&mut pings), 0, "the server's FIN");
+    pings.write_all(&zmtp::command(b"\x04PING\0\0").repeat(10)).unwrap();
+    drop(pings);
+    // The other one never closes: the time is up for it, and it has lost nothing.
+    assert_eq!(server.wait(), 0);
+    let drained = server.wait_for_record("drained");
+    assert_eq!(drained["reason"], "quiet", "{drained}");
+    for field in ["owed", "owed_bytes", "discarded", "discarded_bytes", "lost"] {
+        assert_eq!(drained[field], 0, "{field}: {drained}");
+    }
+}
+
+#[test]
+fn replies_that_a_peer_leaves_behind_are_its_own_loss_and_exit_0() {
+    let mut server = Server::start(&["--drain-quiet", "5s", "--drain-timeout", TIMEOUT]);
+    let mut stays = zmtp::connect(server.address(), b"stays");
+    let mut leaves = [zmtp::dealer(server.address(), 0, b"leaves")];
+    server.flood_until_stuck(&mut leaves, &zmtp::frame(&[4; 64 << 10], false));
+    let pending = server.metric("zmq_echo_pending_replies") as u64;
+    assert!(pending > 0);
+    server.signal(Signal::TERM);
+    server.wait_for_record("stopped listening; connected peers are still served");
+    for peer in leaves {
+        SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+    wait_until("it has left", || server.metric("zmq_echo_peers") == 1.0);
+    let gone = server.metric("zmq_echo_undeliverable_total{reason=\"peer_gone\"}");
+    assert!(gone >= pending as f64, "{gone} of {pending}");
+    zmtp::echoes(&mut stays, &zmtp::frame(b"still served", false));
+    drop(stays);
+    assert_eq!(server.wait(), 0);
+    let drained = server.wait_for_record("drained");
+    assert!(drained["lost"].as_u64().unwrap() >= pending, "{pending}: {drained}");
+    for field in ["owed", "owed_bytes", "discarded", "discarded_bytes"] {
+        assert_eq!(drained[field], 0, "{field}: {drained}");
+    }
+}
+
+#[test]
+fn replies_that_a_connected_peer_does_not_take_are_owed_and_exit_4() {
+    let mut server = Server::start(&["--drain-quiet", "200ms", "--drain-timeout", "3s"]);
+    let mut stuck = [zmtp::dealer(server.address(), 0, b"stuck")];
+    server.flood_until_stuck(&mut stuck, &zmtp::frame(&[4; 64 << 10], false));
+    let pending = server.metric("zmq_echo_pending_replies") as u64;
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait(), 4);
+    let drained = server.wait_for_record("drained");
+    assert_eq!(drained["reason"], "deadline", "{drained}");
+    assert!(drained["owed"].as_u64().unwrap() >= pending, "{pending}: {drained}");
+    assert!(drained["owed_bytes"].as_u64().unwrap() >= pending * (64 << 10), "{drained}");
+    // Its next requests lie in the server's kernel, as it was not read from.
+    assert!(drained["discarded_bytes"].as_u64().unwrap() > 0, "{drained}");
+    assert_eq!(drained["lost"], 0, "{drained}");
+    drop(stuck);
+}
+
+/// Does the same again and again until the server says in its log why it has drained:
+/// without an end of that if it prolongs the drain.
+#[track_caller]
+fn prolongs_nothing(mut server: Server, mut again: impl FnMut()) {
+    server.signal(Signal::TERM);
+    server.wait_for_record("stopped listening; connected peers are still served");
+    while server.is_running() {
+        again();
+        thread::sleep(Duration::from_millis(50));
+    }
+    let drained = server.wait_for_record("drained");
+    assert_eq!(drained["reason"], "quiet", "{drained}");
+}
+
+#[test]
+fn pings_do_not_prolong_the_drain() {
+    let server = Server::start(&["--drain-quiet", QUIET, "--drain-timeout", "30s"]);
+    let mut peers =
+        [zmtp::dealer(server.address(), 1, b""), zmtp::dealer(server.address(), 1, b"")];
+    prolongs_nothing(server, move || {
+        for peer in &mut peers {
+            let _ = peer.write_all(&zmtp::command(b"\x04PING\0\0"));
+        }
+    });
+}
+
+#[test]
+fn a_handshake_without_end_does_not_prolong_the_drain() {
+    let args = ["--drain-quiet", QUIET, "--drain-timeout", "30s", "--handshake-timeout", "1h"];
+    let server = Server::start(&args);
+    let mut peer = zmtp::stream(server.address());
+    let _quiet = zmtp::dealer(server.address(), 1, b"");
+    let hello = zmtp::hello(1, "DEALER", &[b'i'; 255]);
+    let mut at = 0;
+    prolongs_nothing(server, move || {
+        if at + 1 < hello.len() {
+            let _ = peer.write_all(&hello[at..at + 1]);
+            at += 1;
+        }
+    });
+}
+
+#[test]
+fn a_probe_does_not_prolong_the_drain() {
+    let server = Server::start(&["--drain-quiet", QUIET, "--drain-timeout", "30s"]);
+    let mut probe = zmtp::dealer(server.address(), 1, b"zmq-echo-probe/test");
+    let _quiet = zmtp::dealer(server.address(), 1, b"");
+    probe.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    prolongs_nothing(server, move || {
+        let request = zmtp::frame(b"alive?", false);
+        if probe.write_all(&request).is_ok() {
+            let _ = probe.read(&mut vec![0; request.len()]);
+        }
+    });
+}

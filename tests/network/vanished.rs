@@ -1,0 +1,122 @@
+//! A peer whose host disappears: no FIN, no reset, no answer any more.
+
+use std::fs;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::namespace::{Namespace, Network, SERVER};
+use crate::support::{Server, wait_until, zmtp};
+
+/// A host that has disappeared is noticed within this time while it is owed replies.
+const NOTICED: Duration = Duration::from_secs(120);
+
+fn server(args: &[&str]) -> Server {
+    Server::start_on(&format!("tcp://{SERVER}:0"), args)
+}
+
+fn disconnections(server: &Server, reason: &str) -> f64 {
+    server.metric(&format!("zmq_echo_disconnections_total{{reason=\"{reason}\"}}"))
+}
+
+/// Peers on the other host that know PING (ZMTP 3.1) and peers that do not (3.0).
+fn peers(network: &Network, address: SocketAddr, each: usize) -> Vec<TcpStream> {
+    let minors = (0..2 * each).map(|number| (number % 2) as u8);
+    network.peer.run(|| minors.map(|minor| zmtp::dealer(address, minor, b"")).collect())
+}
+
+#[track_caller]
+fn are_closed_as_vanished(server: &Server, count: usize, within: Duration) {
+    let deadline = Instant::now() + within;
+    while server.metric("zmq_echo_peers") > 0.0 {
+        assert!(
+            Instant::now() < deadline,
+            "{} of {count} peers are still connected after {within:?}",
+            server.metric("zmq_echo_peers")
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
+    let reasons = ["vanished", "stalled", "error", "closed", "pool_full"];
+    let counts = reasons.map(|reason| (reason, disconnections(server, reason)));
+    assert_eq!(counts[0].1, count as f64, "{counts:?}");
+    assert_eq!(server.metric("zmq_echo_pending_replies"), 0.0);
+    assert_eq!(server.metric("zmq_echo_buffered_bytes"), 0.0);
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_closed_within_two_minutes_of_its_hosts_disappearing() {
+    let network = Network::new();
+    network.server.run(|| {
+        let server = server(&[]);
+        let mut peers = peers(&network, server.address(), 1);
+        let taken = server.flood_until_stuck(&mut peers, &zmtp::frame(&[3; 64 << 10], false));
+        assert!(taken.iter().all(|taken| !taken.closed), "{taken:?}");
+        network.cut();
+        are_closed_as_vanished(&server, peers.len(), NOTICED);
+    });
+}
+
+#[test]
+fn a_peer_with_replies_in_flight_is_closed_within_two_minutes_of_its_hosts_disappearing() {
+    let network = Network::new();
+    network.server.run(|| {
+        let server = server(&["--socket-buffer", "64KiB"]);
+        let mut peers = peers(&network, server.address(), 2);
+        // The requests lie in the server's kernel when the cable is pulled, and their
+        // replies leave afterwards: some fit the kernel's buffer for them, others do not.
+        server.signal(Signal::STOP);
+        let sizes = [64, 64, 48 << 10, 48 << 10];
+        for (peer, size) in peers.iter_mut().zip(sizes) {
+            peer.write_all(&zmtp::frame(&vec![5; size], false)).unwrap();
+            wait_until_acknowledged(&network.peer, peer.local_addr().unwrap(), Side::Local);
+        }
+        network.cut();
+        server.signal(Signal::CONT);
+        server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |count| count == 4.0);
+        are_closed_as_vanished(&server, peers.len(), NOTICED);
+    });
+}
+
+#[test]
+fn an_idle_peer_is_closed_a_few_heartbeats_after_its_host_has_disappeared() {
+    let network = Network::new();
+    network.server.run(|| {
+        let server = server(&["--heartbeat-interval", "1s"]);
+        let mut peers = peers(&network, server.address(), 1);
+        for peer in &mut peers {
+            zmtp::echoes(peer, &zmtp::frame(b"here", false));
+            // An acknowledgement may be delayed, and a peer that lacks one is not idle.
+            wait_until_acknowledged(&network.server, peer.local_addr().unwrap(), Side::Remote);
+        }
+        network.cut();
+        let started = Instant::now();
+        server.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
+        // Three intervals by keepalive, two by PING; the rest is for a busy machine.
+        let passed = started.elapsed();
+        assert!(passed < Duration::from_secs(20), "{passed:?}");
+        assert!(disconnections(&server, "vanished") >= 1.0, "the one that knows PING");
+        assert_eq!(disconnections(&server, "vanished") + disconnections(&server, "error"), 2.0);
+    });
+}
+
+/// Which end of a connection an address names.
+#[derive(Clone, Copy)]
+enum Side {
+    Local = 1,
+    Remote = 2,
+}
+
+/// Waits until everything that `host` has sent on a connection is acknowledged.
+fn wait_until_acknowledged(host: &Namespace, address: SocketAddr, side: Side) {
+    let port = format!(":{:04X}", address.port());
+    wait_until("it is acknowledged", || {
+        let table = host.run(|| fs::read_to_string("/proc/thread-self/net/tcp").unwrap());
+        let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let line = lines.find(|fields| fields[side as usize].ends_with(&port));
+        // The bytes that are not acknowledged, and those that are not read.
+        line.expect("the connection")[4].starts_with("00000000:")
+    });
+}
