@@ -144,6 +144,17 @@ pub struct ServerConfig {
     )]
     pub peer_limit: u32,
 
+    /// Maximum connections from one address of another host; 0 for no limit
+    ///
+    /// IPv6 addresses count by their /64, which is usually one host, but often a whole
+    /// Kubernetes node. The default, 0, is right behind NAT, a proxy or a Service with
+    /// SNAT, where all clients share a few addresses.
+    #[arg(
+        long, env = "ZMQ_ECHO_ADDRESS_LIMIT", value_name = "PEERS", default_value_t = 0,
+        value_parser = clap::value_parser!(u32).range(0..=1 << 20)
+    )]
+    pub address_limit: u32,
+
     /// How long a client's handshake may take, such as 5s
     ///
     /// The default, 5s, is several round trips with lost packets among them.
@@ -284,6 +295,7 @@ impl ServerConfig {
             message_frames: self.frame_limit as usize,
             metadata_bytes: self.metadata_limit.bytes(),
             peers: self.peer_limit as usize,
+            peers_per_address: self.address_limit as usize,
             handshake_timeout: self.handshake_timeout,
             stall_timeout: self.stall_timeout,
             stall_bytes: self.stall_bytes.bytes(),

@@ -22,6 +22,7 @@ const LIMITS: Limits = Limits {
     message_frames: 64,
     metadata_bytes: 4 << 10,
     peers: 100,
+    peers_per_address: 0,
     handshake_timeout: Duration::from_secs(30),
     stall_timeout: Duration::from_secs(30),
     stall_bytes: 32 << 10,

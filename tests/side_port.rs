@@ -24,7 +24,7 @@ use crate::support::{Server, echo, get, message, request, sample, wait_until, zm
 
 /// Every series of the service but those by reason, with its type, as the contract
 /// has it.
-const SERIES: [(&str, &str); 31] = [
+const SERIES: [(&str, &str); 32] = [
     ("zmq_echo_requests_total{source=\"client\"}", "counter"),
     ("zmq_echo_requests_total{source=\"probe\"}", "counter"),
     ("zmq_echo_request_duration_seconds", "histogram"),
@@ -46,6 +46,7 @@ const SERIES: [(&str, &str); 31] = [
     ("zmq_echo_log_records_dropped_total", "counter"),
     ("zmq_echo_build_info{version,revision}", "gauge"),
     ("zmq_echo_limit_peers", "gauge"),
+    ("zmq_echo_limit_peers_per_address", "gauge"),
     ("zmq_echo_limit_buffered_bytes", "gauge"),
     ("zmq_echo_limit_message_bytes", "gauge"),
     ("zmq_echo_limit_message_frames", "gauge"),
@@ -90,6 +91,8 @@ fn every_series_is_there_at_zero_before_the_first_request() {
         assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
         match name {
             "zmq_echo_build_info" => assert_eq!(sample(&scrape, name), Some(1.0)),
+            // There is none by default.
+            "zmq_echo_limit_peers_per_address" => assert_eq!(sample(&scrape, name), Some(0.0)),
             _ if name.starts_with("process_") || name.starts_with("zmq_echo_limit_") => {
                 assert!(sample(&scrape, name).is_some_and(|value| value > 0.0), "{name}");
             }

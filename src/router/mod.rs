@@ -77,6 +77,8 @@ pub struct Limits {
     pub metadata_bytes: usize,
     /// Connections at a time, [`RESERVED_PEERS`] included.
     pub peers: usize,
+    /// Connections from one address of another host; zero for no limit of their own.
+    pub peers_per_address: usize,
     /// From a connection's first moment to its READY.
     pub handshake_timeout: Duration,
     /// The window in which half a message has to bring `stall_bytes`.

@@ -13,6 +13,7 @@
 mod accepting;
 mod deadlines;
 mod draining;
+mod places;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -29,6 +30,8 @@ use tracing::debug;
 use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
 
 use self::draining::Noted;
+pub use self::places::Place;
+use self::places::Places;
 use super::busy_poll::BusyPoll;
 use super::clock::Clock;
 use super::handshake::PeerInfo;
@@ -77,6 +80,7 @@ pub struct BoundedRouter {
     metrics: SocketMetrics,
     duration: LocalHistogram,
     listeners: Vec<TcpListener>,
+    places: Places,
     listener_bell: Arc<Bell>,
     peers: Vec<Option<Box<Peer>>>,
     free: Vec<usize>,
@@ -155,6 +159,7 @@ impl BoundedRouter {
             duration: metrics.request_duration.local(),
             metrics,
             listeners: listeners.collect::<io::Result<_>>()?,
+            places: Places::new(limits.peers_per_address),
             listener_bell,
             peers: Vec::new(),
             free: Vec::new(),
@@ -432,7 +437,12 @@ impl BoundedRouter {
     fn establish(&mut self, slot: usize, info: PeerInfo) {
         let peer = self.peers[slot].as_mut().expect("who was read from is there");
         peer.state = State::Established;
+        self.places.keep(&mut peer.place);
         let mut identity = info.identity;
+        if is_probe(&identity) && !peer.place.of_this_host {
+            // Only a probe on this host is one. The peer is served as a client.
+            identity = Bytes::new();
+        }
         while identity.is_empty() || self.identities.contains_key(&identity) {
             self.next_identity = self.next_identity.wrapping_add(1);
             identity = [&[0], &self.next_identity.to_be_bytes()[..]].concat().into();
@@ -536,6 +546,7 @@ impl BoundedRouter {
             self.batch = None;
         }
         self.free.push(slot);
+        self.places.leave(&mut peer.place);
         self.metrics.undeliverable_peer_gone.inc_by(peer.out.replies() as u64);
         if peer.has_messages() {
             self.metrics.lost_requests.inc_by(peer.take_kept(&self.message_limits).0);

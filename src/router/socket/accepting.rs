@@ -53,16 +53,26 @@ impl BoundedRouter {
     }
 
     fn admit(&mut self, stream: TcpStream, from: SocketAddr) {
-        let left = self.limits.peers.saturating_sub(self.open());
-        if left == 0 || (left <= RESERVED_PEERS && !is_of_this_host(&stream, from)) {
-            self.metrics.handshake_failed(Reason::PeerLimit);
+        let now = Instant::now();
+        let of_this_host = is_of_this_host(&stream, from);
+        if self.places.are_used_up(from.ip(), of_this_host) {
+            self.metrics.handshake_failed(Reason::AddressLimit);
             return;
+        }
+        let left = self.limits.peers.saturating_sub(self.open());
+        if left == 0 || (left <= RESERVED_PEERS && !of_this_host) {
+            let Some(slot) = self.places.giving_way(of_this_host, now) else {
+                self.metrics.handshake_failed(Reason::PeerLimit);
+                return;
+            };
+            self.close_peer(slot, Reason::PeerLimit);
         }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.peers.push(None);
             self.peers.len() - 1
         });
-        let mut peer = Peer::new(stream, self.ready.bell(slot), Instant::now());
+        let place = self.places.take(from.ip(), of_this_host, slot, now);
+        let mut peer = Peer::new(stream, place, self.ready.bell(slot), now);
         peer.bound_kernel_buffers(self.limits.socket_buffer);
         peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()));
         self.peers[slot] = Some(Box::new(peer));
@@ -95,6 +105,7 @@ fn ended_in_the_queue(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
+/// Whether the peer came from loopback, or from the address at which it was accepted.
 fn is_of_this_host(stream: &TcpStream, from: SocketAddr) -> bool {
     let ip = from.ip().to_canonical();
     ip.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == ip)
