@@ -79,10 +79,10 @@ pub struct ServerConfig {
     )]
     pub drain_delay: Duration,
 
-    /// How long no message may have arrived before the drain ends, such as 1s
+    /// The drain ends after this long without a byte of a request or reply, such as 1s
     ///
-    /// Requests may still be on the wire when the listener has closed. The
-    /// default, 1s, is several times the slowest round trip between two zones.
+    /// A client with a partial message or an unread reply is waited for. Requests may still be
+    /// on the wire when the listener has closed. The default, 1s, is several times the slowest round trip between two zones.
     #[arg(
         long, env = "ZMQ_ECHO_DRAIN_QUIET", value_name = "DURATION", default_value = "1s",
         value_parser = parse_duration
@@ -153,20 +153,30 @@ pub struct ServerConfig {
     )]
     pub handshake_timeout: Duration,
 
-    /// How long half a message or an unread reply may stay where it is, such as 30s
+    /// How long a partial message may take to bring --stall-bytes, such as 30s
     ///
-    /// The default, 30s, outlasts a client's pause for garbage collection and a
-    /// network's hiccup.
+    /// The client is disconnected otherwise. A message that is complete within its first
+    /// window may be as small and slow as it likes. The default, 30s, outlasts a client's
+    /// pause for garbage collection and a network's hiccup.
     #[arg(
         long, env = "ZMQ_ECHO_STALL_TIMEOUT", value_name = "DURATION", default_value = "30s",
         value_parser = parse_limit
     )]
     pub stall_timeout: Duration,
 
+    /// The least that a partial message has to bring in each --stall-timeout
+    ///
+    /// A byte now and then is no progress, but memory that is held for nothing. The default,
+    /// 32KiB, is 1 KiB/s with the default of --stall-timeout: less than the slowest mobile
+    /// network carries.
+    #[arg(long, env = "ZMQ_ECHO_STALL_BYTES", value_name = "BYTES", default_value = "32KiB")]
+    pub stall_bytes: ByteSize,
+
     /// What all clients together may make the server hold, such as 64MiB
     ///
-    /// Beyond 8 KiB each, which they may always have. When it is full, the client
-    /// whose bytes have not moved for longest is disconnected. The default, 64MiB,
+    /// Beyond 8 KiB each, which they may always have. When it is full, the client whose bytes
+    /// would take longest to clear at its rate of the last minute is disconnected; what began
+    /// less than a second ago is spared if possible. The default, 64MiB,
     /// takes 256 clients that do not read, and keeps the process under 160 MiB.
     #[arg(long, env = "ZMQ_ECHO_BUFFER_LIMIT", value_name = "BYTES", default_value = "64MiB")]
     pub buffer_limit: ByteSize,
@@ -179,12 +189,13 @@ pub struct ServerConfig {
     #[arg(long, env = "ZMQ_ECHO_SOCKET_BUFFER", value_name = "BYTES", default_value = "512KiB")]
     pub socket_buffer: ByteSize,
 
-    /// After how long a silent client is asked whether it is there, such as 15s
+    /// A heartbeat is sent to a client after this much silence, such as 15s
     ///
-    /// By a ZMTP PING where it knows them, by TCP keepalive elsewhere. It is
-    /// disconnected when as long again has passed without an answer, twice as long
-    /// with keepalive. 0s turns it off. The default, 15s, finds a lost node before
-    /// most clients' timeouts.
+    /// It is TCP keepalive, and a ZMTP PING as well if the client has shown that it knows
+    /// PING. A client whose host does not answer keepalive is disconnected after three times
+    /// this long, one that does not answer PING after twice. A client that still has replies
+    /// to work on need not answer PING. 0s turns it off. The default, 15s, finds a lost node
+    /// before most clients' timeouts.
     #[arg(
         long, env = "ZMQ_ECHO_HEARTBEAT_INTERVAL", value_name = "DURATION", default_value = "15s",
         value_parser = parse_duration
@@ -275,6 +286,7 @@ impl ServerConfig {
             peers: self.peer_limit as usize,
             handshake_timeout: self.handshake_timeout,
             stall_timeout: self.stall_timeout,
+            stall_bytes: self.stall_bytes.bytes(),
             buffer_bytes: self.buffer_limit.bytes(),
             socket_buffer: self.socket_buffer.bytes(),
             heartbeat_interval: self.heartbeat_interval,

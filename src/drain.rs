@@ -1,11 +1,11 @@
 //! The states of a graceful shutdown, free of any socket and clock.
 //!
 //! ```text
-//! signal          delay over        quiet, nobody left,     deadline
-//!   |                 |             or the deadline near        |
-//!   | Delay: accepts, | Quiet: accepts    | flush and close     |
-//!   | serves          | nobody, serves    |                     |
-//!   +-----------------+-------------------+---------------------+
+//! signal          delay over     all peers quiet or gone,     deadline
+//!   |                 |             or the deadline near            |
+//!   | Delay: accepts, | Quiet: accepts | flush, half-close, and read |
+//!   | serves          | nobody, serves | until the peers close       |
+//!   +-----------------+----------------+-----------------------------+
 //! ```
 //!
 //! The caller owns the clock and the socket: it reports what happens and does
@@ -19,7 +19,7 @@ pub struct DrainPolicy {
     /// How long to go on accepting from the signal on, for clients that are still
     /// being routed here.
     pub delay: Duration,
-    /// How long no message may have arrived before serving ends.
+    /// Serving ends after this long without a byte of a request or a reply.
     pub quiet: Duration,
     /// From the signal to the exit, everything included.
     pub timeout: Duration,
@@ -42,11 +42,11 @@ impl DrainPolicy {
 /// Why serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// No message had arrived for the quiet period.
+    /// Every peer had been quiet for the quiet period.
     Quiet,
     /// Nobody was connected any more.
     NoPeers,
-    /// Messages kept coming until the deadline was near.
+    /// Some peer was not quiet until the deadline was near.
     Deadline,
 }
 
@@ -75,8 +75,15 @@ pub enum Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Serving,
-    Delay { signalled: Instant },
-    Quiet { signalled: Instant, quiet_since: Instant },
+    Delay {
+        signalled: Instant,
+    },
+    /// `look_at` is when the peers can have been quiet for long enough at the earliest.
+    Quiet {
+        signalled: Instant,
+        stopped_at: Instant,
+        look_at: Instant,
+    },
 }
 
 /// A drain, from before the signal to the moment to close.
@@ -104,29 +111,34 @@ impl Drain {
         self.state != State::Serving
     }
 
-    /// A message has arrived: the quiet period starts again.
-    pub fn message(&mut self, now: Instant) {
-        if let State::Quiet { quiet_since, .. } = &mut self.state {
-            *quiet_since = now;
-        }
-    }
-
     /// What to do now, with `connections` open. Call it after each event, and at
     /// [`Drain::wake_at`] when there is none.
-    pub fn next(&mut self, now: Instant, connections: usize) -> Action {
+    ///
+    /// `active_at` says when a byte of a request or a reply moved last. It may take a look at
+    /// every peer, so it is called about once in a quiet period.
+    pub fn next(
+        &mut self,
+        now: Instant,
+        connections: usize,
+        active_at: impl FnOnce() -> Instant,
+    ) -> Action {
         match self.state {
             State::Serving => Action::Serve,
             State::Delay { signalled } if now >= self.delay_ends(signalled) => {
-                self.state = State::Quiet { signalled, quiet_since: now };
+                let look_at = now + self.policy.quiet;
+                self.state = State::Quiet { signalled, stopped_at: now, look_at };
                 Action::StopListening
             }
             State::Delay { .. } => Action::Serve,
             State::Quiet { .. } if connections == 0 => Action::Finish(Ending::NoPeers),
-            State::Quiet { quiet_since, .. } if now >= quiet_since + self.policy.quiet => {
-                Action::Finish(Ending::Quiet)
-            }
             State::Quiet { signalled, .. } if now >= self.serving_ends(signalled) => {
                 Action::Finish(Ending::Deadline)
+            }
+            State::Quiet { stopped_at, ref mut look_at, .. } if now >= *look_at => {
+                let quiet_at = active_at().max(stopped_at) + self.policy.quiet;
+                // With a quiet period of zero, too, the loop has its turns in between.
+                *look_at = quiet_at.max(now + Duration::from_millis(1));
+                if now >= quiet_at { Action::Finish(Ending::Quiet) } else { Action::Serve }
             }
             State::Quiet { .. } => Action::Serve,
         }
@@ -138,8 +150,8 @@ impl Drain {
         match self.state {
             State::Serving => None,
             State::Delay { signalled } => Some(self.delay_ends(signalled)),
-            State::Quiet { signalled, quiet_since } => {
-                Some((quiet_since + self.policy.quiet).min(self.serving_ends(signalled)))
+            State::Quiet { signalled, look_at, .. } => {
+                Some(look_at.min(self.serving_ends(signalled)))
             }
         }
     }
@@ -191,6 +203,11 @@ mod tests {
         start + Duration::from_secs_f64(seconds)
     }
 
+    /// What to do at a time, in seconds, with the last byte at another.
+    fn next(drain: &mut Drain, start: Instant, now: f64, peers: usize, active: f64) -> Action {
+        drain.next(at(start, now), peers, || at(start, active))
+    }
+
     fn begun(start: Instant) -> Drain {
         let mut drain = Drain::new(POLICY);
         drain.begin(start);
@@ -202,7 +219,7 @@ mod tests {
         let start = Instant::now();
         let mut drain = Drain::new(POLICY);
         assert!(!drain.begun());
-        assert_eq!(drain.next(at(start, 3600.0), 0), Action::Serve);
+        assert_eq!(next(&mut drain, start, 3600.0, 0, 0.0), Action::Serve);
         assert_eq!(drain.wake_at(), None);
     }
 
@@ -211,30 +228,50 @@ mod tests {
         let start = Instant::now();
         let mut drain = begun(start);
         assert_eq!(drain.wake_at(), Some(at(start, 5.0)));
-        assert_eq!(drain.next(at(start, 4.9), 0), Action::Serve);
-        assert_eq!(drain.next(at(start, 5.0), 0), Action::StopListening);
-        assert_eq!(drain.next(at(start, 5.0), 0), Action::Finish(Ending::NoPeers));
+        assert_eq!(next(&mut drain, start, 4.9, 0, 0.0), Action::Serve);
+        assert_eq!(next(&mut drain, start, 5.0, 0, 0.0), Action::StopListening);
+        assert_eq!(next(&mut drain, start, 5.0, 0, 0.0), Action::Finish(Ending::NoPeers));
     }
 
     #[test]
-    fn each_message_starts_the_quiet_period_again() {
+    fn the_quiet_period_begins_with_the_last_byte_or_when_listening_stops() {
         let start = Instant::now();
         let mut drain = begun(start);
-        assert_eq!(drain.next(at(start, 5.0), 3), Action::StopListening);
-        drain.message(at(start, 5.9));
-        assert_eq!(drain.next(at(start, 6.1), 3), Action::Serve);
+        assert_eq!(next(&mut drain, start, 5.0, 3, 1.0), Action::StopListening);
+        assert_eq!(drain.wake_at(), Some(at(start, 6.0)));
+        assert_eq!(next(&mut drain, start, 6.0, 3, 5.9), Action::Serve);
         assert_eq!(drain.wake_at(), Some(at(start, 6.9)));
-        assert_eq!(drain.next(at(start, 6.9), 3), Action::Finish(Ending::Quiet));
+        assert_eq!(next(&mut drain, start, 6.9, 3, 5.9), Action::Finish(Ending::Quiet));
+        let mut drain = begun(start);
+        assert_eq!(next(&mut drain, start, 5.0, 3, 1.0), Action::StopListening);
+        assert_eq!(next(&mut drain, start, 6.0, 3, 1.0), Action::Finish(Ending::Quiet));
+    }
+
+    #[test]
+    fn the_peers_are_looked_at_once_in_a_quiet_period_however_busy_they_are() {
+        let start = Instant::now();
+        let mut drain = begun(start);
+        assert_eq!(next(&mut drain, start, 5.0, 1, 5.0), Action::StopListening);
+        let mut looks = 0;
+        for turn in 0..10_000 {
+            let now = at(start, 5.0 + f64::from(turn) / 1000.0);
+            let action = drain.next(now, 1, || {
+                looks += 1;
+                now
+            });
+            assert_eq!(action, Action::Serve);
+        }
+        assert_eq!(looks, 9);
     }
 
     #[test]
     fn messages_without_end_run_into_the_deadline_with_time_left_to_flush() {
         let start = Instant::now();
         let mut drain = begun(start);
-        assert_eq!(drain.next(at(start, 5.0), 1), Action::StopListening);
-        drain.message(at(start, 18.99));
+        assert_eq!(next(&mut drain, start, 5.0, 1, 5.0), Action::StopListening);
+        assert_eq!(next(&mut drain, start, 18.99, 1, 18.99), Action::Serve);
         assert_eq!(drain.wake_at(), Some(at(start, 19.0)));
-        assert_eq!(drain.next(at(start, 19.0), 1), Action::Finish(Ending::Deadline));
+        assert_eq!(next(&mut drain, start, 19.0, 1, 19.0), Action::Finish(Ending::Deadline));
         assert!(drain.close_by(start) > at(start, 19.0));
         assert!(drain.close_by(start) < at(start, 20.0));
     }

@@ -8,11 +8,11 @@ use std::process::ExitCode;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// All that was received was answered.
+    /// Everything that was received was answered.
     Answered = 0,
     /// The service could not start or could not go on.
     Failed = 1,
-    /// The drain's deadline passed with replies owed to connected peers.
+    /// The drain ended with replies owed to connected peers, or threw requests away.
     Deadline = 4,
 }
 
@@ -34,10 +34,10 @@ pub const PANIC: u8 = 101;
 
 /// The server's exit codes with their meaning, for `--help` and the README.
 pub const SERVER: [(&str, &str); 6] = [
-    ("0", "all that was received was answered"),
+    ("0", "everything that was received was answered"),
     ("1", "could not start or serve"),
     ("2", "usage: a flag or environment variable is wrong"),
-    ("4", "the drain deadline passed with replies owed to connected peers"),
+    ("4", "the drain ended with replies owed to connected clients, or discarded requests"),
     ("101", "panic"),
     ("128+N", "a second signal N (130 SIGINT, 143 SIGTERM) cut the drain short"),
 ];

@@ -21,7 +21,7 @@
 //! 15. [`exit`]: the exit codes, a contract with whoever starts the process.
 //! 16. [`client`]: knows the endpoints, spreads its requests over them and retries.
 //! 17. [`load`]: the load generator, with its result as table, JSON and page.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 #[cfg(feature = "client")]
 pub mod client;

@@ -60,6 +60,10 @@ pub struct Metrics {
     pub rejected: IntCounter,
     /// Replies owed to connected peers when the drain's deadline passed.
     pub undeliverable_deadline: IntCounter,
+    /// Requests that a drain received and threw away.
+    pub discarded_requests: IntCounter,
+    /// Bytes that a drain received and threw away without counting the requests in them.
+    pub discarded_bytes: IntCounter,
     /// 1 from the signal on.
     pub draining: IntGauge,
     /// When the drain is over at the latest, in seconds since the epoch.
@@ -85,6 +89,8 @@ pub struct SocketMetrics {
     pub disconnections: IntCounterVec,
     /// Replies whose peer had left.
     pub undeliverable_peer_gone: IntCounter,
+    /// Requests whose peer left, or was closed, before they were answered.
+    pub lost_requests: IntCounter,
     /// Replies that the kernel has not taken yet.
     pub pending_replies: IntGauge,
     /// Bytes held for peers: parts of messages, and replies.
@@ -106,6 +112,7 @@ struct LimitMetrics {
     socket_buffer_bytes: IntGauge,
     handshake_seconds: Gauge,
     stall_seconds: Gauge,
+    stall_bytes: IntGauge,
     heartbeat_seconds: Gauge,
 }
 
@@ -141,11 +148,16 @@ impl LimitMetrics {
             ),
             stall_seconds: seconds(
                 "zmq_echo_limit_stall_seconds",
-                "How long half a message or a reply may stay where it is.",
+                "The window in which half a message has to bring a minimum of bytes.",
+            ),
+            stall_bytes: gauge(
+                r,
+                "zmq_echo_limit_stall_bytes",
+                "The least that half a message has to bring in each window.",
             ),
             heartbeat_seconds: seconds(
                 "zmq_echo_limit_heartbeat_seconds",
-                "After how much silence a peer is asked whether it is there; 0 for never.",
+                "A heartbeat is sent after this much silence; 0 for never.",
             ),
         }
     }
@@ -174,6 +186,7 @@ impl SocketMetrics {
         shown.socket_buffer_bytes.set(limits.socket_buffer as i64);
         shown.handshake_seconds.set(limits.handshake_timeout.as_secs_f64());
         shown.stall_seconds.set(limits.stall_timeout.as_secs_f64());
+        shown.stall_bytes.set(limits.stall_bytes as i64);
         shown.heartbeat_seconds.set(limits.heartbeat_interval.as_secs_f64());
     }
 }
@@ -239,6 +252,11 @@ impl Metrics {
                 failures,
                 disconnections,
                 undeliverable_peer_gone: undeliverable.with_label_values(&["peer_gone"]),
+                lost_requests: counter(
+                    r,
+                    "zmq_echo_lost_requests_total",
+                    "Requests whose peer left, or was closed, before they were answered.",
+                ),
                 pending_replies: gauge(
                     r,
                     "zmq_echo_pending_replies",
@@ -263,6 +281,16 @@ impl Metrics {
             },
             rejected: counter(r, "zmq_echo_rejected_total", "Requests that the handler refused."),
             undeliverable_deadline: undeliverable.with_label_values(&["deadline"]),
+            discarded_requests: counter(
+                r,
+                "zmq_echo_discarded_requests_total",
+                "Requests that a drain received and did not answer.",
+            ),
+            discarded_bytes: counter(
+                r,
+                "zmq_echo_discarded_bytes_total",
+                "Bytes that a drain received and threw away without knowing how many requests they are.",
+            ),
             draining: gauge(r, "zmq_echo_draining", "1 while the server drains, else 0."),
             drain_deadline: register(
                 r,

@@ -17,7 +17,7 @@ use crate::drain::{Action, Drain, DrainPolicy, Ending};
 use crate::handler::Rejected;
 use crate::health::{Health, Phase};
 use crate::metrics::{Metrics, is_probe};
-use crate::socket::{Router, payload_bytes};
+use crate::socket::{Closed, Router, payload_bytes};
 use crate::termination::{AsyncTermination, Signal, TerminationSocket};
 
 /// The longest time between two turns of a loop that works.
@@ -26,9 +26,8 @@ pub const TICK: Duration = Duration::from_millis(500);
 /// The same while draining, where a peer's leaving is to be noticed soon.
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 
-/// How long a drain that is over looks for requests that have come all the same: the
-/// turns of some thousand peers.
-const LAST_LOOK: Duration = Duration::from_millis(20);
+/// After the drain decides to end, how often it looks whether all that had arrived is read.
+const LAST_LOOK: Duration = Duration::from_millis(5);
 
 /// How many requests one turn answers at most, so that a flood lets signals,
 /// deadlines and the socket's own tasks have their turn: 256 small echoes take well
@@ -52,10 +51,11 @@ pub struct Report {
     pub ending: Ending,
     /// Requests answered from the signal on.
     pub answered: u64,
-    /// Replies not delivered from the signal on: their peer had left.
-    pub peer_gone: u64,
-    /// Replies that connected peers were still owed at the deadline.
-    pub owed: u64,
+    /// Requests and replies that peers lost from the signal on by their own doing: they left,
+    /// broke the protocol or were closed for another reason.
+    pub lost: u64,
+    /// What was received and not answered.
+    pub closed: Closed,
     /// From the signal to the last connection closed.
     pub duration: Duration,
 }
@@ -96,6 +96,7 @@ pub async fn run<S: Router>(
         replied: 0,
         unreachable: 0,
         gone_before: 0,
+        lost_before: 0,
     };
     let ending = turns.serve().await?;
     Ok(turns.finish(ending).await)
@@ -111,8 +112,9 @@ struct PollLoop<'a, S, H> {
     /// Replies from the signal on that the socket took, and that it did not.
     replied: u64,
     unreachable: u64,
-    /// Replies before the signal whose peer had left.
+    /// Replies, and requests, that were lost with their peers before the signal.
     gone_before: u64,
+    lost_before: u64,
 }
 
 /// What a batch adds to the counters, which other threads read: once a batch, not
@@ -171,7 +173,8 @@ where
                 }
                 Event::Tick => alarm.as_mut().reset(self.wake_at(now)),
             }
-            match self.drain.next(now, self.socket.connections()) {
+            let (connections, socket) = (self.socket.connections(), &mut self.socket);
+            match self.drain.next(now, connections, || socket.active_at(now)) {
                 Action::Serve => {}
                 Action::StopListening => {
                     self.socket.stop_listening().await;
@@ -179,7 +182,7 @@ where
                 }
                 Action::Finish(ending) => {
                     let more_had_come = self.answer_arrived().await?;
-                    if ending == Ending::Deadline || !more_had_come {
+                    if ending != Ending::Quiet || !more_had_come {
                         return Ok(ending);
                     }
                 }
@@ -199,6 +202,7 @@ where
     fn begin_drain(&mut self, signal: Signal) {
         self.drain.begin(signal.at);
         self.gone_before = self.metrics.socket.undeliverable_peer_gone.get();
+        self.lost_before = self.metrics.socket.lost_requests.get();
         self.health.enter(Phase::Draining);
         self.metrics.drain_deadline.set(self.deadline_in_unix_time());
         self.metrics.draining.set(1);
@@ -227,7 +231,6 @@ where
             next = if tally.requests() < BATCH { self.socket.try_recv() } else { None };
         };
         self.count(&tally);
-        self.drain.message(Instant::now());
         if tally.requests() == BATCH {
             // More may be ready, but signals and the socket's tasks come first.
             tokio::task::yield_now().await;
@@ -278,21 +281,18 @@ where
         let now = Instant::now();
         let until = now + self.drain.close_by(now).saturating_duration_since(now) / 4;
         let mut any = false;
-        // Not `try_recv`, which gives up where many peers have something to say that is
-        // no request. And a loop that stood still is late for everything: the runtime may
-        // not have heard yet of what the kernel has.
-        loop {
-            let last_look = until.min(Instant::now() + LAST_LOOK);
-            let Ok(request) = timeout_at(last_look.into(), self.socket.recv()).await else {
-                return Ok(any);
-            };
-            self.health.turned(Instant::now());
-            self.answer_batch(request).await?;
-            any = true;
-            if Instant::now() >= until {
-                return Ok(any);
+        // A loop that stood still is late for everything: the runtime may not have heard yet of
+        // what the kernel has. And many peers may have sent something that is no request.
+        self.socket.note_arrived();
+        while self.socket.has_arrived() && Instant::now() < until {
+            let look_at = until.min(Instant::now() + LAST_LOOK);
+            if let Ok(request) = timeout_at(look_at.into(), self.socket.recv()).await {
+                self.answer_batch(request).await?;
+                any = true;
             }
+            self.health.turned(Instant::now());
         }
+        Ok(any)
     }
 
     /// The handler's reply.
@@ -339,32 +339,32 @@ where
     }
 
     /// Lets every reply out and closes.
-    async fn finish(mut self, ending: Ending) -> Report {
-        // Only at the deadline is there anything: requests that nobody will answer.
-        // They are counted as far as a batch goes, behind which there may be more.
-        let mut tally = Tally::default();
-        (0..BATCH).map_while(|_| self.socket.try_recv()?.ok()).for_each(|request| {
-            tally.request(request.get(0).map_or(&[], |identity| identity));
-        });
-        self.count(&tally);
-        let unanswered = tally.requests();
-        let Self { socket, drain, metrics, health, replied, unreachable, gone_before, .. } = self;
+    async fn finish(self, ending: Ending) -> Report {
+        let Self { socket, drain, metrics, health, replied, unreachable, .. } = self;
         let deadline = drain.close_by(Instant::now());
-        let unsent = turning(health, socket.close(deadline)).await;
-        let owed = unanswered + unsent;
-        metrics.undeliverable_deadline.inc_by(owed);
-        let peer_gone = metrics.socket.undeliverable_peer_gone.get() - gone_before;
+        let closed = turning(health, socket.close(deadline)).await;
+        // Nobody knows whose they were; those of probes are few.
+        metrics.client_requests.inc_by(closed.discarded);
+        metrics.undeliverable_deadline.inc_by(closed.owed);
+        metrics.discarded_requests.inc_by(closed.discarded);
+        metrics.discarded_bytes.inc_by(closed.discarded_bytes);
+        let gone = metrics.socket.undeliverable_peer_gone.get() - self.gone_before;
         // What the socket took may be lost with its peer, or still lie there.
-        let answered = replied.saturating_sub(peer_gone - unreachable + unsent);
+        let answered = replied.saturating_sub(gone - unreachable + closed.owed);
+        let lost = gone + metrics.socket.lost_requests.get() - self.lost_before;
         let duration = drain.elapsed(Instant::now());
         info!(
             reason = ending.as_str(),
             answered,
-            undelivered = peer_gone + owed,
+            owed = closed.owed,
+            owed_bytes = closed.owed_bytes,
+            discarded = closed.discarded,
+            discarded_bytes = closed.discarded_bytes,
+            lost,
             duration = duration.as_secs_f64(),
             "drained"
         );
-        Report { ending, answered, peer_gone, owed, duration }
+        Report { ending, answered, lost, closed, duration }
     }
 }
 
@@ -417,8 +417,12 @@ mod tests {
 
         async fn stop_listening(&mut self) {}
 
-        async fn close(self, _: Instant) -> u64 {
-            0
+        fn active_at(&mut self, now: Instant) -> Instant {
+            now
+        }
+
+        async fn close(self, _: Instant) -> Closed {
+            Closed::default()
         }
     }
 

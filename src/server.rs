@@ -130,7 +130,7 @@ fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
     (limits, side_connections)
 }
 
-/// Replies to peers that had left do not count: nobody waits for them.
+/// What peers lost by their own doing does not count: nobody waits for it.
 fn exit_of(report: &Report) -> Exit {
-    if report.owed == 0 { Exit::Answered } else { Exit::Deadline }
+    if report.closed.is_clean() { Exit::Answered } else { Exit::Deadline }
 }

@@ -48,9 +48,42 @@ pub trait Router: SocketRecv + SocketSend {
     /// Stops accepting. Connected peers stay connected and are served.
     async fn stop_listening(&mut self);
 
-    /// Closes every connection once its replies are out, by `deadline` at the
-    /// latest. Returns how many replies connected peers were still owed then.
-    async fn close(self, deadline: Instant) -> u64;
+    /// When a byte of a client's request or of a reply to one moved last, and `now` while half
+    /// a message is here or a reply is to be sent. What lies in the kernel is not known here.
+    fn active_at(&mut self, now: Instant) -> Instant;
+
+    /// Notes what has arrived by now and lies in the kernel.
+    fn note_arrived(&mut self) {}
+
+    /// Whether something of what was noted is still to be received, be it requests or not.
+    fn has_arrived(&mut self) -> bool {
+        false
+    }
+
+    /// Closes every connection once its replies are out and the peer has closed its side, by
+    /// `deadline` at the latest.
+    async fn close(self, deadline: Instant) -> Closed;
+}
+
+/// What was left when a socket was closed. All of it is zero if nothing was lost.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// Replies to connected peers that were not handed to the kernel.
+    pub owed: u64,
+    /// Bytes of replies that connected peers had not acknowledged, those of `owed` included.
+    pub owed_bytes: u64,
+    /// Whole requests that were received and thrown away.
+    pub discarded: u64,
+    /// Bytes that were thrown away without counting the requests in them: parts of messages, and
+    /// what lay in the kernel.
+    pub discarded_bytes: u64,
+}
+
+impl Closed {
+    /// Whether everything that was received was answered.
+    pub fn is_clean(&self) -> bool {
+        self.owed + self.owed_bytes + self.discarded + self.discarded_bytes == 0
+    }
 }
 
 /// The zeromq crate's [`RouterSocket`], with what it does not tell by itself:
@@ -200,6 +233,10 @@ impl Router for ZeromqRouter {
         tasks()
     }
 
+    fn active_at(&mut self, _: Instant) -> Instant {
+        self.received_at
+    }
+
     async fn stop_listening(&mut self) {
         for error in self.socket.unbind_all().await {
             debug!(%error, "could not stop listening");
@@ -209,7 +246,7 @@ impl Router for ZeromqRouter {
     /// Takes the crate's queues away from their writers, which write what is
     /// left and end. A writer that has not ended by `deadline` counts as one
     /// reply owed; it may be more, the crate does not tell.
-    async fn close(mut self, deadline: Instant) -> u64 {
+    async fn close(mut self, deadline: Instant) -> Closed {
         self.account_ready();
         // A handshake that hangs owes nothing and must not be waited for.
         let handshakes = tasks().saturating_sub(self.peers.len());
@@ -217,7 +254,7 @@ impl Router for ZeromqRouter {
         loop {
             let owed = tasks().saturating_sub(handshakes);
             if owed == 0 || Instant::now() >= deadline {
-                return owed as u64;
+                return Closed { owed: owed as u64, ..Closed::default() };
             }
             tokio::time::sleep(CLOSE_TICK).await;
         }

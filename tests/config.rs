@@ -36,6 +36,7 @@ const REFUSED: [(&str, &str, &str); 32] = [
     ("--peer-limit", "8", "8 is not in 9..="),
     ("--handshake-timeout", "0s", "more than 0s"),
     ("--stall-timeout", "0s", "more than 0s"),
+    ("--stall-bytes", "8", "1KiB to 3GiB"),
     ("--buffer-limit", "4GiB", "expected 1KiB to 3GiB"),
     ("--buffer-limit", "1MiB", "--message-limit 8MiB is more than --buffer-limit 1MiB"),
     ("--socket-buffer", "64kB", "such as 65536, 64KiB or 8MiB"),

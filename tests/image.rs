@@ -385,7 +385,7 @@ fn the_stop_signal_drains_it_and_it_exits_with_0() {
     let request = zmtp::frame(b"before the signal", false);
     zmtp::echoes(&mut peer, &request);
     assert_eq!(container.stop(), 0);
-    assert_eq!(container.wait_for_record("drained")["undelivered"], 0);
+    assert_eq!(container.wait_for_record("drained")["owed"], 0);
     assert_eq!(zmtp::read_until_closed(&mut peer), 0);
 }
 
@@ -420,7 +420,7 @@ fn replicas_on_one_network_are_all_reached_and_replaced_in_turn_with_nothing_fai
         replicas.back().map(reached);
         let mut old = replicas.pop_front().expect("a replica");
         assert_eq!(old.stop(), 0);
-        assert_eq!(old.wait_for_record("drained")["undelivered"], 0);
+        assert_eq!(old.wait_for_record("drained")["owed"], 0);
     }
     load.interrupt();
     let result = load.result();

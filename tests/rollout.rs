@@ -259,7 +259,7 @@ impl Rollout {
         old.signal(Signal::TERM);
         assert_eq!(old.wait(), 0, "{:?}", old.lines());
         let drained = old.wait_for_record("drained");
-        assert_eq!(drained["undelivered"], 0);
+        assert_eq!((&drained["owed"], &drained["discarded"]), (&0.into(), &0.into()), "{drained}");
         // A client that went on sending would keep it until its deadline.
         assert_ne!(drained["reason"], "deadline", "{drained}");
         self.bring_another(at);

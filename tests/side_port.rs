@@ -21,7 +21,7 @@ use crate::support::{Server, echo, get, message, request, sample, wait_until, zm
 
 /// Every series of the service but those by reason, with its type, as the contract
 /// has it.
-const SERIES: [(&str, &str); 27] = [
+const SERIES: [(&str, &str); 31] = [
     ("zmq_echo_requests_total{source=\"client\"}", "counter"),
     ("zmq_echo_requests_total{source=\"probe\"}", "counter"),
     ("zmq_echo_request_duration_seconds", "histogram"),
@@ -33,6 +33,9 @@ const SERIES: [(&str, &str); 27] = [
     ("zmq_echo_rejected_total", "counter"),
     ("zmq_echo_undeliverable_total{reason=\"peer_gone\"}", "counter"),
     ("zmq_echo_undeliverable_total{reason=\"deadline\"}", "counter"),
+    ("zmq_echo_lost_requests_total", "counter"),
+    ("zmq_echo_discarded_requests_total", "counter"),
+    ("zmq_echo_discarded_bytes_total", "counter"),
     ("zmq_echo_pending_replies", "gauge"),
     ("zmq_echo_buffered_bytes", "gauge"),
     ("zmq_echo_draining", "gauge"),
@@ -47,6 +50,7 @@ const SERIES: [(&str, &str); 27] = [
     ("zmq_echo_limit_socket_buffer_bytes", "gauge"),
     ("zmq_echo_limit_handshake_seconds", "gauge"),
     ("zmq_echo_limit_stall_seconds", "gauge"),
+    ("zmq_echo_limit_stall_bytes", "gauge"),
     ("zmq_echo_limit_heartbeat_seconds", "gauge"),
     ("process_start_time_seconds", "gauge"),
 ];

@@ -23,6 +23,7 @@ use prometheus_parse::{Scrape, Value};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value as Json;
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::log::PLACE;
 
@@ -255,9 +256,36 @@ impl Server {
         taken
     }
 
+    /// Writes `bytes` over and over to a peer that reads nothing, until the server takes no
+    /// more; how much it took.
+    pub fn flood_until_full(&self, peer: &mut TcpStream, bytes: &[u8]) -> usize {
+        peer.set_nonblocking(true).unwrap();
+        let (mut taken, mut moved_at) = (0, Instant::now());
+        while moved_at.elapsed() < Duration::from_secs(1) {
+            match peer.write(&bytes[taken % bytes.len()..]) {
+                Ok(count) => (taken, moved_at) = (taken + count, Instant::now()),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => panic!("it is closed: {error}"),
+            }
+        }
+        peer.set_nonblocking(false).unwrap();
+        taken
+    }
+
     fn proc(&self, file: &str) -> String {
         let path = format!("/proc/{}/{file}", self.pid);
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// Waits for the end while `dealer` goes on receiving, for the crate notices only then
+    /// that a connection has ended. Returns the exit code.
+    pub async fn wait_with(&mut self, mut dealer: DealerSocket) -> i32 {
+        while self.is_running() {
+            let _ = timeout(Duration::from_millis(5), dealer.recv()).await;
+        }
+        self.wait()
     }
 
     pub async fn dealer(&self) -> DealerSocket {

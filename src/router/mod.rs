@@ -5,13 +5,15 @@
 //! 1. [`wire`]: frames and commands to and from bytes.
 //! 2. [`handshake`]: greeting and READY as a state machine.
 //! 3. [`out_queue`]: what a peer is still to be sent.
-//! 4. [`peer`]: one connection.
-//! 5. [`ready`], [`clock`] and [`busy_poll`]: who has something to do, when, and how it
-//!    is waited for.
-//! 6. [`socket`]: accepting, fairness, flow control, accounts, shutdown.
-//! 7. [`reason`]: why a connection ends.
+//! 4. [`progress`]: how fast the bytes of a peer move.
+//! 5. [`tcp_info`]: whether its host still acknowledges.
+//! 6. [`peer`]: one connection.
+//! 7. [`ready`], [`clock`] and [`busy_poll`]: which peer has something to do, when, and how
+//!    to wait for it.
+//! 8. [`socket`]: accepting, fairness, flow control, accounts, shutdown.
+//! 9. [`reason`]: why a connection ends.
 //!
-//! The first three do no I/O. There is no task but the caller's: the socket owns
+//! The first four do no I/O. There is no task but the caller's: the socket owns
 //! the listener and every connection, works while it is polled, and is gone when
 //! it is dropped.
 //!
@@ -44,9 +46,11 @@ pub mod clock;
 pub mod handshake;
 pub mod out_queue;
 pub mod peer;
+pub mod progress;
 pub mod ready;
 pub mod reason;
 pub mod socket;
+pub mod tcp_info;
 pub mod wire;
 
 use std::time::Duration;
@@ -74,13 +78,15 @@ pub struct Limits {
     pub peers: usize,
     /// From a connection's first moment to its READY.
     pub handshake_timeout: Duration,
-    /// How long half a message may stay half, and a reply unread.
+    /// The window in which half a message has to bring `stall_bytes`.
     pub stall_timeout: Duration,
+    /// The least that half a message has to bring in each `stall_timeout`.
+    pub stall_bytes: usize,
     /// The shared pool: what all peers hold together beyond their allowances.
     pub buffer_bytes: usize,
     /// The kernel's buffer for each connection's requests; replies have a quarter of it.
     pub socket_buffer: usize,
-    /// After how much silence a peer is asked whether it is there; zero for never.
+    /// A heartbeat is sent after this much silence; zero for never.
     pub heartbeat_interval: Duration,
     /// How long the next message may be waited for awake; zero for not at all.
     pub busy_poll: Duration,

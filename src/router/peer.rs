@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use rustix::io::ioctl_fionread;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
@@ -18,9 +18,11 @@ use tokio::task::coop::unconstrained;
 use super::ALLOWANCE;
 use super::handshake::Handshake;
 use super::out_queue::{OutQueue, SLICES};
+use super::progress::{Meter, Window};
 use super::ready::Bell;
 use super::reason::Reason;
-use super::wire::Scan;
+use super::tcp_info::TcpInfo;
+use super::wire::{self, MessageLimits, Scan, Scanned};
 
 /// The least room for a read behind a message in memory of its own, so that small
 /// frames behind a large one do not take a system call each.
@@ -69,7 +71,7 @@ pub struct Peer {
     pub identity: Bytes,
     /// Whether its requests count as a client's.
     pub is_client: bool,
-    /// Whether it knows PING.
+    /// Whether it has shown that it knows PING, by a PING or PONG of its own.
     pub knows_ping: bool,
     /// The start of a message that is not whole, as it came.
     pub partial: Vec<u8>,
@@ -77,12 +79,26 @@ pub struct Peer {
     pub scan: Scan,
     /// How many bytes `partial` lacks at least.
     pub missing: usize,
+    /// How fast half a message comes, while there is one.
+    pub half_message: Option<Meter>,
+    /// The window in which it has to bring a minimum of bytes.
+    pub window: Window,
+    /// Bytes that it has sent us since the connection was made.
+    pub received: u64,
     /// What a read takes at most, so that its messages fit a turn.
     appetite: usize,
     /// What it is to be sent.
     pub out: OutQueue,
     /// Whether the last write left something behind.
     pub blocked: bool,
+    /// How fast replies leave that the kernel did not take at once, while there are some.
+    pub backlog: Option<Meter>,
+    /// Bytes that we have sent it since the connection was made.
+    pub written: u64,
+    /// How many of them there were when a reply left last.
+    pub replied: u64,
+    /// Whether a reply has left since its bytes came last: it may be busy with that.
+    pub has_replies: bool,
     /// It sends nothing more, and why it is to be closed when it has its replies.
     pub ended: Option<Reason>,
     /// When the connection was accepted.
@@ -91,9 +107,15 @@ pub struct Peer {
     pub read_at: Instant,
     /// When bytes to it left last, or began to wait.
     pub moved_at: Instant,
+    /// When bytes of a client's requests or of replies to it moved last.
+    pub active_at: Instant,
+    /// When we last asked the kernel whether its host is there.
+    pub looked_at: Instant,
+    /// Whether its host seemed to be lost at that look.
+    pub doubted: bool,
     /// When we sent the PING that is not answered.
     pub pinged_at: Option<Instant>,
-    /// How long it may be silent, by its own PING.
+    /// How long it may be silent, by the PING that was the last to come from it.
     pub ttl: Option<Duration>,
     /// The deadline for it that the clock holds.
     pub alarm_at: Option<Instant>,
@@ -117,13 +139,23 @@ impl Peer {
             partial: Vec::new(),
             scan: Scan::default(),
             missing: 0,
+            half_message: None,
+            window: Window::new(now, 0),
+            received: 0,
             appetite: FIRST_READ,
             out: OutQueue::default(),
             blocked: false,
+            backlog: None,
+            written: 0,
+            replied: 0,
+            has_replies: false,
             ended: None,
             accepted_at: now,
             read_at: now,
             moved_at: now,
+            active_at: now,
+            looked_at: now,
+            doubted: false,
             pinged_at: None,
             ttl: None,
             alarm_at: None,
@@ -145,8 +177,8 @@ impl Peer {
         let _ = socket.set_tcp_nodelay(true);
     }
 
-    /// Has the kernel ask a silent peer whether it is there, for ZMTP 3.0 knows no
-    /// PING. The kernel counts in seconds.
+    /// Has the kernel probe a silent peer: ZMTP 3.0 knows no PING, and some that announce 3.1
+    /// do not either. The kernel counts in seconds.
     pub fn keep_alive(&self, interval: Duration) {
         let interval = interval.max(Duration::from_secs(1));
         let keepalive =
@@ -175,6 +207,7 @@ impl Peer {
         if read == 0 {
             return Poll::Ready(Ok(Read::End));
         }
+        self.received += read as u64;
         self.partial = Vec::new();
         Poll::Ready(Ok(Read::Batch { bytes: scratch.split().freeze(), own: false }))
     }
@@ -187,6 +220,7 @@ impl Peer {
         let room = self.partial.capacity() - self.partial.len();
         let mut own = (&mut self.partial).limit(room.min(self.missing.max(LEAST_READ)));
         let read = ready!(poll_once(&self.waker, self.stream.read_buf(&mut own)))?;
+        self.received += read as u64;
         self.missing = self.missing.saturating_sub(read);
         Poll::Ready(Ok(match read {
             0 => Read::End,
@@ -209,10 +243,15 @@ impl Peer {
         poll_once(&self.waker, readable).is_ready()
     }
 
-    /// Whether it has sent what the kernel holds, of which the runtime may not have heard.
-    pub fn has_unread(&self) -> bool {
-        let mut byte = [MaybeUninit::uninit()];
-        SockRef::from(&self.stream).peek(&mut byte).is_ok_and(|count| count > 0)
+    /// How many bytes it has sent that lie in the kernel. The runtime may not have heard of
+    /// them yet.
+    pub fn unread(&self) -> usize {
+        ioctl_fionread(&self.stream).map_or(0, |count| usize::try_from(count).unwrap_or(usize::MAX))
+    }
+
+    /// What the kernel knows of the connection.
+    pub fn tcp_info(&self) -> io::Result<TcpInfo> {
+        TcpInfo::of(&self.stream)
     }
 
     /// Writes what there is and the kernel takes; the bell rings when it takes more.
@@ -236,10 +275,64 @@ impl Peer {
                     return Ok(());
                 }
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(written) => self.out.advance(written?, &mut replied),
+                Poll::Ready(written) => {
+                    let written = written?;
+                    self.written += written as u64;
+                    self.out.advance(written, &mut replied);
+                }
             }
         }
         Ok(())
+    }
+
+    /// So many bytes have come.
+    pub fn heard(&mut self, now: Instant, bytes: usize) {
+        self.read_at = now;
+        self.pinged_at = None;
+        self.ttl = None;
+        self.doubted = false;
+        self.has_replies = false;
+        if let Some(meter) = &mut self.half_message {
+            meter.add(now, bytes);
+        }
+    }
+
+    /// A batch that was read at `now` is through: whether it had `messages`, and how many bytes
+    /// are left of it.
+    pub fn track_message(&mut self, messages: bool, left: usize, now: Instant) {
+        if self.is_client && (messages || left > 0) {
+            self.active_at = now;
+        }
+        if messages {
+            self.half_message = None;
+        }
+        if self.missing == 0 || left == 0 {
+            self.half_message = None;
+        } else if self.half_message.is_none() {
+            let mut meter = Meter::new(now);
+            meter.add(now, left);
+            self.half_message = Some(meter);
+            self.window = Window::new(now, self.received - left as u64);
+        }
+    }
+
+    /// So many bytes have left at [`Peer::moved_at`], when `owed` replies were to be sent.
+    pub fn track_replies(&mut self, bytes: usize, owed: usize) {
+        if owed > 0 {
+            self.has_replies = true;
+            if self.is_client {
+                self.active_at = self.moved_at;
+            }
+        }
+        if self.out.replies() < owed {
+            self.replied = self.written;
+        }
+        if self.out.is_empty() {
+            self.backlog = None;
+        } else {
+            let meter = self.backlog.get_or_insert_with(|| Meter::new(self.moved_at));
+            meter.add(self.moved_at, bytes);
+        }
     }
 
     /// Queues a reply to a request that was read at `read_at`. Takes the frames, and
@@ -285,9 +378,43 @@ impl Peer {
         self.partial.capacity() + self.out.held() + handshake
     }
 
-    /// When something moved last of what it holds.
-    pub fn progress_at(&self) -> Instant {
-        if self.out.is_empty() { self.read_at } else { self.moved_at }
+    /// When it began to hold what it holds now, if it is more than it gets by its turns.
+    pub fn holds_since(&self) -> Option<Instant> {
+        let meters = [&self.half_message, &self.backlog];
+        meters.into_iter().flatten().map(Meter::since).min()
+    }
+
+    /// How many seconds it takes at the peer's rate until what it holds is free again.
+    pub fn seconds_to_clear(&self, now: Instant) -> f64 {
+        let seconds = |held: usize, rate: f64| if held == 0 { 0.0 } else { held as f64 / rate };
+        let message = self.half_message.as_ref().map_or(0.0, |meter| {
+            // It has no reason to pause, unlike a reader that works on its replies.
+            seconds(self.partial.len(), meter.lowest_rate(now))
+        });
+        let replies =
+            self.backlog.as_ref().map_or(0.0, |meter| seconds(self.out.len(), meter.rate(now)));
+        message.max(replies)
+    }
+
+    /// Takes what has been read and not handed out: how many whole messages, the payload of
+    /// these, and how many bytes are left behind them.
+    pub fn take_kept(&mut self, limits: &MessageLimits) -> (u64, usize, usize) {
+        let mut bytes = Bytes::from(std::mem::take(&mut self.partial));
+        let (mut messages, mut payload) = (0, 0);
+        loop {
+            match self.scan.step(&bytes, limits) {
+                Ok(Scanned::Message(end)) => {
+                    messages += 1;
+                    payload += wire::split_frames(&mut bytes, end, &mut VecDeque::new());
+                }
+                Ok(Scanned::Command(_)) => {
+                    if let Some(end) = self.scan.between_messages() {
+                        bytes.advance(end);
+                    }
+                }
+                Ok(Scanned::Partial(_)) | Err(_) => return (messages, payload, bytes.len()),
+            }
+        }
     }
 }
 

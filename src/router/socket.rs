@@ -1,5 +1,5 @@
-//! The socket: fairness, flow control, accounts and shutdown; accepting and deadlines
-//! are its two parts in files of their own.
+//! The socket: fairness, flow control and accounts. Accepting, deadlines and draining are
+//! parts of it in files of their own.
 //!
 //! Whatever wakes a peer, the listener or the clock puts its token on the ready
 //! list. A turn takes one token: it flushes what waits for that peer, reads from
@@ -12,13 +12,14 @@
 
 mod accepting;
 mod deadlines;
+mod draining;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
@@ -27,17 +28,19 @@ use tokio::net::TcpListener;
 use tracing::debug;
 use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
 
+use self::draining::Noted;
 use super::busy_poll::BusyPoll;
 use super::clock::Clock;
 use super::handshake::PeerInfo;
 use super::out_queue::OutQueue;
 use super::peer::{Peer, Read, State};
+use super::progress::{Meter, Window};
 use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
 use super::reason::Reason;
 use super::wire::{self, Command, MessageLimits, Scanned};
 use super::{ALLOWANCE, Limits};
 use crate::metrics::{SocketMetrics, is_probe};
-use crate::socket::Router;
+use crate::socket::{Closed, Router};
 
 /// How much one turn reads: nearly four messages of 64 KiB. Half of it halves the
 /// throughput of such, for the part of a message at its end is copied.
@@ -57,6 +60,9 @@ const HALVED: usize = 2 << 10;
 
 /// How many turns without a message the caller waits for at a time.
 const TURNS: usize = 64;
+
+/// A full pool spares what began less than this ago if there is anything else.
+const YOUNG: Duration = Duration::from_secs(1);
 
 /// The memory that is kept from one batch's replies for the next at most.
 const SPARE: usize = 1 << 20;
@@ -94,6 +100,9 @@ pub struct BoundedRouter {
     received: usize,
     sent: usize,
     closing: bool,
+    bound_at: Instant,
+    /// What lay in the kernel when the end of a drain was looked for.
+    noted: Vec<Noted>,
 }
 
 /// What one read brought and has not been handed out.
@@ -105,8 +114,9 @@ struct Batch {
     read_at: Instant,
     /// Its length at first.
     whole: usize,
-    /// The messages and commands taken from it.
+    /// The messages and commands taken from it, and the commands among them.
     taken: usize,
+    commands: usize,
     /// Replies are written when they come to so many bytes.
     write_at: usize,
     /// The identity that a reply has brought back, for the next message: what is
@@ -159,6 +169,8 @@ impl BoundedRouter {
             received: 0,
             sent: 0,
             closing: false,
+            bound_at: Instant::now(),
+            noted: Vec::new(),
         })
     }
 
@@ -269,7 +281,9 @@ impl BoundedRouter {
                 }
                 Ok(Scanned::Command(body)) => {
                     batch.taken += 1;
-                    if let Err(reason) = obey(peer, &batch.bytes[body]) {
+                    batch.commands += 1;
+                    let is_last = body.end == batch.bytes.len();
+                    if let Err(reason) = obey(peer, &batch.bytes[body], is_last) {
                         break reason;
                     }
                     if let Some(end) = peer.scan.between_messages() {
@@ -292,10 +306,12 @@ impl BoundedRouter {
     /// The batch has had its turn, and been answered as far as it will be. What is left
     /// is kept: part of a message that misses so many bytes, or whole messages.
     fn end_batch(&mut self, missing: usize) {
-        let Some(Batch { slot, bytes, whole, taken, .. }) = self.batch.take() else { return };
+        let Some(batch) = self.batch.take() else { return };
+        let Batch { slot, bytes, whole, taken, commands, read_at, .. } = batch;
         let peer = self.peers[slot].as_mut().expect("a batch has a peer");
         peer.adapt(whole - bytes.len(), taken, MESSAGES, READ);
         peer.missing = missing;
+        peer.track_message(taken > commands, bytes.len(), read_at);
         // Memory of its own moves back where most of it is needed still, else it would
         // be held and charged for, full or not. A slice of the scratch is copied.
         peer.partial = if bytes.len() < whole / 2 { bytes.to_vec() } else { bytes.into() };
@@ -338,18 +354,16 @@ impl BoundedRouter {
             if self.closing && !matches!(peer.state, State::HalfClosed) {
                 peer.half_close().map_err(|_| Reason::Error)?;
                 peer.state = State::HalfClosed;
-                (peer.partial, peer.missing) = (Vec::new(), 0);
-                peer.moved_at = Instant::now();
             }
         }
         let half_closed = matches!(peer.state, State::HalfClosed);
         if peer.is_paused() || peer.ended.is_some() || (self.closing && !half_closed) {
             return Ok(());
         }
-        let kept = peer.has_messages();
+        let (kept, received) = (peer.has_messages(), peer.received);
         let (mut bytes, own) = match peer.poll_read(&mut self.scratch, READ) {
             Poll::Pending => return Ok(()),
-            Poll::Ready(Err(_)) => return Err(Reason::Error),
+            Poll::Ready(Err(error)) => return Err(reason_of(&error)),
             Poll::Ready(Ok(Read::End)) => {
                 let whole = !matches!(peer.state, State::Handshake(_)) && peer.partial.is_empty();
                 let reason = if whole { Reason::Closed } else { Reason::Error };
@@ -361,13 +375,11 @@ impl BoundedRouter {
             Poll::Ready(Ok(Read::Batch { bytes, own })) => (bytes, own),
         };
         if !kept {
-            peer.read_at = Instant::now();
-            peer.pinged_at = None;
+            peer.heard(Instant::now(), (peer.received - received) as usize);
         }
         let read_at = peer.read_at;
         match &mut peer.state {
-            State::HalfClosed => return Ok(()),
-            State::Established => {}
+            State::Established | State::HalfClosed => {}
             State::Handshake(handshake) => {
                 let metadata = self.limits.metadata_bytes;
                 let info = peer.out.push_bytes(|out| handshake.feed(&mut bytes, metadata, out))?;
@@ -382,8 +394,18 @@ impl BoundedRouter {
             let taken = 0;
             let alone = self.turns.is_empty() && whole >= HALVED;
             let write_at = if alone { WRITE.min(whole / 2) } else { WRITE };
-            let batch = Batch { slot, bytes, own, read_at, whole, taken, write_at, identity: None };
-            self.begin_batch(batch);
+            let (commands, identity) = (0, None);
+            self.begin_batch(Batch {
+                slot,
+                bytes,
+                own,
+                read_at,
+                whole,
+                taken,
+                commands,
+                write_at,
+                identity,
+            });
         }
         Ok(())
     }
@@ -398,7 +420,6 @@ impl BoundedRouter {
 
     fn establish(&mut self, slot: usize, info: PeerInfo) {
         let peer = self.peers[slot].as_mut().expect("who was read from is there");
-        peer.knows_ping = info.knows_ping;
         peer.state = State::Established;
         let mut identity = info.identity;
         while identity.is_empty() || self.identities.contains_key(&identity) {
@@ -406,7 +427,7 @@ impl BoundedRouter {
             identity = [&[0], &self.next_identity.to_be_bytes()[..]].concat().into();
         }
         debug!(identity = %identity.escape_ascii(), "peer connected");
-        if !peer.knows_ping && !self.limits.heartbeat_interval.is_zero() {
+        if !self.limits.heartbeat_interval.is_zero() {
             peer.keep_alive(self.limits.heartbeat_interval);
         }
         peer.is_client = !is_probe(&identity);
@@ -424,6 +445,7 @@ impl BoundedRouter {
             return Ok(());
         }
         let (paused, is_client, duration) = (peer.is_paused(), peer.is_client, &self.duration);
+        let owed = peer.out.replies();
         let mut written_at = None;
         let result = peer.flush(|read_at, replies| {
             let now = *written_at.get_or_insert_with(Instant::now);
@@ -434,23 +456,31 @@ impl BoundedRouter {
         });
         if peer.out.len() < before {
             peer.moved_at = written_at.unwrap_or_else(Instant::now);
+            peer.track_replies(before - peer.out.len(), owed);
         }
         if paused && !peer.is_paused() {
             // It could not be heard while it was not read from.
             peer.read_at = peer.moved_at;
             peer.pinged_at = None;
+            peer.window = Window::new(peer.moved_at, peer.received);
         }
-        result.map_err(|_| Reason::Error)
+        result.map_err(|error| reason_of(&error))
     }
 
     /// Brings the accounts up to date after a turn, sees to it that the peer gets
     /// its next one, and that the pool is not overdrawn.
     fn settle(&mut self, slot: usize) {
         let peer = self.peers[slot].as_mut().expect("who had its turn is there");
-        if peer.out.is_empty() && peer.out.held() > 0 {
-            peer.out = OutQueue::default();
+        if peer.out.is_empty() {
+            if peer.out.held() > 0 {
+                peer.out = OutQueue::default();
+            }
+        } else if peer.backlog.is_none() {
+            peer.backlog = Some(Meter::new(peer.moved_at));
         }
-        let readable = !peer.is_paused() && peer.ended.is_none() && peer.is_readable();
+        // A socket that closes reads again once the peer has its replies.
+        let reads = !self.closing || matches!(peer.state, State::HalfClosed);
+        let readable = reads && !peer.is_paused() && peer.ended.is_none() && peer.is_readable();
         let (held, owed) = (peer.held(), peer.out.replies());
         self.account(slot, held, owed);
         if readable {
@@ -458,14 +488,25 @@ impl BoundedRouter {
         }
         self.set_alarm(slot);
         while self.pooled > self.limits.buffer_bytes {
-            let holders = self.peers.iter().enumerate().filter_map(|(slot, peer)| {
-                let peer = peer.as_ref().filter(|peer| peer.charged > ALLOWANCE)?;
-                Some((peer.progress_at(), slot))
-            });
-            // A look at every peer, but only for a connection that ends by it.
-            let (_, longest) = holders.min().expect("an overdrawn pool has holders");
-            self.close_peer(longest, Reason::PoolFull);
+            self.evict();
         }
+    }
+
+    /// Closes the peer whose memory would take longest to be free again at its rate. What was
+    /// begun a moment ago is judged last: nothing can be told of it.
+    fn evict(&mut self) {
+        // A look at every peer, but only for a connection that ends by it.
+        let now = Instant::now();
+        let holders = self.peers.iter().enumerate().filter_map(|(slot, peer)| {
+            let peer = peer.as_ref().filter(|peer| peer.charged > ALLOWANCE)?;
+            let age = peer.holds_since().map_or(Duration::ZERO, |since| now - since);
+            Some((age >= YOUNG, peer.seconds_to_clear(now), age, slot))
+        });
+        let slowest = holders.max_by(|one, other| {
+            (one.0.cmp(&other.0)).then(one.1.total_cmp(&other.1)).then(one.2.cmp(&other.2))
+        });
+        let (.., slot) = slowest.expect("an overdrawn pool has holders");
+        self.close_peer(slot, Reason::PoolFull);
     }
 
     fn account(&mut self, slot: usize, held: usize, owed: usize) {
@@ -479,12 +520,15 @@ impl BoundedRouter {
 
     fn close_peer(&mut self, slot: usize, reason: Reason) {
         self.account(slot, 0, 0);
-        let Some(peer) = self.peers[slot].take() else { return };
+        let Some(mut peer) = self.peers[slot].take() else { return };
         if self.batch.as_ref().is_some_and(|batch| batch.slot == slot) {
             self.batch = None;
         }
         self.free.push(slot);
         self.metrics.undeliverable_peer_gone.inc_by(peer.out.replies() as u64);
+        if peer.has_messages() {
+            self.metrics.lost_requests.inc_by(peer.take_kept(&self.message_limits).0);
+        }
         if let State::Handshake(handshake) = &peer.state {
             // A TCP probe connects and closes, or resets because our greeting lies
             // unread. It is no fault and comes for ever.
@@ -562,20 +606,36 @@ fn disown(frames: &mut VecDeque<Bytes>, whole: usize) {
     }
 }
 
-/// Does what a command between messages asks for.
-fn obey(peer: &mut Peer, body: &[u8]) -> Result<(), Reason> {
+/// Does what a command between messages asks for. `is_last` says that nothing has come behind
+/// it: any traffic after a PING ends what the PING said of silence (RFC 37, "ping-ttl").
+fn obey(peer: &mut Peer, body: &[u8], is_last: bool) -> Result<(), Reason> {
     match Command::decode(body)? {
         Command::Ping { ttl, context } => {
             if peer.out.is_empty() {
                 peer.moved_at = peer.read_at;
             }
-            peer.ttl = ttl;
-            peer.out.push_bytes(|out| wire::encode_pong(out, context));
+            peer.ttl = ttl.filter(|_| is_last);
+            peer.knows_ping = true;
+            if !matches!(peer.state, State::HalfClosed) {
+                peer.out.push_bytes(|out| wire::encode_pong(out, context));
+            }
             Ok(())
         }
-        Command::Pong => Ok(()),
+        Command::Pong => {
+            peer.knows_ping = true;
+            Ok(())
+        }
         Command::Error => Err(Reason::PeerError),
         Command::Ready(_) => Err(Reason::Command),
+    }
+}
+
+/// The reason for the end of a connection that `error` has broken. The kernel says that a
+/// connection has timed out if keepalive or retransmissions were in vain.
+fn reason_of(error: &io::Error) -> Reason {
+    match error.kind() {
+        io::ErrorKind::TimedOut => Reason::Vanished,
+        _ => Reason::Error,
     }
 }
 
@@ -620,23 +680,19 @@ impl Router for BoundedRouter {
         self.close_listener();
     }
 
-    async fn close(mut self, deadline: Instant) -> u64 {
-        self.closing = true;
-        self.end_batch(1);
-        for slot in 0..self.peers.len() {
-            match &self.peers[slot] {
-                Some(peer) if matches!(peer.state, State::Handshake(_)) => {
-                    self.close_peer(slot, Reason::Closed);
-                }
-                _ => self.turns.push(slot),
-            }
-        }
-        let left = poll_fn(|cx| match self.poll_recv(cx) {
-            _ if self.open() == 0 => Poll::Ready(()),
-            _ => Poll::Pending,
-        });
-        let _ = tokio::time::timeout_at(deadline.into(), left).await;
-        self.publish();
-        self.owed as u64
+    fn active_at(&mut self, now: Instant) -> Instant {
+        self.last_activity(now)
+    }
+
+    fn note_arrived(&mut self) {
+        self.note_unread();
+    }
+
+    fn has_arrived(&mut self) -> bool {
+        self.has_noted_unread()
+    }
+
+    async fn close(self, deadline: Instant) -> Closed {
+        self.drain_and_close(deadline).await
     }
 }

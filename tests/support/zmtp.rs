@@ -158,6 +158,12 @@ pub fn keep_busy(address: SocketAddr, count: usize) {
     }
 }
 
+/// Leaves as soon as the other side has said that nothing more comes.
+#[track_caller]
+pub fn leave_when_closed(mut stream: TcpStream) {
+    read_until_closed(&mut stream);
+}
+
 /// Reads until the other side has closed; how much came before.
 #[track_caller]
 pub fn read_until_closed(stream: &mut TcpStream) -> u64 {

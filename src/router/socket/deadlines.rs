@@ -1,23 +1,31 @@
-//! Deadlines: of handshakes, of what stands still, of who is silent.
+//! Deadlines: of handshakes, of half messages, of peers that may be lost.
 
 use std::time::{Duration, Instant};
 
 use super::BoundedRouter;
 use crate::router::peer::{Peer, State};
+use crate::router::progress::Window;
 use crate::router::ready::LISTENER;
 use crate::router::reason::Reason;
 use crate::router::{RESERVED_PEERS, wire};
 
-/// How long a peer that has all of its replies has to close its side as well. A
-/// client that still sends would have unread replies destroyed by a reset.
-const LINGER: Duration = Duration::from_millis(250);
+/// How often the kernel is asked about a host that does not take its replies.
+const LOOK: Duration = Duration::from_secs(10);
 
-/// How much later a peer that seems to be silent, but is not, is looked at again.
+/// How much later it is asked again if the host seems to be lost: its answer may be on the way.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
+
+/// How much later a peer is looked at again whose bytes have come but have not been read.
 const ANOTHER_TURN: Duration = Duration::from_millis(50);
 
 /// What is due when a peer's alarm comes.
+#[derive(Debug, Clone, Copy)]
 enum Due {
-    Ping,
+    /// To see whether half a message has made progress.
+    Window,
+    /// To see whether the peer is there.
+    Look,
+    /// To close it.
     Close(Reason),
 }
 
@@ -30,22 +38,26 @@ impl BoundedRouter {
                 let at = peer.accepted_at + limits.handshake_timeout;
                 return Some((at, Due::Close(Reason::HandshakeTimeout)));
             }
-            State::HalfClosed => return Some((peer.moved_at + LINGER, Due::Close(Reason::Closed))),
+            // The socket is closing, and that has a deadline of its own.
+            State::HalfClosed => return None,
             State::Established => {}
         }
-        let holds = !peer.out.is_empty() || !peer.partial.is_empty();
-        let stalled =
-            holds.then(|| (peer.progress_at() + limits.stall_timeout, Due::Close(Reason::Stalled)));
+        let interval = Some(limits.heartbeat_interval).filter(|interval| !interval.is_zero());
+        let look = if peer.out.is_empty() {
+            interval.map(|interval| (peer.read_at.max(peer.looked_at) + interval, Due::Look))
+        } else {
+            // Who takes replies is there, whether or not it is read from.
+            let heard_at = peer.moved_at.max(peer.looked_at);
+            Some((heard_at + interval.unwrap_or(LOOK).min(LOOK), Due::Look))
+        };
         if peer.is_paused() || peer.ended.is_some() {
-            return stalled;
+            // It is not read from, so nothing else can be asked of it.
+            return look;
         }
+        let window = peer.half_message.as_ref();
+        let window = window.map(|_| (peer.window.since + limits.stall_timeout, Due::Window));
         let silent = peer.ttl.map(|ttl| (peer.read_at + ttl, Due::Close(Reason::Vanished)));
-        let interval = limits.heartbeat_interval;
-        let heartbeat = (peer.knows_ping && !interval.is_zero()).then(|| match peer.pinged_at {
-            None => (peer.read_at + interval, Due::Ping),
-            Some(at) => (at + interval, Due::Close(Reason::Vanished)),
-        });
-        [stalled, silent, heartbeat].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [window, silent, look].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Sets the peer's alarm, unless one comes before what is due next: it is set
@@ -85,36 +97,74 @@ impl BoundedRouter {
             }
             peer.alarm_at = None;
             let peer = self.peers[token].as_ref().expect("as above");
-            match self.next_due(peer) {
-                Some((at, Due::Close(reason))) if at <= now && has_spoken(peer, reason) => {
+            match self.next_due(peer).filter(|(at, _)| *at <= now) {
+                None => self.set_alarm(token),
+                Some((_, Due::Window)) => self.judge_window(token, now),
+                Some((_, Due::Look)) => self.look(token, now),
+                // After a standstill of the process every deadline has passed, and the runtime
+                // tells of 1,024 connections at a time: others have spoken, but unheard.
+                Some((_, Due::Close(Reason::Vanished))) if peer.unread() > 0 => {
                     self.alarm(token, now + ANOTHER_TURN);
                 }
-                Some((at, Due::Close(reason))) if at <= now => self.close_peer(token, reason),
-                Some((at, Due::Ping)) if at <= now => self.ping(token, now),
-                _ => self.set_alarm(token),
+                Some((_, Due::Close(reason))) => self.close_peer(token, reason),
             }
         }
     }
 
-    fn ping(&mut self, slot: usize, now: Instant) {
-        let peer = self.peers[slot].as_mut().expect("whose alarm came is there");
-        if peer.out.is_empty() {
-            peer.moved_at = now;
+    /// The window of half a message is over: the next one begins, or the peer is closed.
+    fn judge_window(&mut self, slot: usize, now: Instant) {
+        let least = self.limits.stall_bytes;
+        let peer = self.peers[slot].as_mut().expect("the alarm's peer is there");
+        let (received, unread) = (peer.received, peer.unread());
+        if !peer.window.has_progress(received, unread, peer.missing, least) {
+            self.close_peer(slot, Reason::Stalled);
+            return;
         }
-        peer.out.push_bytes(wire::encode_ping);
-        peer.pinged_at = Some(now);
-        self.turns.push(slot);
+        peer.window = Window::new(now, received);
+        self.set_alarm(slot);
     }
-}
 
-/// Whether the silence that a peer is to be closed for is over. After a standstill of
-/// the process deadlines have passed for all, but the runtime tells of 1,024
-/// connections at a time, and of those that have spoken then the others seem silent.
-fn has_spoken(peer: &Peer, reason: Reason) -> bool {
-    let silent = match reason {
-        Reason::Vanished => true,
-        Reason::Stalled => peer.out.is_empty(),
-        _ => false,
-    };
-    silent && peer.has_unread()
+    /// Whether the peer is there: asks the kernel about its host, and the peer itself if it has
+    /// shown that it answers.
+    ///
+    /// A host that acknowledges what it is sent is up, and a client that has replies to work on
+    /// may take its time: libzmq reads them by hundreds and answers no PING meanwhile. So PONG is
+    /// waited for only if no reply has left since the peer spoke last.
+    fn look(&mut self, slot: usize, now: Instant) {
+        let interval = self.limits.heartbeat_interval;
+        let peer = self.peers[slot].as_mut().expect("the alarm's peer is there");
+        let is_read = !peer.is_paused() && peer.ended.is_none();
+        if is_read && peer.unread() > 0 {
+            self.alarm(slot, now + ANOTHER_TURN);
+            return;
+        }
+        peer.looked_at = now;
+        if peer.tcp_info().is_ok_and(|info| info.host_is_lost()) {
+            if std::mem::replace(&mut peer.doubted, true) {
+                self.close_peer(slot, Reason::Vanished);
+            } else {
+                self.alarm(slot, now + SECOND_LOOK);
+            }
+            return;
+        }
+        peer.doubted = false;
+        if is_read && peer.knows_ping && !interval.is_zero() {
+            match peer.pinged_at {
+                None if now >= peer.read_at + interval => {
+                    if peer.out.is_empty() {
+                        peer.moved_at = now;
+                    }
+                    peer.out.push_bytes(wire::encode_ping);
+                    peer.pinged_at = Some(now);
+                    self.turns.push(slot);
+                }
+                Some(at) if now >= at + interval && !peer.has_replies => {
+                    self.close_peer(slot, Reason::Vanished);
+                    return;
+                }
+                _ => {}
+            }
+        }
+        self.set_alarm(slot);
+    }
 }

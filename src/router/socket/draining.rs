@@ -1,0 +1,109 @@
+//! Leaving in good order: which peers are quiet, what has arrived, and the last bytes.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Instant;
+
+use super::BoundedRouter;
+use crate::router::peer::{Peer, State};
+use crate::router::reason::Reason;
+use crate::socket::Closed;
+
+/// How many requests are thrown away before the deadline is looked at again.
+const DISCARDS: usize = 256;
+
+/// What a peer had sent at some moment, of which a part lay in the kernel.
+#[derive(Debug)]
+pub(super) struct Noted {
+    slot: usize,
+    /// [`Peer::received`] once all of that has been read.
+    received: u64,
+}
+
+impl BoundedRouter {
+    /// When a byte of a client's request or of a reply to one moved last, and `now` as long as
+    /// there is a part of a message or a reply to be sent. Bytes that lie in the kernel unread
+    /// are not known here.
+    ///
+    /// PING, PONG, handshakes and probes are no activity.
+    pub(super) fn last_activity(&self, now: Instant) -> Instant {
+        let established = |peer: &&Peer| matches!(peer.state, State::Established);
+        let peers = self.peers.iter().flatten().map(|peer| &**peer).filter(established);
+        let active_at = peers.filter(|peer| peer.is_client).map(|peer| {
+            let is_busy = peer.out.replies() > 0 || !peer.partial.is_empty();
+            if is_busy { now } else { peer.active_at }
+        });
+        // Without a peer there has been nothing since the connections were made.
+        active_at.max().unwrap_or(self.bound_at)
+    }
+
+    /// Notes what lies in the kernel by now. Whether that are requests is known once it is read.
+    pub(super) fn note_unread(&mut self) {
+        let peers = self.peers.iter().enumerate();
+        self.noted = peers
+            .filter_map(|(slot, peer)| {
+                let peer = peer.as_ref()?;
+                let unread = peer.unread() as u64;
+                (unread > 0).then_some(Noted { slot, received: peer.received + unread })
+            })
+            .collect();
+    }
+
+    /// Whether something of what was noted is still to be read.
+    pub(super) fn has_noted_unread(&mut self) -> bool {
+        let peers = &self.peers;
+        self.noted.retain(|noted| match &peers[noted.slot] {
+            Some(peer) => peer.ended.is_none() && peer.received < noted.received,
+            None => false,
+        });
+        !self.noted.is_empty()
+    }
+
+    /// Writes every reply, then tells each peer that nothing more comes, and reads until it says
+    /// the same: closing at once would destroy what it has not read. Requests that still arrive
+    /// are thrown away and counted.
+    pub(super) async fn drain_and_close(mut self, deadline: Instant) -> Closed {
+        self.closing = true;
+        self.end_batch(0);
+        for slot in 0..self.peers.len() {
+            match &self.peers[slot] {
+                Some(peer) if matches!(peer.state, State::Handshake(_)) => {
+                    self.close_peer(slot, Reason::Closed);
+                }
+                _ => self.turns.push(slot),
+            }
+        }
+        let mut closed = Closed::default();
+        let left = poll_fn(|cx| {
+            for _ in 0..DISCARDS {
+                match self.poll_recv(cx) {
+                    Poll::Ready(_) => closed.discarded += 1,
+                    Poll::Pending if self.open() == 0 => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        let _ = tokio::time::timeout_at(deadline.into(), left).await;
+        self.end_batch(0);
+        for peer in self.peers.iter_mut().flatten() {
+            let (messages, payload, bytes) = peer.take_kept(&self.message_limits);
+            self.received += if peer.is_client { payload } else { 0 };
+            closed.discarded += messages;
+            closed.discarded_bytes += (bytes + peer.unread()) as u64;
+            closed.owed += peer.out.replies() as u64;
+            closed.owed_bytes += unacknowledged(peer);
+        }
+        self.publish();
+        closed
+    }
+}
+
+/// Bytes of replies that the peer's host has not acknowledged, in the queue and in the kernel.
+fn unacknowledged(peer: &Peer) -> u64 {
+    let queued = if peer.out.replies() > 0 { peer.out.len() as u64 } else { 0 };
+    // If the kernel does not say, what it took counts as delivered.
+    let acknowledged = peer.tcp_info().map_or(u64::MAX, |info| info.acknowledged);
+    queued + peer.replied.saturating_sub(acknowledged)
+}
