@@ -40,33 +40,34 @@ fn hold(address: SocketAddr, count: usize, size: usize, sent: usize) -> Vec<TcpS
     peers
 }
 
-/// Uploads a message of `size` bytes at `rate` bytes a second; whether it came back.
-fn upload(address: SocketAddr, size: usize, rate: usize) -> bool {
+/// What an honest upload sends at a time. There is more time between two pieces than
+/// between two bytes of a trickle, as there is where a round trip takes long.
+const PIECE: usize = 64 << 10;
+
+/// Uploads a message of `size` bytes at `rate` bytes a second, which may change; whether
+/// it came back.
+fn upload(address: SocketAddr, size: usize, rate: &AtomicUsize) -> bool {
     let message = zmtp::frame(&vec![7; size], false);
     let mut peer = zmtp::connect(address, b"");
-    let started = Instant::now();
-    for (number, piece) in message.chunks(8 << 10).enumerate() {
+    let mut next = Instant::now();
+    for piece in message.chunks(PIECE) {
         if peer.write_all(piece).is_err() {
             return false;
         }
-        let due = started + Duration::from_secs_f64((number * (8 << 10)) as f64 / rate as f64);
-        thread::sleep(due.saturating_duration_since(Instant::now()));
+        next += Duration::from_secs_f64(piece.len() as f64 / rate.load(Ordering::SeqCst) as f64);
+        thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     let mut reply = vec![0; message.len()];
     peer.read_exact(&mut reply).is_ok() && reply == message
 }
 
 /// `count` uploads at the same time; how many came back.
-fn uploads(address: SocketAddr, count: usize, size: usize, rate: usize) -> usize {
-    let echoed = AtomicUsize::new(0);
+fn uploads(address: SocketAddr, count: usize, size: usize, rate: &AtomicUsize) -> usize {
     thread::scope(|scope| {
-        for _ in 0..count {
-            scope.spawn(|| {
-                echoed.fetch_add(usize::from(upload(address, size, rate)), Ordering::SeqCst)
-            });
-        }
-    });
-    echoed.into_inner()
+        let uploads: Vec<_> =
+            (0..count).map(|_| scope.spawn(|| upload(address, size, rate))).collect();
+        uploads.into_iter().filter_map(|upload| upload.join().ok()).filter(|echoed| *echoed).count()
+    })
 }
 
 /// While they go on trickling, all of them are closed, and counted as such.
@@ -120,13 +121,13 @@ impl Drop for Stops<'_> {
 #[test]
 fn sixty_five_trickles_that_fill_the_pool_cost_no_honest_upload() {
     // What is held beyond 8 KiB each is all but 0.1 MiB of the pool.
-    let honest = |address| (uploads(address, 12, 600 << 10, 630 << 10), 12);
+    let honest = |address| (uploads(address, 12, 600 << 10, &AtomicUsize::new(630 << 10)), 12);
     trickles_cost_no_honest_upload(65, 280 << 10, 252 << 10, honest);
 }
 
 #[test]
 fn messages_that_come_fast_up_to_95_percent_and_then_trickle_cost_no_long_upload() {
-    let honest = |address| (uploads(address, 2, 4 << 20, 1 << 20), 2);
+    let honest = |address| (uploads(address, 2, 4 << 20, &AtomicUsize::new(1 << 20)), 2);
     trickles_cost_no_honest_upload(16, 1_000_000, 950_000, honest);
 }
 
@@ -135,18 +136,19 @@ fn trickles_that_come_during_a_long_upload_do_not_end_it() {
     let args = ["--buffer-limit", "16MiB", "--message-limit", "8MiB", "--stall-timeout", "10s"];
     let mut attacked = Attacked::start(&args);
     let address = attacked.address();
-    let (count, message, sent) = (14, 1_000_000, 950_000);
-    let stop = AtomicBool::new(false);
+    let (count, message, sent) = (10, 1_000_000, 950_000);
+    let (stop, rate) = (AtomicBool::new(false), AtomicUsize::new(256 << 10));
     thread::scope(|scope| {
         let _stops = Stops(&stop);
-        let honest = scope.spawn(move || uploads(address, 2, 6 << 20, 3 << 19));
-        // Two seconds' worth of either upload is there before the first trickle.
-        attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held >= (6 << 20) as f64);
+        let honest = scope.spawn(|| uploads(address, 2, 6 << 20, &rate));
+        attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held >= (1 << 20) as f64);
         let mut peers = hold(address, count, message, sent);
-        scope.spawn({
-            let stop = &stop;
-            move || trickle(&mut peers, message, sent, stop)
-        });
+        let stop = &stop;
+        scope.spawn(move || trickle(&mut peers, message, sent, stop));
+        // The trickles leave room for the uploads while they are so young that their burst
+        // counts. Then the uploads need more than there is.
+        thread::sleep(Duration::from_secs(6));
+        rate.store(3 << 20, Ordering::SeqCst);
         assert_eq!(honest.join().unwrap(), 2, "honest uploads that came back");
         assert!(attacked.disconnections("pool_full") > 0.0, "the pool was not full");
         are_closed_and_counted(&attacked, count);
@@ -164,7 +166,7 @@ fn a_trickle_is_closed_as_stalled_while_a_slow_upload_goes_on() {
         let _stops = Stops(&stop);
         scope.spawn(|| trickle(&mut peers, 1 << 20, 100_000, &stop));
         // Eight times as fast as it must be, and several times as long as a window.
-        let honest = scope.spawn(move || upload(address, 640 << 10, 64 << 10));
+        let honest = scope.spawn(move || upload(address, 640 << 10, &AtomicUsize::new(64 << 10)));
         attacked.wait_for_disconnections("stalled", 4);
         assert!(honest.join().unwrap(), "the slow upload came back");
     });
@@ -230,23 +232,40 @@ fn a_reader_that_takes_its_time_is_not_closed_by_the_clock() {
         [zmtp::dealer(attacked.address(), 0, b""), zmtp::dealer(attacked.address(), 1, b"")];
     let request = zmtp::frame(&[3; 64 << 10], false);
     let taken = attacked.flood_until_stuck(&mut peers, &request);
+    // The messages that were being written are finished as soon as there is room for them,
+    // else they would be stalled ones.
+    let finishing: Vec<_> = peers
+        .iter()
+        .zip(&taken)
+        .map(|(peer, taken)| {
+            let mut writer = peer.try_clone().unwrap();
+            let rest = request[taken.bytes % request.len()..].to_vec();
+            thread::spawn(move || writer.write_all(&rest))
+        })
+        .collect();
     // Several times the stall timeout and the heartbeat, without a byte in either
     // direction.
     thread::sleep(Duration::from_secs(6));
     for (peer, taken) in peers.iter_mut().zip(&taken) {
         assert!(!taken.closed);
-        for _ in 0..taken.bytes / request.len() {
+        for _ in 0..taken.bytes / request.len() + 1 {
+            let mut frames = std::iter::repeat_with(|| zmtp::read_frame(peer));
             // PINGs come between replies.
-            let reply = std::iter::repeat_with(|| zmtp::read_frame(peer));
-            let reply = reply.skip_while(|(flags, _)| flags & 0x04 != 0).next();
+            let reply = frames.find(|(flags, _)| flags & 0x04 == 0);
             assert!(reply.is_some_and(|(_, body)| body == request[9..]), "another message");
         }
-        // Nobody who has read all is taken for dead, either.
-        peer.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-        match peer.read(&mut [0; 64]) {
-            Ok(0) => panic!("closed after its last reply"),
-            Err(error) if error.kind() != ErrorKind::WouldBlock => panic!("{error}"),
-            _ => {}
+    }
+    finishing.into_iter().for_each(|writing| writing.join().unwrap().unwrap());
+    // Who has read everything is not taken for dead either. It answers PINGs now.
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        for peer in &mut peers {
+            peer.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            match peer.read(&mut [0; 64]) {
+                Ok(0) => panic!("closed after its last reply"),
+                Ok(_) => peer.write_all(&zmtp::command(b"\x04PONG")).unwrap(),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
         }
     }
     for reason in ["stalled", "vanished", "error", "closed"] {
