@@ -8,6 +8,7 @@ mod memory;
 mod replies;
 mod silence;
 mod together;
+mod trickle;
 mod wrong_peers;
 
 use std::net::TcpStream;

@@ -6,5 +6,6 @@ mod heartbeat;
 mod pool;
 mod reconnect;
 mod sizes;
+mod slow_reader;
 mod support;
 mod yardstick;
