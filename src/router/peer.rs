@@ -91,6 +91,8 @@ pub struct Peer {
     pub out: OutQueue,
     /// Whether the last write left something behind.
     pub blocked: bool,
+    /// Since when so much waits for it that it is not read from.
+    pub paused_at: Option<Instant>,
     /// How fast replies leave that the kernel did not take at once, while there are some.
     pub backlog: Option<Meter>,
     /// Bytes that we have sent it since the connection was made.
@@ -145,6 +147,7 @@ impl Peer {
             appetite: FIRST_READ,
             out: OutQueue::default(),
             blocked: false,
+            paused_at: None,
             backlog: None,
             written: 0,
             replied: 0,
@@ -378,18 +381,45 @@ impl Peer {
         self.partial.capacity() + self.out.held() + handshake
     }
 
+    /// It is read from no more, or again: while it is not, its message cannot make progress.
+    pub fn pause_or_resume(&mut self, now: Instant) {
+        match (self.is_paused(), self.paused_at) {
+            (true, None) => self.paused_at = Some(now),
+            (false, Some(paused_at)) => {
+                let paused = now.saturating_duration_since(paused_at);
+                self.paused_at = None;
+                self.window.since += paused;
+                if let Some(meter) = &mut self.half_message {
+                    meter.suspend(paused);
+                }
+                // It could not be heard.
+                self.read_at = now;
+                self.pinged_at = None;
+            }
+            _ => {}
+        }
+    }
+
     /// When it began to hold what it holds now, if it is more than it gets by its turns.
     pub fn holds_since(&self) -> Option<Instant> {
+        if matches!(self.state, State::Handshake(_)) {
+            return Some(self.accepted_at);
+        }
         let meters = [&self.half_message, &self.backlog];
         meters.into_iter().flatten().map(Meter::since).min()
     }
 
     /// How many seconds it takes at the peer's rate until what it holds is free again.
     pub fn seconds_to_clear(&self, now: Instant) -> f64 {
+        if matches!(self.state, State::Handshake(_)) {
+            // More metadata than any client needs.
+            return f64::INFINITY;
+        }
         let seconds = |held: usize, rate: f64| if held == 0 { 0.0 } else { held as f64 / rate };
         let message = self.half_message.as_ref().map_or(0.0, |meter| {
             // It has no reason to pause, unlike a reader that works on its replies.
-            seconds(self.partial.len(), meter.lowest_rate(now))
+            let rate = meter.lowest_rate(self.paused_at.unwrap_or(now));
+            seconds(self.partial.len(), rate)
         });
         let replies =
             self.backlog.as_ref().map_or(0.0, |meter| seconds(self.out.len(), meter.rate(now)));

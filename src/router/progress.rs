@@ -33,6 +33,11 @@ impl Meter {
         self.since
     }
 
+    /// Nothing could move for this long: it does not count.
+    pub fn suspend(&mut self, time: Duration) {
+        self.since += time;
+    }
+
     /// So many bytes have moved.
     pub fn add(&mut self, now: Instant, bytes: usize) {
         let step = self.step_at(now);
@@ -130,6 +135,18 @@ mod tests {
         }
         assert!(meter.rate(at(start, 19.0)) > 400_000.0);
         assert!(meter.lowest_rate(at(start, 19.0)) < 50.0);
+    }
+
+    #[test]
+    fn time_in_which_nothing_could_move_does_not_count() {
+        let start = Instant::now();
+        let mut meter = Meter::new(start);
+        meter.add(at(start, 0.5), 1000);
+        meter.suspend(Duration::from_secs(100));
+        assert_eq!(meter.rate(at(start, 101.0)), 1000.0);
+        assert_eq!(meter.lowest_rate(at(start, 101.0)), 1000.0);
+        meter.add(at(start, 101.5), 500);
+        assert_eq!(meter.rate(at(start, 101.5)), 1000.0);
     }
 
     #[test]

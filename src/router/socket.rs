@@ -34,7 +34,7 @@ use super::clock::Clock;
 use super::handshake::PeerInfo;
 use super::out_queue::OutQueue;
 use super::peer::{Peer, Read, State};
-use super::progress::{Meter, Window};
+use super::progress::Meter;
 use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
 use super::reason::Reason;
 use super::wire::{self, Command, MessageLimits, Scanned};
@@ -452,7 +452,7 @@ impl BoundedRouter {
         if before == 0 {
             return Ok(());
         }
-        let (paused, is_client, duration) = (peer.is_paused(), peer.is_client, &self.duration);
+        let (is_client, duration) = (peer.is_client, &self.duration);
         let owed = peer.out.replies();
         let mut written_at = None;
         let result = peer.flush(|read_at, replies| {
@@ -466,11 +466,8 @@ impl BoundedRouter {
             peer.moved_at = written_at.unwrap_or_else(Instant::now);
             peer.track_replies(before - peer.out.len(), owed);
         }
-        if paused && !peer.is_paused() {
-            // It could not be heard while it was not read from.
-            peer.read_at = peer.moved_at;
-            peer.pinged_at = None;
-            peer.window = Window::new(peer.moved_at, peer.received);
+        if peer.paused_at.is_some() {
+            peer.pause_or_resume(peer.moved_at);
         }
         result.map_err(|error| reason_of(&error))
     }
@@ -485,6 +482,9 @@ impl BoundedRouter {
             }
         } else if peer.backlog.is_none() {
             peer.backlog = Some(Meter::new(peer.moved_at));
+        }
+        if peer.is_paused() && peer.paused_at.is_none() {
+            peer.pause_or_resume(Instant::now());
         }
         // A socket that closes reads again once the peer has its replies.
         let reads = !self.closing || matches!(peer.state, State::HalfClosed);
