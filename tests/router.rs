@@ -16,7 +16,7 @@ use zmq_echo::socket::Router;
 
 use crate::support::{DEADLINE, runtime, wait_until, zmtp};
 
-const LIMITS: Limits = Limits {
+pub const LIMITS: Limits = Limits {
     message_bytes: 8 << 20,
     message_frames: 64,
     metadata_bytes: 4 << 10,
@@ -149,7 +149,7 @@ fn write_until_stuck(stream: &mut TcpStream, bytes: &[u8]) -> u64 {
     written
 }
 
-fn on_runtime<T>(future: impl Future<Output = T>) -> T {
+pub fn on_runtime<T>(future: impl Future<Output = T>) -> T {
     runtime().block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
 }
 
@@ -274,7 +274,7 @@ fn a_ping_is_answered_with_its_context_and_its_ttl_is_kept() {
 
 #[test]
 fn a_quiet_peer_that_knows_ping_is_asked_and_closed_when_it_does_not_answer() {
-    let limits = Limits { heartbeat_interval: Duration::from_millis(200), ..LIMITS };
+    let limits = Limits { heartbeat_interval: Duration::from_secs(1), ..LIMITS };
     let echo = Echo::start(limits);
     let ping = zmtp::command(b"\x04PING\0\0");
     let mut old = echo.dealer(0, b"");
@@ -552,7 +552,7 @@ fn recv_can_be_dropped(limits: Limits) {
 }
 
 /// A socket that the test itself polls, on its runtime.
-fn bound(limits: Limits) -> (BoundedRouter, SocketAddr, SocketMetrics) {
+pub fn bound(limits: Limits) -> (BoundedRouter, SocketAddr, SocketMetrics) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped()).socket;
@@ -560,7 +560,7 @@ fn bound(limits: Limits) -> (BoundedRouter, SocketAddr, SocketMetrics) {
 }
 
 /// An established DEALER on such a socket.
-async fn dealer_of(
+pub async fn dealer_of(
     socket: &mut BoundedRouter,
     address: SocketAddr,
     identity: &'static [u8],

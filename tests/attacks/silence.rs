@@ -120,7 +120,7 @@ fn a_ping_gets_its_context_back_and_its_ttl_is_kept() {
 
 #[test]
 fn quiet_peers_that_know_ping_are_asked_and_closed_when_they_have_vanished() {
-    let mut attacked = Attacked::start(&["--heartbeat-interval", "300ms"]);
+    let mut attacked = Attacked::start(&["--heartbeat-interval", "1s"]);
     let mut old = zmtp::dealer(attacked.address(), 0, b"");
     let mut vanished = zmtp::dealer(attacked.address(), 1, b"");
     let mut quiet = zmtp::dealer(attacked.address(), 1, b"");
