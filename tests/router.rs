@@ -16,7 +16,7 @@ use zmq_echo::socket::{Closed, Router};
 
 use crate::support::{DEADLINE, runtime, wait_until, zmtp};
 
-const LIMITS: Limits = Limits {
+pub const LIMITS: Limits = Limits {
     message_bytes: 8 << 20,
     message_frames: 64,
     metadata_bytes: 4 << 10,
@@ -150,7 +150,7 @@ fn write_until_stuck(stream: &mut TcpStream, bytes: &[u8]) -> u64 {
     written
 }
 
-fn on_runtime<T>(future: impl Future<Output = T>) -> T {
+pub fn on_runtime<T>(future: impl Future<Output = T>) -> T {
     runtime().block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
 }
 
@@ -276,7 +276,7 @@ fn a_ping_is_answered_with_its_context_and_silence_beyond_its_ttl_closes_the_pee
 #[test]
 fn any_traffic_after_a_ping_ends_its_ttl() {
     let echo = Echo::start(LIMITS);
-    let ping = zmtp::command(b"\x04PING\x00\x02");
+    let ping = zmtp::command(b"\x04PING\x00\x0a");
     let message = zmtp::frame(b"a", false);
     // In a later read, and in the same one; part of a message is traffic as well.
     for (rest, together) in [(&message, false), (&message, true), (&message[..1].to_vec(), true)] {
@@ -303,7 +303,7 @@ fn any_traffic_after_a_ping_ends_its_ttl() {
 
 #[test]
 fn only_a_peer_that_has_shown_that_it_knows_ping_is_pinged_and_closed_if_it_does_not_answer() {
-    let limits = Limits { heartbeat_interval: Duration::from_millis(200), ..LIMITS };
+    let limits = Limits { heartbeat_interval: Duration::from_secs(1), ..LIMITS };
     let echo = Echo::start(limits);
     let ping = zmtp::command(b"\x04PING\0\0");
     let mut old = echo.dealer(0, b"");
@@ -642,7 +642,7 @@ fn recv_can_be_dropped(limits: Limits) {
 }
 
 /// A socket that the test itself polls, on its runtime.
-fn bound(limits: Limits) -> (BoundedRouter, SocketAddr, SocketMetrics) {
+pub fn bound(limits: Limits) -> (BoundedRouter, SocketAddr, SocketMetrics) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped()).socket;
@@ -650,7 +650,7 @@ fn bound(limits: Limits) -> (BoundedRouter, SocketAddr, SocketMetrics) {
 }
 
 /// An established DEALER on such a socket.
-async fn dealer_of(
+pub async fn dealer_of(
     socket: &mut BoundedRouter,
     address: SocketAddr,
     identity: &'static [u8],

@@ -141,7 +141,7 @@ fn a_ping_gets_its_context_back_and_silence_beyond_its_ttl_closes_the_peer() {
 
 #[test]
 fn quiet_peers_that_have_shown_ping_are_pinged_and_closed_when_they_have_vanished() {
-    let mut attacked = Attacked::start(&["--heartbeat-interval", "300ms"]);
+    let mut attacked = Attacked::start(&["--heartbeat-interval", "1s"]);
     let ping = zmtp::command(b"\x04PING\0\0");
     let pong = zmtp::command(b"\x04PONG");
     let mut old = zmtp::dealer(attacked.address(), 0, b"");
