@@ -91,7 +91,7 @@ pub struct Peer {
     pub out: OutQueue,
     /// Whether the last write left something behind.
     pub blocked: bool,
-    /// Since when so much waits for it that it is not read from.
+    /// When reading from it paused because too much waits to be sent to it.
     pub paused_at: Option<Instant>,
     /// How fast replies leave that the kernel did not take at once, while there are some.
     pub backlog: Option<Meter>,
@@ -288,7 +288,7 @@ impl Peer {
         Ok(())
     }
 
-    /// So many bytes have come.
+    /// Counts `bytes` that were read at `now`.
     pub fn heard(&mut self, now: Instant, bytes: usize) {
         self.read_at = now;
         self.pinged_at = None;
@@ -319,7 +319,7 @@ impl Peer {
         }
     }
 
-    /// So many bytes have left at [`Peer::moved_at`], when `owed` replies were to be sent.
+    /// Counts `bytes` that left at [`Peer::moved_at`], when `owed` replies were queued.
     pub fn track_replies(&mut self, bytes: usize, owed: usize) {
         if owed > 0 {
             self.has_replies = true;
@@ -381,7 +381,7 @@ impl Peer {
         self.partial.capacity() + self.out.held() + handshake
     }
 
-    /// It is read from no more, or again: while it is not, its message cannot make progress.
+    /// Notes that reading has paused or resumed: meanwhile a message cannot make progress.
     pub fn pause_or_resume(&mut self, now: Instant) {
         match (self.is_paused(), self.paused_at) {
             (true, None) => self.paused_at = Some(now),

@@ -33,12 +33,12 @@ impl Meter {
         self.since
     }
 
-    /// Nothing could move for this long: it does not count.
+    /// Leaves out a time in which nothing could move.
     pub fn suspend(&mut self, time: Duration) {
         self.since += time;
     }
 
-    /// So many bytes have moved.
+    /// Counts `bytes` that moved at `now`.
     pub fn add(&mut self, now: Instant, bytes: usize) {
         let step = self.step_at(now);
         // Those that were not counted in are over, and a minute later all are.

@@ -21,11 +21,11 @@ const ANOTHER_TURN: Duration = Duration::from_millis(50);
 /// What is due when a peer's alarm comes.
 #[derive(Debug, Clone, Copy)]
 enum Due {
-    /// To see whether half a message has made progress.
+    /// Check whether half a message has made progress.
     Window,
-    /// To see whether the peer is there.
+    /// Check whether the peer is alive.
     Look,
-    /// To close it.
+    /// Close the peer.
     Close(Reason),
 }
 
@@ -46,7 +46,7 @@ impl BoundedRouter {
         let look = if peer.out.is_empty() {
             interval.map(|interval| (peer.read_at.max(peer.looked_at) + interval, Due::Look))
         } else {
-            // Who takes replies is there, whether or not it is read from.
+            // A peer that takes replies is alive, whether or not it is read from.
             let heard_at = peer.moved_at.max(peer.looked_at);
             Some((heard_at + interval.unwrap_or(LOOK).min(LOOK), Due::Look))
         };
