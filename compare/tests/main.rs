@@ -5,6 +5,7 @@ mod crowd;
 mod heartbeat;
 mod pool;
 mod reconnect;
+mod refused;
 mod sizes;
 mod support;
 mod yardstick;

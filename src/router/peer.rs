@@ -31,10 +31,24 @@ const LEAST_READ: usize = 4 << 10;
 pub enum State {
     /// Greeting and READY.
     Handshake(Box<Handshake>),
+    /// The handshake has failed and is counted. The peer is told by what was left to be
+    /// sent, and has a moment to read it.
+    Refused(Refused),
     /// Messages.
     Established,
     /// We have said that nothing more comes from us, and wait for the same.
     HalfClosed,
+}
+
+/// How long a refused peer may stay.
+#[derive(Debug)]
+pub struct Refused {
+    /// Until then.
+    pub until: Instant,
+    /// Until it has sent so many bytes more, which nobody looks at.
+    pub unread: usize,
+    /// Whether we have said that nothing more comes from us.
+    pub half_closed: bool,
 }
 
 /// What a first read takes at most, before it is known how large the messages are.
@@ -71,6 +85,8 @@ pub struct Peer {
     pub is_client: bool,
     /// Whether it knows PING.
     pub knows_ping: bool,
+    /// Whether it is a REQ, whose messages have to be requests.
+    pub is_req: bool,
     /// The start of a message that is not whole, as it came.
     pub partial: Vec<u8>,
     /// How far `partial` has been scanned.
@@ -87,6 +103,8 @@ pub struct Peer {
     pub ended: Option<Reason>,
     /// When the connection was accepted.
     pub accepted_at: Instant,
+    /// When it is sent our READY even if its own has not come.
+    pub ready_at: Option<Instant>,
     /// When its bytes came last.
     pub read_at: Instant,
     /// When bytes to it left last, or began to wait.
@@ -114,6 +132,7 @@ impl Peer {
             identity: Bytes::new(),
             is_client: true,
             knows_ping: false,
+            is_req: false,
             partial: Vec::new(),
             scan: Scan::default(),
             missing: 0,
@@ -122,6 +141,7 @@ impl Peer {
             blocked: false,
             ended: None,
             accepted_at: now,
+            ready_at: None,
             read_at: now,
             moved_at: now,
             pinged_at: None,

@@ -1,5 +1,5 @@
-//! The socket: fairness, flow control, accounts and shutdown; accepting and deadlines
-//! are its two parts in files of their own.
+//! The socket: fairness, flow control, accounts and shutdown; accepting, handshakes and
+//! deadlines are its three parts in files of their own.
 //!
 //! Whatever wakes a peer, the listener or the clock puts its token on the ready
 //! list. A turn takes one token: it flushes what waits for that peer, reads from
@@ -12,6 +12,7 @@
 
 mod accepting;
 mod deadlines;
+mod handshaking;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -261,6 +262,13 @@ impl BoundedRouter {
                         .push_back(batch.identity.take().unwrap_or_else(|| peer.identity.clone()));
                     let payload = wire::split_frames(&mut batch.bytes, end, &mut frames);
                     self.received += if peer.is_client { payload } else { 0 };
+                    if peer.is_req && !is_request(&frames) {
+                        batch.taken += 1;
+                        batch.identity = frames.pop_front();
+                        self.metrics.malformed_requests.inc();
+                        debug!(identity = %peer.identity.escape_ascii(), "malformed request");
+                        continue;
+                    }
                     if batch.own {
                         disown(&mut frames, batch.whole);
                     }
@@ -329,8 +337,16 @@ impl BoundedRouter {
     }
 
     fn serve(&mut self, slot: usize) -> Result<(), Reason> {
-        self.flush(slot)?;
+        let flushed = self.flush(slot);
         let peer = self.peers[slot].as_mut().expect("the visit has looked");
+        let shaking = matches!(peer.state, State::Handshake(_));
+        match peer.state {
+            // What a peer in its handshake has sent before it left says more of it than
+            // that we can send it nothing.
+            State::Handshake(_) => {}
+            State::Refused(_) => return flushed.and_then(|()| self.dismiss(slot)),
+            State::Established | State::HalfClosed => flushed?,
+        }
         if peer.out.is_empty() {
             if let Some(reason) = peer.ended {
                 return Err(reason);
@@ -351,11 +367,11 @@ impl BoundedRouter {
             Poll::Pending => return Ok(()),
             Poll::Ready(Err(_)) => return Err(Reason::Error),
             Poll::Ready(Ok(Read::End)) => {
-                let whole = !matches!(peer.state, State::Handshake(_)) && peer.partial.is_empty();
+                let whole = !shaking && peer.partial.is_empty();
                 let reason = if whole { Reason::Closed } else { Reason::Error };
                 peer.ended = Some(reason);
                 peer.partial = Vec::new();
-                return if peer.out.is_empty() { Err(reason) } else { Ok(()) };
+                return if shaking || peer.out.is_empty() { Err(reason) } else { Ok(()) };
             }
             Poll::Ready(Ok(Read::More)) => (Bytes::new(), true),
             Poll::Ready(Ok(Read::Batch { bytes, own })) => (bytes, own),
@@ -365,17 +381,10 @@ impl BoundedRouter {
             peer.pinged_at = None;
         }
         let read_at = peer.read_at;
-        match &mut peer.state {
-            State::HalfClosed => return Ok(()),
+        match peer.state {
+            State::HalfClosed | State::Refused(_) => return Ok(()),
             State::Established => {}
-            State::Handshake(handshake) => {
-                let metadata = self.limits.metadata_bytes;
-                let info = peer.out.push_bytes(|out| handshake.feed(&mut bytes, metadata, out))?;
-                if let Some(info) = info {
-                    self.establish(slot, info);
-                }
-                self.flush(slot)?;
-            }
+            State::Handshake(_) => self.shake_hands(slot, &mut bytes)?,
         }
         if !bytes.is_empty() {
             let whole = bytes.len();
@@ -399,6 +408,7 @@ impl BoundedRouter {
     fn establish(&mut self, slot: usize, info: PeerInfo) {
         let peer = self.peers[slot].as_mut().expect("who was read from is there");
         peer.knows_ping = info.knows_ping;
+        peer.is_req = info.is_req;
         peer.state = State::Established;
         let mut identity = info.identity;
         while identity.is_empty() || self.identities.contains_key(&identity) {
@@ -485,14 +495,11 @@ impl BoundedRouter {
         }
         self.free.push(slot);
         self.metrics.undeliverable_peer_gone.inc_by(peer.out.replies() as u64);
-        if let State::Handshake(handshake) = &peer.state {
-            // A TCP probe connects and closes, or resets because our greeting lies
-            // unread. It is no fault and comes for ever.
-            if !(handshake.untouched() && reason == Reason::Error) {
-                debug!(reason = reason.as_str(), "handshake failed");
-                self.metrics.handshake_failed(reason);
-            }
-            return;
+        match &peer.state {
+            State::Handshake(handshake) => return self.fail(handshake, reason),
+            // It is counted already.
+            State::Refused(_) => return,
+            State::Established | State::HalfClosed => {}
         }
         let identity = peer.identity.escape_ascii();
         debug!(%identity, reason = reason.as_str(), "peer disconnected");
@@ -552,6 +559,14 @@ impl BoundedRouter {
 /// Whether two identities are the same; mostly in the same place.
 fn is_same(one: &Bytes, other: &Bytes) -> bool {
     (one.as_ptr() == other.as_ptr() && one.len() == other.len()) || one == other
+}
+
+/// Whether a REQ's message, behind its identity, is a request: an empty frame and at
+/// least one more, behind a request's number where the client has ZMQ_REQ_CORRELATE
+/// (RFC 28, "The REQ Socket Type"). An empty message alone is ZMQ_PROBE_ROUTER's.
+fn is_request(frames: &VecDeque<Bytes>) -> bool {
+    let is_delimiter = |at: usize| frames.len() > at + 1 && frames[at].is_empty();
+    is_delimiter(1) || is_delimiter(2)
 }
 
 /// Gives frames memory of their own that are a small part of a `whole` buffer: who
@@ -625,7 +640,7 @@ impl Router for BoundedRouter {
         self.end_batch(1);
         for slot in 0..self.peers.len() {
             match &self.peers[slot] {
-                Some(peer) if matches!(peer.state, State::Handshake(_)) => {
+                Some(peer) if matches!(peer.state, State::Handshake(_) | State::Refused(_)) => {
                     self.close_peer(slot, Reason::Closed);
                 }
                 _ => self.turns.push(slot),

@@ -18,6 +18,7 @@ const ANOTHER_TURN: Duration = Duration::from_millis(50);
 /// What is due when a peer's alarm comes.
 enum Due {
     Ping,
+    Ready,
     Close(Reason),
 }
 
@@ -25,11 +26,16 @@ impl BoundedRouter {
     /// What is due next for the peer, and when.
     fn next_due(&self, peer: &Peer) -> Option<(Instant, Due)> {
         let limits = &self.limits;
-        match peer.state {
+        match &peer.state {
             State::Handshake(_) => {
                 let at = peer.accepted_at + limits.handshake_timeout;
-                return Some((at, Due::Close(Reason::HandshakeTimeout)));
+                let ready = peer.ready_at.filter(|ready_at| *ready_at < at);
+                return Some(match ready {
+                    Some(ready_at) => (ready_at, Due::Ready),
+                    None => (at, Due::Close(Reason::HandshakeTimeout)),
+                });
             }
+            State::Refused(refused) => return Some((refused.until, Due::Close(Reason::Closed))),
             State::HalfClosed => return Some((peer.moved_at + LINGER, Due::Close(Reason::Closed))),
             State::Established => {}
         }
@@ -91,6 +97,7 @@ impl BoundedRouter {
                 }
                 Some((at, Due::Close(reason))) if at <= now => self.close_peer(token, reason),
                 Some((at, Due::Ping)) if at <= now => self.ping(token, now),
+                Some((at, Due::Ready)) if at <= now => self.send_ready(token),
                 _ => self.set_alarm(token),
             }
         }
