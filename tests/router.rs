@@ -473,6 +473,10 @@ fn a_refused_peer_is_told_why_and_not_reset_however_much_it_has_sent() {
         }
     }
     assert_eq!(echo.metrics.socket.failed.get(), 18);
+    // Nor as one of those that have left.
+    let mut next = echo.dealer(0, b"");
+    zmtp::echoes(&mut next, &zmtp::frame(b"a", false));
+    assert_eq!(echo.disconnections("closed") + echo.disconnections("error"), 0);
 }
 
 #[test]
