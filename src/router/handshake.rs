@@ -6,16 +6,17 @@
 //!
 //! 1. [`wire::GREETING_START`] bytes of our greeting at once, by the caller. A peer
 //!    that looks at versions first, as libzmq does, then tells us its own.
-//! 2. The rest of the greeting, when the peer is known to speak ZMTP 3.0 or later: also
-//!    one with another mechanism learns ours, and can tell its user why it is refused.
+//! 2. The rest of the greeting, once the peer is known to speak ZMTP 3.0 or later. A peer
+//!    with another mechanism then learns ours, and can tell its user why it is refused.
 //! 3. READY when the peer's is accepted, or ERROR in its place. RFC 37 allows ERROR
-//!    nowhere else, so our READY waits for the peer's, which the RFC has both sides send
-//!    unasked. For a peer that waits as well the caller has [`Handshake::send_ready`].
+//!    nowhere else, so our READY waits for the peer's, although the RFC has both sides send
+//!    it unasked. If a peer waits as well, the caller uses [`Handshake::send_ready`].
 //!
-//! One rule of RFC 37 is not kept, on purpose: that an identity "SHALL NOT" begin with a
-//! zero byte. RFC 23 has no such rule and libzmq gave it up in 2014, so such clients
-//! exist: one random UUID in 256 begins with a zero, and every big-endian number. Our own
-//! identities begin with one too; whoever comes second gets another.
+//! One rule of RFC 37 is deliberately not kept: that an identity "SHALL NOT" begin with a
+//! zero byte. RFC 23 has no such rule and libzmq dropped it in 2014, so such clients exist:
+//! one random UUID in 256 begins with a zero byte, and so does every big-endian number. The
+//! identities that the socket generates begin with one too. If an identity is taken, the
+//! later peer gets a generated one.
 
 use bytes::{Buf, Bytes};
 
@@ -82,7 +83,7 @@ impl Handshake {
         told
     }
 
-    /// Whether the peer has sent its greeting and waits, it may be, for our READY.
+    /// Whether the peer's greeting is whole and our READY has not been sent.
     pub fn owes_ready(&self) -> bool {
         self.minor.is_some() && !self.ready_sent
     }

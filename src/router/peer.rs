@@ -31,8 +31,7 @@ const LEAST_READ: usize = 4 << 10;
 pub enum State {
     /// Greeting and READY.
     Handshake(Box<Handshake>),
-    /// The handshake has failed and is counted. The peer is told by what was left to be
-    /// sent, and has a moment to read it.
+    /// The handshake has failed and is counted. The peer has a moment to read why.
     Refused(Refused),
     /// Messages.
     Established,
@@ -43,9 +42,9 @@ pub enum State {
 /// How long a refused peer may stay.
 #[derive(Debug)]
 pub struct Refused {
-    /// Until then.
+    /// It is closed then at the latest.
     pub until: Instant,
-    /// Until it has sent so many bytes more, which nobody looks at.
+    /// How many more bytes are read from it, and ignored, before it is closed.
     pub unread: usize,
     /// Whether we have said that nothing more comes from us.
     pub half_closed: bool,

@@ -341,8 +341,8 @@ impl BoundedRouter {
         let peer = self.peers[slot].as_mut().expect("the visit has looked");
         let shaking = matches!(peer.state, State::Handshake(_));
         match peer.state {
-            // What a peer in its handshake has sent before it left says more of it than
-            // that we can send it nothing.
+            // Whatever the peer sent before it left decides the reason, not our failed
+            // write: read first.
             State::Handshake(_) => {}
             State::Refused(_) => return flushed.and_then(|()| self.dismiss(slot)),
             State::Established | State::HalfClosed => flushed?,

@@ -1,9 +1,9 @@
-//! Handshakes, and how a peer is let down that is refused in one.
+//! Handshakes, and how a refused peer learns why.
 //!
-//! To close a connection with bytes unread resets it, which may destroy what was sent to
-//! the peer before. So a peer that has been told why it is refused is not closed at once.
-//! It is counted, our side is closed behind the last byte, and what it sends is read and
-//! thrown away until it closes too, or has had its time.
+//! Closing a connection with unread bytes resets it, and a reset may destroy what was sent
+//! before. So a refused peer is counted at once but not closed: our side is closed behind
+//! the last byte, and input is read and thrown away until the peer closes as well, or its
+//! time is up.
 
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -16,21 +16,20 @@ use crate::router::handshake::Handshake;
 use crate::router::peer::{Read, Refused, State};
 use crate::router::reason::Reason;
 
-/// How long our READY waits for the peer's, from its greeting on. Every implementation
-/// that we know of sends its own at once, so it is a round trip's time: longer than most
-/// within a continent, and short for a peer that waits for ours first.
+/// How long our READY waits for the peer's, from its greeting on. RFC 37 has a peer send
+/// READY unasked, so it takes one round trip: less than this within a continent. A peer
+/// that waits for ours first loses this much, once per connection.
 const READY_WAIT: Duration = Duration::from_millis(100);
 
-/// How long a refused peer may take to read why, and to close: a few round trips.
+/// How long a refused peer may take to read why and to close: a few round trips.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
-/// How much more it may send meanwhile: what it had sent before it knew, a socket's
-/// buffers full at most.
+/// How many bytes are read from it meanwhile: what it sent before it knew, but not a flood.
 const REFUSED_BYTES: usize = READ;
 
 impl BoundedRouter {
-    /// Takes from `bytes` what belongs to the handshake of the peer, which is established
-    /// or refused if that was all. What is left are its first messages.
+    /// Takes from `bytes` what belongs to the peer's handshake. If that completes it, the
+    /// peer is established and `bytes` holds its first messages; or it is refused.
     pub(super) fn shake_hands(&mut self, slot: usize, bytes: &mut Bytes) -> Result<(), Reason> {
         let peer = self.peers[slot].as_mut().expect("who was read from is there");
         let State::Handshake(handshake) = &mut peer.state else { return Ok(()) };
@@ -50,7 +49,7 @@ impl BoundedRouter {
             }
             Err(reason) => return Err(reason),
         }
-        // If the peer has left, its next read says so, behind what it has still sent.
+        // If this fails, the peer has left, and its next read says so.
         let _ = self.flush(slot);
         Ok(())
     }
