@@ -21,7 +21,7 @@ use crate::support::{Server, echo, get, message, request, sample, wait_until, zm
 
 /// Every series of the service but those by reason, with its type, as the contract
 /// has it.
-const SERIES: [(&str, &str); 31] = [
+const SERIES: [(&str, &str); 32] = [
     ("zmq_echo_requests_total{source=\"client\"}", "counter"),
     ("zmq_echo_requests_total{source=\"probe\"}", "counter"),
     ("zmq_echo_request_duration_seconds", "histogram"),
@@ -31,6 +31,7 @@ const SERIES: [(&str, &str); 31] = [
     ("zmq_echo_connections_total{outcome=\"established\"}", "counter"),
     ("zmq_echo_connections_total{outcome=\"failed\"}", "counter"),
     ("zmq_echo_rejected_total", "counter"),
+    ("zmq_echo_malformed_requests_total", "counter"),
     ("zmq_echo_undeliverable_total{reason=\"peer_gone\"}", "counter"),
     ("zmq_echo_undeliverable_total{reason=\"deadline\"}", "counter"),
     ("zmq_echo_lost_requests_total", "counter"),

@@ -33,10 +33,23 @@ const LEAST_READ: usize = 4 << 10;
 pub enum State {
     /// Greeting and READY.
     Handshake(Box<Handshake>),
+    /// The handshake has failed and is counted. The peer has a moment to read why.
+    Refused(Refused),
     /// Messages.
     Established,
     /// We have said that nothing more comes from us, and wait for the same.
     HalfClosed,
+}
+
+/// How long a refused peer may stay.
+#[derive(Debug)]
+pub struct Refused {
+    /// It is closed then at the latest.
+    pub until: Instant,
+    /// How many more bytes are read from it, and ignored, before it is closed.
+    pub unread: usize,
+    /// Whether we have said that nothing more comes from us.
+    pub half_closed: bool,
 }
 
 /// What a first read takes at most, before it is known how large the messages are.
@@ -73,6 +86,8 @@ pub struct Peer {
     pub is_client: bool,
     /// Whether it has shown that it knows PING, by a PING or PONG of its own.
     pub knows_ping: bool,
+    /// Whether it is a REQ, whose messages have to be requests.
+    pub is_req: bool,
     /// The start of a message that is not whole, as it came.
     pub partial: Vec<u8>,
     /// How far `partial` has been scanned.
@@ -105,6 +120,8 @@ pub struct Peer {
     pub ended: Option<Reason>,
     /// When the connection was accepted.
     pub accepted_at: Instant,
+    /// When it is sent our READY even if its own has not come.
+    pub ready_at: Option<Instant>,
     /// When its bytes came last.
     pub read_at: Instant,
     /// When bytes to it left last, or began to wait.
@@ -138,6 +155,7 @@ impl Peer {
             identity: Bytes::new(),
             is_client: true,
             knows_ping: false,
+            is_req: false,
             partial: Vec::new(),
             scan: Scan::default(),
             missing: 0,
@@ -154,6 +172,7 @@ impl Peer {
             has_replies: false,
             ended: None,
             accepted_at: now,
+            ready_at: None,
             read_at: now,
             moved_at: now,
             active_at: now,

@@ -37,9 +37,9 @@ fn connect_from(own: IpAddr, server: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Whether the server lets it in, which it shows by its greeting.
+/// Whether the server lets it in, which it shows by the start of its greeting.
 fn is_greeted(stream: &mut TcpStream) -> bool {
-    stream.read_exact(&mut [0; 64]).is_ok()
+    stream.read_exact(&mut [0; zmtp::GREETING_START]).is_ok()
 }
 
 /// A server that may open [`FEW`] files.

@@ -59,7 +59,7 @@ impl BoundedRouter {
         });
         let mut peer = Peer::new(stream, self.ready.bell(slot), Instant::now());
         peer.bound_kernel_buffers(self.limits.socket_buffer);
-        peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()));
+        peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()[..wire::GREETING_START]));
         self.peers[slot] = Some(Box::new(peer));
         self.turns.push(slot);
     }
