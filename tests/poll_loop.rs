@@ -38,11 +38,11 @@ fn start(handle: Handle) -> Loop {
 
 async fn own_socket(listener: TcpListener, metrics: SocketMetrics) -> BoundedRouter {
     let limits = ServerConfig::parse_args(["zmq-echo-server"]).unwrap().limits();
-    BoundedRouter::bind(listener, limits, metrics).unwrap()
+    BoundedRouter::bind([listener], limits, metrics).unwrap()
 }
 
 async fn crates_socket(listener: TcpListener, metrics: SocketMetrics) -> ZeromqRouter {
-    ZeromqRouter::bind(listener, metrics).await.unwrap()
+    ZeromqRouter::bind([listener], metrics).await.unwrap()
 }
 
 /// A loop on the socket that `bind` makes, whose drain takes `timeout` at most.

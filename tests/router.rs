@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use zeromq::{DealerSocket, ReqSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqMessage};
+use zmq_echo::listeners::open_each;
 use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, SocketMetrics, log_records_dropped};
 use zmq_echo::router::{BoundedRouter, Limits};
 use zmq_echo::socket::{Closed, Router};
@@ -21,6 +22,7 @@ pub const LIMITS: Limits = Limits {
     message_frames: 64,
     metadata_bytes: 4 << 10,
     peers: 100,
+    peers_per_address: 0,
     handshake_timeout: Duration::from_secs(30),
     stall_timeout: Duration::from_secs(30),
     stall_bytes: 32 << 10,
@@ -47,15 +49,18 @@ struct Echo {
 
 impl Echo {
     fn start(limits: Limits) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        Self::start_on(vec![TcpListener::bind("127.0.0.1:0").unwrap()], limits)
+    }
+
+    fn start_on(listeners: Vec<TcpListener>, limits: Limits) -> Self {
+        let address = listeners[0].local_addr().unwrap();
         let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
         let (orders, mut received) = tokio::sync::mpsc::unbounded_channel();
         let (done_sender, done) = mpsc::channel();
         let socket_metrics = metrics.socket.clone();
         let thread = thread::spawn(move || {
             runtime().block_on(async {
-                let mut socket = BoundedRouter::bind(listener, limits, socket_metrics).unwrap();
+                let mut socket = BoundedRouter::bind(listeners, limits, socket_metrics).unwrap();
                 loop {
                     tokio::select! {
                         order = received.recv() => match order {
@@ -780,6 +785,25 @@ fn stop_listening_accepts_what_waits_and_leaves_connected_peers_alone() {
 }
 
 #[test]
+fn peers_of_every_listener_are_served_until_all_of_them_are_closed() {
+    let addresses = [[127, 0, 0, 1], [127, 0, 0, 2], [127, 0, 0, 3]];
+    let addresses = addresses.map(|ip| SocketAddr::from((ip, 0)));
+    let listeners = open_each(&addresses).unwrap();
+    let bound: Vec<_> = listeners.iter().map(|one| one.local_addr().unwrap()).collect();
+    let echo = Echo::start_on(listeners, LIMITS);
+    let mut peers: Vec<_> = bound.iter().map(|at| zmtp::dealer(*at, 0, b"")).collect();
+    // These wait in the queues, and are accepted all the same.
+    let waiting: Vec<_> = bound.iter().map(|at| zmtp::stream(*at)).collect();
+    echo.stop_listening();
+    for mut stream in waiting {
+        zmtp::shake_hands(&mut stream, &hello(0, "DEALER", b""));
+        peers.push(stream);
+    }
+    peers.iter_mut().for_each(|peer| zmtp::echoes(peer, &zmtp::frame(b"hello", false)));
+    bound.iter().for_each(|at| assert!(TcpStream::connect(at).is_err(), "{at} is open"));
+}
+
+#[test]
 fn close_lets_every_reply_out_and_says_what_is_owed_and_discarded() {
     let echo = Echo::start(LIMITS);
     let mut reader = echo.dealer(0, b"");
@@ -875,7 +899,7 @@ pub fn bound(limits: Limits) -> (BoundedRouter, SocketAddr, SocketMetrics) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped()).socket;
-    (BoundedRouter::bind(listener, limits, metrics.clone()).unwrap(), address, metrics)
+    (BoundedRouter::bind([listener], limits, metrics.clone()).unwrap(), address, metrics)
 }
 
 /// An established DEALER on such a socket.

@@ -1,9 +1,10 @@
 //! Metrics and health over HTTP, whatever else happens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,10 @@ use base64::Engine as _;
 use prometheus::TextEncoder;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use zmq_echo::endpoint::ConnectEndpoint;
+use socket2::{Domain, SockRef, Socket, Type};
+use zmq_echo::endpoint::HttpAddress;
 use zmq_echo::health::{Health, Phase};
+use zmq_echo::listeners::OwnAddresses;
 use zmq_echo::metrics::{self, Metrics, REVISION, VERSION};
 use zmq_echo::router::Reason;
 use zmq_echo::side_port::{self, PATHS, SidePort};
@@ -21,7 +24,7 @@ use crate::support::{Server, echo, get, message, request, sample, wait_until, zm
 
 /// Every series of the service but those by reason, with its type, as the contract
 /// has it.
-const SERIES: [(&str, &str); 32] = [
+const SERIES: [(&str, &str); 33] = [
     ("zmq_echo_requests_total{source=\"client\"}", "counter"),
     ("zmq_echo_requests_total{source=\"probe\"}", "counter"),
     ("zmq_echo_request_duration_seconds", "histogram"),
@@ -44,6 +47,7 @@ const SERIES: [(&str, &str); 32] = [
     ("zmq_echo_log_records_dropped_total", "counter"),
     ("zmq_echo_build_info{version,revision}", "gauge"),
     ("zmq_echo_limit_peers", "gauge"),
+    ("zmq_echo_limit_peers_per_address", "gauge"),
     ("zmq_echo_limit_buffered_bytes", "gauge"),
     ("zmq_echo_limit_message_bytes", "gauge"),
     ("zmq_echo_limit_message_frames", "gauge"),
@@ -88,6 +92,8 @@ fn every_series_is_there_at_zero_before_the_first_request() {
         assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
         match name {
             "zmq_echo_build_info" => assert_eq!(sample(&scrape, name), Some(1.0)),
+            // There is none by default.
+            "zmq_echo_limit_peers_per_address" => assert_eq!(sample(&scrape, name), Some(0.0)),
             _ if name.starts_with("process_") || name.starts_with("zmq_echo_limit_") => {
                 assert!(sample(&scrape, name).is_some_and(|value| value > 0.0), "{name}");
             }
@@ -367,6 +373,103 @@ fn slow_clients_do_not_stop_a_scrape() {
     }
 }
 
+/// Opens connections from `source` as fast as it can and sends nothing on them, until it
+/// is dropped. Enough of them stay open to take all the places there are.
+struct Flood {
+    ended: Arc<AtomicBool>,
+    opened: Arc<AtomicUsize>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Flood {
+    fn start(target: SocketAddr, source: [u8; 4]) -> Self {
+        let (ended, opened) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let (until, count) = (Arc::clone(&ended), Arc::clone(&opened));
+        let thread = thread::spawn(move || {
+            let mut open = VecDeque::new();
+            while !until.load(Ordering::Relaxed) {
+                open.push_back(silent(target, source));
+                count.fetch_add(1, Ordering::Relaxed);
+                if open.len() > side_port::CONNECTIONS + 50 {
+                    open.pop_front();
+                }
+            }
+        });
+        Self { ended, opened, thread: Some(thread) }
+    }
+
+    fn opened(&self) -> usize {
+        self.opened.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+/// A connection that leaves no port waiting behind it.
+fn silent(target: SocketAddr, source: [u8; 4]) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.connect(&target.into()).unwrap();
+    socket.set_linger(Some(Duration::ZERO)).unwrap();
+    socket
+}
+
+#[test]
+fn every_liveness_check_beside_a_flood_of_connections_is_answered() {
+    let server = Server::start(&[]);
+    let flood = Flood::start(server.http, [127, 0, 0, 2]);
+    wait_until("every place is taken", || flood.opened() > 2 * side_port::CONNECTIONS);
+    for check in 1..=80 {
+        let before = flood.opened();
+        let (status, text) = server.get("/livez");
+        assert_eq!(status, 200, "check {check}: {text}");
+        wait_until("the flood goes on", || flood.opened() > before + side_port::CONNECTIONS);
+    }
+}
+
+#[test]
+fn a_request_being_answered_survives_a_flood_of_connections() {
+    let (_silent, http) = beside_a_stuck_loop(Phase::Serving);
+    let flood = Flood::start(http, [127, 0, 0, 2]);
+    wait_until("every place is taken", || flood.opened() > 2 * side_port::CONNECTIONS);
+    // Each is answered after half a second, when the echo has failed.
+    let asked: Vec<_> = (0..8).map(|_| thread::spawn(move || get(http, "/livez"))).collect();
+    for asked in asked {
+        let (status, text) = asked.join().expect("it is not cut off");
+        assert_eq!(status, 503, "{text}");
+    }
+}
+
+#[test]
+fn clients_that_do_not_read_their_answers_keep_nobody_out() {
+    let listener = "127.0.0.1:0".parse::<HttpAddress>().unwrap().listen().unwrap();
+    // What the kernel takes of an answer is no longer ours to send. It takes 64 KiB at
+    // once, however small the buffer, so the answer has to be larger.
+    SockRef::from(&listener).set_send_buffer_size(4 << 10).unwrap();
+    let buckets: Vec<f64> = (1..5000).map(f64::from).collect();
+    let (_silent, http) = serve_beside_a_stuck_loop(listener, "here", Phase::Serving, &buckets, 8);
+    let mut unread = Vec::new();
+    for _ in 0..24 {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(2 << 10).unwrap();
+        socket.connect(&http.into()).unwrap();
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        assert!(stream.peek(&mut [0]).is_ok_and(|count| count == 1), "no answer");
+        unread.push(stream);
+        let started = Instant::now();
+        assert_eq!(get(http, "/readyz").0, 200, "beside {}", unread.len());
+        // If none of the others gave way, the first would end after five seconds.
+        let waited = started.elapsed();
+        assert!(waited < Duration::from_secs(3), "{waited:?} beside {}", unread.len());
+    }
+}
+
 #[test]
 fn a_scrape_answers_while_the_loop_is_saturated() {
     let server = Server::start(&[]);
@@ -418,16 +521,26 @@ fn beside_a_stuck_loop(phase: Phase) -> (std::net::TcpListener, SocketAddr) {
 }
 
 fn beside_a_stuck_loop_of(instance: &str, phase: Phase) -> (std::net::TcpListener, SocketAddr) {
+    let http = "127.0.0.1:0".parse::<HttpAddress>().unwrap().listen().unwrap();
+    serve_beside_a_stuck_loop(http, instance, phase, &[1.0], side_port::CONNECTIONS)
+}
+
+fn serve_beside_a_stuck_loop(
+    http: std::net::TcpListener,
+    instance: &str,
+    phase: Phase,
+    buckets: &[f64],
+    connections: usize,
+) -> (std::net::TcpListener, SocketAddr) {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let http = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = http.local_addr().unwrap();
     let long_ago = Instant::now().checked_sub(2 * Health::TURN_LIMIT).expect("the machine is up");
     let health = Health::new(long_ago);
     health.enter(phase);
-    let metrics = Metrics::new(&[1.0], metrics::log_records_dropped());
-    let endpoint = ConnectEndpoint::to_listener(silent.local_addr().unwrap());
-    side_port::spawn(http, SidePort::new(metrics, Arc::new(health), endpoint, instance), 10)
-        .unwrap();
+    let metrics = Metrics::new(buckets, metrics::log_records_dropped());
+    let addresses = OwnAddresses::of(&[silent.try_clone().unwrap()]).unwrap();
+    let side_port = SidePort::new(metrics, Arc::new(health), addresses, instance);
+    side_port::spawn(http, side_port, connections).unwrap();
     (silent, address)
 }
 

@@ -34,9 +34,10 @@ const ROOMY: Limits = Limits {
     message_frames: 64,
     metadata_bytes: 4 << 10,
     peers: 20,
+    peers_per_address: 0,
     handshake_timeout: DEADLINE,
     stall_timeout: DEADLINE,
-    stall_bytes: 1 << 10,
+    stall_bytes: 1,
     buffer_bytes: 4 << 20,
     socket_buffer: 64 << 10,
     heartbeat_interval: Duration::ZERO,
@@ -117,7 +118,7 @@ impl Service {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
-        let router = BoundedRouter::bind(listener, limits, metrics.socket.clone()).unwrap();
+        let router = BoundedRouter::bind([listener], limits, metrics.socket.clone()).unwrap();
         let mut neighbour = Peer::connect(address);
         neighbour.write(&greeting(1));
         neighbour.write(&ready("DEALER", NEIGHBOUR));

@@ -21,6 +21,7 @@ use super::out_queue::{OutQueue, SLICES};
 use super::progress::{Meter, Window};
 use super::ready::Bell;
 use super::reason::Reason;
+use super::socket::Place;
 use super::tcp_info::TcpInfo;
 use super::wire::{self, MessageLimits, Scan, Scanned};
 
@@ -75,6 +76,8 @@ pub enum Read {
 #[derive(Debug)]
 pub struct Peer {
     stream: TcpStream,
+    /// Where it comes from, and whether it may have to give way.
+    pub place: Place,
     /// Puts the peer on the ready list.
     pub bell: Arc<Bell>,
     waker: Waker,
@@ -146,9 +149,10 @@ pub struct Peer {
 
 impl Peer {
     /// A connection that was accepted at `now`.
-    pub fn new(stream: TcpStream, bell: Arc<Bell>, now: Instant) -> Self {
+    pub fn new(stream: TcpStream, place: Place, bell: Arc<Bell>, now: Instant) -> Self {
         Self {
             stream,
+            place,
             waker: Waker::from(Arc::clone(&bell)),
             bell,
             state: State::Handshake(Box::default()),

@@ -11,8 +11,11 @@ pub enum Reason {
     Closed,
     /// The connection broke, or was closed within a message or a handshake.
     Error,
-    /// More peers than the limit.
+    /// The server was full: it had no place for the connection, or the handshake made room
+    /// for another one.
     PeerLimit,
+    /// Its address had as many connections as an address may have.
+    AddressLimit,
     /// The handshake was not done in time.
     HandshakeTimeout,
     /// The first bytes are no ZMTP signature: TLS, HTTP, noise, ZMTP 1.0.
@@ -49,10 +52,11 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Reason; 19] = [
+    pub const ALL: [Reason; 20] = [
         Reason::Closed,
         Reason::Error,
         Reason::PeerLimit,
+        Reason::AddressLimit,
         Reason::HandshakeTimeout,
         Reason::NotZmtp,
         Reason::Version,
@@ -77,6 +81,7 @@ impl Reason {
             Reason::Closed => "closed",
             Reason::Error => "error",
             Reason::PeerLimit => "peer_limit",
+            Reason::AddressLimit => "address_limit",
             Reason::HandshakeTimeout => "handshake_timeout",
             Reason::NotZmtp => "not_zmtp",
             Reason::Version => "version",

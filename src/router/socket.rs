@@ -14,6 +14,7 @@ mod accepting;
 mod deadlines;
 mod draining;
 mod handshaking;
+mod places;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -30,6 +31,8 @@ use tracing::debug;
 use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
 
 use self::draining::Noted;
+pub use self::places::Place;
+use self::places::Places;
 use super::busy_poll::BusyPoll;
 use super::clock::Clock;
 use super::handshake::PeerInfo;
@@ -77,7 +80,8 @@ pub struct BoundedRouter {
     message_limits: MessageLimits,
     metrics: SocketMetrics,
     duration: LocalHistogram,
-    listener: Option<TcpListener>,
+    listeners: Vec<TcpListener>,
+    places: Places,
     listener_bell: Arc<Bell>,
     peers: Vec<Option<Box<Peer>>>,
     free: Vec<usize>,
@@ -128,18 +132,21 @@ struct Batch {
 }
 
 impl BoundedRouter {
-    /// Takes over `listener`, to accept from it whenever it is polled. Needs a
+    /// Takes over `listeners`, to accept from them whenever it is polled. Needs a
     /// runtime with I/O and time.
     ///
     /// # Errors
     ///
-    /// What the kernel says of the listener.
+    /// What the kernel says of a listener.
     pub fn bind(
-        listener: std::net::TcpListener,
+        listeners: impl IntoIterator<Item = std::net::TcpListener>,
         limits: Limits,
         metrics: SocketMetrics,
     ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
+        let listeners = listeners.into_iter().map(|listener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        });
         let ready = ReadyList::default();
         let listener_bell = ready.bell(LISTENER);
         let mut turns = Turns::default();
@@ -152,7 +159,8 @@ impl BoundedRouter {
             },
             duration: metrics.request_duration.local(),
             metrics,
-            listener: Some(TcpListener::from_std(listener)?),
+            listeners: listeners.collect::<io::Result<_>>()?,
+            places: Places::new(limits.peers_per_address),
             listener_bell,
             peers: Vec::new(),
             free: Vec::new(),
@@ -440,7 +448,12 @@ impl BoundedRouter {
         let peer = self.peers[slot].as_mut().expect("who was read from is there");
         peer.is_req = info.is_req;
         peer.state = State::Established;
+        self.places.keep(&mut peer.place);
         let mut identity = info.identity;
+        if is_probe(&identity) && !peer.place.of_this_host {
+            // Only a probe on this host is one. The peer is served as a client.
+            identity = Bytes::new();
+        }
         while identity.is_empty() || self.identities.contains_key(&identity) {
             self.next_identity = self.next_identity.wrapping_add(1);
             identity = [&[0], &self.next_identity.to_be_bytes()[..]].concat().into();
@@ -544,6 +557,7 @@ impl BoundedRouter {
             self.batch = None;
         }
         self.free.push(slot);
+        self.places.leave(&mut peer.place);
         self.metrics.undeliverable_peer_gone.inc_by(peer.out.replies() as u64);
         if peer.has_messages() {
             self.metrics.lost_requests.inc_by(peer.take_kept(&self.message_limits).0);
@@ -701,7 +715,7 @@ impl Router for BoundedRouter {
     }
 
     async fn stop_listening(&mut self) {
-        self.close_listener();
+        self.close_listeners();
     }
 
     fn active_at(&mut self, now: Instant) -> Instant {

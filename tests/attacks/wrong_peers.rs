@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::Attacked;
+use super::accepting::stranger;
 use crate::support::zmtp;
 
 /// Sends `bytes` to a new connection, which is to end for `reason`.
@@ -91,4 +92,27 @@ fn whoever_is_wrong_after_ready_is_closed_for_its_own_reason() {
     }
     assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
     attacked.is_unharmed();
+}
+
+#[test]
+fn the_probes_identity_is_trusted_only_from_this_host() {
+    let attacked = Attacked::start(&[]);
+    let source =
+        |source| attacked.metric(&format!("zmq_echo_requests_total{{source=\"{source}\"}}"));
+    let before = source("client");
+    let mut elsewhere = stranger(attacked.address());
+    zmtp::shake_hands(&mut elsewhere, &zmtp::hello(0, "DEALER", b"zmq-echo-probe/x"));
+    for _ in 0..10 {
+        zmtp::echoes(&mut elsewhere, &zmtp::frame(b"load", false));
+    }
+    let client = "zmq_echo_requests_total{source=\"client\"}";
+    attacked.wait_for_metric(client, |count| count == before + 10.0);
+    assert_eq!(source("probe"), 0.0);
+    // Its identity is not taken, for it has got another one.
+    let mut here = zmtp::dealer(attacked.address(), 0, b"zmq-echo-probe/x");
+    zmtp::echoes(&mut here, &zmtp::frame(b"check", false));
+    attacked.wait_for_metric("zmq_echo_requests_total{source=\"probe\"}", |count| count == 1.0);
+    assert_eq!(source("client"), before + 10.0);
+    let observed = attacked.metric("zmq_echo_request_duration_seconds");
+    assert_eq!(observed, before + 10.0, "a client's latency is measured");
 }
