@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(meter.rate(at(start, 10.0)), 100.0);
         // A minute later it is forgotten, and what came since counts.
         assert_eq!(meter.rate(at(start, 70.0)), 0.0);
-        meter.add(at(start, 71.0), 600);
+        meter.add(at(start, 71.0), 580);
         assert_eq!(meter.rate(at(start, 72.0)), 10.0);
         meter.add(at(start, 10_000.0), 1);
         assert!(meter.rate(at(start, 10_000.0)) < 1.0);
