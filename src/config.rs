@@ -81,8 +81,9 @@ pub struct ServerConfig {
 
     /// The drain ends after this long without a byte of a request or reply, such as 1s
     ///
-    /// A client with a partial message or an unread reply is waited for. Requests may still be
-    /// on the wire when the listener has closed. The default, 1s, is several times the slowest round trip between two zones.
+    /// The server waits for a client with a partial message or an unread reply. Requests may
+    /// still be on the wire when the listener has closed. The default, 1s, is several times the
+    /// slowest round trip between two zones.
     #[arg(
         long, env = "ZMQ_ECHO_DRAIN_QUIET", value_name = "DURATION", default_value = "1s",
         value_parser = parse_duration

@@ -70,6 +70,8 @@ pub struct Metrics {
 /// What a ROUTER socket counts of its connections.
 #[derive(Debug, Clone)]
 pub struct SocketMetrics {
+    /// Messages of REQ peers that are no requests.
+    pub malformed_requests: IntCounter,
     /// Bytes of the frames received from clients, identity aside.
     pub received_bytes: IntCounter,
     /// Bytes of the frames sent to clients, identity aside.
@@ -244,6 +246,11 @@ impl Metrics {
             client_requests: requests.with_label_values(&["client"]),
             probe_requests: requests.with_label_values(&["probe"]),
             socket: SocketMetrics {
+                malformed_requests: counter(
+                    r,
+                    "zmq_echo_malformed_requests_total",
+                    "Messages of REQ peers that are no requests, which were dropped.",
+                ),
                 received_bytes: counter(
                     r,
                     "zmq_echo_received_bytes_total",

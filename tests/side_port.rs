@@ -24,7 +24,7 @@ use crate::support::{Server, echo, get, message, request, sample, wait_until, zm
 
 /// Every series of the service but those by reason, with its type, as the contract
 /// has it.
-const SERIES: [(&str, &str); 32] = [
+const SERIES: [(&str, &str); 33] = [
     ("zmq_echo_requests_total{source=\"client\"}", "counter"),
     ("zmq_echo_requests_total{source=\"probe\"}", "counter"),
     ("zmq_echo_request_duration_seconds", "histogram"),
@@ -34,6 +34,7 @@ const SERIES: [(&str, &str); 32] = [
     ("zmq_echo_connections_total{outcome=\"established\"}", "counter"),
     ("zmq_echo_connections_total{outcome=\"failed\"}", "counter"),
     ("zmq_echo_rejected_total", "counter"),
+    ("zmq_echo_malformed_requests_total", "counter"),
     ("zmq_echo_undeliverable_total{reason=\"peer_gone\"}", "counter"),
     ("zmq_echo_undeliverable_total{reason=\"deadline\"}", "counter"),
     ("zmq_echo_lost_requests_total", "counter"),
@@ -133,15 +134,11 @@ async fn what_clients_do_is_counted() {
 fn metrics_keep_up_with_a_load_that_lets_the_loop_never_rest() {
     let server = Server::start(&[]);
     zmtp::keep_busy(server.address(), 4);
-    let mut least = 0.0;
     for _ in 0..5 {
-        server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |n| n > least);
-        let scrape = server.scrape();
-        let get = |series| sample(&scrape, series).unwrap();
-        let received = get("zmq_echo_requests_total{source=\"client\"}");
-        let observed = get("zmq_echo_request_duration_seconds");
-        assert!(observed > received / 2.0, "{observed} of {received} observed");
-        least = received + 20_000.0;
+        // What has been received is observed soon: not in the same scrape, which reads
+        // one series after another while the loop goes on.
+        let received = server.metric("zmq_echo_requests_total{source=\"client\"}");
+        server.wait_for_metric("zmq_echo_request_duration_seconds", |n| n > received);
     }
 }
 
@@ -197,12 +194,18 @@ fn the_series_of_the_process_are_named_as_everywhere() {
 fn each_path_answers_and_others_do_not() {
     let server = Server::start(&[]);
     for (path, _) in PATHS {
-        let (status, body) = server.get(path);
-        assert_eq!(status, 200, "{path}: {body}");
+        let mut body = String::new();
+        // Those of liveness have a limit of time, which a busy machine may exceed.
+        wait_until("it answers", || {
+            let status;
+            (status, body) = server.get(path);
+            status == 200
+        });
         if !matches!(path, "/" | "/metrics") {
             assert_eq!(body.lines().count(), 1, "{path}: {body}");
         }
-        assert_eq!(request(server.http, "HEAD", path), (200, String::new()), "{path}");
+        wait_until("it answers HEAD", || request(server.http, "HEAD", path).0 == 200);
+        assert_eq!(request(server.http, "HEAD", path).1, "", "{path}");
         assert_eq!(request(server.http, "POST", path).0, 405, "{path}");
     }
     let (status, body) = server.get("/metricsx");
@@ -350,9 +353,8 @@ fn slow_clients_do_not_stop_a_scrape() {
     let server = Server::start(&[]);
     let mut slow: Vec<TcpStream> =
         (0..400).map(|_| TcpStream::connect(server.http).unwrap()).collect();
-    // The oldest have made room already; otherwise this many descriptors would be open.
-    let open = server.metric("process_open_fds");
-    assert!(open < 300.0, "{open} descriptors");
+    // The oldest have made room already: as many descriptors would be open else.
+    server.wait_for_metric("process_open_fds", |open| open < 300.0);
     for (round, byte) in b"GET /".iter().enumerate() {
         for stream in &mut slow {
             // Those that the side port has closed already cannot be written to.
@@ -493,20 +495,22 @@ fn a_scrape_answers_while_the_loop_is_saturated() {
 fn liveness_is_one_echo_shared_by_all_who_ask() {
     let server = Server::start(&[]);
     let started = Instant::now();
-    let asking: Vec<_> = (0..50)
-        .map(|_| {
-            let address = server.http;
-            thread::spawn(move || get(address, "/livez"))
-        })
-        .collect();
-    for asked in asking {
-        let (status, text) = asked.join().unwrap();
-        assert_eq!(status, 200, "{text}");
-        assert!(text.starts_with("alive, echoed in "), "{text}");
-    }
-    let echoes = server.metric("zmq_echo_requests_total{source=\"probe\"}");
-    let most = started.elapsed().as_secs_f64() + 1.0;
-    assert!((1.0..=most).contains(&echoes), "{echoes} echoes in {most} s for 50 questions");
+    // An echo that takes too long, as it may on a busy machine, is shared as well.
+    wait_until("all of fifty are told of the same echo", || {
+        let asking: Vec<_> = (0..50)
+            .map(|_| {
+                let address = server.http;
+                thread::spawn(move || get(address, "/livez"))
+            })
+            .collect();
+        let answers: Vec<_> = asking.into_iter().map(|asked| asked.join().unwrap()).collect();
+        let echoes = server.metric("zmq_echo_requests_total{source=\"probe\"}");
+        let most = started.elapsed().as_secs_f64() + 1.0;
+        assert!(echoes <= most, "{echoes} echoes in {most} s");
+        let (status, text) = &answers[0];
+        assert_eq!(text.starts_with("alive, echoed in "), *status == 200, "{text}");
+        *status == 200 && answers.iter().all(|answer| *answer == answers[0])
+    });
     assert_eq!(server.metric("zmq_echo_requests_total{source=\"client\"}"), 0.0);
 }
 

@@ -5,6 +5,8 @@ mod crowd;
 mod heartbeat;
 mod pool;
 mod reconnect;
+mod refused;
 mod sizes;
+mod slow_reader;
 mod support;
 mod yardstick;

@@ -39,9 +39,10 @@
 //!
 //! # What it leaves out
 //!
-//! Other socket types, connecting, other transports, mechanisms other than NULL,
-//! ZMTP before 3.0, and ERROR as an answer to peers that are refused: they see
-//! their connection closed, the reason is counted here.
+//! Other socket types, connecting, other transports, mechanisms other than NULL, and
+//! ZMTP before 3.0. RFC 37's rule against identities that begin with a zero byte is not
+//! kept ([`handshake`] says why). Peers that are refused in their handshake are told why
+//! by an ERROR, unless a later attempt may survive it ([`Reason::sends_error`]).
 
 pub mod busy_poll;
 pub mod clock;

@@ -26,9 +26,9 @@ pub enum Reason {
     Mechanism,
     /// READY announces a socket type other than REQ, DEALER and ROUTER, or none.
     SocketType,
-    /// READY is malformed or larger than the limit.
+    /// READY is malformed, larger than the limit, or has a property that we read twice.
     Metadata,
-    /// An identity of more than 255 bytes, or one that starts with a zero byte.
+    /// An identity of more than 255 bytes.
     Identity,
     /// A message came where READY was due.
     DataBeforeReady,
@@ -109,6 +109,21 @@ impl Reason {
         )
     }
 
+    /// Whether a peer that is refused for it in place of our READY is told by an ERROR,
+    /// after which libzmq does not come back (RFC 37, "Error Handling"). So it is never
+    /// sent for what a later attempt may survive, and it is no answer to an ERROR.
+    pub const fn sends_error(self) -> bool {
+        matches!(
+            self,
+            Reason::SocketType
+                | Reason::Metadata
+                | Reason::Identity
+                | Reason::DataBeforeReady
+                | Reason::ReservedFlags
+                | Reason::Command
+        )
+    }
+
     /// Whether an established connection can end for it.
     pub const fn after_ready(self) -> bool {
         matches!(
@@ -138,6 +153,9 @@ mod tests {
             assert_eq!(reason as usize, number);
             assert!(words.insert(reason.as_str()));
             assert!(reason.before_ready() || reason.after_ready());
+            assert!(reason.before_ready() || !reason.sends_error());
+            // It is sent as an ERROR's reason, which has visible characters alone.
+            assert!(reason.as_str().bytes().all(|byte| byte.is_ascii_graphic()));
         }
     }
 }

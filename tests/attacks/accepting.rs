@@ -39,19 +39,16 @@ fn connect_from(own: IpAddr, server: SocketAddr) -> TcpStream {
     stream
 }
 
-/// How much the server sends to whom it lets in.
-const GREETED: usize = 64;
-
-/// Whether the server lets it in, which it shows by its greeting.
+/// Whether the server lets it in, which it shows by the start of its greeting.
 fn is_greeted(stream: &mut TcpStream) -> bool {
-    stream.read_exact(&mut [0; GREETED]).is_ok()
+    stream.read_exact(&mut [0; zmtp::GREETING_START]).is_ok()
 }
 
 /// Finishes the handshake of a peer that was greeted, and has it served.
 #[track_caller]
 fn is_served(stream: &mut TcpStream) {
     stream.write_all(&zmtp::hello(0, "DEALER", b"")).unwrap();
-    zmtp::read(stream, zmtp::SERVER_HELLO - GREETED);
+    zmtp::read(stream, zmtp::SERVER_HELLO - zmtp::GREETING_START);
     zmtp::echoes(stream, &zmtp::frame(b"in", false));
 }
 
@@ -60,6 +57,8 @@ fn start_with_few_descriptors() -> Attacked {
     let mut server = command("sh");
     server.args(["-c", &format!("ulimit -n {FEW} && exec \"$0\" \"$@\""), SERVER]);
     server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    // The silent stay however long the test takes.
+    server.args(["--handshake-timeout", "1h"]);
     let attacked = Attacked::new(Server::spawn(server));
     assert_eq!(attacked.metric("zmq_echo_limit_peers"), PEERS as f64);
     attacked
@@ -177,7 +176,8 @@ fn over_the_peer_limit_is_closed_at_once_and_counted_and_there_is_room_again() {
 
 #[test]
 fn without_descriptors_it_rests_serves_those_inside_and_goes_on_when_there_are_some() {
-    let mut attacked = Attacked::start(&[]);
+    // The silent stay however long the test takes.
+    let mut attacked = Attacked::start(&["--handshake-timeout", "1h"]);
     let pid = Pid::from_raw(attacked.pid as i32).unwrap();
     // The numbers of descriptors are taken from below.
     let few = attacked.descriptors() as u64 + 10;

@@ -6,13 +6,6 @@ use super::Attacked;
 use super::accepting::stranger;
 use crate::support::zmtp;
 
-fn mechanism(name: &[u8]) -> Vec<u8> {
-    let mut greeting = zmtp::greeting(0);
-    greeting[12..32].fill(0);
-    greeting[12..12 + name.len()].copy_from_slice(name);
-    greeting
-}
-
 /// Sends `bytes` to a new connection, which is to end for `reason`.
 #[track_caller]
 fn refused(attacked: &Attacked, bytes: &[u8], reason: &str) {
@@ -44,17 +37,22 @@ fn whoever_is_wrong_before_ready_is_refused_for_its_own_reason() {
     refused(&attacked, b"\xff\0\0\0\0\0\0\0\x01\x7f\x01\x05\0\0", "version");
     refused(&attacked, b"\xff\0\0\0\0\0\0\0\x01\x7f\x02\x00", "version");
     for name in [b"CURVE".as_slice(), b"PLAIN", b"GSSAPI", b"NULLX", b""] {
-        refused(&attacked, &mechanism(name), "mechanism");
+        refused(&attacked, &zmtp::mechanism(name), "mechanism");
     }
     for socket_type in ["PUB", "SUB", "PUSH", "PULL", "REP", "PAIR", "XPUB", "XSUB", "", "dealer"] {
         refused(&attacked, &zmtp::hello(1, socket_type, b""), "socket_type");
     }
     refused(&attacked, &zmtp::hello(1, "DEALER", &[1; 256]), "identity");
     refused(&attacked, &zmtp::hello(1, "DEALER", &[1; 3000]), "identity");
-    refused(&attacked, &zmtp::hello(1, "DEALER", b"\0made up"), "identity");
     let greeted = |bytes: &[u8]| [&zmtp::greeting(0), bytes].concat();
     refused(&attacked, &greeted(&zmtp::frame(b"data", false)), "data_before_ready");
     refused(&attacked, &greeted(&zmtp::command(b"\x05READY\x0bSocket-Type\0\0\xff")), "metadata");
+    for property in ["", "\0", "a b", "é", "Socket-Type", "IDENTITY"] {
+        let mut body = zmtp::ready_body("DEALER", b"me");
+        body.push(property.len() as u8);
+        body.extend([property.as_bytes(), b"\0\0\0\0"].concat());
+        refused(&attacked, &greeted(&zmtp::command(&body)), "metadata");
+    }
     refused(&attacked, &greeted(&zmtp::command(b"\x05HELLO")), "command");
     refused(&attacked, &greeted(&zmtp::command(b"\x04PING\0\0")), "command");
     refused(&attacked, &greeted(&zmtp::command(b"")), "command");

@@ -275,7 +275,7 @@ fn every_reason_that_is_named_is_one() {
             seen += 1;
         }
     }
-    assert_eq!(seen, 5);
+    assert_eq!(seen, 9);
 }
 
 #[test]

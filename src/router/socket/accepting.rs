@@ -74,7 +74,7 @@ impl BoundedRouter {
         let place = self.places.take(from.ip(), of_this_host, slot, now);
         let mut peer = Peer::new(stream, place, self.ready.bell(slot), now);
         peer.bound_kernel_buffers(self.limits.socket_buffer);
-        peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()));
+        peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()[..wire::GREETING_START]));
         self.peers[slot] = Some(Box::new(peer));
         self.turns.push(slot);
     }

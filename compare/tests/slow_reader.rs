@@ -1,0 +1,63 @@
+//! A client that works on each reply for a while. libzmq takes half of its receive
+//! high-water mark from TCP at once and then leaves the connection unread until the
+//! application has worked through it; it answers no PING meanwhile.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{client, metric, server};
+
+/// What a reply costs the application.
+const WORK: Duration = Duration::from_millis(70);
+
+/// A tenth of libzmq's default, so that a burst takes seconds instead of half a minute.
+/// Half of it is read at a time.
+const HIGH_WATER_MARK: i32 = 100;
+
+const REQUESTS: usize = 260;
+const SIZE: usize = 16 << 10;
+
+#[test]
+fn a_client_that_leaves_its_socket_unread_while_it_works_gets_every_reply() {
+    // A burst takes several times as long as each of these.
+    let server = server(&["--stall-timeout", "1s", "--heartbeat-interval", "1s"]);
+    let context = zmq::Context::new();
+    let dealer = client(&context, zmq::DEALER, &server.endpoint(), |dealer| {
+        // All requests are handed over at once, as the default of 1,000 would allow.
+        dealer.set_sndhwm(0)?;
+        dealer.set_rcvhwm(HIGH_WATER_MARK)?;
+        // What the kernel takes from the server is bounded too, so that replies wait there.
+        dealer.set_rcvbuf(128 << 10)?;
+        dealer.monitor("inproc://slow-reader", zmq::SocketEvent::DISCONNECTED as i32)
+    });
+    let monitor = context.socket(zmq::PAIR).unwrap();
+    monitor.connect("inproc://slow-reader").unwrap();
+    let request = |number: usize| [&number.to_be_bytes()[..], &[7; SIZE - 8]].concat();
+    for number in 0..REQUESTS {
+        dealer.send(request(number), 0).unwrap();
+    }
+    let mut waited = Duration::ZERO;
+    let mut emptied = None;
+    for number in 0..REQUESTS {
+        let reply = dealer.recv_bytes(0).unwrap_or_else(|error| panic!("reply {number}: {error}"));
+        assert!(reply == request(number), "reply {number} is another one");
+        thread::sleep(WORK);
+        if metric(&server, "zmq_echo_pending_replies") > 0.0 {
+            waited += WORK;
+        } else {
+            emptied.get_or_insert_with(Instant::now);
+        }
+    }
+    // The server was kept waiting, and after its last write as well.
+    let emptied = emptied.expect("the server has written all").elapsed();
+    assert!(waited > Duration::from_secs(5), "replies waited for {waited:?}");
+    assert!(emptied > Duration::from_secs(3), "the last write was {emptied:?} before the end");
+    dealer.send("still there", 0).unwrap();
+    assert_eq!(dealer.recv_bytes(0).unwrap(), b"still there");
+    let lost = std::iter::from_fn(|| monitor.recv_multipart(zmq::DONTWAIT).ok()).count();
+    assert_eq!(lost, 0, "connections lost");
+    for reason in ["stalled", "vanished", "error"] {
+        let series = format!("zmq_echo_disconnections_total{{reason=\"{reason}\"}}");
+        assert_eq!(metric(&server, &series), 0.0, "{reason}");
+    }
+}

@@ -1,0 +1,275 @@
+//! Trickles: messages that a byte now and then keeps alive, against uploads that are
+//! slow but honest.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::Attacked;
+use crate::support::{DEADLINE, wait_until, zmtp};
+
+/// Between two bytes of a trickle.
+const DROP: Duration = Duration::from_millis(40);
+
+/// Sends a byte of each peer's message every [`DROP`] until `stop`, and never the last
+/// one. Peers that were closed are left out.
+fn trickle(peers: &mut [TcpStream], size: usize, sent: usize, stop: &AtomicBool) {
+    let mut left: Vec<usize> = vec![size - sent - 1; peers.len()];
+    while !stop.load(Ordering::SeqCst) {
+        let next = Instant::now() + DROP;
+        for (peer, left) in peers.iter_mut().zip(&mut left) {
+            if *left > 0 {
+                *left = if peer.write_all(&[0]).is_ok() { *left - 1 } else { 0 };
+            }
+        }
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// Connects `count` peers, of which each has sent `sent` bytes of a message of `size`
+/// bytes, as fast as they are taken.
+fn hold(address: SocketAddr, count: usize, size: usize, sent: usize) -> Vec<TcpStream> {
+    let begun = [zmtp::announced(0, size as u64), vec![0; sent]].concat();
+    let mut peers = zmtp::crowd(address, count);
+    for peer in &mut peers {
+        // It may be closed meanwhile.
+        let _ = peer.write_all(&begun);
+    }
+    peers
+}
+
+/// What an honest upload sends at a time. There is more time between two pieces than
+/// between two bytes of a trickle, as there is where a round trip takes long.
+const PIECE: usize = 64 << 10;
+
+/// Uploads a message of `size` bytes at `rate` bytes a second, which may change; whether
+/// it came back.
+fn upload(address: SocketAddr, size: usize, rate: &AtomicUsize) -> bool {
+    let message = zmtp::frame(&vec![7; size], false);
+    let mut peer = zmtp::connect(address, b"");
+    let mut next = Instant::now();
+    for piece in message.chunks(PIECE) {
+        if peer.write_all(piece).is_err() {
+            return false;
+        }
+        next += Duration::from_secs_f64(piece.len() as f64 / rate.load(Ordering::SeqCst) as f64);
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    let mut reply = vec![0; message.len()];
+    peer.read_exact(&mut reply).is_ok() && reply == message
+}
+
+/// `count` uploads at the same time; how many came back.
+fn uploads(address: SocketAddr, count: usize, size: usize, rate: &AtomicUsize) -> usize {
+    thread::scope(|scope| {
+        let uploads: Vec<_> =
+            (0..count).map(|_| scope.spawn(|| upload(address, size, rate))).collect();
+        uploads.into_iter().filter_map(|upload| upload.join().ok()).filter(|echoed| *echoed).count()
+    })
+}
+
+/// While they go on trickling, all of them are closed, and counted as such.
+#[track_caller]
+fn are_closed_and_counted(attacked: &Attacked, count: usize) {
+    wait_until("the trickles are closed", || {
+        attacked.disconnections("stalled") + attacked.disconnections("pool_full") >= count as f64
+    });
+    let closed = attacked.disconnections("stalled") + attacked.disconnections("pool_full");
+    assert_eq!(closed, count as f64);
+    assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
+}
+
+/// So many trickles that fill most of a pool of 16 MiB are there, and honest uploads
+/// come.
+fn trickles_cost_no_honest_upload(
+    trickles: usize,
+    message: usize,
+    sent: usize,
+    honest: impl Fn(SocketAddr) -> (usize, usize),
+) {
+    let args = ["--buffer-limit", "16MiB", "--message-limit", "8MiB", "--stall-timeout", "10s"];
+    let mut attacked = Attacked::start(&args);
+    let address = attacked.address();
+    let mut peers = hold(address, trickles, message, sent);
+    let all = (trickles * sent) as f64;
+    attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held >= all);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stops = Stops(&stop);
+        scope.spawn(|| trickle(&mut peers, message, sent, &stop));
+        // They are younger than a second for a while, and not judged then.
+        thread::sleep(Duration::from_millis(1200));
+        let (echoed, count) = honest(address);
+        assert_eq!(echoed, count, "honest uploads that came back");
+        assert!(attacked.disconnections("pool_full") > 0.0, "the pool was not full");
+        are_closed_and_counted(&attacked, trickles);
+    });
+    attacked.is_unharmed();
+}
+
+/// Tells the thread of a scope to end, also if a test fails.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn sixty_five_trickles_that_fill_the_pool_cost_no_honest_upload() {
+    // What is held beyond 8 KiB each is all but 0.1 MiB of the pool.
+    let honest = |address| (uploads(address, 12, 600 << 10, &AtomicUsize::new(630 << 10)), 12);
+    trickles_cost_no_honest_upload(65, 280 << 10, 252 << 10, honest);
+}
+
+#[test]
+fn messages_that_come_fast_up_to_95_percent_and_then_trickle_cost_no_long_upload() {
+    let honest = |address| (uploads(address, 2, 4 << 20, &AtomicUsize::new(1 << 20)), 2);
+    trickles_cost_no_honest_upload(16, 1_000_000, 950_000, honest);
+}
+
+#[test]
+fn trickles_that_come_during_a_long_upload_do_not_end_it() {
+    let args = ["--buffer-limit", "16MiB", "--message-limit", "8MiB", "--stall-timeout", "10s"];
+    let mut attacked = Attacked::start(&args);
+    let address = attacked.address();
+    let (count, message, sent) = (10, 1_000_000, 950_000);
+    let (stop, rate) = (AtomicBool::new(false), AtomicUsize::new(256 << 10));
+    thread::scope(|scope| {
+        let _stops = Stops(&stop);
+        let honest = scope.spawn(|| uploads(address, 2, 6 << 20, &rate));
+        attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held >= (1 << 20) as f64);
+        let mut peers = hold(address, count, message, sent);
+        let stop = &stop;
+        scope.spawn(move || trickle(&mut peers, message, sent, stop));
+        // The trickles leave room for the uploads while they are so young that their burst
+        // counts. Then the uploads need more than there is.
+        thread::sleep(Duration::from_secs(6));
+        rate.store(3 << 20, Ordering::SeqCst);
+        assert_eq!(honest.join().unwrap(), 2, "honest uploads that came back");
+        assert!(attacked.disconnections("pool_full") > 0.0, "the pool was not full");
+        are_closed_and_counted(&attacked, count);
+    });
+    attacked.is_unharmed();
+}
+
+#[test]
+fn a_trickle_is_closed_as_stalled_while_a_slow_upload_goes_on() {
+    let mut attacked = Attacked::start(&["--stall-timeout", "2s", "--stall-bytes", "16KiB"]);
+    let address = attacked.address();
+    let stop = AtomicBool::new(false);
+    let mut peers = hold(address, 4, 1 << 20, 100_000);
+    thread::scope(|scope| {
+        let _stops = Stops(&stop);
+        scope.spawn(|| trickle(&mut peers, 1 << 20, 100_000, &stop));
+        // Eight times as fast as it must be, and several times as long as a window.
+        let honest = scope.spawn(move || upload(address, 640 << 10, &AtomicUsize::new(64 << 10)));
+        attacked.wait_for_disconnections("stalled", 4);
+        assert!(honest.join().unwrap(), "the slow upload came back");
+    });
+    assert_eq!(attacked.disconnections("stalled"), 4.0);
+    attacked.is_unharmed();
+}
+
+#[test]
+fn a_trickle_just_below_the_least_rate_is_closed_wherever_its_pieces_fall() {
+    let mut attacked = Attacked::start(&["--stall-timeout", "1s", "--stall-bytes", "64KiB"]);
+    let mut peer = zmtp::dealer(attacked.address(), 0, b"");
+    peer.write_all(&zmtp::announced(0, 8 << 20)).unwrap();
+    // Bursts of 40 KiB, each more than a window after the last one: on the average less
+    // than the least rate, whatever a busy machine makes of the pauses.
+    let started = Instant::now();
+    while peer.write_all(&[0; 40 << 10]).is_ok() {
+        assert!(started.elapsed() < DEADLINE, "it is not closed");
+        thread::sleep(Duration::from_millis(1100));
+    }
+    attacked.wait_for_disconnections("stalled", 1);
+    attacked.is_unharmed();
+}
+
+#[test]
+fn a_message_that_is_whole_within_its_first_window_may_come_as_slowly_as_it_likes() {
+    let mut attacked = Attacked::start(&["--stall-timeout", "30s", "--stall-bytes", "1MiB"]);
+    let mut peer = zmtp::dealer(attacked.address(), 0, b"");
+    let message = zmtp::frame(b"twenty bytes, slowly", false);
+    for _ in 0..3 {
+        for byte in &message {
+            peer.write_all(&[*byte]).expect("it is not closed");
+            thread::sleep(Duration::from_millis(50));
+        }
+        assert!(zmtp::read(&mut peer, message.len()) == message);
+    }
+    assert_eq!(attacked.disconnections("stalled"), 0.0);
+    attacked.is_unharmed();
+}
+
+#[test]
+fn one_small_message_after_the_other_is_not_one_slow_message() {
+    // Each is whole in its window, and together they never bring the bytes of one.
+    let mut attacked = Attacked::start(&["--stall-timeout", "2s", "--stall-bytes", "1MiB"]);
+    let mut peer = zmtp::dealer(attacked.address(), 0, b"");
+    let message = zmtp::frame(b"small", false);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(7) {
+        // The next message has begun when the reply to the last one is awaited.
+        peer.write_all(&[&message[..], &message[..1]].concat()).expect("it is not closed");
+        assert!(zmtp::read(&mut peer, message.len()) == message);
+        peer.write_all(&message[1..]).expect("it is not closed");
+        assert!(zmtp::read(&mut peer, message.len()) == message);
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(attacked.disconnections("stalled"), 0.0);
+    attacked.is_unharmed();
+}
+
+#[test]
+fn a_reader_that_takes_its_time_is_not_closed_by_the_clock() {
+    let mut attacked = Attacked::start(&["--stall-timeout", "1s", "--heartbeat-interval", "1s"]);
+    let mut peers =
+        [zmtp::dealer(attacked.address(), 0, b""), zmtp::dealer(attacked.address(), 1, b"")];
+    let request = zmtp::frame(&[3; 64 << 10], false);
+    let taken = attacked.flood_until_stuck(&mut peers, &request);
+    // The messages that were being written are finished as soon as there is room for them,
+    // else they would be stalled ones.
+    let finishing: Vec<_> = peers
+        .iter()
+        .zip(&taken)
+        .map(|(peer, taken)| {
+            let mut writer = peer.try_clone().unwrap();
+            let rest = request[taken.bytes % request.len()..].to_vec();
+            thread::spawn(move || writer.write_all(&rest))
+        })
+        .collect();
+    // Several times the stall timeout and the heartbeat, without a byte in either
+    // direction.
+    thread::sleep(Duration::from_secs(6));
+    for (peer, taken) in peers.iter_mut().zip(&taken) {
+        assert!(!taken.closed);
+        for _ in 0..taken.bytes / request.len() + 1 {
+            let mut frames = std::iter::repeat_with(|| zmtp::read_frame(peer));
+            // PINGs come between replies.
+            let reply = frames.find(|(flags, _)| flags & 0x04 == 0);
+            assert!(reply.is_some_and(|(_, body)| body == request[9..]), "another message");
+        }
+    }
+    finishing.into_iter().for_each(|writing| writing.join().unwrap().unwrap());
+    // Who has read everything is not taken for dead either. It answers PINGs now.
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        for peer in &mut peers {
+            peer.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            match peer.read(&mut [0; 64]) {
+                Ok(0) => panic!("closed after its last reply"),
+                Ok(_) => peer.write_all(&zmtp::command(b"\x04PONG")).unwrap(),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+    }
+    for reason in ["stalled", "vanished", "error", "closed"] {
+        assert_eq!(attacked.disconnections(reason), 0.0, "{reason}");
+    }
+    attacked.is_unharmed();
+}
