@@ -95,7 +95,7 @@ pub fn run(
     let socket = runtime
         .block_on(async { BoundedRouter::bind(listeners, limits, metrics.socket.clone()) })?;
     info!(
-        endpoint,
+        %endpoint,
         http = %http_address,
         version = VERSION,
         revision = REVISION,
