@@ -164,7 +164,7 @@ fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
     // It goes on while the collector stands still.
     let before = dropped();
     zmtp::echoes(&mut peer, &requests);
-    assert_eq!(get(http, "/livez").0, 200);
+    wait_until("it is alive", || get(http, "/livez").0 == 200);
     let probe = command(PROBE)
         .args(["--timeout", "10s", "--endpoint", listening["endpoint"].as_str().unwrap()])
         .status();

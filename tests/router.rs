@@ -997,13 +997,16 @@ fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
 
 #[test]
 fn what_others_make_a_peer_hold_is_bounded_by_the_pool() {
-    const MESSAGE: usize = 200 << 10;
-    let limits = Limits { buffer_bytes: 4 << 20, socket_buffer: 512 << 10, ..LIMITS };
+    // So large that the kernel takes one of each peer before any is read.
+    const MESSAGE: usize = 100 << 10;
+    const PEERS: usize = 160;
+    let limits =
+        Limits { buffer_bytes: 4 << 20, socket_buffer: 512 << 10, peers: 2 * PEERS, ..LIMITS };
     on_runtime(async {
         let (mut socket, address, _) = bound(limits);
         let _told = dealer_of(&mut socket, address, b"told").await;
         let mut tell = Vec::new();
-        for _ in 0..80 {
+        for _ in 0..PEERS {
             tell.push(dealer_of(&mut socket, address, b"").await);
         }
         // All is in the kernel before the first is read.

@@ -21,12 +21,17 @@ fn follow(server: &DnsServer) -> Followed {
     Followed::start(Dns::new(name(NAME, server)).unwrap())
 }
 
-/// Waits until the server was asked so often that one round at least has begun and
-/// ended since, retries included.
-async fn until_asked_again(server: &DnsServer) {
+/// After so many more questions a whole round has been asked: an answer ends a round,
+/// and the second question begins the next one.
+const ROUND: usize = 2;
+
+/// The same if a question may be asked again within its round.
+const ROUND_WITH_RETRIES: usize = 4;
+
+async fn until_asked(server: &DnsServer, more: usize) {
     let asked = || server.questions().iter().filter(|asked| asked.kind == RecordType::A).count();
-    let before = asked();
-    until("it asks again", || asked() >= before + 4).await;
+    let goal = asked() + more;
+    until("it asks again", || asked() >= goal).await;
 }
 
 #[tokio::test]
@@ -61,7 +66,7 @@ async fn it_is_asked_again_when_the_time_is_up_and_no_more_than_once_a_second() 
     followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Ready)]).await;
     server.set(NAME, &["10.0.0.2", "10.0.0.3"], 0);
     followed.says(&[("tcp://10.0.0.2:5555", Ready), ("tcp://10.0.0.3:5555", Ready)]).await;
-    until_asked_again(&server).await;
+    until_asked(&server, ROUND_WITH_RETRIES).await;
     let asked: Vec<_> = server
         .questions()
         .iter()
@@ -84,14 +89,15 @@ async fn a_long_time_to_live_delays_nothing() {
     followed.says(&[("tcp://10.0.0.2:5555", Ready)]).await;
 }
 
-/// The last set stands while `break_it` holds, and a new one is known after it.
-async fn the_last_set_stands(break_it: impl Fn(&DnsServer)) {
+/// The last set stands while `break_it` holds, for so many `questions`, and a new one is
+/// known after it.
+async fn the_last_set_stands(questions: usize, break_it: impl Fn(&DnsServer)) {
     let server = DnsServer::start();
     server.set(NAME, &["10.0.0.1"], 0);
     let mut followed = follow(&server);
     followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
     break_it(&server);
-    until_asked_again(&server).await;
+    until_asked(&server, questions).await;
     followed.has_said_nothing_new();
     server.set(NAME, &["10.0.0.2"], 0);
     server.set_mode(Mode::Answer);
@@ -100,22 +106,22 @@ async fn the_last_set_stands(break_it: impl Fn(&DnsServer)) {
 
 #[tokio::test]
 async fn a_server_that_fails_leaves_the_last_set() {
-    the_last_set_stands(|server| server.set_mode(Mode::ServerFailure)).await;
+    the_last_set_stands(ROUND_WITH_RETRIES, |server| server.set_mode(Mode::ServerFailure)).await;
 }
 
 #[tokio::test]
 async fn a_server_that_is_silent_leaves_the_last_set() {
-    the_last_set_stands(|server| server.set_mode(Mode::Silence)).await;
+    the_last_set_stands(ROUND_WITH_RETRIES, |server| server.set_mode(Mode::Silence)).await;
 }
 
 #[tokio::test]
 async fn no_such_name_leaves_the_last_set_and_is_not_remembered() {
-    the_last_set_stands(|server| server.remove(NAME)).await;
+    the_last_set_stands(ROUND, |server| server.remove(NAME)).await;
 }
 
 #[tokio::test]
 async fn an_empty_answer_leaves_the_last_set_and_is_not_remembered() {
-    the_last_set_stands(|server| server.set(NAME, &[], 0)).await;
+    the_last_set_stands(ROUND, |server| server.set(NAME, &[], 0)).await;
 }
 
 #[tokio::test]
@@ -137,7 +143,7 @@ async fn a_kind_that_cannot_be_asked_keeps_its_part_of_the_set() {
 async fn nothing_is_said_before_something_is_known() {
     let server = DnsServer::start();
     let mut followed = follow(&server);
-    until_asked_again(&server).await;
+    until_asked(&server, ROUND).await;
     followed.has_said_nothing_new();
     server.set(NAME, &["10.0.0.1"], 0);
     followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
@@ -164,7 +170,7 @@ async fn more_addresses_than_are_taken_are_left_out() {
     server.set(NAME, &addresses.iter().map(String::as_str).collect::<Vec<_>>(), 0);
     let mut followed = follow(&server);
     followed.says_what(|set| set.len() == MAX_ENDPOINTS).await;
-    until_asked_again(&server).await;
+    until_asked(&server, ROUND_WITH_RETRIES).await;
     followed.has_said_nothing_new();
     assert_eq!(log.count("more endpoints than are taken"), (1, 1));
 }
@@ -181,7 +187,7 @@ async fn a_short_name_is_found_in_the_search_domains() {
     // The domain that had it fails: another one's answer would be another service's.
     server.set("zmq-echo-headless.", &["10.6.6.6"], 0);
     server.set_mode(Mode::ServerFailure);
-    until_asked_again(&server).await;
+    until_asked(&server, ROUND_WITH_RETRIES).await;
     followed.has_said_nothing_new();
     let mut names: Vec<_> = server.questions().into_iter().map(|asked| asked.name).collect();
     names.dedup();
@@ -199,7 +205,7 @@ async fn a_failure_is_logged_where_it_begins_and_where_it_ends() {
     server.set(NAME, &["10.0.0.1"], 0);
     server.set_mode(Mode::ServerFailure);
     let mut followed = follow(&server);
-    until_asked_again(&server).await;
+    until_asked(&server, ROUND_WITH_RETRIES).await;
     assert_eq!(log.count("WARN"), (1, 1));
     server.set_mode(Mode::Answer);
     followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
