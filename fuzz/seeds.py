@@ -61,6 +61,10 @@ for kind in (b"REQ", b"DEALER", b"ROUTER", b"PUB"):
     write("handshake", name, b"\x01\x01\x3f\x05" + GREETING + ready(kind, b"identity") + MESSAGES)
     write("handshake", f"{name}-greeted", b"\x07\x00\x02" + ready(kind))
 write("handshake", "long-identity", b"\x07\x00\xff" + ready(b"REQ", b"i" * 256))
+write("handshake", "zero-identity", b"\x07\x00\xff" + ready(b"REQ", b"\x00i"))
+write("handshake", "twice", b"\x07\x00\xff" + frame(4, ready(b"REQ", b"i")[2:] + b"\x08identity" + bytes(4)))
+write("handshake", "name", b"\x07\x00\xff" + frame(4, ready(b"REQ", b"i")[2:] + b"\x03a b" + bytes(4)))
+write("handshake", "version", b"\x01\x00\x09" + GREETING[:10] + b"\x01\x05\x00\x00")
 for spare in (20, 21):
     # The longest READY for the smaller limit, and one byte more.
     body = ready(b"REQ")[2:] + b"\x01X" + struct.pack(">I", spare) + bytes(spare)
@@ -101,6 +105,10 @@ for way in (0, 2, 3):
     both = bytes([2 | way << 2 | way << 4])
     write("session", f"two-{way}", both + REQ + DEALER + SMALL + bytes([SECOND | 1, 0, 5]) + SETTLE + bytes([SECOND | 4]) + LEAVE)
     write("session", f"two-hold-{way}", both + REQ + DEALER + LARGE + raw(b"\x02" + bytes(5) + b"\x07\xff\xff" + b"half") + SEND + bytes([SECOND | 1, 0, 250, SECOND | 6]) + AGAIN)
+write("session", "refused", b"\x00" + GREETED + SETTLE + raw(ready(b"PUB")) + SEND + SMALL + AGAIN + SEND)
+write("session", "mechanism", b"\x00" + RAW + raw(GREETING[:10]) + SEND + raw(GREETING[10:].replace(b"NULL\0", b"PLAIN")) + SEND)
+request = frame(1, b"") + frame(0, b"request")
+write("session", "req", b"\x00" + REQ + raw(frame(0, b"") + request + frame(1, b"id") + request) + AGAIN + SETTLE + SMALL)
 announced = b"\x02" + bytes(5) + b"\x07\xff\xff"
 write("session", "announced", b"\x00" + DEALER + raw(announced) + (SEND + raw(b"half")) * 4)
 write("session", "probe", b"\x00" + RAW)

@@ -35,9 +35,9 @@ const MOST_BUCKETS: usize = 64;
 pub struct ServerConfig {
     /// Where to listen for clients, tcp://HOST:PORT
     ///
-    /// tcp://*:5555 means all interfaces, IPv6 and IPv4, or IPv4 alone where the
-    /// host has no IPv6. Port 0 lets the kernel choose; the log says what it
-    /// chose. The default serves this machine alone: to open the service to a
+    /// tcp://*:5555 means all interfaces, IPv6 and IPv4, or IPv4 alone if the
+    /// host has no IPv6. A name means each of its addresses that this host has.
+    /// Port 0 lets the kernel choose; the log says what it chose. The default serves this machine alone: to open the service to a
     /// network is a decision.
     #[arg(
         long,
@@ -81,8 +81,9 @@ pub struct ServerConfig {
 
     /// The drain ends after this long without a byte of a request or reply, such as 1s
     ///
-    /// A client with a partial message or an unread reply is waited for. Requests may still be
-    /// on the wire when the listener has closed. The default, 1s, is several times the slowest round trip between two zones.
+    /// The server waits for a client with a partial message or an unread reply. Requests may
+    /// still be on the wire when the listener has closed. The default, 1s, is several times the
+    /// slowest round trip between two zones.
     #[arg(
         long, env = "ZMQ_ECHO_DRAIN_QUIET", value_name = "DURATION", default_value = "1s",
         value_parser = parse_duration
@@ -143,6 +144,17 @@ pub struct ServerConfig {
         value_parser = clap::value_parser!(u32).range(RESERVED_PEERS as i64 + 1..=1 << 20)
     )]
     pub peer_limit: u32,
+
+    /// Maximum connections from one address of another host; 0 for no limit
+    ///
+    /// IPv6 addresses count by their /64, which is usually one host, but often a whole
+    /// Kubernetes node. The default, 0, is right behind NAT, a proxy or a Service with
+    /// SNAT, where all clients share a few addresses.
+    #[arg(
+        long, env = "ZMQ_ECHO_ADDRESS_LIMIT", value_name = "PEERS", default_value_t = 0,
+        value_parser = clap::value_parser!(u32).range(0..=1 << 20)
+    )]
+    pub address_limit: u32,
 
     /// How long a client's handshake may take, such as 5s
     ///
@@ -284,6 +296,7 @@ impl ServerConfig {
             message_frames: self.frame_limit as usize,
             metadata_bytes: self.metadata_limit.bytes(),
             peers: self.peer_limit as usize,
+            peers_per_address: self.address_limit as usize,
             handshake_timeout: self.handshake_timeout,
             stall_timeout: self.stall_timeout,
             stall_bytes: self.stall_bytes.bytes(),

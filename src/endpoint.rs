@@ -3,15 +3,10 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::str::FromStr;
 
-use socket2::{Domain, Protocol, Socket, Type};
-
-/// How many connections may wait in the kernel to be accepted. A rollout sends
-/// every client of the old replica here at once; the kernel cuts the number down
-/// to `net.core.somaxconn`.
-const BACKLOG: i32 = 1024;
+use crate::listeners;
 
 /// Where a server listens: `tcp://HOST:PORT`, or `tcp://*:PORT` for all
 /// interfaces. Port 0 lets the kernel choose.
@@ -70,26 +65,20 @@ pub enum EndpointError {
 impl BindEndpoint {
     const EXAMPLE: &str = "tcp://127.0.0.1:5555, or tcp://*:5555 for all interfaces";
 
-    /// Opens the listener.
+    /// Opens the listeners, which share one port.
     ///
-    /// `*` is IPv6 and IPv4 in one socket, or IPv4 alone where the host has no
-    /// IPv6. Of a name's addresses the first that can be bound is taken.
+    /// `*` is IPv6 and IPv4 in one socket, or IPv4 alone if the host has no IPv6. A name
+    /// gets a listener on each of its addresses: [`listeners::open_each`].
     ///
     /// # Errors
     ///
     /// What the resolver or the kernel says: no such name, no permission, in use.
-    pub fn listen(&self) -> io::Result<TcpListener> {
+    pub fn listen(&self) -> io::Result<Vec<TcpListener>> {
         match &self.host {
-            BindHost::All => listen_on_all(self.port),
+            BindHost::All => Ok(vec![listeners::open_on_all(self.port)?]),
             BindHost::Name(name) => {
-                let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                for address in (name.as_str(), self.port).to_socket_addrs()? {
-                    match listen_on(address, false) {
-                        Ok(listener) => return Ok(listener),
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
+                let addresses: Vec<_> = (name.as_str(), self.port).to_socket_addrs()?.collect();
+                listeners::open_each(&addresses)
             }
         }
     }
@@ -103,49 +92,14 @@ impl HttpAddress {
     /// What the kernel says: no permission, in use.
     pub fn listen(self) -> io::Result<TcpListener> {
         match self {
-            Self::All(port) => listen_on_all(port),
-            Self::One(address) => listen_on(address, false),
+            Self::All(port) => listeners::open_on_all(port),
+            Self::One(address) => listeners::open(address),
         }
     }
 }
 
-fn listen_on_all(port: u16) -> io::Result<TcpListener> {
-    let both = listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true);
-    both.or_else(|error| match error.kind() {
-        // The port is the problem, and IPv4 alone would hide it.
-        io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
-        _ => listen_on(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false),
-    })
-}
-
-/// Binds and listens. `both` makes an IPv6 wildcard take IPv4 as well, whatever
-/// `net.ipv6.bindv6only` says; otherwise the system's setting stands.
-fn listen_on(address: SocketAddr, both: bool) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restarted server must not wait for the old connections' TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    if both {
-        socket.set_only_v6(false)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
 impl ConnectEndpoint {
     const EXAMPLE: &str = "tcp://127.0.0.1:5555";
-
-    /// The way to a listener of this host: its own address, or loopback where it
-    /// listens on all interfaces.
-    pub fn to_listener(address: SocketAddr) -> Self {
-        let ip = match address.ip() {
-            ip if !ip.is_unspecified() => ip,
-            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            // An IPv6 wildcard may be IPv6 alone (`net.ipv6.bindv6only`).
-            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        };
-        Self { host: ip.to_string(), port: address.port() }
-    }
 
     /// Host and port, for a resolver.
     pub fn host_and_port(&self) -> (&str, u16) {
@@ -320,26 +274,5 @@ mod tests {
                 .to_string()
                 .contains("from 1 to 65535")
         );
-    }
-
-    #[test]
-    fn a_wildcard_listener_takes_ipv4_and_ipv6() {
-        let endpoint = "tcp://*:0".parse::<BindEndpoint>().unwrap().listen().unwrap();
-        let side_port = "*:0".parse::<HttpAddress>().unwrap().listen().unwrap();
-        for listener in [endpoint, side_port] {
-            let address = listener.local_addr().unwrap();
-            std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).unwrap();
-            if address.is_ipv6() {
-                std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, address.port())).unwrap();
-            }
-        }
-    }
-
-    #[test]
-    fn a_listener_on_all_interfaces_is_reached_over_loopback() {
-        let reached = |text: &str| ConnectEndpoint::to_listener(text.parse().unwrap()).to_string();
-        assert_eq!(reached("0.0.0.0:5555"), "tcp://127.0.0.1:5555");
-        assert_eq!(reached("[::]:5555"), "tcp://[::1]:5555");
-        assert_eq!(reached("10.1.2.3:5555"), "tcp://10.1.2.3:5555");
     }
 }

@@ -18,9 +18,11 @@
 //! 12. [`log`]: one record a line on stdout, panics included; never in the way.
 //! 13. [`config`]: the flags of the server and the probe, validated once.
 //! 14. [`endpoint`]: `tcp://HOST:PORT` to bind to and to connect to.
-//! 15. [`exit`]: the exit codes, a contract with whoever starts the process.
-//! 16. [`client`]: knows the endpoints, spreads its requests over them and retries.
-//! 17. [`load`]: the load generator, with its result as table, JSON and page.
+//! 15. [`listeners`]: opens them, and finds the way to them from this host.
+//! 16. [`newcomers`]: which connection gives way when there is no room for the next.
+//! 17. [`exit`]: the exit codes, a contract with whoever starts the process.
+//! 18. [`client`]: knows the endpoints, spreads its requests over them and retries.
+//! 19. [`load`]: the load generator, with its result as table, JSON and page.
 #![deny(unsafe_code)]
 
 #[cfg(feature = "client")]
@@ -31,10 +33,12 @@ pub mod endpoint;
 pub mod exit;
 pub mod handler;
 pub mod health;
+pub mod listeners;
 #[cfg(feature = "client")]
 pub mod load;
 pub mod log;
 pub mod metrics;
+pub mod newcomers;
 pub mod poll_loop;
 pub mod probe;
 pub mod router;

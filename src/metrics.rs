@@ -15,8 +15,9 @@ use prometheus::{
 use self::process::Process;
 use crate::router::{Limits, Reason};
 
-/// The identity that a probe announces starts with this. Anyone can claim it: it
-/// decides how a request is counted, and nothing else.
+/// The identity that a probe announces starts with this. It decides how a request is
+/// counted, and nothing else. The server trusts it only from its own host, and gives
+/// other peers that claim it another identity.
 pub const PROBE_IDENTITY: &str = "zmq-echo-probe/";
 
 /// Whether requests of this identity count as a probe's.
@@ -69,6 +70,8 @@ pub struct Metrics {
 /// What a ROUTER socket counts of its connections.
 #[derive(Debug, Clone)]
 pub struct SocketMetrics {
+    /// Messages of REQ peers that are no requests.
+    pub malformed_requests: IntCounter,
     /// Bytes of the frames received from clients, identity aside.
     pub received_bytes: IntCounter,
     /// Bytes of the frames sent to clients, identity aside.
@@ -105,6 +108,7 @@ pub struct SocketMetrics {
 #[derive(Debug, Clone)]
 struct LimitMetrics {
     peers: IntGauge,
+    peers_per_address: IntGauge,
     buffered_bytes: IntGauge,
     message_bytes: IntGauge,
     message_frames: IntGauge,
@@ -121,6 +125,11 @@ impl LimitMetrics {
         let seconds = |name, help| register(r, Gauge::new(name, help));
         Self {
             peers: gauge(r, "zmq_echo_limit_peers", "The most connections at a time."),
+            peers_per_address: gauge(
+                r,
+                "zmq_echo_limit_peers_per_address",
+                "Maximum connections from one address of another host; 0 for no limit.",
+            ),
             buffered_bytes: gauge(
                 r,
                 "zmq_echo_limit_buffered_bytes",
@@ -179,6 +188,7 @@ impl SocketMetrics {
     pub fn show_limits(&self, limits: &Limits) {
         let shown = &self.limits;
         shown.peers.set(limits.peers as i64);
+        shown.peers_per_address.set(limits.peers_per_address as i64);
         shown.buffered_bytes.set(limits.buffer_bytes as i64);
         shown.message_bytes.set(limits.message_bytes as i64);
         shown.message_frames.set(limits.message_frames as i64);
@@ -236,6 +246,11 @@ impl Metrics {
             client_requests: requests.with_label_values(&["client"]),
             probe_requests: requests.with_label_values(&["probe"]),
             socket: SocketMetrics {
+                malformed_requests: counter(
+                    r,
+                    "zmq_echo_malformed_requests_total",
+                    "Messages of REQ peers that are no requests, which were dropped.",
+                ),
                 received_bytes: counter(
                     r,
                     "zmq_echo_received_bytes_total",

@@ -4,6 +4,7 @@
 //! log's writer and the watchdog. Only the first does the service's work.
 
 use std::io;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +17,7 @@ use crate::endpoint::{BindEndpoint, ConnectEndpoint, HttpAddress};
 use crate::exit::Exit;
 use crate::handler;
 use crate::health::Health;
+use crate::listeners::OwnAddresses;
 use crate::log::Logs;
 use crate::metrics::{Metrics, REVISION, VERSION};
 use crate::poll_loop::{self, LoopError, Report};
@@ -65,7 +67,7 @@ pub fn run(
     logs: &Logs,
 ) -> Result<Exit, ServerError> {
     let outcome = termination.watchdog.spawn(config.drain(), logs.clone())?;
-    let listener = config
+    let listeners = config
         .bind
         .listen()
         .map_err(|source| ServerError::Bind { endpoint: config.bind.clone(), source })?;
@@ -73,7 +75,7 @@ pub fn run(
         .http
         .listen()
         .map_err(|source| ServerError::Http { address: config.http, source })?;
-    let (address, http_address) = (listener.local_addr()?, http.local_addr()?);
+    let (endpoint, http_address) = (endpoint_of(&listeners)?, http.local_addr()?);
 
     let metrics = Metrics::new(config.latency_buckets.bounds(), logs.dropped());
     let health = Arc::new(Health::new(Instant::now()));
@@ -82,7 +84,7 @@ pub fn run(
     let side_port = SidePort::new(
         metrics.clone(),
         Arc::clone(&health),
-        ConnectEndpoint::to_listener(address),
+        OwnAddresses::of(&listeners)?,
         // In a pod, the pod's name.
         &uname().nodename().to_string_lossy(),
     );
@@ -91,9 +93,9 @@ pub fn run(
     // Nothing but the loop shares this runtime.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let socket = runtime
-        .block_on(async { BoundedRouter::bind(listener, limits, metrics.socket.clone()) })?;
+        .block_on(async { BoundedRouter::bind(listeners, limits, metrics.socket.clone()) })?;
     info!(
-        endpoint = %format_args!("tcp://{address}"),
+        endpoint,
         http = %http_address,
         version = VERSION,
         revision = REVISION,
@@ -106,6 +108,15 @@ pub fn run(
     let exit = exit_of(&runtime.block_on(turns)?);
     outcome.set(exit);
     Ok(exit)
+}
+
+/// Where clients connect, for the log: each address as an endpoint, comma-separated.
+fn endpoint_of(listeners: &[TcpListener]) -> io::Result<String> {
+    let endpoints: io::Result<Vec<String>> = listeners
+        .iter()
+        .map(|listener| Ok(ConnectEndpoint::from(listener.local_addr()?).to_string()))
+        .collect();
+    Ok(endpoints?.join(","))
 }
 
 /// Raises the soft limit of open files to the hard one, and lowers the peer limit and

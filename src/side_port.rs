@@ -5,12 +5,13 @@
 //! is saturated, and a slow scraper never delays an echo. What a stranger can take
 //! of it is bounded: connections, header bytes, time.
 
+mod connections;
 mod page;
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,14 +23,15 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Mutex;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::{Mutex, Notify};
+use tokio::task::AbortHandle;
 use tracing::debug;
 
-use crate::endpoint::ConnectEndpoint;
 use crate::health::{Health, Phase};
+use crate::listeners::OwnAddresses;
 use crate::metrics::{self, Metrics};
 use crate::probe;
+use connections::{Connections, Id};
 use page::Page;
 
 /// The paths that answer, with what they answer, for the status page and the README.
@@ -47,8 +49,8 @@ pub const PATHS: [(&str, &str); 5] = [
     ("/readyz", "200 while new clients are welcome, else 503"),
 ];
 
-/// Connections at a time where there are descriptors for them. One more ends the oldest: a client that is served takes
-/// milliseconds, so the oldest is the one that dawdles.
+/// Connections at a time, if there are descriptors for them. Beyond that, one of them
+/// gives way to the next: `side_port/connections.rs` says which.
 pub const CONNECTIONS: usize = 256;
 
 /// From the accepted connection to the last byte of the answer, for one request:
@@ -73,7 +75,7 @@ const LIVE_SHARED: Duration = Duration::from_secs(1);
 pub struct SidePort {
     metrics: Metrics,
     health: Arc<Health>,
-    endpoint: ConnectEndpoint,
+    addresses: OwnAddresses,
     page: Page,
     /// The last echo's end and result. The lock is held through an echo: there is
     /// one at a time.
@@ -105,32 +107,93 @@ pub fn spawn(
 }
 
 async fn accept(listener: TcpListener, side_port: Arc<SidePort>, most: usize) {
-    let mut connections = JoinSet::new();
-    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::with_capacity(most);
+    let open =
+        Arc::new(Open { connections: Connections::new(most).into(), changed: Notify::new() });
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 debug!(%error, "the side port cannot accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        while connections.try_join_next().is_some() {}
-        oldest_first.retain(|connection| !connection.is_finished());
-        if oldest_first.len() >= most
-            && let Some(oldest) = oldest_first.pop_front()
-        {
-            oldest.abort();
-        }
-        oldest_first.push_back(connections.spawn(serve(stream, Arc::clone(&side_port))));
+        open.make_room().await;
+        open.start(stream, from, &side_port);
     }
 }
 
-async fn serve(stream: TcpStream, side_port: Arc<SidePort>) {
+/// The open connections, shared by the loop that accepts and the tasks that serve.
+struct Open {
+    connections: std::sync::Mutex<Connections<AbortHandle>>,
+    /// One of them has another stage now, or has ended.
+    changed: Notify,
+}
+
+impl Open {
+    /// Waits until there is room for another connection. Nearly always another one gives
+    /// way at once.
+    async fn make_room(&self) {
+        while !self.lock().has_room() {
+            // Requests that have arrived are read before anyone gives way.
+            tokio::task::yield_now().await;
+            // Registered before the look, so that no change goes unnoticed.
+            let changed = self.changed.notified();
+            let gives_way = {
+                let mut connections = self.lock();
+                if connections.has_room() {
+                    return;
+                }
+                connections.make_room(Instant::now())
+            };
+            match gives_way {
+                Some(connection) => connection.abort(),
+                None => changed.await,
+            }
+        }
+    }
+
+    fn start(self: &Arc<Self>, stream: TcpStream, from: SocketAddr, side_port: &Arc<SidePort>) {
+        self.lock().admit(from.ip(), Instant::now(), |id| {
+            let place = Place { open: Arc::clone(self), id };
+            tokio::spawn(serve(stream, Arc::clone(side_port), place)).abort_handle()
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Connections<AbortHandle>)) {
+        change(&mut self.lock());
+        self.changed.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connections<AbortHandle>> {
+        // Nothing under the lock can leave the accounts half changed.
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place among the open ones, which it leaves when it is dropped.
+struct Place {
+    open: Arc<Open>,
+    id: Id,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.change(|connections| connections.has_ended(self.id));
+    }
+}
+
+async fn serve(stream: TcpStream, side_port: Arc<SidePort>, place: Place) {
+    let place = &place;
     let service = service_fn(|request| {
         let side_port = Arc::clone(&side_port);
-        async move { Ok::<_, Infallible>(side_port.answer(&request).await) }
+        async move {
+            place.open.change(|connections| connections.has_asked(place.id));
+            let answer = side_port.answer(&request).await;
+            // What the kernel takes now is done; else it is the client's turn to read.
+            place.open.change(|connections| connections.has_its_answer(place.id, Instant::now()));
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .max_buf_size(HEADER_BYTES)
@@ -142,16 +205,16 @@ async fn serve(stream: TcpStream, side_port: Arc<SidePort>) {
 }
 
 impl SidePort {
-    /// A side port that shows `metrics` and `health`, and probes `endpoint`, of the
-    /// `instance` of that name: a pod's or a host's.
+    /// A side port that shows `metrics` and `health`, and probes the server at its own
+    /// `addresses`, of the `instance` of that name: a pod's or a host's.
     pub fn new(
         metrics: Metrics,
         health: Arc<Health>,
-        endpoint: ConnectEndpoint,
+        addresses: OwnAddresses,
         instance: &str,
     ) -> Self {
         let page = Page::new(instance);
-        Self { metrics, health, endpoint, page, last_echo: Mutex::new(None) }
+        Self { metrics, health, addresses, page, last_echo: Mutex::new(None) }
     }
 
     async fn answer(&self, request: &Request<Incoming>) -> Answer {
@@ -197,8 +260,8 @@ impl SidePort {
         {
             return result.clone();
         }
-        let result =
-            probe::check(&self.endpoint, LIVE_LIMIT).await.map_err(|error| error.to_string());
+        let endpoint = self.addresses.reachable().into();
+        let result = probe::check(&endpoint, LIVE_LIMIT).await.map_err(|error| error.to_string());
         *last_echo = Some((Instant::now(), result.clone()));
         result
     }

@@ -110,17 +110,22 @@ const EVENTS: usize = 1 << 16;
 const CLOSE_TICK: Duration = Duration::from_millis(2);
 
 impl ZeromqRouter {
-    /// Takes over `listener` and begins to accept on the current runtime, which
+    /// Takes over `listeners` and begins to accept on the current runtime, which
     /// must run nothing else: its tasks are counted as this socket's.
     ///
     /// # Errors
     ///
-    /// What the crate or the kernel says of the listener.
-    pub async fn bind(listener: TcpListener, metrics: SocketMetrics) -> io::Result<Self> {
+    /// What the crate or the kernel says of a listener.
+    pub async fn bind(
+        listeners: impl IntoIterator<Item = TcpListener>,
+        metrics: SocketMetrics,
+    ) -> io::Result<Self> {
         let mut socket = RouterSocket::new();
         let (sender, events) = futures_channel::mpsc::channel(EVENTS);
         *socket.backend().monitor().lock() = Some(sender);
-        socket.bind_listener(listener).await.map_err(io::Error::other)?;
+        for listener in listeners {
+            socket.bind_listener(listener).await.map_err(io::Error::other)?;
+        }
         let peers = HashSet::new();
         Ok(Self { socket, events, peers, metrics, received_at: Instant::now() })
     }

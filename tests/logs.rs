@@ -208,6 +208,9 @@ mod panic {
         for (message, frames, long) in [short, long] {
             let mut child = command(std::env::current_exe().unwrap().to_str().unwrap());
             child.args(["--ignored", "--exact", "logs::panic::child", "--nocapture"]);
+            // With one, as on one CPU, the harness writes the test's name before it runs,
+            // on the line of the first record.
+            child.arg("--test-threads=2");
             child.env(CHILD, &message).env(FRAMES, frames.to_string());
             if long {
                 child.envs(log::PLACE.map(|(variable, _)| (variable, "\u{1}".repeat(1000))));

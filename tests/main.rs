@@ -2,6 +2,7 @@
 //! after the promise that it keeps.
 
 mod attacks;
+mod busy_poll;
 #[cfg(feature = "client")]
 mod client;
 mod config;

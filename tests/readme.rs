@@ -148,12 +148,15 @@ const CLIENT: &str = "## The client, in your own code";
 #[test]
 fn the_reasons_are_those_of_the_socket() {
     let rows = table("## Wrong peers", "| reason | handshake |");
-    let documented: Vec<_> =
-        rows.iter().map(|row| (row[0].as_str(), row[1].as_str(), row[2].as_str())).collect();
+    let documented: Vec<_> = rows.iter().map(|row| row[..4].to_vec()).collect();
     let yes_or_no = |yes| if yes { "yes" } else { "" };
     let held: Vec<_> = Reason::ALL
         .iter()
-        .map(|r| (r.as_str(), yes_or_no(r.before_ready()), yes_or_no(r.after_ready())))
+        .map(|reason| {
+            let yes = [reason.before_ready(), reason.after_ready(), reason.sends_error()];
+            let [before, after, error] = yes.map(yes_or_no);
+            vec![reason.as_str(), before, after, error]
+        })
         .collect();
     assert_eq!(documented, held);
 }

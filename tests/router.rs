@@ -10,17 +10,19 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use zeromq::{DealerSocket, ReqSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqMessage};
+use zmq_echo::listeners::open_each;
 use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, SocketMetrics, log_records_dropped};
 use zmq_echo::router::{BoundedRouter, Limits};
 use zmq_echo::socket::{Closed, Router};
 
 use crate::support::{DEADLINE, runtime, wait_until, zmtp};
 
-const LIMITS: Limits = Limits {
+pub const LIMITS: Limits = Limits {
     message_bytes: 8 << 20,
     message_frames: 64,
     metadata_bytes: 4 << 10,
     peers: 100,
+    peers_per_address: 0,
     handshake_timeout: Duration::from_secs(30),
     stall_timeout: Duration::from_secs(30),
     stall_bytes: 32 << 10,
@@ -47,15 +49,18 @@ struct Echo {
 
 impl Echo {
     fn start(limits: Limits) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        Self::start_on(vec![TcpListener::bind("127.0.0.1:0").unwrap()], limits)
+    }
+
+    fn start_on(listeners: Vec<TcpListener>, limits: Limits) -> Self {
+        let address = listeners[0].local_addr().unwrap();
         let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
         let (orders, mut received) = tokio::sync::mpsc::unbounded_channel();
         let (done_sender, done) = mpsc::channel();
         let socket_metrics = metrics.socket.clone();
         let thread = thread::spawn(move || {
             runtime().block_on(async {
-                let mut socket = BoundedRouter::bind(listener, limits, socket_metrics).unwrap();
+                let mut socket = BoundedRouter::bind(listeners, limits, socket_metrics).unwrap();
                 loop {
                     tokio::select! {
                         order = received.recv() => match order {
@@ -150,7 +155,7 @@ fn write_until_stuck(stream: &mut TcpStream, bytes: &[u8]) -> u64 {
     written
 }
 
-fn on_runtime<T>(future: impl Future<Output = T>) -> T {
+pub fn on_runtime<T>(future: impl Future<Output = T>) -> T {
     runtime().block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
 }
 
@@ -276,7 +281,7 @@ fn a_ping_is_answered_with_its_context_and_silence_beyond_its_ttl_closes_the_pee
 #[test]
 fn any_traffic_after_a_ping_ends_its_ttl() {
     let echo = Echo::start(LIMITS);
-    let ping = zmtp::command(b"\x04PING\x00\x02");
+    let ping = zmtp::command(b"\x04PING\x00\x0a");
     let message = zmtp::frame(b"a", false);
     // In a later read, and in the same one; part of a message is traffic as well.
     for (rest, together) in [(&message, false), (&message, true), (&message[..1].to_vec(), true)] {
@@ -303,7 +308,7 @@ fn any_traffic_after_a_ping_ends_its_ttl() {
 
 #[test]
 fn only_a_peer_that_has_shown_that_it_knows_ping_is_pinged_and_closed_if_it_does_not_answer() {
-    let limits = Limits { heartbeat_interval: Duration::from_millis(200), ..LIMITS };
+    let limits = Limits { heartbeat_interval: Duration::from_secs(1), ..LIMITS };
     let echo = Echo::start(limits);
     let ping = zmtp::command(b"\x04PING\0\0");
     let mut old = echo.dealer(0, b"");
@@ -374,20 +379,14 @@ fn a_handshake_ends_in_time_silent_or_trickled() {
 #[test]
 fn wrong_peers_are_told_apart() {
     let echo = Echo::start(LIMITS);
-    let curve = {
-        let mut bytes = zmtp::greeting(1);
-        bytes[12..17].copy_from_slice(b"CURVE");
-        bytes
-    };
     let established = |bytes: &[u8]| [&hello(1, "DEALER", b""), bytes].concat();
     for (bytes, reason) in [
         (b"GET / HTTP/1.1\r\n".to_vec(), "not_zmtp"),
         (b"\x16\x03\x01\x02\x00\x01".to_vec(), "not_zmtp"),
         (b"\xff\0\0\0\0\0\0\0\x01\x7f\x01".to_vec(), "version"),
-        (curve, "mechanism"),
+        (zmtp::mechanism(b"CURVE"), "mechanism"),
         (hello(1, "PUB", b""), "socket_type"),
         (hello(1, "REQ", &[1; 256]), "identity"),
-        (hello(1, "REQ", &[0, 1]), "identity"),
         ([zmtp::greeting(0), zmtp::frame(b"data", false)].concat(), "data_before_ready"),
         ([zmtp::greeting(0), zmtp::announced(0, 1 << 47)].concat(), "data_before_ready"),
         ([zmtp::greeting(0), zmtp::announced(4, 0x7f << 40)].concat(), "metadata"),
@@ -431,6 +430,241 @@ fn a_tcp_probe_that_sends_nothing_is_no_fault() {
     let mut stream = echo.dealer(0, b"");
     zmtp::echoes(&mut stream, &zmtp::frame(b"a", false));
     assert_eq!(echo.metrics.socket.failed.get(), 0);
+}
+
+/// How many connections there are of each kind of client that is counted: as many counts
+/// there have to be, each for the true reason.
+const REFUSED: usize = 30;
+
+/// As a libzmq client does: the signature, and what follows it when the server has said
+/// as much as it takes to go on.
+fn greet_in_pieces(stream: &mut TcpStream, signature: &[u8], rest: &[u8]) {
+    stream.write_all(signature).unwrap();
+    zmtp::read(stream, zmtp::GREETING_START);
+    stream.write_all(rest).unwrap();
+}
+
+#[test]
+fn a_greeting_in_pieces_is_refused_for_its_reason_and_counted_once() {
+    let echo = Echo::start(LIMITS);
+    // ZMTP 2.0: signature, then the revision, then socket type and identity.
+    let old = b"\xff\0\0\0\0\0\0\0\x01\x7f\x01\x05\0\0";
+    for _ in 0..REFUSED {
+        let mut stream = echo.stream();
+        greet_in_pieces(&mut stream, &old[..10], &old[10..11]);
+        let _ = stream.write_all(&old[11..]);
+        zmtp::read_until_closed(&mut stream);
+    }
+    assert_eq!(echo.failures("version"), REFUSED as u64);
+    for name in ["PLAIN", "CURVE"] {
+        let before = echo.failures("mechanism");
+        for _ in 0..REFUSED {
+            let greeting = zmtp::mechanism(name.as_bytes());
+            let mut stream = echo.stream();
+            greet_in_pieces(&mut stream, &greeting[..10], &greeting[10..]);
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).expect("it is not reset");
+            assert_eq!(rest, zmtp::greeting(1)[zmtp::GREETING_START..]);
+        }
+        assert_eq!(echo.failures("mechanism"), before + REFUSED as u64, "{name}");
+    }
+    assert_eq!(echo.metrics.socket.failed.get(), 3 * REFUSED as u64);
+}
+
+#[test]
+fn a_peer_that_has_sent_part_of_a_greeting_is_no_tcp_probe_also_if_it_resets() {
+    let echo = Echo::start(LIMITS);
+    let plain = zmtp::mechanism(b"PLAIN");
+    let mut failed = 0;
+    for (bytes, reason) in [(&plain[..1], "error"), (&plain[..10], "error"), (&plain, "mechanism")]
+    {
+        for abort in [false, true] {
+            for number in 0..REFUSED {
+                let mut stream = echo.stream();
+                if number % 2 == 0 {
+                    // Else our greeting may find the connection reset already.
+                    zmtp::read(&mut stream, zmtp::GREETING_START);
+                }
+                stream.write_all(bytes).unwrap();
+                if abort {
+                    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+                }
+            }
+            failed += REFUSED as u64;
+            eventually(|| echo.metrics.socket.failed.get() == failed);
+        }
+        assert_eq!(echo.failures(reason), if reason == "error" { failed } else { 60 });
+    }
+}
+
+#[test]
+fn a_refused_peer_is_told_why_and_not_reset_however_much_it_has_sent() {
+    let echo = Echo::start(LIMITS);
+    let greeting = zmtp::greeting(1);
+    let greeted = |bytes: &[u8]| [&greeting, bytes].concat();
+    let twice = [zmtp::ready_body("REQ", b""), b"\x08Identity\0\0\0\0".to_vec()].concat();
+    for (hello, reason) in [
+        (zmtp::mechanism(b"CURVE"), "mechanism"),
+        (hello(1, "PUB", b""), "socket_type"),
+        (hello(1, "REQ", &[1; 256]), "identity"),
+        (greeted(&zmtp::command(&twice)), "metadata"),
+        (greeted(&zmtp::announced(4, 1 << 40)), "metadata"),
+        (greeted(&zmtp::command(b"\x05HELLO")), "command"),
+        (greeted(&zmtp::frame(b"data", false)), "data_before_ready"),
+        (greeted(&[0x80]), "reserved_flags"),
+        (greeted(&zmtp::command(b"\x05ERROR\0")), "peer_error"),
+    ] {
+        let error = match reason {
+            "mechanism" | "peer_error" => Vec::new(),
+            _ => zmtp::error(reason),
+        };
+        for more in [0, 100_000] {
+            let before = echo.failures(reason);
+            let mut stream = echo.stream();
+            stream.write_all(&hello).unwrap();
+            eventually(|| echo.failures(reason) == before + 1);
+            // It has not read yet why it is refused.
+            stream.write_all(&vec![7; more]).expect("it is read from");
+            let mut told = Vec::new();
+            stream.read_to_end(&mut told).expect("it is not reset");
+            assert_eq!(told, [&greeting, &error[..]].concat(), "{reason}");
+            drop(stream);
+            assert_eq!(echo.failures(reason), before + 1, "{reason}");
+        }
+    }
+    assert_eq!(echo.metrics.socket.failed.get(), 18);
+    // Nor as one of those that have left.
+    let mut next = echo.dealer(0, b"");
+    zmtp::echoes(&mut next, &zmtp::frame(b"a", false));
+    assert_eq!(echo.disconnections("closed") + echo.disconnections("error"), 0);
+}
+
+#[test]
+fn a_refused_peer_that_stays_or_sends_on_is_closed_soon() {
+    let echo = Echo::start(LIMITS);
+    let refused = || {
+        let mut stream = echo.stream();
+        stream.write_all(&hello(1, "PUB", b"")).unwrap();
+        let mut told = Vec::new();
+        stream.read_to_end(&mut told).unwrap();
+        stream
+    };
+    let mut silent = refused();
+    // The other side does not answer any more, which shows when it is written to.
+    eventually(|| silent.write(b"x").is_err());
+    let mut flood = refused();
+    let mut written = 0;
+    while let Ok(count) = flood.write(&[0; 16 << 10]) {
+        written += count;
+        assert!(written < 8 << 20, "it is read from without end");
+    }
+    assert_eq!(echo.failures("socket_type"), 2);
+    assert_eq!(echo.metrics.socket.failed.get(), 2);
+}
+
+#[test]
+fn a_peer_that_waits_for_our_ready_gets_it_and_then_no_error() {
+    let echo = Echo::start(LIMITS);
+    for (socket_type, told) in [("DEALER", &b"\x00\x02in"[..]), ("PUB", b"")] {
+        let mut stream = echo.stream();
+        stream.write_all(&zmtp::greeting(1)).unwrap();
+        let hello = zmtp::read(&mut stream, zmtp::SERVER_HELLO);
+        assert_eq!(hello, [&zmtp::greeting(1), zmtp::SERVER_READY].concat());
+        stream.write_all(&zmtp::ready(socket_type, b"")).unwrap();
+        stream.write_all(&zmtp::frame(b"in", false)).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, told, "{socket_type}");
+    }
+    assert_eq!(echo.failures("socket_type"), 1);
+}
+
+#[test]
+fn no_error_is_sent_for_what_a_later_attempt_may_survive_or_after_the_handshake() {
+    let limits = Limits { handshake_timeout: Duration::from_millis(500), peers: 20, ..LIMITS };
+    let echo = Echo::start(limits);
+    let greeting = zmtp::greeting(1);
+    let mut late = echo.stream();
+    late.write_all(&[&greeting[..], &zmtp::ready("DEALER", b"")[..20]].concat()).unwrap();
+    let mut told = Vec::new();
+    late.read_to_end(&mut told).unwrap();
+    assert_eq!(told, [&greeting, zmtp::SERVER_READY].concat());
+    assert_eq!(echo.failures("handshake_timeout"), 1);
+
+    let mut wrong = echo.dealer(1, b"");
+    wrong.write_all(&zmtp::command(b"\x05HELLO")).unwrap();
+    assert_eq!(zmtp::read_until_closed(&mut wrong), 0);
+    assert_eq!(echo.disconnections("command"), 1);
+
+    let inside: Vec<TcpStream> = (0..20).map(|_| echo.dealer(0, b"")).collect();
+    let mut outside = echo.stream();
+    assert_eq!(zmtp::read_until_closed(&mut outside), 0);
+    assert_eq!(echo.failures("peer_limit"), 1);
+    drop(inside);
+}
+
+#[test]
+fn identities_that_begin_with_a_zero_byte_are_served_whoever_else_has_them() {
+    let echo = Echo::start(LIMITS);
+    // The server makes up an identity for the first, and for each that comes second: a
+    // zero byte and a number. Some claim one before it is made up, others after.
+    let made_up = |number: u8| [0, 0, 0, 0, number];
+    let claimed = [1, 1, 3, 4, 9, 9].map(made_up);
+    let mut identities: Vec<&[u8]> = vec![b"", b"", b"\0", b"\0", b"\0me", b"\0me", &[0; 255]];
+    identities.extend(claimed.iter().map(|identity| &identity[..]));
+    identities.extend([&b""[..]; 8]);
+    let mut peers: Vec<TcpStream> =
+        identities.iter().map(|identity| echo.dealer(0, identity)).collect();
+    for round in 0..3u8 {
+        for (number, peer) in peers.iter_mut().enumerate() {
+            peer.write_all(&zmtp::frame(&[number as u8, round], false)).unwrap();
+        }
+        for (number, peer) in peers.iter_mut().enumerate() {
+            assert_eq!(zmtp::read(peer, 4), zmtp::frame(&[number as u8, round], false));
+        }
+    }
+    assert_eq!(echo.metrics.socket.peers.get(), peers.len() as i64);
+    assert_eq!(echo.metrics.socket.failed.get(), 0);
+}
+
+#[test]
+fn a_message_of_a_req_that_is_no_request_is_dropped_and_counted() {
+    let echo = Echo::start(LIMITS);
+    let dropped: [&[&[u8]]; 6] =
+        [&[b""], &[b"data"], &[b"id", b""], &[b"a", b"b"], &[b"a", b"b", b"", b"c"], &[b"a", b""]];
+    let answered: [&[&[u8]]; 5] = [
+        &[b"", b"a"],
+        &[b"", b""],
+        &[b"", b"a", b"", b"b"],
+        &[b"\0\0\0\x01", b"", b"a"],
+        &[b"id", b"", b"a", b"b"],
+    ];
+    let mut req = echo.stream();
+    zmtp::shake_hands(&mut req, &hello(1, "REQ", b""));
+    let mut count = 0;
+    // Before requests, between them and behind them, in one read and in many.
+    for request in answered {
+        for message in dropped {
+            req.write_all(&zmtp::message(message)).unwrap();
+            count += 1;
+        }
+        zmtp::echoes(&mut req, &zmtp::message(request));
+        assert_eq!(echo.metrics.socket.malformed_requests.get(), count);
+    }
+    let all: Vec<u8> = dropped.iter().chain(&answered).flat_map(|it| zmtp::message(it)).collect();
+    req.write_all(&all.repeat(100)).unwrap();
+    let replies: Vec<u8> = answered.iter().flat_map(|request| zmtp::message(request)).collect();
+    assert!(zmtp::read(&mut req, 100 * replies.len()) == replies.repeat(100));
+    count += 600;
+    assert_eq!(echo.metrics.socket.malformed_requests.get(), count);
+    // From others any message is a request.
+    for socket_type in ["DEALER", "ROUTER"] {
+        let mut stream = echo.stream();
+        zmtp::shake_hands(&mut stream, &hello(1, socket_type, b""));
+        dropped.iter().for_each(|message| zmtp::echoes(&mut stream, &zmtp::message(message)));
+    }
+    assert_eq!(echo.metrics.socket.malformed_requests.get(), count);
 }
 
 #[test]
@@ -551,6 +785,25 @@ fn stop_listening_accepts_what_waits_and_leaves_connected_peers_alone() {
 }
 
 #[test]
+fn peers_of_every_listener_are_served_until_all_of_them_are_closed() {
+    let addresses = [[127, 0, 0, 1], [127, 0, 0, 2], [127, 0, 0, 3]];
+    let addresses = addresses.map(|ip| SocketAddr::from((ip, 0)));
+    let listeners = open_each(&addresses).unwrap();
+    let bound: Vec<_> = listeners.iter().map(|one| one.local_addr().unwrap()).collect();
+    let echo = Echo::start_on(listeners, LIMITS);
+    let mut peers: Vec<_> = bound.iter().map(|at| zmtp::dealer(*at, 0, b"")).collect();
+    // These wait in the queues, and are accepted all the same.
+    let waiting: Vec<_> = bound.iter().map(|at| zmtp::stream(*at)).collect();
+    echo.stop_listening();
+    for mut stream in waiting {
+        zmtp::shake_hands(&mut stream, &hello(0, "DEALER", b""));
+        peers.push(stream);
+    }
+    peers.iter_mut().for_each(|peer| zmtp::echoes(peer, &zmtp::frame(b"hello", false)));
+    bound.iter().for_each(|at| assert!(TcpStream::connect(at).is_err(), "{at} is open"));
+}
+
+#[test]
 fn close_lets_every_reply_out_and_says_what_is_owed_and_discarded() {
     let echo = Echo::start(LIMITS);
     let mut reader = echo.dealer(0, b"");
@@ -642,15 +895,15 @@ fn recv_can_be_dropped(limits: Limits) {
 }
 
 /// A socket that the test itself polls, on its runtime.
-fn bound(limits: Limits) -> (BoundedRouter, SocketAddr, SocketMetrics) {
+pub fn bound(limits: Limits) -> (BoundedRouter, SocketAddr, SocketMetrics) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped()).socket;
-    (BoundedRouter::bind(listener, limits, metrics.clone()).unwrap(), address, metrics)
+    (BoundedRouter::bind([listener], limits, metrics.clone()).unwrap(), address, metrics)
 }
 
 /// An established DEALER on such a socket.
-async fn dealer_of(
+pub async fn dealer_of(
     socket: &mut BoundedRouter,
     address: SocketAddr,
     identity: &'static [u8],

@@ -199,11 +199,6 @@ impl Server {
         self.status(line) << 10
     }
 
-    /// How often the main thread, which is the poll loop's, has gone to sleep.
-    pub fn sleeps(&self) -> u64 {
-        self.status("voluntary_ctxt_switches")
-    }
-
     /// The number in a line of `/proc/<pid>/status`.
     fn status(&self, line: &str) -> u64 {
         let status = self.proc("status");
@@ -221,6 +216,27 @@ impl Server {
         let (user, system) = (ticks(11).expect("utime"), ticks(12).expect("stime"));
         // In hundredths of a second, on every Linux that Rust knows.
         Duration::from_millis((user + system) * 10)
+    }
+
+    /// Waits until `/livez` says yes. Its limit is one of time, which a machine with much
+    /// else to do may exceed.
+    #[track_caller]
+    pub fn is_alive(&self) {
+        wait_until("it is alive", || self.get("/livez").0 == 200);
+    }
+
+    /// Waits until the process rests: of a while in which nobody moves it spends at
+    /// most 5 % on a CPU, and what the clock's ticks may add. It may have work left
+    /// from before, so this is looked at again; a loop that spins never rests.
+    #[track_caller]
+    pub fn rests(&self) {
+        wait_until("the process rests", || {
+            let (started, before) = (Instant::now(), self.cpu_time());
+            thread::sleep(Duration::from_millis(800));
+            let (spent, passed) = (self.cpu_time() - before, started.elapsed());
+            eprintln!("cpu: {spent:?} in {passed:?}");
+            spent <= passed / 20 + Duration::from_millis(30)
+        });
     }
 
     /// The descriptors that the process has open.

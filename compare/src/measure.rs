@@ -1,6 +1,5 @@
 //! One server under one load for a second; and one under nothing but connections.
 
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use crate::cases::Load;
 use crate::generator::{self, Generator};
 use crate::pin::{self, Cpus};
 use crate::process::Server;
-use crate::sides::Side;
+use crate::sides::{Binaries, Side};
 
 /// Connections that are open before idle ones are counted: what a server sets up
 /// once for the first is not what each of them takes.
@@ -48,12 +47,12 @@ pub struct Times {
 /// Where the server does not start, or does not echo what it is sent.
 pub fn throughput(
     side: Side,
-    server: &Path,
+    binaries: &Binaries,
     load: Load,
     times: Times,
     cpus: Cpus,
 ) -> Result<Sample> {
-    let process = pin::scoped(cpus.server, || Server::start(side.command(server)?))?;
+    let process = pin::scoped(cpus.server, || Server::start(side.command(binaries)?))?;
     let (window, cpu) = pin::scoped(cpus.generator, || {
         let mut generator = Generator::start(process.address, side.protocol(), load)?;
         generator.run(times.warm_up)?;
@@ -78,8 +77,8 @@ pub fn throughput(
 /// # Errors
 ///
 /// Where the server does not start, or refuses a connection.
-pub fn idle(side: Side, server: &Path, connections: usize) -> Result<u64> {
-    let process = Server::start(side.command(server)?)?;
+pub fn idle(side: Side, binaries: &Binaries, connections: usize) -> Result<u64> {
+    let process = Server::start(side.command(binaries)?)?;
     let connect = |count| -> Result<Vec<_>> {
         (0..count).map(|_| generator::connect(process.address, side.protocol())).collect()
     };

@@ -13,7 +13,7 @@ use crate::machine::{self, Machine};
 use crate::measure::{self, Times};
 use crate::pin::{self, Cpus};
 use crate::results::{Idle, Results};
-use crate::sides::{Side, build_server};
+use crate::sides::{Binaries, Side, build_server};
 
 /// Where the whole of the results goes.
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md");
@@ -25,7 +25,9 @@ const END: &str = "<!-- results of compare/ end -->";
 
 /// The sides whose memory for an idle connection is measured. Raw TCP holds a
 /// buffer of a size that was chosen for speed.
-const IDLE_SIDES: [Side; 3] = [Side::Server, Side::Libzmq, Side::Crate];
+const fn has_idle_memory(side: Side) -> bool {
+    !matches!(side, Side::Tcp)
+}
 
 /// How a comparison is run.
 #[derive(Debug, Clone, Args)]
@@ -71,6 +73,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     pub server: Option<PathBuf>,
 
+    /// Measure this zmq-echo-server too, in the same rounds, such as one built from
+    /// the commit before
+    ///
+    /// The results then show the ratio of the server to it in each case, and how far
+    /// that ratio varied from round to round.
+    #[arg(long, value_name = "PATH")]
+    pub baseline: Option<PathBuf>,
+
     /// Exit with 1 where a floor is missed
     #[arg(long)]
     pub check: bool,
@@ -95,13 +105,17 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     cpus.check()?;
     pin::raise_open_files()?;
     let machine = Machine::here();
-    let server = args.server.clone().map_or_else(build_server, Ok)?;
+    let binaries = Binaries {
+        server: args.server.clone().map_or_else(build_server, Ok)?,
+        baseline: args.baseline.clone(),
+    };
+    let sides = binaries.sides();
     let cases = if args.cases.is_empty() { &CASES[..] } else { &args.cases };
 
     if machine::tracks_connections() {
         eprintln!("a firewall tracks connections here, which costs each packet; see the README");
     }
-    let mut results = Results::new(machine, cases);
+    let mut results = Results::new(machine, &sides, cases);
     let times = Times {
         warm_up: Duration::from_secs_f64(args.warm_up),
         window: Duration::from_secs_f64(args.seconds),
@@ -110,20 +124,20 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     for round in 1..=args.rounds {
         for (index, case) in cases.iter().enumerate() {
             eprint!("round {round} of {}, {}:", args.rounds, case.name);
-            let mut samples = Vec::with_capacity(Side::ALL.len());
-            for side in Side::ALL {
-                let sample = measure::throughput(side, &server, case.load, times, cpus)?;
+            let mut samples = Vec::with_capacity(sides.len());
+            for side in order(&sides, round) {
+                let sample = measure::throughput(side, &binaries, case.load, times, cpus)?;
                 eprint!(" {} {:.0}/s", side.name(), sample.rate);
-                samples.push(sample);
+                samples.push((side, sample));
             }
             eprintln!();
-            results.add(index, samples.try_into().expect("a sample of each side"));
+            results.add(index, samples);
         }
     }
     drop(awake);
     if args.connections > 0 {
-        for side in IDLE_SIDES {
-            let bytes = measure::idle(side, &server, args.connections)?;
+        for side in sides.into_iter().filter(|side| has_idle_memory(*side)) {
+            let bytes = measure::idle(side, &binaries, args.connections)?;
             results.add_idle(Idle { side, connections: args.connections, bytes });
         }
     }
@@ -134,6 +148,17 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         show_summary(Path::new(PAGE), &results.summary())?;
     }
     Ok(!args.check || results.floors_met())
+}
+
+/// The order of a round. The server and the baseline run one after the other, and
+/// every other round begins with the baseline: if the first of the two has an
+/// advantage, it does not add up.
+fn order(sides: &[Side], round: u32) -> Vec<Side> {
+    let mut order = sides.to_vec();
+    if order.get(1) == Some(&Side::Baseline) && round.is_multiple_of(2) {
+        order.swap(0, 1);
+    }
+    order
 }
 
 /// Puts `summary` where the page has room for it.
@@ -164,6 +189,14 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn server_and_baseline_take_turns_in_running_first() {
+        let with = [Side::Server, Side::Baseline, Side::Libzmq];
+        assert_eq!(order(&with, 1), with);
+        assert_eq!(order(&with, 2), [Side::Baseline, Side::Server, Side::Libzmq]);
+        assert_eq!(order(&Side::ALWAYS, 2), Side::ALWAYS);
+    }
 
     #[test]
     fn the_page_keeps_what_is_around_the_summary() {

@@ -14,11 +14,13 @@ const SERVER: &str = "zmq-echo-server";
 /// The manifest of the package that it belongs to.
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
 
-/// A server, in the order of the tables' rows.
+/// A server that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Side {
     /// `zmq-echo-server`, as it ships
     Server,
+    /// Another build of `zmq-echo-server`, such as that of the commit before
+    Baseline,
     /// A ROUTER of libzmq
     Libzmq,
     /// The server's poll loop over the zeromq crate's ROUTER
@@ -28,13 +30,15 @@ pub enum Side {
 }
 
 impl Side {
-    /// All of them.
-    pub const ALL: [Side; 4] = [Side::Server, Side::Libzmq, Side::Crate, Side::Tcp];
+    /// The sides of every run, in the order of the tables' rows. A run with a baseline
+    /// has [`Side::Baseline`] as well; see [`Binaries::sides`].
+    pub const ALWAYS: [Side; 4] = [Side::Server, Side::Libzmq, Side::Crate, Side::Tcp];
 
     /// For the tables.
     pub const fn name(self) -> &'static str {
         match self {
             Side::Server => SERVER,
+            Side::Baseline => "baseline",
             Side::Libzmq => "libzmq",
             Side::Crate => "zeromq crate",
             Side::Tcp => "raw TCP",
@@ -45,7 +49,7 @@ impl Side {
     pub const fn protocol(self) -> Protocol {
         match self {
             Side::Tcp => Protocol::Raw,
-            Side::Server | Side::Libzmq | Side::Crate => Protocol::Zmtp,
+            Side::Server | Side::Baseline | Side::Libzmq | Side::Crate => Protocol::Zmtp,
         }
     }
 
@@ -53,10 +57,14 @@ impl Side {
     ///
     /// # Errors
     ///
-    /// Where this program's own path is unknown.
-    pub fn command(self, server: &Path) -> Result<Command> {
+    /// If this program's own path is unknown, or there is no baseline.
+    pub fn command(self, binaries: &Binaries) -> Result<Command> {
         let kind = match self {
-            Side::Server => return Ok(server_command(server, ANY_ENDPOINT)),
+            Side::Server => return Ok(server_command(&binaries.server, ANY_ENDPOINT)),
+            Side::Baseline => {
+                let baseline = binaries.baseline.as_deref().context("no --baseline was given")?;
+                return Ok(server_command(baseline, ANY_ENDPOINT));
+            }
             Side::Libzmq => "libzmq",
             Side::Crate => "crate",
             Side::Tcp => "tcp",
@@ -65,6 +73,26 @@ impl Side {
         let mut command = Command::new(this);
         command.args(["serve", kind]);
         Ok(command)
+    }
+}
+
+/// The builds of `zmq-echo-server` that are measured.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    /// The one that the tables and the floors are about.
+    pub server: PathBuf,
+    /// The one that it is compared with, if any.
+    pub baseline: Option<PathBuf>,
+}
+
+impl Binaries {
+    /// The sides that these binaries make up, in the order of the tables' rows.
+    pub fn sides(&self) -> Vec<Side> {
+        let mut sides = Side::ALWAYS.to_vec();
+        if self.baseline.is_some() {
+            sides.insert(1, Side::Baseline);
+        }
+        sides
     }
 }
 

@@ -1,6 +1,6 @@
 //! Each kind of client gets back what it sent, envelope and all.
 
-use crate::support::{client, metric, server};
+use crate::support::{client, eventually, metric, server};
 
 #[test]
 fn a_req_client_gets_its_message_back() {
@@ -82,6 +82,66 @@ fn a_router_client_can_address_the_server() {
         router.send_multipart(&message, 0).unwrap();
         assert_eq!(router.recv_multipart(0).unwrap(), message);
     }
+}
+
+#[test]
+fn a_req_client_that_probes_a_router_gets_its_replies() {
+    const REQUESTS: usize = 1000;
+    for correlates in [false, true] {
+        let server = server(&[]);
+        let context = zmq::Context::new();
+        let req = client(&context, zmq::REQ, &server.endpoint(), |req| {
+            req.set_probe_router(true)?;
+            req.set_req_correlate(correlates)
+        });
+        for number in 0..REQUESTS {
+            let request = format!("request {number}");
+            req.send(&request, 0).unwrap();
+            assert_eq!(req.recv_bytes(0).unwrap(), request.as_bytes());
+        }
+        assert_eq!(metric(&server, "zmq_echo_malformed_requests_total"), 1.0);
+        let requests = r#"zmq_echo_requests_total{source="client"}"#;
+        eventually("all are counted", || metric(&server, requests) == REQUESTS as f64);
+        let established = metric(&server, r#"zmq_echo_connections_total{outcome="established"}"#);
+        assert_eq!(established, 1.0, "connections made");
+    }
+}
+
+#[test]
+fn a_dealer_client_that_probes_a_router_gets_its_empty_message_back_first() {
+    let server = server(&[]);
+    let context = zmq::Context::new();
+    let probes = |dealer: &zmq::Socket| dealer.set_probe_router(true);
+    let dealer = client(&context, zmq::DEALER, &server.endpoint(), probes);
+    dealer.send("request", 0).unwrap();
+    assert_eq!(dealer.recv_multipart(0).unwrap(), [b""]);
+    assert_eq!(dealer.recv_multipart(0).unwrap(), [b"request"]);
+    assert_eq!(metric(&server, "zmq_echo_malformed_requests_total"), 0.0);
+}
+
+#[test]
+fn identities_that_begin_with_a_zero_byte_are_served_also_if_two_are_the_same() {
+    let server = server(&[]);
+    let context = zmq::Context::new();
+    // As a UUID may, a big-endian number does, and the server's own do.
+    let identities: [&[u8]; 5] =
+        [b"\0\x9d\xc1\x15", b"\0\0\0\x07", b"\0\0\0\x07", b"", b"\0\0\0\0\x01"];
+    let clients = identities.map(|identity| {
+        client(&context, zmq::DEALER, &server.endpoint(), |dealer| match identity {
+            b"" => Ok(()),
+            _ => dealer.set_identity(identity),
+        })
+    });
+    for round in 0..100 {
+        for (number, client) in clients.iter().enumerate() {
+            client.send(&format!("{round} {number}"), 0).unwrap();
+        }
+        for (number, client) in clients.iter().enumerate() {
+            assert_eq!(client.recv_bytes(0).unwrap(), format!("{round} {number}").as_bytes());
+        }
+    }
+    let established = metric(&server, r#"zmq_echo_connections_total{outcome="established"}"#);
+    assert_eq!(established, clients.len() as f64, "connections made");
 }
 
 #[test]

@@ -7,8 +7,12 @@ use crate::support::{client, metric, server};
 
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Silence for this many intervals, in each of which a PING goes out.
-const INTERVALS: u32 = 20;
+/// How long an answer may take, on either side: a busy machine holds up both.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// Silence for this many intervals, in each of which a PING goes out: longer than the
+/// limit, so that a PING which is not answered ends the connection.
+const INTERVALS: u32 = 40;
 
 #[test]
 fn a_connection_with_heartbeats_survives_silence() {
@@ -17,8 +21,8 @@ fn a_connection_with_heartbeats_survives_silence() {
     let milliseconds = INTERVAL.as_millis() as i32;
     let dealer = client(&context, zmq::DEALER, &server.endpoint(), |dealer| {
         dealer.set_heartbeat_ivl(milliseconds)?;
-        dealer.set_heartbeat_timeout(5 * milliseconds)?;
-        dealer.set_heartbeat_ttl(10 * milliseconds)?;
+        dealer.set_heartbeat_timeout(LIMIT.as_millis() as i32)?;
+        dealer.set_heartbeat_ttl(LIMIT.as_millis() as i32)?;
         dealer.monitor("inproc://heartbeat", zmq::SocketEvent::DISCONNECTED as i32)
     });
     let monitor = context.socket(zmq::PAIR).unwrap();

@@ -5,6 +5,7 @@ mod crowd;
 mod heartbeat;
 mod pool;
 mod reconnect;
+mod refused;
 mod sizes;
 mod slow_reader;
 mod support;

@@ -24,7 +24,7 @@ fuzz_target!(|input: &[u8]| {
     let limits = &LIMITS[usize::from(choice % 4)];
     let whole = read(stream, &[stream.len().max(1)], limits);
     assert_eq!(whole, read(stream, &cuts, limits), "cut at {cuts:?}");
-    assert_eq!(whole, story(stream, limits.bytes, limits.frames));
+    assert_eq!(whole, story(stream, limits.bytes, limits.frames, false));
 
     for message in &whole.messages {
         assert!((1..=limits.frames).contains(&message.len()));

@@ -1,13 +1,13 @@
 //! Any bytes, read in any pieces, are a peer, the start of one, or a named failure,
-//! the same as in one piece, which is the model's. Little is held, and what is sent
-//! is our READY or nothing.
+//! the same as in one piece, which is the model's, and so is what is sent. Little is
+//! held.
 #![no_main]
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use zmq_echo::router::handshake::{Handshake, PeerInfo};
 use zmq_echo::router::{Reason, wire};
-use zmq_echo_fuzz::{Announced, End, Hello, READY, cuts, greeting, hello};
+use zmq_echo_fuzz::{Announced, End, Hello, READY, START, cuts, greeting, hello};
 
 /// The least that a READY of a longest identity needs is between the two.
 const METADATA: [usize; 2] = [64, 4 << 10];
@@ -20,15 +20,24 @@ fuzz_target!(|input: &[u8]| {
     let greeted: &[u8] = if choice & 2 == 0 { b"" } else { &greeting(choice >> 2) };
     let stream = Bytes::from([greeted, noise].concat());
 
-    let whole = shake(&stream, &[stream.len().max(1)], metadata);
-    assert_eq!(whole, shake(&stream, &cuts, metadata), "cut at {cuts:?}");
+    let whole = shake(&stream, &[stream.len().max(1)], metadata, false);
+    assert_eq!(whole, shake(&stream, &cuts, metadata, false), "cut at {cuts:?}");
     assert_eq!(whole, hello(&stream, metadata));
+    // Where our READY does not wait for the peer's, nothing else follows it.
+    let mut waited = shake(&stream, &cuts, metadata, true);
+    if waited.sent != whole.sent {
+        assert!(whole.greeted);
+        assert_eq!(waited.sent, [&greeting(1), READY].concat());
+        waited.sent.clone_from(&whole.sent);
+    }
+    assert_eq!(whole, waited, "cut at {cuts:?}");
 });
 
-/// What the state machine makes of `stream`, read in pieces of `cuts` bytes in turn.
-fn shake(stream: &Bytes, cuts: &[usize], metadata: usize) -> Hello {
+/// What the state machine makes of `stream`, read in pieces of `cuts` bytes in turn, with
+/// our READY sent between two of them if one `waits` for it.
+fn shake(stream: &Bytes, cuts: &[usize], metadata: usize, waits: bool) -> Hello {
     let mut handshake = Handshake::default();
-    let mut out = Vec::new();
+    let mut out = greeting(1)[..START].to_vec();
     let mut at = 0;
     let mut told = Ok(None);
     for cut in cuts.iter().cycle() {
@@ -40,16 +49,20 @@ fn shake(stream: &Bytes, cuts: &[usize], metadata: usize) -> Hello {
         assert!(handshake.held() <= 2 * at.max(8), "{} for {at}", handshake.held());
         assert!(handshake.held() <= 2 * (metadata + 9).max(wire::GREETING));
         assert_eq!(handshake.untouched(), at == 0);
+        assert_eq!(handshake.has_greeted(), out.len() > START);
+        if waits && told == Ok(None) && handshake.owes_ready() {
+            handshake.send_ready(&mut out);
+        }
         if told != Ok(None) || at == stream.len() {
             break;
         }
         assert!(input.is_empty(), "what belongs to a handshake is taken");
     }
-    assert!(out.is_empty() || out == READY);
+    let greeted = handshake.owes_ready() || out.ends_with(READY);
     let told = match told {
-        Ok(Some(PeerInfo { knows_ping, identity })) => {
+        Ok(Some(PeerInfo { knows_ping, is_req, identity })) => {
             assert!(identity.len() <= 255);
-            Ok(Announced { bytes: at, knows_ping, identity: identity.to_vec() })
+            Ok(Announced { bytes: at, knows_ping, is_req, identity: identity.to_vec() })
         }
         Ok(None) => Err(if at == 0 { End::Whole } else { End::Within }),
         Err(reason) => {
@@ -57,5 +70,5 @@ fn shake(stream: &Bytes, cuts: &[usize], metadata: usize) -> Hello {
             Err(End::Fault(reason))
         }
     };
-    Hello { greeted: !out.is_empty(), told }
+    Hello { sent: out, greeted, told }
 }

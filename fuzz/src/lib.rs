@@ -28,7 +28,10 @@ pub enum End {
 /// What a peer's greeting and READY come to.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// Whether the greeting is whole and right: the server sends its READY then.
+    /// What the server sends until then, if the peer does not make it wait.
+    pub sent: Vec<u8>,
+    /// Whether the greeting is whole and right: the server sends its READY behind its own
+    /// greeting then, if it has to wait for the peer's, and no ERROR.
     pub greeted: bool,
     /// What was announced, and how many bytes the handshake takes, or how it ends.
     pub told: Result<Announced, End>,
@@ -41,6 +44,8 @@ pub struct Announced {
     pub bytes: usize,
     /// Whether the peer speaks ZMTP 3.1.
     pub knows_ping: bool,
+    /// Whether it is a REQ.
+    pub is_req: bool,
     /// Empty if none.
     pub identity: Vec<u8>,
 }
@@ -51,7 +56,7 @@ pub struct Story {
     /// The messages, frame by frame.
     pub messages: Vec<Vec<Vec<u8>>>,
     /// What an echo sends: each message as it came, in the shortest headers, and a PONG
-    /// for each PING.
+    /// for each PING. Nothing for what a REQ sends that is no request.
     pub replies: Vec<u8>,
     /// How the stream ends.
     pub end: End,
@@ -59,7 +64,26 @@ pub struct Story {
     pub ttl: bool,
 }
 
-/// The greeting of a client that speaks ZMTP 3.`minor`.
+/// What the server sends before it knows the peer's version: so much of its greeting.
+pub const START: usize = 11;
+
+/// The ERROR that the server sends in place of its READY, if any.
+fn error(reason: Reason) -> Vec<u8> {
+    let word = match reason {
+        Reason::SocketType => "socket_type",
+        Reason::Metadata => "metadata",
+        Reason::Identity => "identity",
+        Reason::DataBeforeReady => "data_before_ready",
+        Reason::ReservedFlags => "reserved_flags",
+        Reason::Command => "command",
+        _ => return Vec::new(),
+    };
+    let mut bytes = Vec::new();
+    frame(&mut bytes, 4, &[b"\x05ERROR", &[word.len() as u8][..], word.as_bytes()].concat());
+    bytes
+}
+
+/// The greeting of a client that speaks ZMTP 3.`minor`; the server's is that of 3.1.
 pub fn greeting(minor: u8) -> [u8; 64] {
     let mut bytes = [0; 64];
     (bytes[0], bytes[9], bytes[10], bytes[11]) = (0xff, 0x7f, 3, minor);
@@ -95,7 +119,20 @@ pub fn frame(out: &mut Vec<u8>, flags: u8, body: &[u8]) {
 
 /// What the start of a connection comes to.
 pub fn hello(stream: &[u8], metadata_bytes: usize) -> Hello {
-    let ends = |greeted, end| Hello { greeted, told: Err(end) };
+    let ends = |greeted, end| {
+        let right = stream.iter().zip(greeting(1)).take(START);
+        let known = right.enumerate().all(|(at, (byte, right))| match at {
+            0 | 9 => *byte == right,
+            10 => *byte >= 3,
+            _ => true,
+        });
+        let whole = stream.len() >= START && known;
+        let mut sent = greeting(1)[..if whole { 64 } else { START }].to_vec();
+        if let (true, End::Fault(reason)) = (greeted, end) {
+            sent.extend_from_slice(&error(reason));
+        }
+        Hello { sent, greeted, told: Err(end) }
+    };
     for (at, byte) in stream.iter().take(64).enumerate() {
         let mechanism = b"NULL\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
         let fault = match at {
@@ -126,15 +163,19 @@ pub fn hello(stream: &[u8], metadata_bytes: usize) -> Hello {
     let Some(body) = rest.get(header..header + size as usize) else {
         return ends(true, End::Within);
     };
-    let told = match announced(body) {
-        Ok(identity) => Ok(Announced { bytes: 64 + header + body.len(), knows_ping, identity }),
-        Err(reason) => Err(End::Fault(reason)),
-    };
-    Hello { greeted: true, told }
+    match announced(body) {
+        Ok((is_req, identity)) => {
+            let bytes = 64 + header + body.len();
+            let sent = [&greeting(1), READY].concat();
+            let told = Ok(Announced { bytes, knows_ping, is_req, identity });
+            Hello { sent, greeted: true, told }
+        }
+        Err(reason) => ends(true, End::Fault(reason)),
+    }
 }
 
-/// The identity that a READY announces.
-fn announced(body: &[u8]) -> Result<Vec<u8>, Reason> {
+/// What a READY announces: whether the peer is a REQ, and its identity.
+fn announced(body: &[u8]) -> Result<(bool, Vec<u8>), Reason> {
     let mut cursor = Cursor(body);
     let name = cursor.short().ok_or(Reason::Command)?;
     match name {
@@ -142,29 +183,38 @@ fn announced(body: &[u8]) -> Result<Vec<u8>, Reason> {
         b"ERROR" => return Err(Reason::PeerError),
         _ => return Err(Reason::Command),
     }
-    let (mut socket_type, mut identity): (&[u8], &[u8]) = (b"", b"");
+    let (mut socket_types, mut identities): (Vec<&[u8]>, Vec<&[u8]>) = (Vec::new(), Vec::new());
     while !cursor.0.is_empty() {
         let name = cursor.short().ok_or(Reason::Metadata)?;
+        let named = |byte: &u8| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'+');
+        if name.is_empty() || !name.iter().all(named) {
+            return Err(Reason::Metadata);
+        }
         let size = cursor.take(4).ok_or(Reason::Metadata)?;
         let size = size.iter().fold(0, |size, byte| size << 8 | usize::from(*byte));
         let value = cursor.take(size).ok_or(Reason::Metadata)?;
         match name.to_ascii_lowercase().as_slice() {
-            b"socket-type" => socket_type = value,
-            b"identity" => identity = value,
+            b"socket-type" => socket_types.push(value),
+            b"identity" => identities.push(value),
             _ => {}
         }
+        if socket_types.len() > 1 || identities.len() > 1 {
+            return Err(Reason::Metadata);
+        }
     }
+    let socket_type = socket_types.pop().unwrap_or_default();
+    let identity = identities.pop().unwrap_or_default();
     if !matches!(socket_type, b"REQ" | b"DEALER" | b"ROUTER") {
         return Err(Reason::SocketType);
     }
-    if identity.len() > 255 || identity.starts_with(&[0]) {
+    if identity.len() > 255 {
         return Err(Reason::Identity);
     }
-    Ok(identity.to_vec())
+    Ok((socket_type == b"REQ", identity.to_vec()))
 }
 
-/// What `stream` comes to behind a handshake.
-pub fn story(stream: &[u8], message_bytes: usize, message_frames: usize) -> Story {
+/// What `stream` comes to behind a handshake, of a REQ or of another.
+pub fn story(stream: &[u8], message_bytes: usize, message_frames: usize, is_req: bool) -> Story {
     let mut story =
         Story { messages: Vec::new(), replies: Vec::new(), end: End::Whole, ttl: false };
     let mut rest = stream;
@@ -207,7 +257,13 @@ pub fn story(stream: &[u8], message_bytes: usize, message_frames: usize) -> Stor
         bytes += body.len();
         frames.push(body.to_vec());
         if flags & 1 == 0 {
-            for (index, body) in frames.iter().enumerate() {
+            let is_request = match frames.as_slice() {
+                [delimiter, _, ..] if delimiter.is_empty() => true,
+                [_, delimiter, _, ..] => delimiter.is_empty(),
+                _ => false,
+            };
+            let echoed = if is_req && !is_request { &[][..] } else { &frames[..] };
+            for (index, body) in echoed.iter().enumerate() {
                 frame(&mut story.replies, u8::from(index + 1 < frames.len()), body);
             }
             story.messages.push(std::mem::take(&mut frames));

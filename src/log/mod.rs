@@ -2,7 +2,7 @@
 //!
 //! Records are formatted where they arise and handed to one thread that writes
 //! them. A reader of stdout that stops reading stops that thread alone: the queue
-//! fills, further records are dropped and counted, the echo goes on.
+//! fills up to [`QUEUE_BYTES`], further records are dropped and counted, the echo goes on.
 //!
 //! (tracing-appender does the same, but prints to stdout when it cannot shut
 //! down, which hangs the process in just the case that this is for.)
@@ -15,7 +15,7 @@ use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,9 +31,14 @@ use crate::metrics;
 pub use self::record::{CUT, PLACE, RECORD_LIMIT};
 use self::record::{JsonRecords, clip};
 
-/// How many records may wait to be written: a second or so of a busy debug log, and
-/// less than 1 MiB of records of the usual 200 bytes.
-const QUEUE: usize = 4096;
+/// The most memory that records take while they wait to be written. It holds a second
+/// or so of a busy debug log: about 4,000 records of the usual 200 bytes, or 60 of the
+/// longest.
+pub const QUEUE_BYTES: usize = 1 << 20;
+
+/// What a record takes in the queue beside its text: its place there, and what the
+/// allocator adds.
+const RECORD_OVERHEAD: usize = 64;
 
 /// How long a process that is about to end waits for its last records.
 pub const FLUSH_LIMIT: Duration = Duration::from_millis(500);
@@ -46,7 +51,8 @@ const PANIC_BACKTRACE_LIMIT: usize = 12 << 10;
 /// The handle of the log: what is still to be written, and what was dropped.
 #[derive(Debug, Clone)]
 pub struct Logs {
-    queue: SyncSender<Vec<u8>>,
+    queue: Sender<Vec<u8>>,
+    /// Bytes of the records that are not written yet.
     waiting: Arc<AtomicUsize>,
     dropped: IntCounter,
 }
@@ -129,7 +135,7 @@ pub fn chain(error: &dyn Error) -> String {
 
 impl Logs {
     fn spawn(stdout: impl Write + Send + 'static) -> io::Result<Self> {
-        let (queue, records) = sync_channel(QUEUE);
+        let (queue, records) = channel();
         let logs = Self { queue, waiting: Arc::default(), dropped: metrics::log_records_dropped() };
         let writer = logs.clone();
         thread::Builder::new()
@@ -162,16 +168,25 @@ fn write_records(
         if stdout.write_all(&record).and_then(|()| stdout.flush()).is_err() {
             dropped.inc();
         }
-        waiting.fetch_sub(1, Ordering::Release);
+        waiting.fetch_sub(size(&record), Ordering::Release);
     }
+}
+
+/// What a record takes in the queue.
+fn size(record: &[u8]) -> usize {
+    record.len() + RECORD_OVERHEAD
 }
 
 /// One record on its way to the queue: the formatter writes it in one piece.
 impl Write for &Logs {
     fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-        self.waiting.fetch_add(1, Ordering::Acquire);
-        if self.queue.try_send(record.to_vec()).is_err() {
-            self.waiting.fetch_sub(1, Ordering::Release);
+        let size = size(record);
+        let with_it = |waiting: usize| Some(waiting + size).filter(|sum| *sum <= QUEUE_BYTES);
+        let reserved = self.waiting.fetch_update(Ordering::Acquire, Ordering::Relaxed, with_it);
+        if reserved.is_err() {
+            self.dropped.inc();
+        } else if self.queue.send(record.to_vec()).is_err() {
+            self.waiting.fetch_sub(size, Ordering::Release);
             self.dropped.inc();
         }
         Ok(record.len())
@@ -205,6 +220,8 @@ fn record_panic(panic: &PanicHookInfo<'_>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::sync_channel;
+
     use super::*;
 
     #[test]
@@ -215,6 +232,7 @@ mod tests {
             format!("`node` ({} bytes)", record::NAME_LIMIT),
             format!("message ({} KiB)", PANIC_MESSAGE_LIMIT >> 10),
             format!("backtrace ({} KiB)", PANIC_BACKTRACE_LIMIT >> 10),
+            format!("up to {} MiB of records wait", QUEUE_BYTES >> 20),
         ] {
             assert!(document.contains(&limit), "{limit}");
         }
@@ -234,18 +252,36 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_reader_that_stops_costs_records_that_are_counted_and_nothing_else() {
+    /// For records of `length` bytes and a reader that has stopped reading: how many are
+    /// kept, of more than twice as many as fit.
+    fn kept(length: usize) -> usize {
         let (open, gate) = sync_channel(0);
         let logs = Logs::spawn(Gate(gate)).unwrap();
-        for _ in 0..QUEUE + 100 {
-            (&logs).write_all(b"record\n").unwrap();
+        let written = 2 * (QUEUE_BYTES / (length + RECORD_OVERHEAD) + 1);
+        let record = vec![b'x'; length];
+        for _ in 0..written {
+            (&logs).write_all(&record).unwrap();
+            assert!(logs.waiting.load(Ordering::Acquire) <= QUEUE_BYTES);
         }
-        // One record is with the writer, the queue is full of others.
-        assert!((99..=100).contains(&logs.dropped.get()), "{}", logs.dropped.get());
+        let kept = written - logs.dropped.get() as usize;
         logs.flush(Duration::from_millis(5));
+        assert_eq!(logs.waiting.load(Ordering::Acquire), kept * (length + RECORD_OVERHEAD));
         drop(open);
         logs.flush(Duration::from_secs(60));
         assert_eq!(logs.waiting.load(Ordering::Acquire), 0);
+        kept
+    }
+
+    #[test]
+    fn a_reader_that_stops_costs_records_that_are_counted_and_nothing_else() {
+        assert_eq!(kept(200), QUEUE_BYTES / (200 + RECORD_OVERHEAD));
+    }
+
+    #[test]
+    fn records_that_wait_are_bounded_in_bytes_however_long_they_are() {
+        for length in [1, RECORD_LIMIT] {
+            assert_eq!(kept(length), QUEUE_BYTES / (length + RECORD_OVERHEAD));
+        }
+        assert_eq!(kept(QUEUE_BYTES), 0, "a record that is larger than the queue is dropped");
     }
 }

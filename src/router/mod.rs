@@ -30,16 +30,18 @@
 //! and in the kernel `peers * 2.5 * socket_buffer`: one buffer for requests and a
 //! quarter of it for replies, which Linux makes twice as large as it is told. With
 //! the defaults that is 70 MiB, 64 MiB and 17 MiB, beside 6 MiB for the rest of the
-//! process. (The 4 KiB are what a peer costs at most without a byte buffered; it is
+//! process and 1 MiB of log records that wait to be written
+//! ([`QUEUE_BYTES`](crate::log::QUEUE_BYTES)). (The 4 KiB are what a peer costs at most without a byte buffered; it is
 //! about 1 KiB.) That is of an echo: replies are held against the pool when their batch
 //! is through, so a handler that makes more of its requests adds what it makes of a
 //! batch ([`socket`] says how much that is).
 //!
 //! # What it leaves out
 //!
-//! Other socket types, connecting, other transports, mechanisms other than NULL,
-//! ZMTP before 3.0, and ERROR as an answer to peers that are refused: they see
-//! their connection closed, the reason is counted here.
+//! Other socket types, connecting, other transports, mechanisms other than NULL, and
+//! ZMTP before 3.0. RFC 37's rule against identities that begin with a zero byte is not
+//! kept ([`handshake`] says why). Peers that are refused in their handshake are told why
+//! by an ERROR, unless a later attempt may survive it ([`Reason::sends_error`]).
 
 pub mod busy_poll;
 pub mod clock;
@@ -76,6 +78,8 @@ pub struct Limits {
     pub metadata_bytes: usize,
     /// Connections at a time, [`RESERVED_PEERS`] included.
     pub peers: usize,
+    /// Connections from one address of another host; zero for no limit of their own.
+    pub peers_per_address: usize,
     /// From a connection's first moment to its READY.
     pub handshake_timeout: Duration,
     /// The window in which half a message has to bring `stall_bytes`.

@@ -21,6 +21,7 @@ use super::out_queue::{OutQueue, SLICES};
 use super::progress::{Meter, Window};
 use super::ready::Bell;
 use super::reason::Reason;
+use super::socket::Place;
 use super::tcp_info::TcpInfo;
 use super::wire::{self, MessageLimits, Scan, Scanned};
 
@@ -33,10 +34,23 @@ const LEAST_READ: usize = 4 << 10;
 pub enum State {
     /// Greeting and READY.
     Handshake(Box<Handshake>),
+    /// The handshake has failed and is counted. The peer has a moment to read why.
+    Refused(Refused),
     /// Messages.
     Established,
     /// We have said that nothing more comes from us, and wait for the same.
     HalfClosed,
+}
+
+/// How long a refused peer may stay.
+#[derive(Debug)]
+pub struct Refused {
+    /// It is closed then at the latest.
+    pub until: Instant,
+    /// How many more bytes are read from it, and ignored, before it is closed.
+    pub unread: usize,
+    /// Whether we have said that nothing more comes from us.
+    pub half_closed: bool,
 }
 
 /// What a first read takes at most, before it is known how large the messages are.
@@ -62,6 +76,8 @@ pub enum Read {
 #[derive(Debug)]
 pub struct Peer {
     stream: TcpStream,
+    /// Where it comes from, and whether it may have to give way.
+    pub place: Place,
     /// Puts the peer on the ready list.
     pub bell: Arc<Bell>,
     waker: Waker,
@@ -73,6 +89,8 @@ pub struct Peer {
     pub is_client: bool,
     /// Whether it has shown that it knows PING, by a PING or PONG of its own.
     pub knows_ping: bool,
+    /// Whether it is a REQ, whose messages have to be requests.
+    pub is_req: bool,
     /// The start of a message that is not whole, as it came.
     pub partial: Vec<u8>,
     /// How far `partial` has been scanned.
@@ -91,6 +109,8 @@ pub struct Peer {
     pub out: OutQueue,
     /// Whether the last write left something behind.
     pub blocked: bool,
+    /// When reading from it paused because too much waits to be sent to it.
+    pub paused_at: Option<Instant>,
     /// How fast replies leave that the kernel did not take at once, while there are some.
     pub backlog: Option<Meter>,
     /// Bytes that we have sent it since the connection was made.
@@ -103,6 +123,8 @@ pub struct Peer {
     pub ended: Option<Reason>,
     /// When the connection was accepted.
     pub accepted_at: Instant,
+    /// When it is sent our READY even if its own has not come.
+    pub ready_at: Option<Instant>,
     /// When its bytes came last.
     pub read_at: Instant,
     /// When bytes to it left last, or began to wait.
@@ -127,15 +149,17 @@ pub struct Peer {
 
 impl Peer {
     /// A connection that was accepted at `now`.
-    pub fn new(stream: TcpStream, bell: Arc<Bell>, now: Instant) -> Self {
+    pub fn new(stream: TcpStream, place: Place, bell: Arc<Bell>, now: Instant) -> Self {
         Self {
             stream,
+            place,
             waker: Waker::from(Arc::clone(&bell)),
             bell,
             state: State::Handshake(Box::default()),
             identity: Bytes::new(),
             is_client: true,
             knows_ping: false,
+            is_req: false,
             partial: Vec::new(),
             scan: Scan::default(),
             missing: 0,
@@ -145,12 +169,14 @@ impl Peer {
             appetite: FIRST_READ,
             out: OutQueue::default(),
             blocked: false,
+            paused_at: None,
             backlog: None,
             written: 0,
             replied: 0,
             has_replies: false,
             ended: None,
             accepted_at: now,
+            ready_at: None,
             read_at: now,
             moved_at: now,
             active_at: now,
@@ -285,7 +311,7 @@ impl Peer {
         Ok(())
     }
 
-    /// So many bytes have come.
+    /// Counts `bytes` that were read at `now`.
     pub fn heard(&mut self, now: Instant, bytes: usize) {
         self.read_at = now;
         self.pinged_at = None;
@@ -316,7 +342,7 @@ impl Peer {
         }
     }
 
-    /// So many bytes have left at [`Peer::moved_at`], when `owed` replies were to be sent.
+    /// Counts `bytes` that left at [`Peer::moved_at`], when `owed` replies were queued.
     pub fn track_replies(&mut self, bytes: usize, owed: usize) {
         if owed > 0 {
             self.has_replies = true;
@@ -378,18 +404,45 @@ impl Peer {
         self.partial.capacity() + self.out.held() + handshake
     }
 
+    /// Notes that reading has paused or resumed: meanwhile a message cannot make progress.
+    pub fn pause_or_resume(&mut self, now: Instant) {
+        match (self.is_paused(), self.paused_at) {
+            (true, None) => self.paused_at = Some(now),
+            (false, Some(paused_at)) => {
+                let paused = now.saturating_duration_since(paused_at);
+                self.paused_at = None;
+                self.window.since += paused;
+                if let Some(meter) = &mut self.half_message {
+                    meter.suspend(paused);
+                }
+                // It could not be heard.
+                self.read_at = now;
+                self.pinged_at = None;
+            }
+            _ => {}
+        }
+    }
+
     /// When it began to hold what it holds now, if it is more than it gets by its turns.
     pub fn holds_since(&self) -> Option<Instant> {
+        if matches!(self.state, State::Handshake(_)) {
+            return Some(self.accepted_at);
+        }
         let meters = [&self.half_message, &self.backlog];
         meters.into_iter().flatten().map(Meter::since).min()
     }
 
     /// How many seconds it takes at the peer's rate until what it holds is free again.
     pub fn seconds_to_clear(&self, now: Instant) -> f64 {
+        if matches!(self.state, State::Handshake(_)) {
+            // More metadata than any client needs.
+            return f64::INFINITY;
+        }
         let seconds = |held: usize, rate: f64| if held == 0 { 0.0 } else { held as f64 / rate };
         let message = self.half_message.as_ref().map_or(0.0, |meter| {
             // It has no reason to pause, unlike a reader that works on its replies.
-            seconds(self.partial.len(), meter.lowest_rate(now))
+            let rate = meter.lowest_rate(self.paused_at.unwrap_or(now));
+            seconds(self.partial.len(), rate)
         });
         let replies =
             self.backlog.as_ref().map_or(0.0, |meter| seconds(self.out.len(), meter.rate(now)));

@@ -33,7 +33,12 @@ impl Meter {
         self.since
     }
 
-    /// So many bytes have moved.
+    /// Leaves out a time in which nothing could move.
+    pub fn suspend(&mut self, time: Duration) {
+        self.since += time;
+    }
+
+    /// Counts `bytes` that moved at `now`.
     pub fn add(&mut self, now: Instant, bytes: usize) {
         let step = self.step_at(now);
         // Those that were not counted in are over, and a minute later all are.
@@ -114,7 +119,7 @@ mod tests {
         assert_eq!(meter.rate(at(start, 10.0)), 100.0);
         // A minute later it is forgotten, and what came since counts.
         assert_eq!(meter.rate(at(start, 70.0)), 0.0);
-        meter.add(at(start, 71.0), 600);
+        meter.add(at(start, 71.0), 580);
         assert_eq!(meter.rate(at(start, 72.0)), 10.0);
         meter.add(at(start, 10_000.0), 1);
         assert!(meter.rate(at(start, 10_000.0)) < 1.0);
@@ -130,6 +135,18 @@ mod tests {
         }
         assert!(meter.rate(at(start, 19.0)) > 400_000.0);
         assert!(meter.lowest_rate(at(start, 19.0)) < 50.0);
+    }
+
+    #[test]
+    fn time_in_which_nothing_could_move_does_not_count() {
+        let start = Instant::now();
+        let mut meter = Meter::new(start);
+        meter.add(at(start, 0.5), 1000);
+        meter.suspend(Duration::from_secs(100));
+        assert_eq!(meter.rate(at(start, 101.0)), 1000.0);
+        assert_eq!(meter.lowest_rate(at(start, 101.0)), 1000.0);
+        meter.add(at(start, 101.5), 500);
+        assert_eq!(meter.rate(at(start, 101.5)), 1000.0);
     }
 
     #[test]

@@ -11,8 +11,11 @@ pub enum Reason {
     Closed,
     /// The connection broke, or was closed within a message or a handshake.
     Error,
-    /// More peers than the limit.
+    /// The server was full: it had no place for the connection, or the handshake made room
+    /// for another one.
     PeerLimit,
+    /// Its address had as many connections as an address may have.
+    AddressLimit,
     /// The handshake was not done in time.
     HandshakeTimeout,
     /// The first bytes are no ZMTP signature: TLS, HTTP, noise, ZMTP 1.0.
@@ -23,9 +26,9 @@ pub enum Reason {
     Mechanism,
     /// READY announces a socket type other than REQ, DEALER and ROUTER, or none.
     SocketType,
-    /// READY is malformed or larger than the limit.
+    /// READY is malformed, larger than the limit, or has a property that we read twice.
     Metadata,
-    /// An identity of more than 255 bytes, or one that starts with a zero byte.
+    /// An identity of more than 255 bytes.
     Identity,
     /// A message came where READY was due.
     DataBeforeReady,
@@ -49,10 +52,11 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Reason; 19] = [
+    pub const ALL: [Reason; 20] = [
         Reason::Closed,
         Reason::Error,
         Reason::PeerLimit,
+        Reason::AddressLimit,
         Reason::HandshakeTimeout,
         Reason::NotZmtp,
         Reason::Version,
@@ -77,6 +81,7 @@ impl Reason {
             Reason::Closed => "closed",
             Reason::Error => "error",
             Reason::PeerLimit => "peer_limit",
+            Reason::AddressLimit => "address_limit",
             Reason::HandshakeTimeout => "handshake_timeout",
             Reason::NotZmtp => "not_zmtp",
             Reason::Version => "version",
@@ -101,6 +106,21 @@ impl Reason {
         !matches!(
             self,
             Reason::MessageLimit | Reason::FrameLimit | Reason::Stalled | Reason::Vanished
+        )
+    }
+
+    /// Whether a peer that is refused for it in place of our READY is told by an ERROR,
+    /// after which libzmq does not come back (RFC 37, "Error Handling"). So it is never
+    /// sent for what a later attempt may survive, and it is no answer to an ERROR.
+    pub const fn sends_error(self) -> bool {
+        matches!(
+            self,
+            Reason::SocketType
+                | Reason::Metadata
+                | Reason::Identity
+                | Reason::DataBeforeReady
+                | Reason::ReservedFlags
+                | Reason::Command
         )
     }
 
@@ -133,6 +153,9 @@ mod tests {
             assert_eq!(reason as usize, number);
             assert!(words.insert(reason.as_str()));
             assert!(reason.before_ready() || reason.after_ready());
+            assert!(reason.before_ready() || !reason.sends_error());
+            // It is sent as an ERROR's reason, which has visible characters alone.
+            assert!(reason.as_str().bytes().all(|byte| byte.is_ascii_graphic()));
         }
     }
 }

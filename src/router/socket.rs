@@ -1,5 +1,5 @@
-//! The socket: fairness, flow control and accounts. Accepting, deadlines and draining are
-//! parts of it in files of their own.
+//! The socket: fairness, flow control and accounts. Accepting, handshakes, deadlines and
+//! draining are parts of it in files of their own.
 //!
 //! Whatever wakes a peer, the listener or the clock puts its token on the ready
 //! list. A turn takes one token: it flushes what waits for that peer, reads from
@@ -13,6 +13,8 @@
 mod accepting;
 mod deadlines;
 mod draining;
+mod handshaking;
+mod places;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -29,12 +31,14 @@ use tracing::debug;
 use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
 
 use self::draining::Noted;
+pub use self::places::Place;
+use self::places::Places;
 use super::busy_poll::BusyPoll;
 use super::clock::Clock;
 use super::handshake::PeerInfo;
 use super::out_queue::OutQueue;
 use super::peer::{Peer, Read, State};
-use super::progress::{Meter, Window};
+use super::progress::Meter;
 use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
 use super::reason::Reason;
 use super::wire::{self, Command, MessageLimits, Scanned};
@@ -76,7 +80,8 @@ pub struct BoundedRouter {
     message_limits: MessageLimits,
     metrics: SocketMetrics,
     duration: LocalHistogram,
-    listener: Option<TcpListener>,
+    listeners: Vec<TcpListener>,
+    places: Places,
     listener_bell: Arc<Bell>,
     peers: Vec<Option<Box<Peer>>>,
     free: Vec<usize>,
@@ -127,18 +132,21 @@ struct Batch {
 }
 
 impl BoundedRouter {
-    /// Takes over `listener`, to accept from it whenever it is polled. Needs a
+    /// Takes over `listeners`, to accept from them whenever it is polled. Needs a
     /// runtime with I/O and time.
     ///
     /// # Errors
     ///
-    /// What the kernel says of the listener.
+    /// What the kernel says of a listener.
     pub fn bind(
-        listener: std::net::TcpListener,
+        listeners: impl IntoIterator<Item = std::net::TcpListener>,
         limits: Limits,
         metrics: SocketMetrics,
     ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
+        let listeners = listeners.into_iter().map(|listener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        });
         let ready = ReadyList::default();
         let listener_bell = ready.bell(LISTENER);
         let mut turns = Turns::default();
@@ -151,7 +159,8 @@ impl BoundedRouter {
             },
             duration: metrics.request_duration.local(),
             metrics,
-            listener: Some(TcpListener::from_std(listener)?),
+            listeners: listeners.collect::<io::Result<_>>()?,
+            places: Places::new(limits.peers_per_address),
             listener_bell,
             peers: Vec::new(),
             free: Vec::new(),
@@ -276,6 +285,12 @@ impl BoundedRouter {
                         .push_back(batch.identity.take().unwrap_or_else(|| peer.identity.clone()));
                     let payload = wire::split_frames(&mut batch.bytes, end, &mut frames);
                     self.received += if peer.is_client { payload } else { 0 };
+                    if peer.is_req && !is_request(&frames) {
+                        batch.taken += 1;
+                        batch.identity = frames.pop_front();
+                        count_malformed(&self.metrics, &peer.identity);
+                        continue;
+                    }
                     if batch.own {
                         disown(&mut frames, batch.whole);
                     }
@@ -348,8 +363,16 @@ impl BoundedRouter {
     }
 
     fn serve(&mut self, slot: usize) -> Result<(), Reason> {
-        self.flush(slot)?;
+        let flushed = self.flush(slot);
         let peer = self.peers[slot].as_mut().expect("the visit has looked");
+        let shaking = matches!(peer.state, State::Handshake(_));
+        match peer.state {
+            // Whatever the peer sent before it left decides the reason, not our failed
+            // write: read first.
+            State::Handshake(_) => {}
+            State::Refused(_) => return flushed.and_then(|()| self.dismiss(slot)),
+            State::Established | State::HalfClosed => flushed?,
+        }
         if peer.out.is_empty() {
             if let Some(reason) = peer.ended {
                 return Err(reason);
@@ -368,11 +391,11 @@ impl BoundedRouter {
             Poll::Pending => return Ok(()),
             Poll::Ready(Err(error)) => return Err(reason_of(&error)),
             Poll::Ready(Ok(Read::End)) => {
-                let whole = !matches!(peer.state, State::Handshake(_)) && peer.partial.is_empty();
+                let whole = !shaking && peer.partial.is_empty();
                 let reason = if whole { Reason::Closed } else { Reason::Error };
                 peer.ended = Some(reason);
                 let partial = std::mem::take(&mut peer.partial);
-                let is_done = peer.out.is_empty();
+                let is_done = shaking || peer.out.is_empty();
                 if half_closed {
                     // It stopped in the middle of a message because we have left.
                     self.discard(0, partial.len() as u64);
@@ -386,16 +409,10 @@ impl BoundedRouter {
             peer.heard(Instant::now(), (peer.received - received) as usize);
         }
         let read_at = peer.read_at;
-        match &mut peer.state {
+        match peer.state {
+            State::Refused(_) => return Ok(()),
             State::Established | State::HalfClosed => {}
-            State::Handshake(handshake) => {
-                let metadata = self.limits.metadata_bytes;
-                let info = peer.out.push_bytes(|out| handshake.feed(&mut bytes, metadata, out))?;
-                if let Some(info) = info {
-                    self.establish(slot, info);
-                }
-                self.flush(slot)?;
-            }
+            State::Handshake(_) => self.shake_hands(slot, &mut bytes)?,
         }
         if !bytes.is_empty() {
             let whole = bytes.len();
@@ -428,8 +445,14 @@ impl BoundedRouter {
 
     fn establish(&mut self, slot: usize, info: PeerInfo) {
         let peer = self.peers[slot].as_mut().expect("who was read from is there");
+        peer.is_req = info.is_req;
         peer.state = State::Established;
+        self.places.keep(&mut peer.place);
         let mut identity = info.identity;
+        if is_probe(&identity) && !peer.place.of_this_host {
+            // Only a probe on this host is one. The peer is served as a client.
+            identity = Bytes::new();
+        }
         while identity.is_empty() || self.identities.contains_key(&identity) {
             self.next_identity = self.next_identity.wrapping_add(1);
             identity = [&[0], &self.next_identity.to_be_bytes()[..]].concat().into();
@@ -452,7 +475,7 @@ impl BoundedRouter {
         if before == 0 {
             return Ok(());
         }
-        let (paused, is_client, duration) = (peer.is_paused(), peer.is_client, &self.duration);
+        let (is_client, duration) = (peer.is_client, &self.duration);
         let owed = peer.out.replies();
         let mut written_at = None;
         let result = peer.flush(|read_at, replies| {
@@ -466,11 +489,8 @@ impl BoundedRouter {
             peer.moved_at = written_at.unwrap_or_else(Instant::now);
             peer.track_replies(before - peer.out.len(), owed);
         }
-        if paused && !peer.is_paused() {
-            // It could not be heard while it was not read from.
-            peer.read_at = peer.moved_at;
-            peer.pinged_at = None;
-            peer.window = Window::new(peer.moved_at, peer.received);
+        if peer.paused_at.is_some() {
+            peer.pause_or_resume(peer.moved_at);
         }
         result.map_err(|error| reason_of(&error))
     }
@@ -485,6 +505,9 @@ impl BoundedRouter {
             }
         } else if peer.backlog.is_none() {
             peer.backlog = Some(Meter::new(peer.moved_at));
+        }
+        if peer.is_paused() && peer.paused_at.is_none() {
+            peer.pause_or_resume(Instant::now());
         }
         // A socket that closes reads again once the peer has its replies.
         let reads = !self.closing || matches!(peer.state, State::HalfClosed);
@@ -533,18 +556,16 @@ impl BoundedRouter {
             self.batch = None;
         }
         self.free.push(slot);
+        self.places.leave(&mut peer.place);
         self.metrics.undeliverable_peer_gone.inc_by(peer.out.replies() as u64);
         if peer.has_messages() {
             self.metrics.lost_requests.inc_by(peer.take_kept(&self.message_limits).0);
         }
-        if let State::Handshake(handshake) = &peer.state {
-            // A TCP probe connects and closes, or resets because our greeting lies
-            // unread. It is no fault and comes for ever.
-            if !(handshake.untouched() && reason == Reason::Error) {
-                debug!(reason = reason.as_str(), "handshake failed");
-                self.metrics.handshake_failed(reason);
-            }
-            return;
+        match &peer.state {
+            State::Handshake(handshake) => return self.fail(handshake, reason),
+            // It is counted already.
+            State::Refused(_) => return,
+            State::Established | State::HalfClosed => {}
         }
         let identity = peer.identity.escape_ascii();
         debug!(%identity, reason = reason.as_str(), "peer disconnected");
@@ -604,6 +625,22 @@ impl BoundedRouter {
 /// Whether two identities are the same; mostly in the same place.
 fn is_same(one: &Bytes, other: &Bytes) -> bool {
     (one.as_ptr() == other.as_ptr() && one.len() == other.len()) || one == other
+}
+
+/// Counts a message that was dropped; out of line, as few are.
+#[cold]
+#[inline(never)]
+fn count_malformed(metrics: &SocketMetrics, identity: &Bytes) {
+    metrics.malformed_requests.inc();
+    debug!(identity = %identity.escape_ascii(), "malformed request");
+}
+
+/// Whether a REQ's message, behind its identity, is a request: an empty frame and at
+/// least one more, behind a request's number where the client has ZMQ_REQ_CORRELATE
+/// (RFC 28, "The REQ Socket Type"). An empty message alone is ZMQ_PROBE_ROUTER's.
+fn is_request(frames: &VecDeque<Bytes>) -> bool {
+    let is_delimiter = |at: usize| frames.len() > at + 1 && frames[at].is_empty();
+    is_delimiter(1) || is_delimiter(2)
 }
 
 /// Gives frames memory of their own that are a small part of a `whole` buffer: who
@@ -685,7 +722,7 @@ impl Router for BoundedRouter {
     }
 
     async fn stop_listening(&mut self) {
-        self.close_listener();
+        self.close_listeners();
     }
 
     fn active_at(&mut self, now: Instant) -> Instant {

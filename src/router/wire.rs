@@ -14,6 +14,10 @@ use super::reason::Reason;
 /// The length of a greeting (RFC 23, "Version Negotiation").
 pub const GREETING: usize = 64;
 
+/// The signature and the major version: what a peer needs to know to tell us its own
+/// version. libzmq sends its mechanism only after it has read these.
+pub const GREETING_START: usize = 11;
+
 /// The longest body of a command between messages: PING and PONG, the only ones
 /// that are known there, take 23 bytes at most.
 pub const COMMAND_BYTES: usize = 255;
@@ -40,29 +44,41 @@ pub fn greeting() -> [u8; GREETING] {
     bytes
 }
 
-/// The minor version of the peer behind the start of a greeting; each byte is
-/// judged as soon as it is here. A whole greeting that passes gives the version.
+/// Whether the first [`GREETING_START`] bytes of a greeting are here; each byte is
+/// judged as soon as it is.
+///
+/// # Errors
+///
+/// [`Reason::NotZmtp`] or [`Reason::Version`].
+pub fn decode_version(bytes: &[u8]) -> Result<bool, Reason> {
+    let differs = |at: usize, right: u8| bytes.get(at).is_some_and(|byte| *byte != right);
+    if differs(0, 0xff) || differs(9, 0x7f) {
+        return Err(Reason::NotZmtp);
+    }
+    // "A ZMTP peer MUST accept higher protocol versions as valid" (RFC 23).
+    match bytes.get(10) {
+        Some(0..3) => Err(Reason::Version),
+        major => Ok(major.is_some()),
+    }
+}
+
+/// The minor version of the peer, once its greeting is whole; each byte is judged as
+/// soon as it is here.
 ///
 /// # Errors
 ///
 /// [`Reason::NotZmtp`], [`Reason::Version`] or [`Reason::Mechanism`].
 pub fn decode_greeting(bytes: &[u8]) -> Result<Option<u8>, Reason> {
-    let differs = |at: usize, right: u8| bytes.get(at).is_some_and(|byte| *byte != right);
-    if differs(0, 0xff) || differs(9, 0x7f) {
-        return Err(Reason::NotZmtp);
-    }
-    let major = bytes.get(10).copied().unwrap_or(3);
-    if major < 3 {
-        return Err(Reason::Version);
+    if !decode_version(bytes)? {
+        return Ok(None);
     }
     let mechanism = b"NULL".iter().copied().chain(std::iter::repeat_n(0, 16));
-    if mechanism.enumerate().any(|(at, byte)| differs(12 + at, byte)) {
+    if mechanism.zip(bytes.iter().skip(12)).any(|(right, byte)| right != *byte) {
         return Err(Reason::Mechanism);
     }
-    let minor = bytes.get(11).copied().unwrap_or_default();
-    // "A ZMTP peer MUST accept higher protocol versions as valid" (RFC 23), and
-    // what is higher than ours speaks ours.
-    Ok((bytes.len() >= GREETING).then_some(if major > 3 { 1 } else { minor }))
+    // A version above ours speaks ours.
+    let minor = if bytes[10] > 3 { Some(1) } else { bytes.get(11).copied() };
+    Ok(minor.filter(|_| bytes.len() >= GREETING))
 }
 
 /// A frame's flags and size.
@@ -273,6 +289,14 @@ pub fn encode_ready(out: &mut Vec<u8>) {
     encode_command(out, b"READY", &[b"\x0bSocket-Type", &6u32.to_be_bytes(), b"ROUTER"]);
 }
 
+/// An ERROR, which takes the place of READY, as a frame.
+///
+/// `reason` is of visible characters, 255 at most (RFC 37, "error-reason = short-size
+/// 0*255VCHAR"): a space is none.
+pub fn encode_error(out: &mut Vec<u8>, reason: &str) {
+    encode_command(out, b"ERROR", &[&[reason.len() as u8], reason.as_bytes()]);
+}
+
 /// The PONG to a PING with `context`, as a frame.
 pub fn encode_pong(out: &mut Vec<u8>, context: &[u8]) {
     encode_command(out, b"PONG", &[context]);
@@ -307,9 +331,17 @@ pub fn properties(mut data: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8])
 
 fn split_property(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (name, rest) = split_short(data)?;
+    if name.is_empty() || !name.iter().all(|byte| is_name_char(*byte)) {
+        return None;
+    }
     let (size, rest) = rest.split_first_chunk()?;
     let (value, rest) = rest.split_at_checked(u32::from_be_bytes(*size) as usize)?;
     Some((name, value, rest))
+}
+
+/// Whether a property's name may have it (RFC 37, "name-char").
+fn is_name_char(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte)
 }
 
 /// What a length of one byte announces, and the rest.

@@ -1,11 +1,13 @@
 //! Accepting survives: the peer limit, the end of the descriptors, churn.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use socket2::{Domain, SockRef, Socket, Type};
+use zmq_echo::newcomers::PATIENCE;
 
 use super::{Attacked, MEMORY};
 use crate::support::{DEADLINE, SERVER, Server, command, wait_until, zmtp};
@@ -18,7 +20,7 @@ const STRANGERS: usize = PEERS - 8;
 
 /// A connection from another address of this host than the server's, which is as
 /// strange to it as one from another host.
-fn stranger(server: SocketAddr) -> TcpStream {
+pub fn stranger(server: SocketAddr) -> TcpStream {
     let missing = "missing: an address of this host beside loopback, to come from as a stranger";
     // This sends nothing; it finds the address that a route would start from.
     let route = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -37,9 +39,17 @@ fn connect_from(own: IpAddr, server: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Whether the server lets it in, which it shows by its greeting.
+/// Whether the server lets it in, which it shows by the start of its greeting.
 fn is_greeted(stream: &mut TcpStream) -> bool {
-    stream.read_exact(&mut [0; 64]).is_ok()
+    stream.read_exact(&mut [0; zmtp::GREETING_START]).is_ok()
+}
+
+/// Finishes the handshake of a peer that was greeted, and has it served.
+#[track_caller]
+fn is_served(stream: &mut TcpStream) {
+    stream.write_all(&zmtp::hello(0, "DEALER", b"")).unwrap();
+    zmtp::read(stream, zmtp::SERVER_HELLO - zmtp::GREETING_START);
+    zmtp::echoes(stream, &zmtp::frame(b"in", false));
 }
 
 /// A server that may open [`FEW`] files.
@@ -47,6 +57,8 @@ fn start_with_few_descriptors() -> Attacked {
     let mut server = command("sh");
     server.args(["-c", &format!("ulimit -n {FEW} && exec \"$0\" \"$@\""), SERVER]);
     server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    // The silent stay however long the test takes.
+    server.args(["--handshake-timeout", "1h"]);
     let attacked = Attacked::new(Server::spawn(server));
     assert_eq!(attacked.metric("zmq_echo_limit_peers"), PEERS as f64);
     attacked
@@ -56,8 +68,7 @@ fn start_with_few_descriptors() -> Attacked {
 fn a_server_full_of_strangers_answers_its_own_probe_and_a_scrape() {
     let mut attacked = start_with_few_descriptors();
     // The neighbour, of this host, has one of the places that are for all.
-    let mut inside: Vec<TcpStream> = (1..STRANGERS).map(|_| stranger(attacked.address())).collect();
-    assert!(inside.iter_mut().all(is_greeted));
+    let inside = established_strangers(&attacked, STRANGERS - 1);
     for number in 1..=100 {
         let mut outside = stranger(attacked.address());
         assert!(!is_greeted(&mut outside), "stranger {number} is over the limit");
@@ -68,6 +79,77 @@ fn a_server_full_of_strangers_answers_its_own_probe_and_a_scrape() {
     attacked.rests();
     drop(inside);
     wait_until("there is room again", || is_greeted(&mut stranger(attacked.address())));
+    attacked.is_unharmed();
+}
+
+fn established_strangers(server: &Server, count: usize) -> Vec<TcpStream> {
+    let mut strangers: Vec<_> = (0..count).map(|_| stranger(server.address())).collect();
+    let hello = zmtp::hello(0, "DEALER", b"");
+    strangers.iter_mut().for_each(|stranger| zmtp::shake_hands(stranger, &hello));
+    strangers
+}
+
+#[test]
+fn silent_connections_lock_nobody_out() {
+    let mut attacked = Attacked::start(&["--peer-limit", "40", "--handshake-timeout", "1h"]);
+    let _silent: Vec<TcpStream> = (0..200).map(|_| zmtp::stream(attacked.address())).collect();
+    let mut served = zmtp::crowd(attacked.address(), 30);
+    served.iter_mut().for_each(|peer| zmtp::echoes(peer, &zmtp::frame(b"in", false)));
+    // Each connection beyond the forty has ended a handshake, and nothing else has.
+    attacked.wait_for_failures("peer_limit", 1 + 200 + 30 - 40);
+    attacked.serves_its_neighbour();
+    attacked.rests();
+    attacked.is_unharmed();
+}
+
+#[test]
+fn silent_connections_of_one_address_take_no_place_from_another() {
+    let attacked = Attacked::start(&["--peer-limit", "40", "--handshake-timeout", "1h"]);
+    let (one, other) = ([127, 0, 0, 2].into(), [127, 0, 0, 3].into());
+    let mut slow = connect_from(other, attacked.address());
+    assert!(is_greeted(&mut slow));
+    let silent = |count: usize| -> Vec<TcpStream> {
+        (0..count).map(|_| connect_from(one, attacked.address())).collect()
+    };
+    let mut full = silent(40 - 2);
+    assert!(full.iter_mut().all(is_greeted));
+    // None of these is spared for its youth.
+    thread::sleep(PATIENCE);
+    let _more = silent(30);
+    attacked.wait_for_failures("peer_limit", 30);
+    // The oldest of all is still there.
+    is_served(&mut slow);
+}
+
+#[test]
+fn other_hosts_take_no_place_of_a_handshake_of_this_host() {
+    let attacked = start_with_few_descriptors();
+    let _inside = established_strangers(&attacked, STRANGERS - 1);
+    let mut probe = zmtp::stream(attacked.address());
+    assert!(is_greeted(&mut probe));
+    for number in 1..=20 {
+        let mut outside = stranger(attacked.address());
+        assert!(!is_greeted(&mut outside), "stranger {number} is over the limit");
+    }
+    attacked.wait_for_failures("peer_limit", 20);
+    is_served(&mut probe);
+}
+
+#[test]
+fn an_address_has_as_many_connections_as_its_limit_and_this_host_any_number() {
+    let mut attacked = Attacked::start(&["--address-limit", "3"]);
+    assert_eq!(attacked.metric("zmq_echo_limit_peers_per_address"), 3.0);
+    let mut inside = established_strangers(&attacked, 3);
+    for number in 1..=10 {
+        let mut outside = stranger(attacked.address());
+        assert!(!is_greeted(&mut outside), "connection {number} is over the limit");
+        attacked.wait_for_failures("address_limit", number);
+    }
+    let mut here = zmtp::crowd(attacked.address(), 10);
+    here.iter_mut().for_each(|peer| zmtp::echoes(peer, &zmtp::frame(b"in", false)));
+    inside.pop();
+    wait_until("there is room again", || is_greeted(&mut stranger(attacked.address())));
+    assert_eq!(attacked.failures("peer_limit"), 0.0);
     attacked.is_unharmed();
 }
 
@@ -94,7 +176,8 @@ fn over_the_peer_limit_is_closed_at_once_and_counted_and_there_is_room_again() {
 
 #[test]
 fn without_descriptors_it_rests_serves_those_inside_and_goes_on_when_there_are_some() {
-    let mut attacked = Attacked::start(&[]);
+    // The silent stay however long the test takes.
+    let mut attacked = Attacked::start(&["--handshake-timeout", "1h"]);
     let pid = Pid::from_raw(attacked.pid as i32).unwrap();
     // The numbers of descriptors are taken from below.
     let few = attacked.descriptors() as u64 + 10;
@@ -130,7 +213,7 @@ fn ten_thousand_connections_leave_nothing_behind() {
             let bytes = [&hello, &request[..]].concat();
             // Whole, within its reply, within the handshake, and without a byte.
             let written = [bytes.len(), bytes.len(), hello.len() - 3, 0][number % 4];
-            std::io::Write::write_all(&mut peer, &bytes[..written]).unwrap();
+            peer.write_all(&bytes[..written]).unwrap();
             if number % 4 == 0 {
                 zmtp::read(&mut peer, zmtp::SERVER_HELLO + request.len());
             }

@@ -119,7 +119,8 @@ fn three_bytes_of_the_largest_message_hold_nothing_and_end_at_the_stall_timeout(
 
 #[test]
 fn half_messages_on_hundreds_of_connections_stay_in_the_pool() {
-    let mut attacked = Attacked::start(&[]);
+    // Nobody is closed for the time that this takes.
+    let mut attacked = Attacked::start(&["--stall-timeout", "10m"]);
     let half = |size: u64| [zmtp::announced(0, size), vec![5; size as usize / 2]].concat();
     let small = half(200 << 10);
     let mut peers = zmtp::crowd(attacked.address(), 300);
@@ -145,7 +146,8 @@ fn half_messages_on_hundreds_of_connections_stay_in_the_pool() {
 
 #[test]
 fn two_hundred_peers_that_pipeline_64_kib_and_do_not_read_lose_nothing_and_hold_up_nobody() {
-    let mut attacked = Attacked::start(&[]);
+    // Nobody is closed for the time that this takes.
+    let mut attacked = Attacked::start(&["--stall-timeout", "10m"]);
     let mut peers = zmtp::crowd(attacked.address(), 200);
     let request = zmtp::frame(&[3; 64 << 10], false);
     let taken = attacked.flood_until_stuck(&mut peers, &request);

@@ -84,7 +84,7 @@ fn all_at_once_it_keeps_its_memory_its_neighbour_and_its_probe() {
     while started.elapsed() < SPAN {
         attacked.serves_its_neighbour();
         attacked.passes_its_probe();
-        assert_eq!(attacked.get("/livez").0, 200);
+        attacked.is_alive();
     }
     attacked.is_unharmed();
     over.store(true, Ordering::Relaxed);

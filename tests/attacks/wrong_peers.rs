@@ -3,14 +3,8 @@
 use std::io::Write;
 
 use super::Attacked;
+use super::accepting::stranger;
 use crate::support::zmtp;
-
-fn mechanism(name: &[u8]) -> Vec<u8> {
-    let mut greeting = zmtp::greeting(0);
-    greeting[12..32].fill(0);
-    greeting[12..12 + name.len()].copy_from_slice(name);
-    greeting
-}
 
 /// Sends `bytes` to a new connection, which is to end for `reason`.
 #[track_caller]
@@ -43,17 +37,22 @@ fn whoever_is_wrong_before_ready_is_refused_for_its_own_reason() {
     refused(&attacked, b"\xff\0\0\0\0\0\0\0\x01\x7f\x01\x05\0\0", "version");
     refused(&attacked, b"\xff\0\0\0\0\0\0\0\x01\x7f\x02\x00", "version");
     for name in [b"CURVE".as_slice(), b"PLAIN", b"GSSAPI", b"NULLX", b""] {
-        refused(&attacked, &mechanism(name), "mechanism");
+        refused(&attacked, &zmtp::mechanism(name), "mechanism");
     }
     for socket_type in ["PUB", "SUB", "PUSH", "PULL", "REP", "PAIR", "XPUB", "XSUB", "", "dealer"] {
         refused(&attacked, &zmtp::hello(1, socket_type, b""), "socket_type");
     }
     refused(&attacked, &zmtp::hello(1, "DEALER", &[1; 256]), "identity");
     refused(&attacked, &zmtp::hello(1, "DEALER", &[1; 3000]), "identity");
-    refused(&attacked, &zmtp::hello(1, "DEALER", b"\0made up"), "identity");
     let greeted = |bytes: &[u8]| [&zmtp::greeting(0), bytes].concat();
     refused(&attacked, &greeted(&zmtp::frame(b"data", false)), "data_before_ready");
     refused(&attacked, &greeted(&zmtp::command(b"\x05READY\x0bSocket-Type\0\0\xff")), "metadata");
+    for property in ["", "\0", "a b", "é", "Socket-Type", "IDENTITY"] {
+        let mut body = zmtp::ready_body("DEALER", b"me");
+        body.push(property.len() as u8);
+        body.extend([property.as_bytes(), b"\0\0\0\0"].concat());
+        refused(&attacked, &greeted(&zmtp::command(&body)), "metadata");
+    }
     refused(&attacked, &greeted(&zmtp::command(b"\x05HELLO")), "command");
     refused(&attacked, &greeted(&zmtp::command(b"\x04PING\0\0")), "command");
     refused(&attacked, &greeted(&zmtp::command(b"")), "command");
@@ -93,4 +92,27 @@ fn whoever_is_wrong_after_ready_is_closed_for_its_own_reason() {
     }
     assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
     attacked.is_unharmed();
+}
+
+#[test]
+fn the_probes_identity_is_trusted_only_from_this_host() {
+    let attacked = Attacked::start(&[]);
+    let source =
+        |source| attacked.metric(&format!("zmq_echo_requests_total{{source=\"{source}\"}}"));
+    let before = source("client");
+    let mut elsewhere = stranger(attacked.address());
+    zmtp::shake_hands(&mut elsewhere, &zmtp::hello(0, "DEALER", b"zmq-echo-probe/x"));
+    for _ in 0..10 {
+        zmtp::echoes(&mut elsewhere, &zmtp::frame(b"load", false));
+    }
+    let client = "zmq_echo_requests_total{source=\"client\"}";
+    attacked.wait_for_metric(client, |count| count == before + 10.0);
+    assert_eq!(source("probe"), 0.0);
+    // Its identity is not taken, for it has got another one.
+    let mut here = zmtp::dealer(attacked.address(), 0, b"zmq-echo-probe/x");
+    zmtp::echoes(&mut here, &zmtp::frame(b"check", false));
+    attacked.wait_for_metric("zmq_echo_requests_total{source=\"probe\"}", |count| count == 1.0);
+    assert_eq!(source("client"), before + 10.0);
+    let observed = attacked.metric("zmq_echo_request_duration_seconds");
+    assert_eq!(observed, before + 10.0, "a client's latency is measured");
 }

@@ -80,7 +80,9 @@ async fn a_request_whose_caller_has_left_holds_its_room_until_it_times_out() {
     assert_eq!(client.metric("zmq_echo_client_outstanding"), 5.0);
     let refused = client.request("one too many").await;
     assert!(matches!(refused, Err(RequestError::Full { .. })), "{refused:?}");
-    let client = abandoned(hasty(), &silent).await;
+    // Long enough for the callers to leave before.
+    let config = ClientConfig { timeout: Duration::from_secs(5), ..hasty() };
+    let client = abandoned(config, &silent).await;
     until("there is room", || client.metric("zmq_echo_client_outstanding") == 0.0).await;
     // It is known of the endpoint all the same.
     assert_eq!(client.state(&silent.endpoint), Some(State::Suspect));

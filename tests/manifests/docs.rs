@@ -164,7 +164,7 @@ fn the_memory_adds_up_as_the_code_has_it() {
 }
 
 /// The rows of the table of memory, in bytes.
-fn parts(limits: &Limits) -> [usize; 6] {
+fn parts(limits: &Limits) -> [usize; 7] {
     let without = |change: &dyn Fn(&mut Limits)| {
         let mut rest = *limits;
         change(&mut rest);
@@ -174,7 +174,8 @@ fn parts(limits: &Limits) -> [usize; 6] {
     let pool = without(&|rest| rest.buffer_bytes = 0);
     let side_port = zmq_echo::side_port::CONNECTIONS * memory::SIDE_CONNECTION;
     let under_way = limits.most_memory() - peers - pool;
-    [peers, pool, under_way, memory::sockets(limits), side_port, memory::PROCESSES]
+    let log = zmq_echo::log::QUEUE_BYTES;
+    [peers, pool, under_way, memory::sockets(limits), side_port, log, memory::PROCESSES]
 }
 
 #[test]
@@ -274,7 +275,7 @@ fn every_reason_that_is_named_is_one() {
             seen += 1;
         }
     }
-    assert_eq!(seen, 5);
+    assert_eq!(seen, 9);
 }
 
 #[test]

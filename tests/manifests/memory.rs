@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Container;
 use zmq_echo::router::Limits;
-use zmq_echo::side_port;
+use zmq_echo::{log, side_port};
 
 use crate::build::{Server, pods};
 use crate::server::config;
@@ -16,7 +16,8 @@ pub const SIDE_CONNECTION: usize = 128 << 10;
 
 /// The most that the container can come to, in bytes.
 pub fn most(limits: &Limits) -> usize {
-    limits.most_memory() + sockets(limits) + PROCESSES + side_port::CONNECTIONS * SIDE_CONNECTION
+    let side_port = side_port::CONNECTIONS * SIDE_CONNECTION;
+    limits.most_memory() + sockets(limits) + side_port + log::QUEUE_BYTES + PROCESSES
 }
 
 /// The kernel's part, which counts towards a container: a buffer for requests and a

@@ -3,7 +3,9 @@
 //! iproute2 and the right to create network namespaces.
 
 mod drain;
+mod loopback;
 mod namespace;
+mod other_hosts;
 #[allow(dead_code, reason = "shared with the integration tests")]
 #[path = "../support.rs"]
 mod support;

@@ -9,8 +9,14 @@ use std::thread::{self, JoinHandle};
 
 use super::DEADLINE;
 
+/// What the server sends before it knows the peer's version.
+pub const GREETING_START: usize = 11;
+
+/// The server's READY.
+pub const SERVER_READY: &[u8] = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER";
+
 /// The server's greeting and READY.
-pub const SERVER_HELLO: usize = 64 + 2 + 6 + 12 + 4 + 6;
+pub const SERVER_HELLO: usize = 64 + SERVER_READY.len();
 
 /// A greeting of ZMTP 3.`minor`.
 pub fn greeting(minor: u8) -> Vec<u8> {
@@ -42,6 +48,19 @@ fn with_header(flags: u8, body: &[u8]) -> Vec<u8> {
         Err(_) => announced(flags, body.len() as u64),
     };
     [&header, body].concat()
+}
+
+/// The ERROR by which the server refuses a peer.
+pub fn error(reason: &str) -> Vec<u8> {
+    command(&[b"\x05ERROR", &[reason.len() as u8][..], reason.as_bytes()].concat())
+}
+
+/// A greeting with another mechanism.
+pub fn mechanism(name: &[u8]) -> Vec<u8> {
+    let mut greeting = greeting(1);
+    greeting[12..32].fill(0);
+    greeting[12..12 + name.len()].copy_from_slice(name);
+    greeting
 }
 
 pub fn message(frames: &[&[u8]]) -> Vec<u8> {

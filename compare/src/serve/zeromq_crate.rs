@@ -29,7 +29,7 @@ pub fn run() -> Result<()> {
     let health = Health::new(Instant::now());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let socket = ZeromqRouter::bind(listener, metrics.socket.clone()).await?;
+        let socket = ZeromqRouter::bind([listener], metrics.socket.clone()).await?;
         announce(address);
         poll_loop::run(socket, termination, NO_DRAIN, handler::handle, &metrics, &health).await?;
         Ok(())

@@ -15,7 +15,7 @@ use crate::router::ready::LISTENER;
 use crate::router::reason::Reason;
 use crate::router::{RESERVED_PEERS, wire};
 
-/// How many connections one turn accepts.
+/// How many connections one turn accepts from a listener.
 const ACCEPTS: usize = 16;
 
 /// More connections than wait in a listener's queue: Linux has them be 4,096 at most
@@ -27,13 +27,18 @@ const QUEUED: usize = 8 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl BoundedRouter {
-    /// The listener's turn.
+    /// The listeners' turn.
     pub(super) fn accept(&mut self) {
         self.listener_bell.answer();
+        for number in 0..self.listeners.len() {
+            self.accept_from(number);
+        }
+    }
+
+    fn accept_from(&mut self, number: usize) {
         let waker = Waker::from(Arc::clone(&self.listener_bell));
         for _ in 0..ACCEPTS {
-            let Some(listener) = &self.listener else { return };
-            match listener.poll_accept(&mut Context::from_waker(&waker)) {
+            match self.listeners[number].poll_accept(&mut Context::from_waker(&waker)) {
                 Poll::Pending => return,
                 Poll::Ready(Ok((stream, from))) => self.admit(stream, from),
                 Poll::Ready(Err(error)) if ended_in_the_queue(&error) => {}
@@ -48,37 +53,48 @@ impl BoundedRouter {
     }
 
     fn admit(&mut self, stream: TcpStream, from: SocketAddr) {
-        let left = self.limits.peers.saturating_sub(self.open());
-        if left == 0 || (left <= RESERVED_PEERS && !is_of_this_host(&stream, from)) {
-            self.metrics.handshake_failed(Reason::PeerLimit);
+        let now = Instant::now();
+        let of_this_host = is_of_this_host(&stream, from);
+        if self.places.are_used_up(from.ip(), of_this_host) {
+            self.metrics.handshake_failed(Reason::AddressLimit);
             return;
+        }
+        let left = self.limits.peers.saturating_sub(self.open());
+        if left == 0 || (left <= RESERVED_PEERS && !of_this_host) {
+            let Some(slot) = self.places.giving_way(of_this_host, now) else {
+                self.metrics.handshake_failed(Reason::PeerLimit);
+                return;
+            };
+            self.close_peer(slot, Reason::PeerLimit);
         }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.peers.push(None);
             self.peers.len() - 1
         });
-        let mut peer = Peer::new(stream, self.ready.bell(slot), Instant::now());
+        let place = self.places.take(from.ip(), of_this_host, slot, now);
+        let mut peer = Peer::new(stream, place, self.ready.bell(slot), now);
         peer.bound_kernel_buffers(self.limits.socket_buffer);
-        peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()));
+        peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()[..wire::GREETING_START]));
         self.peers[slot] = Some(Box::new(peer));
         self.turns.push(slot);
     }
 
-    /// Gives up the listener, and accepts what waits in its queue, which to close it
-    /// would reset.
-    pub(super) fn close_listener(&mut self) {
-        let Some(listener) = self.listener.take() else { return };
-        // The runtime may not have heard of it yet; the kernel has.
-        let Ok(listener) = listener.into_std() else { return };
-        for _ in 0..QUEUED {
-            let accepted = listener.accept().and_then(|(stream, from)| {
-                stream.set_nonblocking(true)?;
-                Ok((TcpStream::from_std(stream)?, from))
-            });
-            match accepted {
-                Ok((stream, from)) => self.admit(stream, from),
-                Err(error) if ended_in_the_queue(&error) => {}
-                Err(_) => return,
+    /// Gives up the listeners, and accepts what waits in their queues, which to close
+    /// them would reset.
+    pub(super) fn close_listeners(&mut self) {
+        for listener in std::mem::take(&mut self.listeners) {
+            // The runtime may not have heard of it yet; the kernel has.
+            let Ok(listener) = listener.into_std() else { continue };
+            for _ in 0..QUEUED {
+                let accepted = listener.accept().and_then(|(stream, from)| {
+                    stream.set_nonblocking(true)?;
+                    Ok((TcpStream::from_std(stream)?, from))
+                });
+                match accepted {
+                    Ok((stream, from)) => self.admit(stream, from),
+                    Err(error) if ended_in_the_queue(&error) => {}
+                    Err(_) => break,
+                }
             }
         }
     }
@@ -89,6 +105,7 @@ fn ended_in_the_queue(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
+/// Whether the peer came from loopback, or from the address at which it was accepted.
 fn is_of_this_host(stream: &TcpStream, from: SocketAddr) -> bool {
     let ip = from.ip().to_canonical();
     ip.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == ip)

@@ -21,11 +21,13 @@ const ANOTHER_TURN: Duration = Duration::from_millis(50);
 /// What is due when a peer's alarm comes.
 #[derive(Debug, Clone, Copy)]
 enum Due {
-    /// To see whether half a message has made progress.
+    /// Check whether half a message has made progress.
     Window,
-    /// To see whether the peer is there.
+    /// Check whether the peer is alive.
     Look,
-    /// To close it.
+    /// Send our READY, although the peer's has not come.
+    Ready,
+    /// Close the peer.
     Close(Reason),
 }
 
@@ -33,11 +35,16 @@ impl BoundedRouter {
     /// What is due next for the peer, and when.
     fn next_due(&self, peer: &Peer) -> Option<(Instant, Due)> {
         let limits = &self.limits;
-        match peer.state {
+        match &peer.state {
             State::Handshake(_) => {
                 let at = peer.accepted_at + limits.handshake_timeout;
-                return Some((at, Due::Close(Reason::HandshakeTimeout)));
+                let ready = peer.ready_at.filter(|ready_at| *ready_at < at);
+                return Some(match ready {
+                    Some(ready_at) => (ready_at, Due::Ready),
+                    None => (at, Due::Close(Reason::HandshakeTimeout)),
+                });
             }
+            State::Refused(refused) => return Some((refused.until, Due::Close(Reason::Closed))),
             // The socket is closing, and that has a deadline of its own.
             State::HalfClosed => return None,
             State::Established => {}
@@ -46,7 +53,7 @@ impl BoundedRouter {
         let look = if peer.out.is_empty() {
             interval.map(|interval| (peer.read_at.max(peer.looked_at) + interval, Due::Look))
         } else {
-            // Who takes replies is there, whether or not it is read from.
+            // A peer that takes replies is alive, whether or not it is read from.
             let heard_at = peer.moved_at.max(peer.looked_at);
             Some((heard_at + interval.unwrap_or(LOOK).min(LOOK), Due::Look))
         };
@@ -106,6 +113,7 @@ impl BoundedRouter {
                 Some((_, Due::Close(Reason::Vanished))) if peer.unread() > 0 => {
                     self.alarm(token, now + ANOTHER_TURN);
                 }
+                Some((_, Due::Ready)) => self.send_ready(token),
                 Some((_, Due::Close(reason))) => self.close_peer(token, reason),
             }
         }

@@ -67,7 +67,7 @@ impl BoundedRouter {
         self.end_batch(0);
         for slot in 0..self.peers.len() {
             match &self.peers[slot] {
-                Some(peer) if matches!(peer.state, State::Handshake(_)) => {
+                Some(peer) if matches!(peer.state, State::Handshake(_) | State::Refused(_)) => {
                     self.close_peer(slot, Reason::Closed);
                 }
                 _ => self.turns.push(slot),

@@ -1,0 +1,213 @@
+//! The side port's connections, and which of them gives way when there is no room for
+//! the next one.
+//!
+//! A client that is served takes milliseconds: it sends its request, has it answered,
+//! and the kernel takes the answer. So those that take longer give way, in this order:
+//!
+//! 1. An answer that its client has not read for [`UNREAD_LIMIT`], the oldest first,
+//!    or any unread answer, while there are more of them than [`UNREAD_SHARE`] allows.
+//! 2. A connection that has not sent a whole request, as [`Newcomers`] has it.
+//! 3. An answer that its client has not read yet, the oldest first.
+//!
+//! A request that is being answered never gives way. If there are only those, the next
+//! connection waits: an answer takes [`super::LIVE_LIMIT`] at most.
+//!
+//! Nothing here knows a socket: a connection is an id and whatever ends it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::newcomers::{Newcomers, Ticket};
+
+/// How long a client may take to read an answer that is larger than what the kernel
+/// holds for it, while others want its place. A scrape takes milliseconds.
+pub const UNREAD_LIMIT: Duration = Duration::from_secs(1);
+
+/// Unread answers may hold one of this many connections. Otherwise clients that do not
+/// read could take nearly all, and a connection that is about to send its request would
+/// have to give way to the next.
+const UNREAD_SHARE: usize = 2;
+
+/// Identifies a connection.
+pub type Id = u64;
+
+/// What a connection waits for.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// The rest of its request.
+    Asking(Ticket),
+    /// Our answer.
+    Answering,
+    /// Its client, to read the answer that was made at this time.
+    Unread(Instant),
+}
+
+/// All open connections, each with an `E` that ends it.
+#[derive(Debug)]
+pub struct Connections<E> {
+    most: usize,
+    open: HashMap<Id, (Stage, E)>,
+    asking: Newcomers<Id>,
+    unread: BTreeSet<(Instant, Id)>,
+    next: Id,
+}
+
+impl<E> Connections<E> {
+    /// None yet, and at most so many.
+    pub fn new(most: usize) -> Self {
+        Self {
+            most,
+            open: HashMap::new(),
+            asking: Newcomers::default(),
+            unread: BTreeSet::new(),
+            next: 0,
+        }
+    }
+
+    /// Whether there is room for another one.
+    pub fn has_room(&self) -> bool {
+        self.open.len() < self.most
+    }
+
+    /// Adds a connection from `address`; `start` makes what ends it.
+    pub fn admit(&mut self, address: IpAddr, now: Instant, start: impl FnOnce(Id) -> E) {
+        let id = self.next;
+        self.next += 1;
+        let ticket = self.asking.insert(address, id, now);
+        self.open.insert(id, (Stage::Asking(ticket), start(id)));
+    }
+
+    /// The connection has sent its request.
+    pub fn has_asked(&mut self, id: Id) {
+        self.enter(id, Stage::Answering);
+    }
+
+    /// The connection's answer was made at `now`, and goes to the kernel.
+    pub fn has_its_answer(&mut self, id: Id, now: Instant) {
+        self.enter(id, Stage::Unread(now));
+    }
+
+    /// The connection has ended.
+    pub fn has_ended(&mut self, id: Id) {
+        self.remove(id);
+    }
+
+    /// Removes the connection that gives way at `now`, if one can.
+    pub fn make_room(&mut self, now: Instant) -> Option<E> {
+        let unread = self.unread.first().copied();
+        let overdue = unread.filter(|(since, _)| {
+            self.unread.len() > self.most / UNREAD_SHARE
+                || now.saturating_duration_since(*since) >= UNREAD_LIMIT
+        });
+        let asking = || self.asking.candidate(now).map(|candidate| candidate.key);
+        let id = overdue.map(|(_, id)| id).or_else(asking).or(unread.map(|(_, id)| id))?;
+        self.remove(id)
+    }
+
+    fn enter(&mut self, id: Id, stage: Stage) {
+        let Some((left, _)) = self.open.get_mut(&id) else { return };
+        let left = std::mem::replace(left, stage);
+        self.forget(id, left);
+        if let Stage::Unread(since) = stage {
+            self.unread.insert((since, id));
+        }
+    }
+
+    fn remove(&mut self, id: Id) -> Option<E> {
+        let (stage, end) = self.open.remove(&id)?;
+        self.forget(id, stage);
+        Some(end)
+    }
+
+    fn forget(&mut self, id: Id, stage: Stage) {
+        match stage {
+            Stage::Asking(ticket) => self.asking.remove(ticket),
+            Stage::Answering => {}
+            Stage::Unread(since) => _ = self.unread.remove(&(since, id)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(1);
+
+    /// Eight connections from one address, which came one after the other.
+    fn eight() -> (Connections<Id>, Instant) {
+        let start = Instant::now();
+        let mut connections = Connections::new(8);
+        for number in 0..8 {
+            assert!(connections.has_room());
+            connections.admit(IpAddr::from([10, 0, 0, 1]), start + number * SHORT, |id| id);
+        }
+        assert!(!connections.has_room());
+        (connections, start + 8 * SHORT)
+    }
+
+    #[test]
+    fn a_connection_without_a_whole_request_gives_way_before_any_that_has_one() {
+        let (mut connections, now) = eight();
+        for id in [0, 1, 2, 5] {
+            connections.has_asked(id);
+        }
+        connections.has_its_answer(2, now);
+        let order: Vec<_> = std::iter::from_fn(|| connections.make_room(now)).collect();
+        assert_eq!(order, [3, 4, 6, 7, 2]);
+        assert_eq!(connections.open.len(), 3, "who is being answered stays");
+        assert!(connections.has_room());
+    }
+
+    #[test]
+    fn an_unread_answer_gives_way_first_after_a_second() {
+        let (mut connections, now) = eight();
+        for (id, after) in [(6, SHORT), (4, 2 * SHORT)] {
+            connections.has_asked(id);
+            connections.has_its_answer(id, now + after);
+        }
+        assert_eq!(connections.make_room(now + UNREAD_LIMIT), Some(0));
+        assert_eq!(connections.make_room(now + SHORT + UNREAD_LIMIT), Some(6));
+        assert_eq!(connections.make_room(now + SHORT + UNREAD_LIMIT), Some(1));
+        assert_eq!(connections.make_room(now + 2 * SHORT + UNREAD_LIMIT), Some(4));
+    }
+
+    #[test]
+    fn unread_answers_hold_half_of_the_connections_at_most_when_others_come() {
+        let (mut connections, now) = eight();
+        for id in 1..8 {
+            connections.has_asked(id);
+            connections.has_its_answer(id, now);
+        }
+        // The one that is about to ask keeps its place as long as there are too many.
+        assert_eq!([(); 3].map(|()| connections.make_room(now)), [Some(1), Some(2), Some(3)]);
+        assert_eq!(connections.make_room(now), Some(0));
+        assert_eq!(connections.make_room(now), Some(4), "nothing else can give way");
+    }
+
+    #[test]
+    fn a_crowd_from_one_address_takes_no_place_from_another() {
+        let (mut connections, now) = eight();
+        assert_eq!(connections.make_room(now), Some(0));
+        connections.admit(IpAddr::from([10, 0, 0, 2]), now, |id| id);
+        for oldest in (1..8).chain(9..20) {
+            assert_eq!(connections.make_room(now), Some(oldest));
+            connections.admit(IpAddr::from([10, 0, 0, 1]), now, |id| id);
+        }
+    }
+
+    #[test]
+    fn what_has_ended_is_forgotten() {
+        let (mut connections, now) = eight();
+        connections.has_ended(0);
+        connections.has_asked(0);
+        connections.has_asked(1);
+        connections.has_its_answer(1, now);
+        connections.has_ended(1);
+        connections.has_ended(1);
+        assert_eq!(connections.make_room(now), Some(2));
+        assert!(connections.unread.is_empty());
+        assert_eq!((connections.open.len(), connections.asking.len()), (5, 5));
+    }
+}

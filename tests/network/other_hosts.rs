@@ -1,0 +1,93 @@
+//! Peers of other hosts: what they are not trusted with, and what they cannot take.
+
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::namespace::{CABLE, Namespace, Network, PEER, SERVER};
+use crate::support::{DEADLINE, Server, zmtp};
+
+/// The second address of the peer's host.
+const OTHER: &str = "10.11.0.3";
+
+fn requests(server: &Server, source: &str) -> f64 {
+    server.metric(&format!("zmq_echo_requests_total{{source=\"{source}\"}}"))
+}
+
+fn connect_from(host: &Namespace, address: &str, server: SocketAddr) -> TcpStream {
+    host.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let address: IpAddr = address.parse().unwrap();
+        socket.bind(&SocketAddr::new(address, 0).into()).unwrap();
+        socket.connect(&server.into()).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+    })
+}
+
+#[test]
+fn a_peer_of_another_host_is_no_probe_whatever_it_announces() {
+    let network = Network::new();
+    network.server.run(|| {
+        let server = Server::start_on("tcp://*:0", &[]);
+        let port = server.address().port();
+        let address = SocketAddr::new(SERVER.parse().unwrap(), port);
+        let identity = b"zmq-echo-probe/x";
+        let mut elsewhere = network.peer.run(|| zmtp::dealer(address, 0, identity));
+        zmtp::echoes(&mut elsewhere, &zmtp::frame(b"load", false));
+        server.wait_for_metric("zmq_echo_request_duration_seconds", |count| count == 1.0);
+        assert_eq!((requests(&server, "client"), requests(&server, "probe")), (1.0, 0.0));
+        // From the host's own address, and from loopback.
+        for ip in [SERVER, "127.0.0.1"] {
+            let mut here = zmtp::dealer(SocketAddr::new(ip.parse().unwrap(), port), 0, identity);
+            zmtp::echoes(&mut here, &zmtp::frame(b"check", false));
+        }
+        let probes = "zmq_echo_requests_total{source=\"probe\"}";
+        server.wait_for_metric(probes, |count| count == 2.0);
+        assert_eq!(requests(&server, "client"), 1.0);
+    });
+}
+
+#[test]
+fn silent_connections_of_one_host_lock_out_neither_another_nor_the_probe() {
+    let network = Network::new();
+    network.peer.ip(&format!("address add {OTHER}/24 dev {CABLE}"));
+    network.server.run(|| {
+        let args = ["--peer-limit", "40", "--handshake-timeout", "1h"];
+        let server = Server::start_on(&format!("tcp://{SERVER}:0"), &args);
+        let silent = || connect_from(&network.peer, PEER, server.address());
+        let _silent: Vec<TcpStream> = (0..100).map(|_| silent()).collect();
+        // Eight places are for the server's own host.
+        let failures = "zmq_echo_handshake_failures_total{reason=\"peer_limit\"}";
+        server.wait_for_metric(failures, |count| count == 100.0 - 32.0);
+        let mut peers = Vec::new();
+        for _ in 0..20 {
+            let mut peer = connect_from(&network.peer, OTHER, server.address());
+            zmtp::shake_hands(&mut peer, &zmtp::hello(0, "DEALER", b""));
+            zmtp::echoes(&mut peer, &zmtp::frame(b"in", false));
+            peers.push(peer);
+        }
+        assert_eq!(server.get("/livez").0, 200);
+        server.wait_for_metric(failures, |count| count == 120.0 - 32.0);
+    });
+}
+
+#[test]
+fn a_limit_for_each_address_binds_other_hosts_and_not_this_one() {
+    let network = Network::new();
+    network.peer.ip(&format!("address add {OTHER}/24 dev {CABLE}"));
+    network.server.run(|| {
+        let server = Server::start_on(&format!("tcp://{SERVER}:0"), &["--address-limit", "2"]);
+        let greeted = |stream: &mut TcpStream| stream.read_exact(&mut [0]).is_ok();
+        let connect = |from: &str| connect_from(&network.peer, from, server.address());
+        let mut streams = [PEER, PEER, OTHER, OTHER].map(connect);
+        assert!(streams.iter_mut().all(greeted));
+        assert!([PEER, OTHER].iter().all(|from| !greeted(&mut connect(from))));
+        let failures = "zmq_echo_handshake_failures_total{reason=\"address_limit\"}";
+        server.wait_for_metric(failures, |count| count == 2.0);
+        let mut here: Vec<TcpStream> = (0..5).map(|_| zmtp::stream(server.address())).collect();
+        assert!(here.iter_mut().all(greeted));
+    });
+}
