@@ -136,9 +136,10 @@ pub struct ServerConfig {
 
     /// The most connections at a time
     ///
-    /// Eight of them are for clients on this host, such as the probe. Lowered at
-    /// the start where the process may not open so many files. The default, 6000,
-    /// keeps the memory for their allowances under 70 MiB.
+    /// Eight of them are reserved for clients on this host, such as the probe. When
+    /// the others are taken, an unfinished handshake makes room for the next one.
+    /// Lowered at the start if the process may not open that many files. The
+    /// default, 6000, keeps the memory for their allowances under 70 MiB.
     #[arg(
         long, env = "ZMQ_ECHO_PEER_LIMIT", value_name = "PEERS", default_value_t = 6000,
         value_parser = clap::value_parser!(u32).range(RESERVED_PEERS as i64 + 1..=1 << 20)

@@ -7,14 +7,15 @@
 //! 3. [`out_queue`]: what a peer is still to be sent.
 //! 4. [`progress`]: how fast the bytes of a peer move.
 //! 5. [`tcp_info`]: whether its host still acknowledges.
-//! 6. [`peer`]: one connection.
-//! 7. [`ready`], [`clock`] and [`busy_poll`]: which peer has something to do, when, and how
+//! 6. [`places`]: which peer makes room if there is none for the next.
+//! 7. [`peer`]: one connection.
+//! 8. [`ready`], [`clock`] and [`busy_poll`]: which peer has something to do, when, and how
 //!    to wait for it.
-//! 8. [`socket`]: accepting, fairness, flow control, accounts, shutdown.
-//! 9. [`reason`]: why a connection ends.
+//! 9. [`socket`]: accepting, fairness, flow control, accounts, shutdown.
+//! 10. [`reason`]: why a connection ends.
 //!
 //! The first four do no I/O. There is no task but the caller's: the socket owns
-//! the listener and every connection, works while it is polled, and is gone when
+//! the listeners and every connection, works while it is polled, and is gone when
 //! it is dropped.
 //!
 //! # What it can take
@@ -48,6 +49,7 @@ pub mod clock;
 pub mod handshake;
 pub mod out_queue;
 pub mod peer;
+pub mod places;
 pub mod progress;
 pub mod ready;
 pub mod reason;

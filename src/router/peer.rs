@@ -18,10 +18,10 @@ use tokio::task::coop::unconstrained;
 use super::ALLOWANCE;
 use super::handshake::Handshake;
 use super::out_queue::{OutQueue, SLICES};
+use super::places::Place;
 use super::progress::{Meter, Window};
 use super::ready::Bell;
 use super::reason::Reason;
-use super::socket::Place;
 use super::tcp_info::TcpInfo;
 use super::wire::{self, MessageLimits, Scan, Scanned};
 

@@ -14,7 +14,6 @@ mod accepting;
 mod deadlines;
 mod draining;
 mod handshaking;
-mod places;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -31,13 +30,12 @@ use tracing::debug;
 use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
 
 use self::draining::Noted;
-pub use self::places::Place;
-use self::places::Places;
 use super::busy_poll::BusyPoll;
 use super::clock::Clock;
 use super::handshake::PeerInfo;
 use super::out_queue::OutQueue;
 use super::peer::{Peer, Read, State};
+use super::places::Places;
 use super::progress::Meter;
 use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
 use super::reason::Reason;

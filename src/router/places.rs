@@ -13,7 +13,7 @@ use crate::newcomers::{Host, Newcomers, Ticket};
 
 /// The connections, by where they come from.
 #[derive(Debug, Default)]
-pub(super) struct Places {
+pub struct Places {
     /// Unfinished handshakes of peers of this host. They are apart because they do not
     /// give way to other hosts: a flood must not end the probe's.
     here: Newcomers<usize>,
@@ -38,24 +38,24 @@ pub struct Place {
 
 impl Places {
     /// All free, with at most `limit` connections of another host, or any number for 0.
-    pub(super) fn new(limit: usize) -> Self {
+    pub fn new(limit: usize) -> Self {
         Self { limit, ..Self::default() }
     }
 
     /// Whether the host of `address` has as many connections as it may have.
-    pub(super) fn are_used_up(&self, address: IpAddr, of_this_host: bool) -> bool {
+    pub fn are_used_up(&self, address: IpAddr, of_this_host: bool) -> bool {
         let has = || self.of_host.get(&Host::from(address)).copied().unwrap_or_default();
         self.limit > 0 && !of_this_host && has() >= self.limit
     }
 
     /// The slot whose handshake gives way to a connection, from this host or another.
-    pub(super) fn giving_way(&self, of_this_host: bool, now: Instant) -> Option<usize> {
+    pub fn giving_way(&self, of_this_host: bool, now: Instant) -> Option<usize> {
         let here = of_this_host.then(|| self.here.candidate(now)).flatten();
         self.elsewhere.candidate(now).max(here).map(|candidate| candidate.key)
     }
 
     /// A connection from `address` begins its handshake in `slot`.
-    pub(super) fn take(
+    pub fn take(
         &mut self,
         address: IpAddr,
         of_this_host: bool,
@@ -71,14 +71,14 @@ impl Places {
     }
 
     /// The handshake is done: the peer gives way no more.
-    pub(super) fn keep(&mut self, place: &mut Place) {
+    pub fn keep(&mut self, place: &mut Place) {
         if let Some(ticket) = place.ticket.take() {
             self.newcomers(place.of_this_host).remove(ticket);
         }
     }
 
     /// The connection has ended.
-    pub(super) fn leave(&mut self, place: &mut Place) {
+    pub fn leave(&mut self, place: &mut Place) {
         self.keep(place);
         if let Some(count) = self.of_host.get_mut(&place.host).filter(|_| !place.of_this_host) {
             *count -= 1;
