@@ -2,6 +2,7 @@
 
 mod peers;
 mod random;
+mod relay;
 mod slow;
 
 use std::io::{BufRead, ErrorKind, Read, Write};

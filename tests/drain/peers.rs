@@ -95,6 +95,8 @@ pub struct Plan {
     frames: usize,
     /// The most requests without a reply.
     depth: u64,
+    /// It says nothing for so long after each of its requests.
+    gap: Duration,
     then: Then,
     write: Pace,
     read: Pace,
@@ -148,6 +150,7 @@ impl Plan {
             endless: false,
             frames: random.usize(1..4),
             depth: *random.choice(&[1, 4, u64::MAX, u64::MAX]).unwrap(),
+            gap: Duration::ZERO,
             then,
             write,
             read: pace(random, total),
@@ -162,6 +165,28 @@ impl Plan {
         let rate = size as u64 * 1000 / random.u64(500..2000);
         let write = Pace { rate: rate.max(10), chunk: 1, pause: None };
         Self { sizes: Sizes(vec![size]), write, up: Path::FAST, ..Self::any(random) }
+    }
+
+    /// A peer that is quiet for a while after each request, on a long way: the drain may end
+    /// meanwhile, and the next request is sent before the server's FIN has arrived.
+    pub fn hesitant(random: &mut Rng) -> Self {
+        let most = *random.choice(&[0, 1000, 60_000]).unwrap();
+        let sizes: Vec<usize> = (0..random.usize(3..7)).map(|_| random.usize(..=most)).collect();
+        let total = sizes.iter().sum::<usize>().max(1000);
+        let takes = *random.choice(&[0, 300, 1500]).unwrap();
+        let rate = (total as u64 * 1000).checked_div(takes).unwrap_or(u64::MAX);
+        let write = Pace { rate, chunk: 1 + total / 100, pause: None };
+        let delay = Duration::from_millis(random.u64(50..400));
+        Self {
+            sizes: Sizes(sizes),
+            depth: u64::MAX,
+            gap: Duration::from_millis(random.u64(250..600)),
+            write,
+            read: Pace { rate: u64::MAX, ..write },
+            up: Path { delay: Duration::from_millis(random.u64(..20)), ..Path::FAST },
+            down: Path { delay, ..Path::FAST },
+            ..Self::any(random)
+        }
     }
 
     /// A peer that only sends PINGs.
@@ -214,7 +239,6 @@ impl Plan {
             Err(error) => panic!("the server does not accept: {error}"),
         };
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
         let hello = zmtp::hello(1, "DEALER", b"");
         stream.write_all(&hello).unwrap();
         match stream.read_exact(&mut [0; zmtp::SERVER_HELLO]) {
@@ -222,6 +246,9 @@ impl Plan {
             Err(error) if self.late.is_some() && has_ended(&error) => return None,
             Err(error) => panic!("no handshake: {error}"),
         }
+        // From now on it looks now and then whether it has left.
+        stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        stream.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
         Some(Peer {
             plan: self.clone(),
             stream,
@@ -327,15 +354,11 @@ impl Peer {
     }
 
     fn leave(&self, how: Leaves) {
+        if how == Leaves::ByReset {
+            // The reset comes when the socket is dropped.
+            SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
         self.ended.store(true, Ordering::SeqCst);
-        let _ = match how {
-            Leaves::Orderly => self.stream.shutdown(Shutdown::Both),
-            Leaves::ByReset => {
-                // The reset comes when the socket is dropped.
-                SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
-                self.stream.shutdown(Shutdown::Read)
-            }
-        };
     }
 
     /// Sends until it is through or the server has closed; how many bytes it has sent,
@@ -362,6 +385,7 @@ impl Peer {
                 pacer.moved(count);
             }
             ends.push(sent);
+            self.wait(self.plan.gap);
         }
         match self.plan.then {
             Then::Stays => {}
@@ -400,7 +424,7 @@ impl Peer {
 
     /// Reads replies to the end, which it makes known.
     fn read(&self) {
-        let mut input = Paced { stream: &self.stream, pacer: Pacer::new(self.plan.read) };
+        let mut input = Paced { peer: self, pacer: Pacer::new(self.plan.read) };
         let mut reply = Vec::new();
         while let Some((flags, bytes)) = next_frame(&mut input) {
             if flags & 0x04 != 0 {
@@ -420,17 +444,27 @@ impl Peer {
     }
 }
 
+/// What a peer reads, at its pace and until it has left.
 struct Paced<'a> {
-    stream: &'a TcpStream,
+    peer: &'a Peer,
     pacer: Pacer,
 }
 
 impl Read for Paced<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let room = buffer.len().min(self.pacer.pace.chunk);
-        let count = self.stream.read(&mut buffer[..room])?;
-        self.pacer.moved(count);
-        Ok(count)
+        let deadline = Instant::now() + DEADLINE;
+        while !self.peer.ended() && Instant::now() < deadline {
+            match (&self.peer.stream).read(&mut buffer[..room]) {
+                Ok(count) => {
+                    self.pacer.moved(count);
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(if self.peer.ended() { ErrorKind::UnexpectedEof } else { ErrorKind::TimedOut }.into())
     }
 }
 

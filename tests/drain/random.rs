@@ -18,6 +18,9 @@ const SEED: &str = "ZMQ_ECHO_TEST_SEED";
 enum With {
     /// Nothing: the accounts are equal to the request.
     Nothing,
+    /// Only peers that are quiet longer than the quiet period between their requests, of
+    /// which some come too late.
+    OnlyHesitant,
     /// A peer that never pauses: the drain takes until the deadline.
     Endless,
     /// Peers that leave by themselves, and lose what they lose by their own doing.
@@ -35,6 +38,11 @@ fn prompt_peers_are_answered_to_the_last_request() {
 #[test]
 fn each_request_of_random_peers_is_answered_or_reported() {
     run(With::Nothing, &[1, 2]);
+}
+
+#[test]
+fn each_request_that_comes_too_late_is_reported() {
+    run(With::OnlyHesitant, &[7, 13_776_755_115_928_494_281, 16_957_107_922_618_758_782]);
 }
 
 #[test]
@@ -62,8 +70,13 @@ fn run(with: With, seeds: &[u64]) {
 }
 
 fn plans(with: With, random: &mut Rng) -> Vec<Plan> {
-    if with == With::OnlyPrompt {
-        return (0..6).map(|_| Plan::prompt(random)).collect();
+    match with {
+        With::OnlyPrompt => return (0..6).map(|_| Plan::prompt(random)).collect(),
+        With::OnlyHesitant => {
+            let hesitant = (0..random.usize(1..4)).map(|_| Plan::hesitant(random));
+            return hesitant.collect();
+        }
+        _ => {}
     }
     let mut plans: Vec<Plan> = (0..random.usize(3..6)).map(|_| Plan::any(random)).collect();
     plans.push(Plan::trickle(random));
@@ -71,7 +84,7 @@ fn plans(with: With, random: &mut Rng) -> Vec<Plan> {
     let late = Duration::from_millis(random.u64(..1500));
     plans.push(Plan::any(random).late(late));
     match with {
-        With::Nothing | With::OnlyPrompt => {}
+        With::Nothing | With::OnlyPrompt | With::OnlyHesitant => {}
         With::Endless => plans.push(Plan::endless(random)),
         With::Leavers => {
             for how in [Leaves::Orderly, Leaves::ByReset] {

@@ -1,6 +1,6 @@
 //! Slow peers through a drain, and what is said of requests that nobody answers.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -190,13 +190,15 @@ fn a_message_that_ends_halfway_after_the_half_close_is_reported_by_its_bytes() {
 
 #[test]
 fn pings_and_silence_after_the_half_close_discard_nothing() {
-    let mut server = Server::start(&["--drain-quiet", QUIET, "--drain-timeout", "10s"]);
+    let mut server = Server::start(&["--drain-quiet", QUIET, "--drain-timeout", "5s"]);
     let mut pings = zmtp::dealer(server.address(), 1, b"pings");
     let mut stays = zmtp::dealer(server.address(), 1, b"stays open");
     server.signal(Signal::TERM);
     assert_eq!(zmtp::read_until_closed(&mut stays), 0, "the server's FIN");
     assert_eq!(zmtp::read_until_closed(&mut pings), 0, "the server's FIN");
-    pings.write_all(&zmtp::command(b"\x04PING\0\0").repeat(10)).unwrap();
+    // The last one is not whole.
+    let ping = zmtp::command(b"\x04PING\0\0");
+    pings.write_all(&[ping.repeat(10), ping[..3].to_vec()].concat()).unwrap();
     drop(pings);
     // The other one never closes: the time is up for it, and it has lost nothing.
     assert_eq!(server.wait(), 0);
@@ -251,25 +253,35 @@ fn replies_that_a_connected_peer_does_not_take_are_owed_and_exit_4() {
     drop(stuck);
 }
 
-/// Does the same again and again until the server says in its log why it has drained:
-/// without an end of that if it prolongs the drain.
+/// Does the same again and again, and the drain is over once it has been quiet otherwise.
 #[track_caller]
 fn prolongs_nothing(mut server: Server, mut again: impl FnMut()) {
+    let mut quiet = zmtp::dealer(server.address(), 0, b"");
+    quiet.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     server.signal(Signal::TERM);
-    server.wait_for_record("stopped listening; connected peers are still served");
-    while server.is_running() {
+    loop {
         again();
-        thread::sleep(Duration::from_millis(50));
+        match quiet.read(&mut [0]) {
+            Ok(0) => break,
+            Ok(_) => panic!("there is nothing to be said"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
     }
+    // Everyone has read the server's FIN or will do so, and leaves.
+    drop((again, quiet));
+    server.wait();
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "quiet", "{drained}");
 }
 
+fn drains_in_time() -> Server {
+    Server::start(&["--drain-quiet", QUIET, "--drain-timeout", "30s", "--handshake-timeout", "1h"])
+}
+
 #[test]
 fn pings_do_not_prolong_the_drain() {
-    let server = Server::start(&["--drain-quiet", QUIET, "--drain-timeout", "30s"]);
-    let mut peers =
-        [zmtp::dealer(server.address(), 1, b""), zmtp::dealer(server.address(), 1, b"")];
+    let server = drains_in_time();
+    let mut peers = [0, 1].map(|_| zmtp::dealer(server.address(), 1, b""));
     prolongs_nothing(server, move || {
         for peer in &mut peers {
             let _ = peer.write_all(&zmtp::command(b"\x04PING\0\0"));
@@ -278,11 +290,24 @@ fn pings_do_not_prolong_the_drain() {
 }
 
 #[test]
+fn pings_that_arrive_in_pieces_do_not_prolong_the_drain() {
+    let server = drains_in_time();
+    let mut peers = [0, 1].map(|_| zmtp::dealer(server.address(), 1, b""));
+    let ping = zmtp::command(b"\x04PING\0\0");
+    // At any moment one of the two has sent a part of one.
+    let mut at = [0, ping.len() / 2];
+    prolongs_nothing(server, move || {
+        for (peer, at) in peers.iter_mut().zip(&mut at) {
+            let _ = peer.write_all(&ping[*at..*at + 1]);
+            *at = (*at + 1) % ping.len();
+        }
+    });
+}
+
+#[test]
 fn a_handshake_without_end_does_not_prolong_the_drain() {
-    let args = ["--drain-quiet", QUIET, "--drain-timeout", "30s", "--handshake-timeout", "1h"];
-    let server = Server::start(&args);
+    let server = drains_in_time();
     let mut peer = zmtp::stream(server.address());
-    let _quiet = zmtp::dealer(server.address(), 1, b"");
     let hello = zmtp::hello(1, "DEALER", &[b'i'; 255]);
     let mut at = 0;
     prolongs_nothing(server, move || {
@@ -295,14 +320,12 @@ fn a_handshake_without_end_does_not_prolong_the_drain() {
 
 #[test]
 fn a_probe_does_not_prolong_the_drain() {
-    let server = Server::start(&["--drain-quiet", QUIET, "--drain-timeout", "30s"]);
+    let server = drains_in_time();
     let mut probe = zmtp::dealer(server.address(), 1, b"zmq-echo-probe/test");
-    let _quiet = zmtp::dealer(server.address(), 1, b"");
-    probe.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     prolongs_nothing(server, move || {
         let request = zmtp::frame(b"alive?", false);
         if probe.write_all(&request).is_ok() {
-            let _ = probe.read(&mut vec![0; request.len()]);
+            let _ = probe.read_exact(&mut vec![0; request.len()]);
         }
     });
 }
