@@ -42,7 +42,7 @@ async fn connected_peers_are_served_until_they_are_quiet() {
     let refused = TcpStream::connect(server.address()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     assert_eq!(server.get("/readyz"), (503, "draining\n".to_owned()));
-    assert_eq!(server.get("/livez").0, 200);
+    wait_until("it is alive", || server.get("/livez").0 == 200);
     assert_eq!(server.metric("zmq_echo_draining"), 1.0);
     for _ in 0..3 {
         assert_eq!(echo(&mut dealer, "while draining".into()).await, [b"while draining"]);
@@ -72,7 +72,7 @@ async fn the_deadline_is_shown_from_the_signal_on() {
 
 #[tokio::test]
 async fn during_the_delay_it_still_accepts() {
-    let mut server = Server::start(&["--drain-delay", "3s", "--drain-quiet", "100ms"]);
+    let mut server = Server::start(&["--drain-delay", "5s", "--drain-quiet", "100ms"]);
     assert_eq!(server.get("/readyz"), (200, "ready\n".to_owned()));
     server.signal(Signal::TERM);
     server.wait_for_record("draining");
@@ -82,7 +82,7 @@ async fn during_the_delay_it_still_accepts() {
     assert_eq!(server.wait_with(dealer).await, 0);
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["answered"], 1);
-    assert!(drained["duration"].as_f64().unwrap() >= 3.0, "{drained}");
+    assert!(drained["duration"].as_f64().unwrap() >= 5.0, "{drained}");
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn every_request_pipelined_before_the_signal_is_answered() {
 
 #[tokio::test]
 async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
-    let mut server = Server::start(&["--drain-timeout", "2s", "--drain-quiet", "1500ms"]);
+    let mut server = Server::start(&["--drain-timeout", "2s", "--drain-quiet", "1m"]);
     let mut dealer = server.dealer().await;
     server.signal(Signal::TERM);
     server.wait_for_record("draining");
@@ -139,7 +139,7 @@ fn a_flood_that_does_not_end_leaves_requests_unanswered_and_exits_4() {
     assert_eq!(server.wait(), 4);
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "deadline");
-    assert!(drained["discarded"].as_u64().unwrap() > 0, "{drained}");
+    assert!(!is_clean(&drained), "{drained}");
     assert!(drained["answered"].as_u64().unwrap() > 0, "{drained}");
     writing.join().unwrap();
     let _ = reading.join().unwrap();
@@ -187,15 +187,8 @@ fn a_crowd_that_only_pings_hides_no_request_from_the_end_of_the_drain() {
 async fn replies_that_a_peer_does_not_read_end_in_exit_4_at_the_deadline() {
     let mut server = Server::start(&["--drain-timeout", "3s", "--drain-quiet", "500ms"]);
     let mut stuck = zmtp::connect(server.address(), b"stuck");
-    stuck.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let request = zmtp::frame(&[0; 1 << 20], false);
-    // More than the kernel's buffers hold in both directions.
-    for _ in 0..64 {
-        if stuck.write_all(&request).is_err() {
-            break;
-        }
-    }
-    server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |requests| requests > 0.0);
+    server.flood_until_stuck(std::slice::from_mut(&mut stuck), &request);
     server.signal(Signal::TERM);
     server.wait_for_record("draining");
     // Liveness holds while the last replies wait for their peer.

@@ -323,18 +323,17 @@ impl Peer {
         }
     }
 
-    /// A batch that was read at `now` is through: whether it had `messages`, and how many bytes
-    /// are left of it.
-    pub fn track_message(&mut self, messages: bool, left: usize, now: Instant) {
-        if self.is_client && (messages || left > 0) {
+    /// Notes that a batch which was read at `now` is through, and whether it had messages. What
+    /// is left of it is in `partial`.
+    pub fn track_message(&mut self, messages: bool, now: Instant) {
+        let left = self.partial.len();
+        if self.is_client && (messages || self.has_part_of_message()) {
             self.active_at = now;
         }
-        if messages {
+        if messages || self.missing == 0 || left == 0 {
             self.half_message = None;
         }
-        if self.missing == 0 || left == 0 {
-            self.half_message = None;
-        } else if self.half_message.is_none() {
+        if self.missing > 0 && left > 0 && self.half_message.is_none() {
             let mut meter = Meter::new(now);
             meter.add(now, left);
             self.half_message = Some(meter);
@@ -449,8 +448,19 @@ impl Peer {
         message.max(replies)
     }
 
+    /// Whether a part of a message has been read whose rest has not come.
+    pub fn has_part_of_message(&self) -> bool {
+        self.missing > 0 && self.scan.is_in_message(&self.partial)
+    }
+
+    /// How many of the bytes that have come have been looked at, but for an unfinished frame.
+    pub fn handled(&self) -> u64 {
+        let waiting = if self.has_messages() { self.partial.len() } else { 0 };
+        self.received - waiting as u64
+    }
+
     /// Takes what has been read and not handed out: how many whole messages, the payload of
-    /// these, and how many bytes are left behind them.
+    /// these, and how many bytes of another message are left behind them.
     pub fn take_kept(&mut self, limits: &MessageLimits) -> (u64, usize, usize) {
         let mut bytes = Bytes::from(std::mem::take(&mut self.partial));
         let (mut messages, mut payload) = (0, 0);
@@ -465,7 +475,10 @@ impl Peer {
                         bytes.advance(end);
                     }
                 }
-                Ok(Scanned::Partial(_)) | Err(_) => return (messages, payload, bytes.len()),
+                Ok(Scanned::Partial(_)) | Err(_) => {
+                    let left = if self.scan.is_in_message(&bytes) { bytes.len() } else { 0 };
+                    return (messages, payload, left);
+                }
             }
         }
     }

@@ -327,10 +327,10 @@ impl BoundedRouter {
         let peer = self.peers[slot].as_mut().expect("a batch has a peer");
         peer.adapt(whole - bytes.len(), taken, MESSAGES, READ);
         peer.missing = missing;
-        peer.track_message(taken > commands, bytes.len(), read_at);
         // Memory of its own moves back where most of it is needed still, else it would
         // be held and charged for, full or not. A slice of the scratch is copied.
         peer.partial = if bytes.len() < whole / 2 { bytes.to_vec() } else { bytes.into() };
+        peer.track_message(taken > commands, read_at);
         let flushed = self.flush(slot);
         let peer = self.peers[slot].as_mut().expect("a batch has a peer");
         self.spare = if peer.out.is_empty() {
@@ -392,11 +392,12 @@ impl BoundedRouter {
                 let whole = !shaking && peer.partial.is_empty();
                 let reason = if whole { Reason::Closed } else { Reason::Error };
                 peer.ended = Some(reason);
-                let partial = std::mem::take(&mut peer.partial);
+                let begun = if peer.has_part_of_message() { peer.partial.len() } else { 0 };
+                peer.partial = Vec::new();
                 let is_done = shaking || peer.out.is_empty();
                 if half_closed {
                     // It stopped in the middle of a message because we have left.
-                    self.discard(0, partial.len() as u64);
+                    self.discard(0, begun as u64);
                 }
                 return if is_done { Err(reason) } else { Ok(()) };
             }

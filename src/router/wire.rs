@@ -214,6 +214,13 @@ impl Scan {
         }
     }
 
+    /// Whether `bytes`, which [`Scan::step`] called partial, hold a part of a message and not
+    /// just of a command between two messages.
+    pub fn is_in_message(&self, bytes: &[u8]) -> bool {
+        let begins_message = |flags: &u8| flags & COMMAND == 0;
+        self.frames > 0 || bytes.get(self.at).is_some_and(begins_message)
+    }
+
     /// If no message has begun, how many bytes of commands can be dropped; the scan
     /// starts anew behind them.
     pub fn between_messages(&mut self) -> Option<usize> {

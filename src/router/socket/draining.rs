@@ -12,12 +12,12 @@ use crate::socket::Closed;
 /// How many requests are thrown away before the deadline is looked at again.
 const DISCARDS: usize = 256;
 
-/// What a peer had sent at some moment, of which a part lay in the kernel.
+/// What a peer had sent at some moment and had not been looked at.
 #[derive(Debug)]
 pub(super) struct Noted {
     slot: usize,
-    /// [`Peer::received`] once all of that has been read.
-    received: u64,
+    /// [`Peer::handled`] once all of that has been looked at.
+    handled: u64,
 }
 
 impl BoundedRouter {
@@ -30,21 +30,22 @@ impl BoundedRouter {
         let established = |peer: &&Peer| matches!(peer.state, State::Established);
         let peers = self.peers.iter().flatten().map(|peer| &**peer).filter(established);
         let active_at = peers.filter(|peer| peer.is_client).map(|peer| {
-            let is_busy = peer.out.replies() > 0 || !peer.partial.is_empty();
+            let is_busy = peer.out.replies() > 0 || peer.has_part_of_message();
             if is_busy { now } else { peer.active_at }
         });
         // Without a peer there has been nothing since the connections were made.
         active_at.max().unwrap_or(self.bound_at)
     }
 
-    /// Notes what lies in the kernel by now. Whether that are requests is known once it is read.
+    /// Notes what has come by now and not been looked at, here or in the kernel. Whether it
+    /// holds requests is known afterwards.
     pub(super) fn note_unread(&mut self) {
         let peers = self.peers.iter().enumerate();
         self.noted = peers
             .filter_map(|(slot, peer)| {
                 let peer = peer.as_ref()?;
-                let unread = peer.unread() as u64;
-                (unread > 0).then_some(Noted { slot, received: peer.received + unread })
+                let handled = peer.received + peer.unread() as u64;
+                (handled > peer.handled()).then_some(Noted { slot, handled })
             })
             .collect();
     }
@@ -53,7 +54,7 @@ impl BoundedRouter {
     pub(super) fn has_noted_unread(&mut self) -> bool {
         let peers = &self.peers;
         self.noted.retain(|noted| match &peers[noted.slot] {
-            Some(peer) => peer.ended.is_none() && peer.received < noted.received,
+            Some(peer) => peer.ended.is_none() && peer.handled() < noted.handled,
             None => false,
         });
         !self.noted.is_empty()
