@@ -114,13 +114,13 @@ impl Drain {
     /// What to do now, with `connections` open. Call it after each event, and at
     /// [`Drain::wake_at`] when there is none.
     ///
-    /// `active_at` says when a byte of a request or a reply moved last. It may take a look at
-    /// every peer, so it is called about once in a quiet period.
+    /// `active_at` says when a byte of a request or a reply moved last, or `None` while a peer
+    /// is busy. It may take a look at every peer, so it is called about once in a quiet period.
     pub fn next(
         &mut self,
         now: Instant,
         connections: usize,
-        active_at: impl FnOnce() -> Instant,
+        active_at: impl FnOnce() -> Option<Instant>,
     ) -> Action {
         match self.state {
             State::Serving => Action::Serve,
@@ -134,13 +134,28 @@ impl Drain {
             State::Quiet { signalled, .. } if now >= self.serving_ends(signalled) => {
                 Action::Finish(Ending::Deadline)
             }
-            State::Quiet { stopped_at, ref mut look_at, .. } if now >= *look_at => {
-                let quiet_at = active_at().max(stopped_at) + self.policy.quiet;
-                // With a quiet period of zero, too, the loop has its turns in between.
-                *look_at = quiet_at.max(now + Duration::from_millis(1));
-                if now >= quiet_at { Action::Finish(Ending::Quiet) } else { Action::Serve }
+            State::Quiet { look_at, .. } if now >= look_at => {
+                let active_at = active_at();
+                let next_look = active_at.unwrap_or(now) + self.policy.quiet;
+                if let State::Quiet { look_at, .. } = &mut self.state {
+                    // With a quiet period of zero, too, the loop has its turns in between.
+                    *look_at = next_look.max(now + Duration::from_millis(1));
+                }
+                let is_quiet = self.is_quiet(now, active_at);
+                if is_quiet { Action::Finish(Ending::Quiet) } else { Action::Serve }
             }
             State::Quiet { .. } => Action::Serve,
+        }
+    }
+
+    /// Whether the quiet period has passed since `active_at`, which is `None` while a peer is
+    /// busy, and since listening stopped.
+    pub fn is_quiet(&self, now: Instant, active_at: Option<Instant>) -> bool {
+        match (self.state, active_at) {
+            (State::Quiet { stopped_at, .. }, Some(active_at)) => {
+                now >= active_at.max(stopped_at) + self.policy.quiet
+            }
+            _ => false,
         }
     }
 
@@ -205,7 +220,7 @@ mod tests {
 
     /// What to do at a time, in seconds, with the last byte at another.
     fn next(drain: &mut Drain, start: Instant, now: f64, peers: usize, active: f64) -> Action {
-        drain.next(at(start, now), peers, || at(start, active))
+        drain.next(at(start, now), peers, || Some(at(start, active)))
     }
 
     fn begun(start: Instant) -> Drain {
@@ -257,11 +272,22 @@ mod tests {
             let now = at(start, 5.0 + f64::from(turn) / 1000.0);
             let action = drain.next(now, 1, || {
                 looks += 1;
-                now
+                None
             });
             assert_eq!(action, Action::Serve);
         }
         assert_eq!(looks, 9);
+    }
+
+    #[test]
+    fn a_busy_peer_is_not_quiet_even_with_a_quiet_period_of_zero() {
+        let start = Instant::now();
+        let mut drain = Drain::new(DrainPolicy { quiet: Duration::ZERO, ..POLICY });
+        drain.begin(start);
+        assert_eq!(next(&mut drain, start, 5.0, 1, 5.0), Action::StopListening);
+        assert_eq!(drain.next(at(start, 5.1), 1, || None), Action::Serve);
+        assert!(drain.wake_at() > Some(at(start, 5.1)));
+        assert_eq!(next(&mut drain, start, 5.2, 1, 5.2), Action::Finish(Ending::Quiet));
     }
 
     #[test]

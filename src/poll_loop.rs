@@ -174,7 +174,7 @@ where
                 Event::Tick => alarm.as_mut().reset(self.wake_at(now)),
             }
             let (connections, socket) = (self.socket.connections(), &mut self.socket);
-            match self.drain.next(now, connections, || socket.active_at(now)) {
+            match self.drain.next(now, connections, || socket.active_at()) {
                 Action::Serve => {}
                 Action::StopListening => {
                     self.socket.stop_listening().await;
@@ -182,7 +182,9 @@ where
                 }
                 Action::Finish(ending) => {
                     let more_had_come = self.answer_arrived().await?;
-                    if ending != Ending::Quiet || !more_had_come {
+                    let active_at = self.socket.active_at();
+                    let is_quiet = !more_had_come && self.drain.is_quiet(Instant::now(), active_at);
+                    if ending != Ending::Quiet || is_quiet {
                         return Ok(ending);
                     }
                 }
@@ -276,7 +278,7 @@ where
     }
 
     /// Answers what has arrived by now, in a quarter of the time that is left: at the
-    /// deadline there may be no end of it. Says whether there was anything.
+    /// deadline there may be no end of it. Says whether there was anything, or still is.
     async fn answer_arrived(&mut self) -> Result<bool, LoopError> {
         let now = Instant::now();
         let until = now + self.drain.close_by(now).saturating_duration_since(now) / 4;
@@ -292,7 +294,7 @@ where
             }
             self.health.turned(Instant::now());
         }
-        Ok(any)
+        Ok(any || self.socket.has_arrived())
     }
 
     /// The handler's reply.
@@ -415,8 +417,8 @@ mod tests {
 
         async fn stop_listening(&mut self) {}
 
-        fn active_at(&mut self, now: Instant) -> Instant {
-            now
+        fn active_at(&mut self) -> Option<Instant> {
+            None
         }
 
         async fn close(self, _: Instant) -> Closed {

@@ -48,9 +48,10 @@ pub trait Router: SocketRecv + SocketSend {
     /// Stops accepting. Connected peers stay connected and are served.
     async fn stop_listening(&mut self);
 
-    /// When a byte of a client's request or of a reply to one moved last, and `now` while half
-    /// a message is here or a reply is to be sent. What lies in the kernel is not known here.
-    fn active_at(&mut self, now: Instant) -> Instant;
+    /// When a byte of a client's request or of a reply to one moved last, or `None` while half
+    /// a message is here or a client has not got its reply. What lies in the kernel unread is
+    /// not known here.
+    fn active_at(&mut self) -> Option<Instant>;
 
     /// Notes what has arrived by now and lies in the kernel.
     fn note_arrived(&mut self) {}
@@ -238,8 +239,8 @@ impl Router for ZeromqRouter {
         tasks()
     }
 
-    fn active_at(&mut self, _: Instant) -> Instant {
-        self.received_at
+    fn active_at(&mut self) -> Option<Instant> {
+        Some(self.received_at)
     }
 
     async fn stop_listening(&mut self) {

@@ -165,6 +165,25 @@ fn requests_that_came_while_the_process_stood_still_are_answered() {
 }
 
 #[test]
+fn a_message_that_began_while_the_process_stood_still_is_waited_for() {
+    let mut server = Server::start(&["--drain-quiet", "1s"]);
+    let mut client = zmtp::connect(server.address(), b"patient");
+    let request = zmtp::frame(&[5; 300_000], false);
+    server.signal(Signal::TERM);
+    server.wait_for_record("stopped listening; connected peers are still served");
+    server.signal(Signal::STOP);
+    client.write_all(&request[..100_000]).unwrap();
+    // The quiet period has to pass while nothing turns.
+    std::thread::sleep(Duration::from_millis(1500));
+    server.signal(Signal::CONT);
+    std::thread::sleep(Duration::from_millis(300));
+    client.write_all(&request[100_000..]).unwrap();
+    assert!(zmtp::read(&mut client, request.len()) == request);
+    zmtp::leave_when_closed(client);
+    assert_eq!(server.wait(), 0);
+}
+
+#[test]
 fn a_crowd_that_only_pings_hides_no_request_from_the_end_of_the_drain() {
     let mut server = Server::start(&["--drain-quiet", "1s"]);
     let mut crowd: Vec<_> = (0..500).map(|_| zmtp::dealer(server.address(), 1, b"")).collect();

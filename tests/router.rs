@@ -15,7 +15,7 @@ use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, SocketMetrics, log_records_dro
 use zmq_echo::router::{BoundedRouter, Limits};
 use zmq_echo::socket::{Closed, Router};
 
-use crate::support::{DEADLINE, runtime, wait_until, zmtp};
+use crate::support::{DEADLINE, message, runtime, wait_until, zmtp};
 
 pub const LIMITS: Limits = Limits {
     message_bytes: 8 << 20,
@@ -829,6 +829,50 @@ fn close_lets_every_reply_out_and_says_what_is_owed_and_discarded() {
     assert!(closed.owed > 0 && closed.owed <= written / large.len() as u64, "{closed:?}");
     assert_eq!(closed.owed, pending.get() as u64);
     assert!(closed.owed_bytes > 0 && closed.discarded_bytes > 0, "{closed:?}");
+}
+
+#[test]
+fn commands_within_a_message_do_not_make_it_young_again() {
+    let limits = Limits { stall_timeout: Duration::from_millis(500), ..LIMITS };
+    let echo = Echo::start(limits);
+    let mut peer = echo.dealer(1, b"");
+    peer.write_all(&zmtp::frame(&[1; 100_000], true)).unwrap();
+    // As many as end a turn, and far fewer bytes than a window asks for.
+    let pongs = zmtp::command(b"\x04PONG").repeat(512);
+    assert!(5 * pongs.len() < limits.stall_bytes);
+    let started = Instant::now();
+    while echo.disconnections("stalled") == 0 {
+        assert!(started.elapsed() < DEADLINE, "it is not closed");
+        let _ = peer.write_all(&pongs);
+        thread::sleep(Duration::from_millis(150));
+    }
+}
+
+#[test]
+fn a_peer_that_ended_within_a_message_and_takes_no_reply_is_reported_when_the_socket_closes() {
+    on_runtime(async {
+        let (mut socket, address, metrics) = bound(LIMITS);
+        let mut told = dealer_of(&mut socket, address, b"told").await;
+        // Replies of half the allowance, until the kernel takes no more: it is still read from.
+        loop {
+            socket.send(message(&[b"told", &[7; 4 << 10]])).await.unwrap();
+            let _ = tokio::time::timeout(Duration::from_millis(2), socket.recv()).await;
+            if metrics.pending_replies.get() > 0 {
+                // The kernel may have made more room meanwhile.
+                let _ = tokio::time::timeout(Duration::from_millis(300), socket.recv()).await;
+                if metrics.pending_replies.get() > 0 {
+                    break;
+                }
+            }
+        }
+        // One frame of a message, a part of the next, and the end.
+        told.write_all(&[zmtp::frame(b"", true), vec![0, 9, 1]].concat()).unwrap();
+        told.shutdown(std::net::Shutdown::Write).unwrap();
+        let _ = tokio::time::timeout(Duration::from_millis(100), socket.recv()).await;
+        let closed = socket.close(Instant::now() + Duration::from_millis(100)).await;
+        assert!(closed.owed > 0 && closed.owed_bytes > 0, "{closed:?}");
+        assert_eq!((closed.discarded, closed.discarded_bytes), (0, 0), "{closed:?}");
+    });
 }
 
 #[test]

@@ -133,7 +133,7 @@ pub struct Peer {
     pub active_at: Instant,
     /// When we last asked the kernel whether its host is there.
     pub looked_at: Instant,
-    /// Whether its host seemed to be lost at that look.
+    /// Whether its host seemed to be lost at that look, or its handshake to be late.
     pub doubted: bool,
     /// When we sent the PING that is not answered.
     pub pinged_at: Option<Instant>,
@@ -316,7 +316,8 @@ impl Peer {
         self.read_at = now;
         self.pinged_at = None;
         self.ttl = None;
-        self.doubted = false;
+        // A handshake may be trickled: it is given more time only once.
+        self.doubted &= matches!(self.state, State::Handshake(_));
         self.has_replies = false;
         if let Some(meter) = &mut self.half_message {
             meter.add(now, bytes);
@@ -330,7 +331,9 @@ impl Peer {
         if self.is_client && (messages || self.has_part_of_message()) {
             self.active_at = now;
         }
-        if messages || self.missing == 0 || left == 0 {
+        // A batch may end within a message, after many commands: that message goes on.
+        let goes_on = !messages && left > 0 && self.scan.is_in_message(&self.partial);
+        if !goes_on && (messages || self.missing == 0 || left == 0) {
             self.half_message = None;
         }
         if self.missing > 0 && left > 0 && self.half_message.is_none() {
@@ -475,7 +478,9 @@ impl Peer {
                         bytes.advance(end);
                     }
                 }
-                Ok(Scanned::Partial(_)) | Err(_) => {
+                // The peer has broken the protocol: what is behind that is no request.
+                Err(_) => return (messages, payload, 0),
+                Ok(Scanned::Partial(_)) => {
                     let left = if self.scan.is_in_message(&bytes) { bytes.len() } else { 0 };
                     return (messages, payload, left);
                 }

@@ -26,18 +26,23 @@ struct Ready {
 }
 
 /// Whose turns are due, in their order: each peer once, for however many reasons, or it
-/// would get more turns than others. (One of the socket's own twice is a look for
-/// nothing.)
+/// would get more turns than others. So does the listener: several listeners share it.
+/// (The clock twice is a look for nothing.)
 #[derive(Debug, Default)]
 pub struct Turns {
     tokens: VecDeque<Token>,
     /// Which slots are among them.
     due: Vec<bool>,
+    /// Whether the listener is.
+    listener: bool,
 }
 
 impl Turns {
     /// `token` has its turn after all that wait, unless it waits already.
     pub fn push(&mut self, token: Token) {
+        if token == LISTENER && std::mem::replace(&mut self.listener, true) {
+            return;
+        }
         if token < CLOCK {
             if token >= self.due.len() {
                 self.due.resize(token + 1, false);
@@ -52,7 +57,9 @@ impl Turns {
     /// Whose turn it is.
     pub fn pop(&mut self) -> Option<Token> {
         let token = self.tokens.pop_front()?;
-        if let Some(due) = self.due.get_mut(token) {
+        if token == LISTENER {
+            self.listener = false;
+        } else if let Some(due) = self.due.get_mut(token) {
             *due = false;
         }
         Some(token)
@@ -142,7 +149,7 @@ mod tests {
     #[test]
     fn who_waits_for_a_turn_does_not_wait_for_a_second_one() {
         let mut turns = Turns::default();
-        turns.extend([7, LISTENER, 3, 7, 3]);
+        turns.extend([7, LISTENER, 3, 7, LISTENER, 3]);
         turns.push(7);
         assert_eq!([turns.pop(), turns.pop()], [Some(7), Some(LISTENER)]);
         turns.push(7);

@@ -39,7 +39,7 @@ use super::places::Places;
 use super::progress::Meter;
 use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
 use super::reason::Reason;
-use super::wire::{self, Command, MessageLimits, Scanned};
+use super::wire::{self, Command, MessageLimits, Scan, Scanned};
 use super::{ALLOWANCE, Limits};
 use crate::metrics::{SocketMetrics, is_probe};
 use crate::socket::{Closed, Router};
@@ -393,7 +393,7 @@ impl BoundedRouter {
                 let reason = if whole { Reason::Closed } else { Reason::Error };
                 peer.ended = Some(reason);
                 let begun = if peer.has_part_of_message() { peer.partial.len() } else { 0 };
-                peer.partial = Vec::new();
+                (peer.partial, peer.missing, peer.scan) = (Vec::new(), 0, Scan::default());
                 let is_done = shaking || peer.out.is_empty();
                 if half_closed {
                     // It stopped in the middle of a message because we have left.
@@ -445,6 +445,7 @@ impl BoundedRouter {
     fn establish(&mut self, slot: usize, info: PeerInfo) {
         let peer = self.peers[slot].as_mut().expect("who was read from is there");
         peer.is_req = info.is_req;
+        peer.doubted = false;
         peer.state = State::Established;
         self.places.keep(&mut peer.place);
         let mut identity = info.identity;
@@ -724,8 +725,8 @@ impl Router for BoundedRouter {
         self.close_listeners();
     }
 
-    fn active_at(&mut self, now: Instant) -> Instant {
-        self.last_activity(now)
+    fn active_at(&mut self) -> Option<Instant> {
+        self.last_activity()
     }
 
     fn note_arrived(&mut self) {

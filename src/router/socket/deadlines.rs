@@ -50,7 +50,9 @@ impl BoundedRouter {
             State::Established => {}
         }
         let interval = Some(limits.heartbeat_interval).filter(|interval| !interval.is_zero());
-        let look = if peer.out.is_empty() {
+        let look = if peer.doubted {
+            Some((peer.looked_at + SECOND_LOOK, Due::Look))
+        } else if peer.out.is_empty() {
             interval.map(|interval| (peer.read_at.max(peer.looked_at) + interval, Due::Look))
         } else {
             // A peer that takes replies is alive, whether or not it is read from.
@@ -113,6 +115,13 @@ impl BoundedRouter {
                 Some((_, Due::Close(Reason::Vanished))) if peer.unread() > 0 => {
                     self.alarm(token, now + ANOTHER_TURN);
                 }
+                // The same, but only once: a handshake may be trickled.
+                Some((_, Due::Close(Reason::HandshakeTimeout)))
+                    if !peer.doubted && peer.unread() > 0 =>
+                {
+                    self.peers[token].as_mut().expect("as above").doubted = true;
+                    self.alarm(token, now + ANOTHER_TURN);
+                }
                 Some((_, Due::Ready)) => self.send_ready(token),
                 Some((_, Due::Close(reason))) => self.close_peer(token, reason),
             }
@@ -151,7 +160,7 @@ impl BoundedRouter {
             if std::mem::replace(&mut peer.doubted, true) {
                 self.close_peer(slot, Reason::Vanished);
             } else {
-                self.alarm(slot, now + SECOND_LOOK);
+                self.set_alarm(slot);
             }
             return;
         }

@@ -21,20 +21,24 @@ pub(super) struct Noted {
 }
 
 impl BoundedRouter {
-    /// When a byte of a client's request or of a reply to one moved last, and `now` as long as
-    /// there is a part of a message or a reply to be sent. Bytes that lie in the kernel unread
-    /// are not known here.
+    /// When a byte of a client's request or of a reply to one moved last, or `None` while there
+    /// is a part of a message, or a reply that its host has not acknowledged. Bytes that lie in
+    /// the kernel unread are not known here.
     ///
     /// PING, PONG, handshakes and probes are no activity.
-    pub(super) fn last_activity(&self, now: Instant) -> Instant {
-        let established = |peer: &&Peer| matches!(peer.state, State::Established);
-        let peers = self.peers.iter().flatten().map(|peer| &**peer).filter(established);
-        let active_at = peers.filter(|peer| peer.is_client).map(|peer| {
-            let is_busy = peer.out.replies() > 0 || peer.has_part_of_message();
-            if is_busy { now } else { peer.active_at }
-        });
+    pub(super) fn last_activity(&self) -> Option<Instant> {
         // Without a peer there has been nothing since the connections were made.
-        active_at.max().unwrap_or(self.bound_at)
+        let mut last = self.bound_at;
+        for peer in self.peers.iter().flatten() {
+            if !peer.is_client || !matches!(peer.state, State::Established) {
+                continue;
+            }
+            if peer.has_part_of_message() || unacknowledged(peer) > 0 {
+                return None;
+            }
+            last = last.max(peer.active_at);
+        }
+        Some(last)
     }
 
     /// Notes what has come by now and not been looked at, here or in the kernel. Whether it
@@ -57,7 +61,8 @@ impl BoundedRouter {
             Some(peer) => peer.ended.is_none() && peer.handled() < noted.handled,
             None => false,
         });
-        !self.noted.is_empty()
+        let in_hand = self.batch.as_ref().is_some_and(|batch| !batch.bytes.is_empty());
+        in_hand || !self.noted.is_empty()
     }
 
     /// Writes every reply, then tells each peer that nothing more comes, and reads until it says
@@ -114,6 +119,9 @@ impl BoundedRouter {
 /// Bytes of replies that the peer's host has not acknowledged, in the queue and in the kernel.
 fn unacknowledged(peer: &Peer) -> u64 {
     let queued = if peer.out.replies() > 0 { peer.out.len() as u64 } else { 0 };
+    if peer.replied == 0 {
+        return queued;
+    }
     // If the kernel does not say, what it took counts as delivered.
     let acknowledged = peer.tcp_info().map_or(u64::MAX, |info| info.acknowledged);
     queued + peer.replied.saturating_sub(acknowledged)
