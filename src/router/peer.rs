@@ -332,8 +332,8 @@ impl Peer {
             self.active_at = now;
         }
         // A batch may end within a message, after many commands: that message goes on.
-        let goes_on = !messages && left > 0 && self.scan.is_in_message(&self.partial);
-        if !goes_on && (messages || self.missing == 0 || left == 0) {
+        let goes_on = self.missing > 0 || self.scan.is_in_message(&self.partial);
+        if messages || left == 0 || !goes_on {
             self.half_message = None;
         }
         if self.missing > 0 && left > 0 && self.half_message.is_none() {

@@ -23,7 +23,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Something is held from `now` on, and nothing of it has moved.
+    /// Starts counting `now`, with nothing moved yet.
     pub fn new(now: Instant) -> Self {
         Self { since: now, step: 0, moved: [0; STEPS] }
     }
@@ -89,7 +89,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// A window that begins `now`, with so many bytes `received` before.
+    /// Starts a window `now`; `received` counts the bytes that came before it.
     pub fn new(now: Instant, received: u64) -> Self {
         Self { since: now, from: received }
     }

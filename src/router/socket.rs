@@ -635,9 +635,9 @@ fn count_malformed(metrics: &SocketMetrics, identity: &Bytes) {
     debug!(identity = %identity.escape_ascii(), "malformed request");
 }
 
-/// Whether a REQ's message, behind its identity, is a request: an empty frame and at
-/// least one more, behind a request's number where the client has ZMQ_REQ_CORRELATE
-/// (RFC 28, "The REQ Socket Type"). An empty message alone is ZMQ_PROBE_ROUTER's.
+/// Whether a REQ's message is a request: after the identity, an empty frame and at least one
+/// more frame (RFC 28, "The REQ Socket Type"). With ZMQ_REQ_CORRELATE the request's number
+/// comes before the empty frame. ZMQ_PROBE_ROUTER sends an empty message alone.
 fn is_request(frames: &VecDeque<Bytes>) -> bool {
     let is_delimiter = |at: usize| frames.len() > at + 1 && frames[at].is_empty();
     is_delimiter(1) || is_delimiter(2)

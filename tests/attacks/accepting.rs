@@ -95,7 +95,7 @@ fn silent_connections_lock_nobody_out() {
     let _silent: Vec<TcpStream> = (0..200).map(|_| zmtp::stream(attacked.address())).collect();
     let mut served = zmtp::crowd(attacked.address(), 30);
     served.iter_mut().for_each(|peer| zmtp::echoes(peer, &zmtp::frame(b"in", false)));
-    // Each connection beyond the forty has ended a handshake, and nothing else has.
+    // Each connection beyond the forty has ended one handshake; no other handshake has ended.
     attacked.wait_for_failures("peer_limit", 1 + 200 + 30 - 40);
     attacked.serves_its_neighbour();
     attacked.rests();

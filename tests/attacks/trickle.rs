@@ -40,8 +40,8 @@ fn hold(address: SocketAddr, count: usize, size: usize, sent: usize) -> Vec<TcpS
     peers
 }
 
-/// What an honest upload sends at a time. There is more time between two pieces than
-/// between two bytes of a trickle, as there is where a round trip takes long.
+/// What an honest upload sends at a time. The pause between two pieces is longer than
+/// between two bytes of a trickle, as it is over a network with a long round trip.
 const PIECE: usize = 64 << 10;
 
 /// Uploads a message of `size` bytes at `rate` bytes a second, which may change; whether
@@ -99,7 +99,7 @@ fn trickles_cost_no_honest_upload(
     thread::scope(|scope| {
         let _stops = Stops(&stop);
         scope.spawn(|| trickle(&mut peers, message, sent, &stop));
-        // They are younger than a second for a while, and not judged then.
+        // For their first second they are not judged.
         thread::sleep(Duration::from_millis(1200));
         let (echoed, count) = honest(address);
         assert_eq!(echoed, count, "honest uploads that came back");
@@ -256,7 +256,7 @@ fn a_reader_that_takes_its_time_is_not_closed_by_the_clock() {
         }
     }
     finishing.into_iter().for_each(|writing| writing.join().unwrap().unwrap());
-    // Who has read everything is not taken for dead either. It answers PINGs now.
+    // A peer that has read everything stays connected too: it answers PINGs now.
     let until = Instant::now() + Duration::from_secs(4);
     while Instant::now() < until {
         for peer in &mut peers {

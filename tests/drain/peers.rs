@@ -37,7 +37,7 @@ struct Pace {
     rate: u64,
     /// Bytes at a time.
     chunk: usize,
-    /// It pauses for so long each time that it has moved so many bytes.
+    /// How long it pauses, and after how many bytes it does so again.
     pause: Option<(usize, Duration)>,
 }
 

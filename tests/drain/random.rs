@@ -166,7 +166,7 @@ fn round(with: With, seed: u64) {
 
     // The exit code is the record's.
     assert_eq!(code, if reported + bytes > 0 { 4 } else { 0 }, "{}", shown());
-    // Nothing is reported that has not been asked, and nothing left out.
+    // Every request is either answered or reported, and nothing else is reported.
     assert!(reported <= unanswered + theirs, "{unanswered} and {theirs} unanswered: {}", shown());
     assert!(lost <= theirs, "{theirs} may be lost: {}", shown());
     assert!(unanswered == 0 || code == 4, "{unanswered} unanswered: {}", shown());

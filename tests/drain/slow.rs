@@ -43,7 +43,7 @@ fn wait_for(at: Instant) {
     thread::sleep(at.saturating_duration_since(Instant::now()));
 }
 
-/// The drain is over: nothing was owed and nothing discarded, and nobody lost anything.
+/// Checks that the drain is over and that no reply was owed and no request discarded or lost.
 #[track_caller]
 fn all_was_answered(server: &mut Server) -> Json {
     let code = server.wait();
