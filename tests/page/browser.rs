@@ -149,19 +149,29 @@ impl Drop for Browser {
     }
 }
 
+/// How often a driver is started that finds its port taken.
+const STARTS: usize = 20;
+
+/// Starts a driver, and returns its address. It takes a free port of IPv4 and then wants the
+/// same one of IPv6, which may be in use: then it ends, and another one is started.
 fn start_driver() -> (Process, String) {
-    let mut command = Command::new("chromedriver");
-    command.arg("--port=0").stdout(std::process::Stdio::piped());
-    let child = command.spawn().unwrap_or_else(|error| {
-        panic!("chromedriver (Debian: chromium, chromium-driver) is needed: {error}")
-    });
-    let mut driver = Process(child);
-    let mut lines = driver.stdout().lines().map(|line| line.expect("a pipe can be read"));
-    let port = lines
-        .find_map(|line| line.split_once("successfully on port ").map(|(_, port)| port.to_owned()))
-        .expect("it says its port");
-    let port = port.trim_end_matches('.').to_owned();
-    // What it says later is nobody's business, and must not fill the pipe.
-    std::thread::spawn(move || lines.for_each(drop));
-    (driver, format!("http://127.0.0.1:{port}"))
+    for _ in 0..STARTS {
+        let mut command = Command::new("chromedriver");
+        command.arg("--port=0").stdout(std::process::Stdio::piped());
+        let child = command.spawn().unwrap_or_else(|error| {
+            panic!("chromedriver (Debian: chromium, chromium-driver) is needed: {error}")
+        });
+        let mut driver = Process(child);
+        let mut lines = driver.stdout().lines().map(|line| line.expect("a pipe can be read"));
+        let port = lines.find_map(|line| {
+            let (_, port) = line.split_once("successfully on port ")?;
+            Some(port.trim_end_matches('.').to_owned())
+        });
+        if let Some(port) = port {
+            // Its later output must not fill the pipe.
+            std::thread::spawn(move || lines.for_each(drop));
+            return (driver, format!("http://127.0.0.1:{port}"));
+        }
+    }
+    panic!("chromedriver ended {STARTS} times before it said its port");
 }
