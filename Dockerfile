@@ -1,4 +1,4 @@
-# All binaries of the package, static, and nothing else.
+# The three binaries, static, and nothing else.
 
 # Any Debian with rustc, cargo, gcc and libc6-dev will do, on any architecture.
 ARG BUILDER=docker.io/library/rust:1.95-slim-bookworm
@@ -14,20 +14,27 @@ ENV CARGO_BUILD_TARGET=host-tuple \
     CARGO_PROFILE_RELEASE_STRIP=symbols \
     RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
 COPY Cargo.toml Cargo.lock ./
+COPY client/Cargo.toml client/
 COPY compare/Cargo.toml compare/
+COPY zmtp/Cargo.toml zmtp/
 # With empty sources, so that this layer is built again where the dependencies
 # change and only there.
-RUN mkdir src compare/src && touch src/lib.rs compare/src/lib.rs \
+RUN mkdir src client/src compare/src zmtp/src \
+    && touch src/lib.rs client/src/lib.rs compare/src/lib.rs zmtp/src/lib.rs \
     && cargo build --locked --release --lib
 
 FROM dependencies AS build
 COPY bin bin
+COPY client client
 COPY src src
+COPY zmtp zmtp
 ARG REVISION=unknown
-# Touched, as what the empty source compiled to is newer, and would be taken for it.
-RUN touch src/lib.rs \
-    && ZMQ_ECHO_REVISION="${REVISION}" \
-        cargo install --locked --no-track --path . --root /image
+# Touched, as what the empty sources compiled to is newer, and would be taken for them.
+RUN touch src/lib.rs client/src/lib.rs zmtp/src/lib.rs \
+    && ZMQ_ECHO_REVISION="${REVISION}" cargo build --locked --release --bins \
+    && mkdir -p /image/bin \
+    && cd target/*/release \
+    && cp zmq-echo-server zmq-echo-probe zmq-echo-load /image/bin/
 
 FROM scratch
 COPY --from=build /image/bin/ /

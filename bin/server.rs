@@ -6,7 +6,7 @@ use zmq_echo::config::ServerConfig;
 use zmq_echo::exit::Exit;
 use zmq_echo::log::{self, FLUSH_LIMIT};
 use zmq_echo::server;
-use zmq_echo::termination::Termination;
+use zmq_echo::service::termination::Termination;
 
 fn main() -> ExitCode {
     let config = ServerConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());

@@ -12,12 +12,13 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use zmtp::endpoint::{BindEndpoint, ConnectEndpoint};
+use zmtp::router::{Limits, RESERVED_PEERS};
 
-use crate::drain::DrainPolicy;
-use crate::endpoint::{BindEndpoint, ConnectEndpoint, HttpAddress};
 use crate::exit;
 use crate::metrics::LATENCY_BUCKETS;
-use crate::router::{Limits, RESERVED_PEERS};
+use crate::service::drain::DrainPolicy;
+use crate::side_port::address::HttpAddress;
 
 /// The longest duration that a flag takes. What is longer is a mistake in the
 /// unit, and times near the end of the clock's range cannot be added to.
@@ -333,7 +334,11 @@ impl ProbeConfig {
 
 /// Parses, and where the environment is at fault names the variable: clap speaks of
 /// the flag alone.
-pub(crate) fn parse<C: Parser, T: Into<OsString>>(
+///
+/// # Errors
+///
+/// clap's.
+pub fn parse<C: Parser, T: Into<OsString>>(
     args: impl IntoIterator<Item = T>,
 ) -> Result<C, clap::Error> {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
@@ -509,7 +514,12 @@ fn parse_busy_poll(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-pub(crate) fn parse_limit(text: &str) -> Result<Duration, String> {
+/// A flag's duration that is not zero, such as a timeout.
+///
+/// # Errors
+///
+/// What is wrong with it, and a value that would do.
+pub fn parse_limit(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text)?;
     if duration.is_zero() {
         return Err("expected more than 0s, such as 500ms".to_owned());

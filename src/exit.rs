@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 /// How the server ends. The remaining codes are not ours to return: clap exits
 /// with 2, a panic with 101 (see [`crate::log`]), a second signal with 128 + its
-/// number (see [`crate::termination`]).
+/// number (see [`crate::service::termination`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -54,7 +54,6 @@ pub const PROBE: [(&str, &str); 4] = [
 ];
 
 /// The load generator's exit codes with their meaning, for `--help` and the README.
-#[cfg(feature = "client")]
 pub const LOAD: [(&str, &str); 5] = [
     ("0", "every request was answered, or no more failed than --max-failures"),
     ("1", "more failed, or the run could not start; one line on stderr says why"),

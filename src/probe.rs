@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use uuid::Uuid;
 use zeromq::util::PeerIdentity;
 use zeromq::{ReqSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqError, ZmqMessage};
+use zmtp::endpoint::ConnectEndpoint;
 
-use crate::endpoint::ConnectEndpoint;
 use crate::metrics::PROBE_IDENTITY;
 
 /// The part of the limit after which a probe that is not connected asks the

@@ -11,19 +11,21 @@ use std::time::Instant;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::uname;
 use tracing::{info, warn};
+use zmtp::Router;
+use zmtp::endpoint::{BindEndpoint, ConnectEndpoint};
+use zmtp::router::{Limits, RESERVED_PEERS};
 
 use crate::config::ServerConfig;
-use crate::endpoint::{BindEndpoint, ConnectEndpoint, HttpAddress};
 use crate::exit::Exit;
-use crate::handler;
-use crate::health::Health;
-use crate::listeners::OwnAddresses;
 use crate::log::Logs;
-use crate::metrics::{Metrics, REVISION, VERSION};
-use crate::poll_loop::{self, LoopError, Report};
-use crate::router::{BoundedRouter, Limits, RESERVED_PEERS};
+use crate::metrics::{Metrics, PROBE_IDENTITY, REVISION, SocketObserver, VERSION};
+use crate::service::handler;
+use crate::service::health::Health;
+use crate::service::poll_loop::{self, LoopError, Report};
+use crate::service::termination::Termination;
+use crate::side_port::address::HttpAddress;
+use crate::side_port::own_addresses::OwnAddresses;
 use crate::side_port::{self, SidePort};
-use crate::termination::Termination;
 
 /// The descriptors that are neither a client's nor the side port's: listeners,
 /// signals, runtimes, standard streams, a probe of our own and a few to spare.
@@ -92,8 +94,9 @@ pub fn run(
 
     // Nothing but the loop shares this runtime.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let socket = runtime
-        .block_on(async { BoundedRouter::bind(listeners, limits, metrics.socket.clone()) })?;
+    let observer = SocketObserver::new(metrics.socket.clone());
+    let socket = runtime.block_on(async { Router::bind(listeners, limits, observer) })?;
+    let socket = socket.with_monitors(PROBE_IDENTITY.as_bytes());
     info!(
         %endpoint,
         http = %http_address,

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::support::{PROBE, Server, command, wait_until, zmtp};
+use crate::support::{PROBE, Server, command, raw, wait_until};
 
 /// The most that may ever be resident at the default flags.
 const MEMORY: u64 = 160 << 20;
@@ -47,7 +47,7 @@ impl Attacked {
 
     fn new(server: Server) -> Self {
         raise_open_files();
-        let mut neighbour = zmtp::dealer(server.address(), 0, b"neighbour");
+        let mut neighbour = raw::dealer(server.address(), 0, b"neighbour");
         median_echo(&mut neighbour, 100);
         let baseline = median_echo(&mut neighbour, 200);
         Self { server, neighbour, baseline }
@@ -111,10 +111,10 @@ impl Attacked {
 }
 
 fn median_echo(peer: &mut TcpStream, count: usize) -> Duration {
-    let request = zmtp::frame(&[7; REQUEST], false);
+    let request = raw::frame(&[7; REQUEST], false);
     let echoes = (0..count).map(|_| {
         let started = Instant::now();
-        zmtp::echoes(peer, &request);
+        raw::echoes(peer, &request);
         started.elapsed()
     });
     quantile(echoes.collect(), 0.5)

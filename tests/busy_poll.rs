@@ -13,12 +13,13 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use tokio::task::yield_now;
-use zeromq::{SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::config::ServerConfig;
-use zmq_echo::router::{BoundedRouter, Limits};
+use zmq_echo::metrics::SocketObserver;
+use zmtp::Message;
+use zmtp::router::{Limits, Router};
 
 use crate::router::{LIMITS, bound, dealer_of, on_runtime};
-use crate::support::{Server, zmtp};
+use crate::support::{Server, raw};
 
 /// Longer than any test lives: a spin ends with a message.
 const WITHOUT_END: Duration = Duration::from_secs(3600);
@@ -48,17 +49,21 @@ enum Waited {
 
 /// Waits for the next message, which the client sends only when the socket has shown
 /// how it waits for it, and answers it.
-async fn wait(socket: &mut BoundedRouter, client: &mut TcpStream, request: &[u8]) -> Waited {
+async fn wait(
+    socket: &mut Router<SocketObserver>,
+    client: &mut TcpStream,
+    request: &[u8],
+) -> Waited {
     let (waited, message) = received(socket, client, request).await;
-    socket.send(message).await.unwrap();
+    socket.send(message).unwrap();
     waited
 }
 
 async fn received(
-    socket: &mut BoundedRouter,
+    socket: &mut Router<SocketObserver>,
     client: &mut TcpStream,
     request: &[u8],
-) -> (Waited, ZmqMessage) {
+) -> (Waited, Message) {
     let wakes = Arc::new(Wakes::default());
     let waker = Waker::from(Arc::clone(&wakes));
     let mut receive = pin!(socket.recv());
@@ -84,7 +89,7 @@ async fn received(
         TURNS => Waited::Spinning,
         _ => Waited::SpinningInVain,
     };
-    (waited, receive.await.unwrap())
+    (waited, receive.await)
 }
 
 /// How the socket waits for each of `count` requests.
@@ -94,7 +99,7 @@ fn waits(busy_poll: Duration, count: usize) -> Vec<Waited> {
         let limits = Limits { busy_poll, handshake_timeout: WITHOUT_END, ..LIMITS };
         let (mut socket, address, _) = bound(limits);
         let mut client = dealer_of(&mut socket, address, b"").await;
-        let request = zmtp::frame(b"again", false);
+        let request = raw::frame(b"again", false);
         let mut waits = Vec::new();
         for _ in 0..count {
             waits.push(wait(&mut socket, &mut client, &request).await);
@@ -132,9 +137,9 @@ fn the_flag_sets_how_long_the_socket_spins() {
 #[test]
 fn a_server_without_requests_rests_however_long_it_may_spin() {
     let server = Server::start(&["--busy-poll", "1ms"]);
-    let mut peer = zmtp::dealer(server.address(), 0, b"");
+    let mut peer = raw::dealer(server.address(), 0, b"");
     for _ in 0..1000 {
-        zmtp::echoes(&mut peer, &zmtp::frame(b"again", false));
+        raw::echoes(&mut peer, &raw::frame(b"again", false));
     }
     server.rests();
 }

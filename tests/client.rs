@@ -16,9 +16,9 @@ use futures_util::future::{BoxFuture, join_all};
 use prometheus::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use zmq_echo::client::discovery::{Discovery, EndpointState, Endpoints, Fixed};
-use zmq_echo::client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
-use zmq_echo::endpoint::ConnectEndpoint;
+use zmq_echo_client::discovery::{Discovery, EndpointState, Endpoints, Fixed};
+use zmq_echo_client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
+use zmtp::endpoint::ConnectEndpoint;
 
 use crate::support::{DEADLINE, Server, parse_metrics, sample, until};
 

@@ -14,7 +14,7 @@ use zmq_echo::log;
 mod support;
 
 use support::{
-    DEADLINE, POD, PROBE, Process, SERVER, command, get, sample, scrape, wait_until, zmtp,
+    DEADLINE, POD, PROBE, Process, SERVER, command, get, raw, sample, scrape, wait_until,
 };
 
 /// syslog-ng in the foreground, with a configuration and a directory of its own.
@@ -112,8 +112,8 @@ fn what_the_server_writes_arrives_parsed_field_by_field() {
     let address = address(&listening);
     let identities = [&b"a\nb\r\n{\"level\":\"ERROR\"}"[..], b"\"quoted\\", b"\x1b[31m", b"\xff"];
     for identity in identities {
-        let mut peer = zmtp::connect(address, identity);
-        zmtp::echoes(&mut peer, &zmtp::frame(b"hello", false));
+        let mut peer = raw::connect(address, identity);
+        raw::echoes(&mut peer, &raw::frame(b"hello", false));
     }
     server.signal(Signal::TERM);
     assert_eq!(server.wait(), 0);
@@ -155,15 +155,15 @@ fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
     let http = http.parse().unwrap();
     let dropped = || sample(&scrape(http), "zmq_echo_log_records_dropped_total").unwrap();
     collector.process.signal(Signal::STOP);
-    let mut peer = zmtp::connect(address, b"chatty");
-    let requests = zmtp::frame(b"x", false).repeat(1000);
+    let mut peer = raw::connect(address, b"chatty");
+    let requests = raw::frame(b"x", false).repeat(1000);
     wait_until("records are dropped", || {
-        zmtp::echoes(&mut peer, &requests);
+        raw::echoes(&mut peer, &requests);
         dropped() > 0.0
     });
     // It goes on while the collector stands still.
     let before = dropped();
-    zmtp::echoes(&mut peer, &requests);
+    raw::echoes(&mut peer, &requests);
     wait_until("it is alive", || get(http, "/livez").0 == 200);
     let probe = command(PROBE)
         .args(["--timeout", "10s", "--endpoint", listening["endpoint"].as_str().unwrap()])
@@ -175,7 +175,7 @@ fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
     // And the collector may come back.
     collector.process.signal(Signal::CONT);
     wait_until("there is room for a record again", || {
-        drop(zmtp::connect(address, b"later"));
+        drop(raw::connect(address, b"later"));
         collector.find("identity", "later").is_some()
     });
     wait_until("all peers have left", || sample(&scrape(http), "zmq_echo_peers") == Some(0.0));

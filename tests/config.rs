@@ -156,8 +156,7 @@ fn help_says_every_default_and_variable_and_the_exit_codes() {
     for (command, codes) in [
         (ServerConfig::command(), &exit::SERVER[..]),
         (ProbeConfig::command(), &exit::PROBE[..]),
-        #[cfg(feature = "client")]
-        (zmq_echo::load::config::LoadConfig::command(), &exit::LOAD[..]),
+        (zmq_echo_client::load::config::LoadConfig::command(), &exit::LOAD[..]),
     ] {
         let help = command.clone().render_long_help().to_string();
         for (code, _) in codes {

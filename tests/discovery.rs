@@ -7,7 +7,7 @@ mod kubernetes;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use zmq_echo::client::discovery::{Discovery, EndpointState, Endpoints};
+use zmq_echo_client::discovery::{Discovery, EndpointState, Endpoints};
 
 use crate::support::{DEADLINE, until};
 

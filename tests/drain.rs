@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::process::Signal;
 use zeromq::{SocketRecv, SocketSend};
 
-use crate::support::{Server, echo, message, wait_until, zmtp};
+use crate::support::{Server, echo, message, raw, wait_until};
 
 #[test]
 fn with_nobody_connected_it_leaves_at_once() {
@@ -89,17 +89,17 @@ async fn during_the_delay_it_still_accepts() {
 async fn every_request_pipelined_before_the_signal_is_answered() {
     const REQUESTS: usize = 20_000;
     let mut server = Server::start(&[]);
-    let mut client = zmtp::connect(server.address(), b"");
+    let mut client = raw::connect(server.address(), b"");
     let mut requests = Vec::new();
     for number in 0..REQUESTS {
-        requests.extend(zmtp::frame(&number.to_be_bytes(), false));
+        requests.extend(raw::frame(&number.to_be_bytes(), false));
     }
     client.write_all(&requests).unwrap();
     server.signal(Signal::TERM);
     for number in 0..REQUESTS {
-        assert_eq!(zmtp::read_frame(&mut client).1, number.to_be_bytes());
+        assert_eq!(raw::read_frame(&mut client).1, number.to_be_bytes());
     }
-    zmtp::leave_when_closed(client);
+    raw::leave_when_closed(client);
     assert_eq!(server.wait(), 0);
     let drained = server.wait_for_record("drained");
     assert_eq!((&drained["owed"], &drained["discarded"]), (&0.into(), &0.into()), "{drained}");
@@ -131,8 +131,8 @@ async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
 #[test]
 fn a_flood_that_does_not_end_leaves_requests_unanswered_and_exits_4() {
     let mut server = Server::start(&["--drain-timeout", "2s"]);
-    let mut stream = zmtp::connect(server.address(), b"flood");
-    let writing = zmtp::flood(&stream, zmtp::frame(b"flood", false).repeat(10_000));
+    let mut stream = raw::connect(server.address(), b"flood");
+    let writing = raw::flood(&stream, raw::frame(b"flood", false).repeat(10_000));
     let reading = std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
     server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |requests| requests > 0.0);
     server.signal(Signal::TERM);
@@ -148,18 +148,18 @@ fn a_flood_that_does_not_end_leaves_requests_unanswered_and_exits_4() {
 #[test]
 fn requests_that_came_while_the_process_stood_still_are_answered() {
     let mut server = Server::start(&["--drain-quiet", "1s"]);
-    let mut client = zmtp::connect(server.address(), b"patient");
+    let mut client = raw::connect(server.address(), b"patient");
     server.signal(Signal::TERM);
     server.wait_for_record("stopped listening; connected peers are still served");
     server.signal(Signal::STOP);
-    client.write_all(&zmtp::frame(b"anybody there?", false).repeat(100)).unwrap();
+    client.write_all(&raw::frame(b"anybody there?", false).repeat(100)).unwrap();
     // The quiet period has to pass while nothing turns.
     std::thread::sleep(Duration::from_millis(1500));
     server.signal(Signal::CONT);
     for _ in 0..100 {
-        assert_eq!(zmtp::read_frame(&mut client).1, b"anybody there?");
+        assert_eq!(raw::read_frame(&mut client).1, b"anybody there?");
     }
-    zmtp::leave_when_closed(client);
+    raw::leave_when_closed(client);
     assert_eq!(server.wait(), 0);
     assert_eq!(server.wait_for_record("drained")["answered"], 100);
 }
@@ -167,8 +167,8 @@ fn requests_that_came_while_the_process_stood_still_are_answered() {
 #[test]
 fn a_message_that_began_while_the_process_stood_still_is_waited_for() {
     let mut server = Server::start(&["--drain-quiet", "1s"]);
-    let mut client = zmtp::connect(server.address(), b"patient");
-    let request = zmtp::frame(&[5; 300_000], false);
+    let mut client = raw::connect(server.address(), b"patient");
+    let request = raw::frame(&[5; 300_000], false);
     server.signal(Signal::TERM);
     server.wait_for_record("stopped listening; connected peers are still served");
     server.signal(Signal::STOP);
@@ -178,35 +178,35 @@ fn a_message_that_began_while_the_process_stood_still_is_waited_for() {
     server.signal(Signal::CONT);
     std::thread::sleep(Duration::from_millis(300));
     client.write_all(&request[100_000..]).unwrap();
-    assert!(zmtp::read(&mut client, request.len()) == request);
-    zmtp::leave_when_closed(client);
+    assert!(raw::read(&mut client, request.len()) == request);
+    raw::leave_when_closed(client);
     assert_eq!(server.wait(), 0);
 }
 
 #[test]
 fn a_crowd_that_only_pings_hides_no_request_from_the_end_of_the_drain() {
     let mut server = Server::start(&["--drain-quiet", "1s"]);
-    let mut crowd: Vec<_> = (0..500).map(|_| zmtp::dealer(server.address(), 1, b"")).collect();
-    let mut client = zmtp::connect(server.address(), b"patient");
+    let mut crowd: Vec<_> = (0..500).map(|_| raw::dealer(server.address(), 1, b"")).collect();
+    let mut client = raw::connect(server.address(), b"patient");
     server.signal(Signal::TERM);
     server.wait_for_record("stopped listening; connected peers are still served");
     server.signal(Signal::STOP);
-    let ping = zmtp::command(b"\x04PING\0\0");
+    let ping = raw::command(b"\x04PING\0\0");
     crowd.iter_mut().for_each(|peer| peer.write_all(&ping).unwrap());
-    client.write_all(&zmtp::frame(b"anybody there?", false)).unwrap();
+    client.write_all(&raw::frame(b"anybody there?", false)).unwrap();
     // The quiet period has to pass while nothing turns.
     std::thread::sleep(Duration::from_millis(1500));
     server.signal(Signal::CONT);
-    assert_eq!(zmtp::read_frame(&mut client).1, b"anybody there?");
-    crowd.into_iter().chain([client]).for_each(zmtp::leave_when_closed);
+    assert_eq!(raw::read_frame(&mut client).1, b"anybody there?");
+    crowd.into_iter().chain([client]).for_each(raw::leave_when_closed);
     assert_eq!(server.wait(), 0);
 }
 
 #[tokio::test]
 async fn replies_that_a_peer_does_not_read_end_in_exit_4_at_the_deadline() {
     let mut server = Server::start(&["--drain-timeout", "3s", "--drain-quiet", "500ms"]);
-    let mut stuck = zmtp::connect(server.address(), b"stuck");
-    let request = zmtp::frame(&[0; 1 << 20], false);
+    let mut stuck = raw::connect(server.address(), b"stuck");
+    let request = raw::frame(&[0; 1 << 20], false);
     server.flood_until_stuck(std::slice::from_mut(&mut stuck), &request);
     server.signal(Signal::TERM);
     server.wait_for_record("draining");
@@ -247,8 +247,8 @@ async fn replies_to_peers_that_have_left_do_not_change_the_exit_code() {
     let mut server = Server::start(&["--drain-quiet", "5s"]);
     let mut stays = server.dealer().await;
     for client in 0..20 {
-        let mut leaver = zmtp::connect(server.address(), format!("leaver {client}").as_bytes());
-        leaver.write_all(&zmtp::frame(&[0; 100_000], false)).unwrap();
+        let mut leaver = raw::connect(server.address(), format!("leaver {client}").as_bytes());
+        leaver.write_all(&raw::frame(&[0; 100_000], false)).unwrap();
     }
     server.signal(Signal::TERM);
     server.wait_for_record("draining");
@@ -272,9 +272,9 @@ async fn a_second_signal_ends_it_at_once() {
 
 /// Processes whose loop is stuck: this test binary, running one test of itself.
 mod stuck {
-    use zmq_echo::drain::DrainPolicy;
     use zmq_echo::log;
-    use zmq_echo::termination::Termination;
+    use zmq_echo::service::drain::DrainPolicy;
+    use zmq_echo::service::termination::Termination;
 
     use super::*;
     use crate::log_schema::assert_documented;

@@ -21,7 +21,7 @@ use serde_json::{Value as Json, json};
 use zmq_echo::config::ServerConfig;
 
 use api::{ACCOUNT, API, Api};
-use support::{PROBE, Process, Server, command, wait_until, zmtp};
+use support::{PROBE, Process, Server, command, raw, wait_until};
 
 /// As `.ci/image` names it.
 const IMAGE: &str = "localhost/zmq-echo";
@@ -206,10 +206,10 @@ fn image() -> Json {
     serde_json::from_str::<Json>(&text).expect("JSON")[0].take()
 }
 
-/// The binaries that the package has.
+/// The binaries that the two packages have.
 fn binaries() -> BTreeSet<String> {
-    let manifest = include_str!("../Cargo.toml");
-    let names = manifest.split("[[bin]]\nname = \"").skip(1);
+    let manifests = [include_str!("../Cargo.toml"), include_str!("../client/Cargo.toml")];
+    let names = manifests.iter().flat_map(|manifest| manifest.split("[[bin]]\nname = \"").skip(1));
     names.map(|rest| rest.split_once('"').expect("a name").0.to_owned()).collect()
 }
 
@@ -383,12 +383,12 @@ fn names_are_resolved_in_it_though_it_has_no_resolver_library() {
 #[test]
 fn the_stop_signal_drains_it_and_it_exits_with_0() {
     let mut container = Container::start(&[]);
-    let mut peer = zmtp::dealer(container.address(), 0, b"");
-    let request = zmtp::frame(b"before the signal", false);
-    zmtp::echoes(&mut peer, &request);
+    let mut peer = raw::dealer(container.address(), 0, b"");
+    let request = raw::frame(b"before the signal", false);
+    raw::echoes(&mut peer, &request);
     assert_eq!(container.stop(), 0);
     assert_eq!(container.wait_for_record("drained")["owed"], 0);
-    assert_eq!(zmtp::read_until_closed(&mut peer), 0);
+    assert_eq!(raw::read_until_closed(&mut peer), 0);
 }
 
 #[test]
@@ -515,8 +515,8 @@ fn two_hundred_peers_that_send_and_do_not_read_do_not_exceed_the_deployments_mem
     assert_eq!(group.limit(), limit, "podman has set no limit");
     group.count_sockets(limit);
 
-    let mut peers = zmtp::crowd(container.address(), 200);
-    let request = zmtp::frame(&[3; 64 << 10], false);
+    let mut peers = raw::crowd(container.address(), 200);
+    let request = raw::frame(&[3; 64 << 10], false);
     container.flood_until_stuck(&mut peers, &request);
     container.passes_its_probe();
     let most = group.most();

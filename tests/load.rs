@@ -12,15 +12,16 @@ use rustix::process::Signal;
 use serde_json::Value as Json;
 use tokio::time::{Instant, sleep, sleep_until};
 use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
-use zmq_echo::load::config::LoadConfig;
+use zmq_echo_client::load::config::LoadConfig;
 
 use crate::config::{refuses, refuses_from_the_environment};
 use crate::log_schema::assert_text_documented;
 use crate::support::dns_server::DnsServer;
-use crate::support::{LOAD, Process, Server, command, runtime, wait_until};
+use crate::support::load::LOAD;
+use crate::support::{Process, Server, command, runtime, wait_until};
 
 fn load(args: &[&str]) -> Output {
-    command(LOAD).args(args).output().expect("the program starts")
+    command(&LOAD).args(args).output().expect("the program starts")
 }
 
 /// So that no attempt times out that is answered, however slowly.
@@ -303,7 +304,7 @@ fn an_open_loop_sees_a_stall_that_a_closed_one_hides() {
 #[test]
 fn an_endpoint_that_ends_is_seen_to_go() {
     let (stays, goes) = (Server::start(&[]), Server::start(&[]));
-    let mut run = command(LOAD);
+    let mut run = command(&LOAD);
     run.args([&*stays.endpoint, &goes.endpoint, "--output", "json"]);
     run.args(["--rate", "500", "--duration", "1h"]).args(PATIENT);
     let mut run = Process::spawn(&mut run);
@@ -334,7 +335,7 @@ fn endpoints_that_come_and_go_in_dns_are_followed_without_a_failure() {
     let second = Server::start_on(&format!("tcp://127.0.0.2:{port}"), &[]);
     let dns = DnsServer::start();
     dns.set(NAME, &["127.0.0.1"], 0);
-    let mut run = command(LOAD);
+    let mut run = command(&LOAD);
     run.args(["--discover", &dns.url(NAME, port), "--rate", "500", "--duration", "1h"]);
     let mut run = Process::spawn(run.args(["--output", "json"]).args(PATIENT));
     let requests = r#"zmq_echo_requests_total{source="client"}"#;
@@ -377,7 +378,7 @@ fn a_signal_ends_the_run_with_its_result() {
     for signal in [Signal::INT, Signal::TERM] {
         let server = Server::start(&[]);
         let args = [&*server.endpoint, "--duration", "1h", "--rate", "1000", "--output", "json"];
-        let mut run = Process::spawn(command(LOAD).args(args).args(PATIENT));
+        let mut run = Process::spawn(command(&LOAD).args(args).args(PATIENT));
         let requests = r#"zmq_echo_requests_total{source="client"}"#;
         server.wait_for_metric(requests, |count| count >= 100.0);
         run.signal(signal);
@@ -394,7 +395,7 @@ fn a_second_signal_ends_it_at_once() {
     let server = Server::start(&[]);
     // In a closed loop there is always a request without its reply.
     let args = [&*server.endpoint, "--duration", "1h", "--timeout", "1h", "--rate", "max"];
-    let mut run = Process::spawn(command(LOAD).args(args));
+    let mut run = Process::spawn(command(&LOAD).args(args));
     let mut stdout = run.stdout();
     server.wait_for_metric(r#"zmq_echo_requests_total{source="client"}"#, |count| count >= 10.0);
     // From here on nothing is answered, and the first signal would wait for it.
@@ -419,7 +420,7 @@ fn where_nothing_answers_the_start_fails_soon_and_says_where() {
     let unknown = "tcp://no-such-host.invalid:5555";
     // Both at once: each waits for five seconds.
     let running = [&*nobody, unknown].map(|endpoint| {
-        let mut run = command(LOAD);
+        let mut run = command(&LOAD);
         run.args([endpoint, "--duration", "1h"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         (endpoint, run.spawn().expect("the program starts"))
     });
@@ -438,7 +439,7 @@ fn where_nothing_answers_the_start_fails_soon_and_says_where() {
 #[test]
 fn without_a_terminal_a_line_now_and_then_says_how_it_goes() {
     let server = Server::start(&[]);
-    let mut run = command(LOAD);
+    let mut run = command(&LOAD);
     run.args([&*server.endpoint, "--duration", "1h", "--rate", "100"]).args(PATIENT);
     run.stderr(Stdio::piped());
     let mut run = Process::spawn(&mut run);
@@ -476,7 +477,7 @@ const REFUSED: [(&str, &str, &str); 18] = [
 
 #[test]
 fn a_wrong_flag_is_refused_with_what_would_be_right() {
-    refuses(LOAD, &REFUSED);
+    refuses(&LOAD, &REFUSED);
     let output = load(&["--connections", "4096", "--in-flight", "100"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
@@ -485,13 +486,13 @@ fn a_wrong_flag_is_refused_with_what_would_be_right() {
 
 #[test]
 fn every_flag_is_an_environment_variable_too() {
-    refuses_from_the_environment(LOAD, "ZMQ_ECHO_LOAD", &LoadConfig::command(), &REFUSED);
+    refuses_from_the_environment(&LOAD, "ZMQ_ECHO_LOAD", &LoadConfig::command(), &REFUSED);
 }
 
 #[test]
 fn a_wrong_endpoint_in_the_environment_is_refused_by_the_variables_name() {
     let endpoints = "tcp://127.0.0.1:5555,localhost:5555";
-    let output = command(LOAD).env("ZMQ_ECHO_LOAD_ENDPOINTS", endpoints).output().unwrap();
+    let output = command(&LOAD).env("ZMQ_ECHO_LOAD_ENDPOINTS", endpoints).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     for part in ["ZMQ_ECHO_LOAD_ENDPOINTS", "'localhost:5555'", "expected tcp://HOST:PORT"] {

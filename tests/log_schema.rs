@@ -1,7 +1,5 @@
 //! docs/logs.md says what is logged: held to the source, and to what is written by a
 //! server here, by clients and the load generator in their own tests.
-
-#[cfg(feature = "client")]
 pub mod captured;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value as Json;
 
 use crate::readme::table_of;
-use crate::support::{POD, SERVER, Server, command, zmtp};
+use crate::support::{POD, SERVER, Server, command, raw};
 
 const LOGS: &str = include_str!("../docs/logs.md");
 
@@ -150,26 +148,15 @@ fn the_fields_are_those_of_the_records() {
     assert_eq!(rows.into_iter().map(|row| row[0].clone()).collect::<BTreeSet<_>>(), levels);
 }
 
-/// The source files of the server and the probe, or of the client and the load
-/// generator: a module that needs a feature is theirs.
+/// The source files of the server, the probe and their socket, or of the client and the load
+/// generator.
 fn sources(of_client: bool) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let library = fs::read_to_string(root.join("src/lib.rs")).unwrap();
-    let roots: &[&str] =
-        if of_client { &["bin/load.rs"] } else { &["bin/server.rs", "bin/probe.rs", "src/lib.rs"] };
-    let mut files: Vec<PathBuf> = roots.iter().map(|file| root.join(file)).collect();
-    let mut before = "";
-    for line in library.lines() {
-        let line = line.strip_prefix("pub ").unwrap_or(line);
-        let module = line.strip_prefix("mod ").and_then(|line| line.strip_suffix(';'));
-        let chosen = before.starts_with("#[cfg(feature") == of_client;
-        if let Some(module) = module.filter(|_| chosen) {
-            let directory = root.join("src").join(module);
-            files.extend([directory.with_extension("rs")].into_iter().filter(|file| file.exists()));
-            add_sources_under(&directory, &mut files);
-        }
-        before = line;
-    }
+    let folders: &[&str] =
+        if of_client { &["client/bin", "client/src"] } else { &["bin", "src", "zmtp/src"] };
+    let mut files = Vec::new();
+    folders.iter().for_each(|folder| add_sources_under(&root.join(folder), &mut files));
+    assert!(!files.is_empty());
     files
 }
 
@@ -257,8 +244,8 @@ fn what_a_server_writes_in_its_life_is_documented() {
     let mut stranger = TcpStream::connect(server.address()).unwrap();
     stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let _ = stranger.read_to_end(&mut Vec::new());
-    let mut peer = zmtp::connect(server.address(), b"peer");
-    zmtp::echoes(&mut peer, &zmtp::frame(b"hello", false));
+    let mut peer = raw::connect(server.address(), b"peer");
+    raw::echoes(&mut peer, &raw::frame(b"hello", false));
     server.signal(Signal::TERM);
     assert_eq!(server.wait(), 0);
     server.wait_for_record("drained");

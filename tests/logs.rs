@@ -8,9 +8,7 @@ use zmq_echo::config::LogFormat;
 use zmq_echo::log;
 
 use crate::log_schema::assert_documented;
-use crate::support::{
-    DEADLINE, Process, SERVER, Server, command, sample, scrape, wait_until, zmtp,
-};
+use crate::support::{DEADLINE, Process, SERVER, Server, command, raw, sample, scrape, wait_until};
 
 /// Identities and payloads that would break a careless log.
 const NASTY: [&[u8]; 5] = [
@@ -23,9 +21,9 @@ const NASTY: [&[u8]; 5] = [
 
 fn provoke(server: &Server) {
     for nasty in NASTY {
-        let mut peer = zmtp::connect(server.address(), nasty);
-        peer.write_all(&zmtp::frame(nasty, false)).unwrap();
-        assert_eq!(zmtp::read_frame(&mut peer).1, nasty);
+        let mut peer = raw::connect(server.address(), nasty);
+        peer.write_all(&raw::frame(nasty, false)).unwrap();
+        assert_eq!(raw::read_frame(&mut peer).1, nasty);
     }
     server.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
 }
@@ -62,7 +60,7 @@ fn every_line_is_one_text_record_whatever_a_peer_sends() {
     stdout.read_line(&mut listening).unwrap();
     let endpoint = listening.split("endpoint=tcp://").nth(1).unwrap().split(' ').next().unwrap();
     for nasty in NASTY {
-        drop(zmtp::connect(endpoint.parse().unwrap(), nasty));
+        drop(raw::connect(endpoint.parse().unwrap(), nasty));
     }
     child.signal(Signal::TERM);
     let mut text = listening;
@@ -114,12 +112,12 @@ fn a_reader_that_stops_reading_costs_records_and_no_echo() {
     let address =
         listening["endpoint"].as_str().unwrap().strip_prefix("tcp://").unwrap().parse().unwrap();
     let http = listening["http"].as_str().unwrap().parse().unwrap();
-    let mut peer = zmtp::connect(address, b"chatty");
+    let mut peer = raw::connect(address, b"chatty");
     let mut dropped = 0.0;
     wait_until("records are dropped", || {
-        peer.write_all(&zmtp::frame(b"x", false).repeat(1000)).unwrap();
+        peer.write_all(&raw::frame(b"x", false).repeat(1000)).unwrap();
         for _ in 0..1000 {
-            assert_eq!(zmtp::read_frame(&mut peer).1, b"x");
+            assert_eq!(raw::read_frame(&mut peer).1, b"x");
         }
         dropped = sample(&scrape(http), "zmq_echo_log_records_dropped_total").unwrap();
         dropped > 0.0

@@ -11,16 +11,15 @@ use std::time::{Duration, Instant};
 
 use zeromq::{SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::config::ServerConfig;
-use zmq_echo::drain::{DrainPolicy, Ending};
-use zmq_echo::handler::Rejected;
-use zmq_echo::health::{Health, Phase};
-use zmq_echo::metrics::{self, Metrics, SocketMetrics};
-use zmq_echo::poll_loop::{self, Report};
-use zmq_echo::router::BoundedRouter;
-use zmq_echo::socket::{Closed, Router, ZeromqRouter};
-use zmq_echo::termination::TerminationSocket;
+use zmq_echo::metrics::{self, Metrics, PROBE_IDENTITY, SocketMetrics, SocketObserver};
+use zmq_echo::service::drain::{DrainPolicy, Ending};
+use zmq_echo::service::handler::Rejected;
+use zmq_echo::service::health::{Health, Phase};
+use zmq_echo::service::poll_loop::{self, Report};
+use zmq_echo::service::termination::TerminationSocket;
+use zmtp::router::{Closed, Router};
 
-use crate::support::{DEADLINE, dealer, message, receive, runtime, wait_until, zmtp};
+use crate::support::{DEADLINE, dealer, message, raw, receive, runtime, wait_until};
 
 struct Loop {
     address: SocketAddr,
@@ -33,35 +32,28 @@ struct Loop {
 type Handle = fn(ZmqMessage) -> Result<ZmqMessage, Rejected>;
 
 fn start(handle: Handle) -> Loop {
-    start_on(own_socket, handle, DEADLINE)
+    start_with_timeout(handle, DEADLINE)
 }
 
-async fn own_socket(listener: TcpListener, metrics: SocketMetrics) -> BoundedRouter {
+fn socket(listener: TcpListener, metrics: SocketMetrics) -> Router<SocketObserver> {
     let limits = ServerConfig::parse_args(["zmq-echo-server"]).unwrap().limits();
-    BoundedRouter::bind([listener], limits, metrics).unwrap()
+    let socket = Router::bind([listener], limits, SocketObserver::new(metrics)).unwrap();
+    socket.with_monitors(PROBE_IDENTITY.as_bytes())
 }
 
-async fn crates_socket(listener: TcpListener, metrics: SocketMetrics) -> ZeromqRouter {
-    ZeromqRouter::bind([listener], metrics).await.unwrap()
-}
-
-/// A loop on the socket that `bind` makes, whose drain takes `timeout` at most.
-fn start_on<S: Router>(
-    bind: impl AsyncFnOnce(TcpListener, SocketMetrics) -> S + Send + 'static,
-    handle: Handle,
-    timeout: Duration,
-) -> Loop {
+/// A loop whose drain takes `timeout` at most.
+fn start_with_timeout(handle: Handle, timeout: Duration) -> Loop {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::new(&[1.0], metrics::log_records_dropped());
     let health = Arc::new(Health::new(Instant::now()));
-    let (termination, socket) = UnixStream::pair().unwrap();
+    let (termination, other_end) = UnixStream::pair().unwrap();
     let drain = DrainPolicy { delay: Duration::ZERO, quiet: Duration::from_millis(200), timeout };
     let (own_metrics, own_health) = (metrics.clone(), Arc::clone(&health));
     let thread = thread::spawn(move || {
         runtime().block_on(async {
-            let router = bind(listener, own_metrics.socket.clone()).await;
-            let termination = TerminationSocket::new(socket);
+            let router = socket(listener, own_metrics.socket.clone());
+            let termination = TerminationSocket::new(other_end);
             poll_loop::run(router, termination, drain, handle, &own_metrics, &own_health)
                 .await
                 .unwrap()
@@ -103,13 +95,13 @@ fn a_handler_that_answers_with_nothing_is_counted_and_blames_no_peer() {
         request.split_off(1);
         Ok(request)
     });
-    let mut client = zmtp::connect(running.address, b"");
-    client.write_all(&zmtp::frame(b"swallowed", false)).unwrap();
+    let mut client = raw::connect(running.address, b"");
+    client.write_all(&raw::frame(b"swallowed", false)).unwrap();
     let metrics = running.metrics.clone();
     wait_until("the reply is refused", || metrics.rejected.get() == 1);
     assert_eq!(metrics.socket.undeliverable_peer_gone.get(), 0);
     running.termination.write_all(b"x").unwrap();
-    zmtp::leave_when_closed(client);
+    raw::leave_when_closed(client);
     assert_eq!(running.thread.join().unwrap().lost, 0);
 }
 
@@ -130,10 +122,10 @@ fn every_request_is_counted_with_its_bytes_whatever_its_drain_leaves_unanswered(
         thread::sleep(Duration::from_micros(200));
         Ok(request)
     };
-    let mut running = start_on(own_socket, slowly, Duration::from_secs(1));
-    let mut clients = [(); 2].map(|()| zmtp::connect(running.address, b""));
+    let mut running = start_with_timeout(slowly, Duration::from_secs(1));
+    let mut clients = [(); 2].map(|()| raw::connect(running.address, b""));
     for client in &mut clients {
-        client.write_all(&zmtp::frame(b"flood", false).repeat(10_000)).unwrap();
+        client.write_all(&raw::frame(b"flood", false).repeat(10_000)).unwrap();
     }
     running.termination.write_all(b"x").unwrap();
     let report = running.thread.join().unwrap();
@@ -153,34 +145,23 @@ fn as_asked(mut request: ZmqMessage) -> Result<ZmqMessage, Rejected> {
     Ok(request)
 }
 
-fn counts_each_request_once<S: Router>(
-    bind: impl AsyncFnOnce(TcpListener, SocketMetrics) -> S + Send + 'static,
-) {
-    let mut running = start_on(bind, as_asked, DEADLINE);
-    let mut client = zmtp::connect(running.address, b"client");
-    let mut probe = zmtp::connect(running.address, b"zmq-echo-probe/1");
+#[test]
+fn each_request_is_counted_once_whatever_becomes_of_it() {
+    let mut running = start(as_asked);
+    let mut client = raw::connect(running.address, b"client");
+    let mut probe = raw::connect(running.address, b"zmq-echo-probe/1");
     for body in [b"nothing".as_slice(), b"nobody", b"hello"] {
-        client.write_all(&zmtp::frame(body, false)).unwrap();
+        client.write_all(&raw::frame(body, false)).unwrap();
     }
-    assert_eq!(zmtp::read_frame(&mut client).1, b"hello");
-    probe.write_all(&zmtp::frame(b"probe", false)).unwrap();
-    assert_eq!(zmtp::read_frame(&mut probe).1, b"probe");
+    assert_eq!(raw::read_frame(&mut client).1, b"hello");
+    probe.write_all(&raw::frame(b"probe", false)).unwrap();
+    assert_eq!(raw::read_frame(&mut probe).1, b"probe");
     running.termination.write_all(b"x").unwrap();
-    [client, probe].into_iter().for_each(zmtp::leave_when_closed);
+    [client, probe].into_iter().for_each(raw::leave_when_closed);
     running.thread.join().unwrap();
     let (metrics, socket) = (&running.metrics, &running.metrics.socket);
     assert_eq!((metrics.client_requests.get(), metrics.probe_requests.get()), (3, 1));
     assert_eq!((metrics.rejected.get(), socket.undeliverable_peer_gone.get()), (1, 1));
     assert_eq!((socket.received_bytes.get(), socket.sent_bytes.get()), (7 + 6 + 5, 5));
     assert_eq!(socket.request_duration.get_sample_count(), 1);
-}
-
-#[test]
-fn each_request_is_counted_once_whatever_becomes_of_it() {
-    counts_each_request_once(own_socket);
-}
-
-#[test]
-fn each_request_is_counted_once_on_the_crates_socket_too() {
-    counts_each_request_once(crates_socket);
 }

@@ -7,7 +7,7 @@ use std::thread;
 
 use zmq_echo::metrics::PROBE_IDENTITY;
 
-use crate::support::{DEADLINE, PROBE, Server, command, zmtp};
+use crate::support::{DEADLINE, PROBE, Server, command, raw};
 
 fn probe(endpoint: &str, args: &[&str]) -> Output {
     command(PROBE).args(["--endpoint", endpoint]).args(args).output().expect("the probe runs")
@@ -31,8 +31,8 @@ fn peer(behaviour: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
 
 /// Reads the two frames of a REQ request: delimiter and payload.
 fn read_request(stream: &mut TcpStream) -> Vec<u8> {
-    zmtp::read_frame(stream);
-    zmtp::read_frame(stream).1
+    raw::read_frame(stream);
+    raw::read_frame(stream).1
 }
 
 /// With a limit for peers that let it pass.
@@ -111,11 +111,11 @@ fn a_peer_that_hangs_up_is_a_no() {
 
 #[test]
 fn a_peer_that_hangs_in_the_handshake_is_a_no() {
-    let half = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting(0)[..40]));
-    let whole = |mut stream: TcpStream| drop(stream.write_all(&zmtp::greeting(0)));
+    let half = |mut stream: TcpStream| drop(stream.write_all(&raw::greeting(0)[..40]));
+    let whole = |mut stream: TcpStream| drop(stream.write_all(&raw::greeting(0)));
     let trickled = |mut stream: TcpStream| {
         thread::spawn(move || {
-            for byte in zmtp::hello(0, "ROUTER", b"") {
+            for byte in raw::hello(0, "ROUTER", b"") {
                 let _ = stream.write_all(&[byte]);
                 thread::sleep(std::time::Duration::from_millis(60));
             }
@@ -141,7 +141,7 @@ fn garbage_for_a_handshake_is_a_no() {
 #[test]
 fn a_peer_that_takes_the_request_and_does_not_answer_is_a_no() {
     let silent = |mut stream: TcpStream| {
-        if zmtp::welcome(&mut stream).is_ok() {
+        if raw::welcome(&mut stream).is_ok() {
             read_request(&mut stream);
         }
     };
@@ -151,7 +151,7 @@ fn a_peer_that_takes_the_request_and_does_not_answer_is_a_no() {
 #[test]
 fn a_peer_that_hangs_up_on_the_request_is_a_no() {
     let hangs_up = |mut stream: TcpStream| {
-        if zmtp::welcome(&mut stream).is_ok() {
+        if raw::welcome(&mut stream).is_ok() {
             read_request(&mut stream);
             stream.shutdown(std::net::Shutdown::Both).unwrap();
         }
@@ -162,7 +162,7 @@ fn a_peer_that_hangs_up_on_the_request_is_a_no() {
 /// A peer that answers each request with what `reply` makes of its payload.
 fn answering(reply: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
     peer(move |mut stream| {
-        if zmtp::welcome(&mut stream).is_ok() {
+        if raw::welcome(&mut stream).is_ok() {
             let payload = read_request(&mut stream);
             let _ = stream.write_all(&reply(payload));
         }
@@ -171,19 +171,19 @@ fn answering(reply: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
 
 #[test]
 fn another_payload_than_its_own_is_a_no() {
-    let another = |_| zmtp::message(&[b"", b"yes, yes"]);
+    let another = |_| raw::message(&[b"", b"yes, yes"]);
     says_no_at_once(answering(another), "verify", "another payload");
-    let shorter = |payload: Vec<u8>| zmtp::message(&[b"", &payload[1..]]);
+    let shorter = |payload: Vec<u8>| raw::message(&[b"", &payload[1..]]);
     says_no_at_once(answering(shorter), "verify", "another payload");
 }
 
 #[test]
 fn its_payload_in_another_shape_is_a_no() {
-    let more = |payload: Vec<u8>| zmtp::message(&[b"", &payload, b"and more"]);
+    let more = |payload: Vec<u8>| raw::message(&[b"", &payload, b"and more"]);
     says_no_at_once(answering(more), "verify", "2 frames");
-    let bare = |payload: Vec<u8>| zmtp::frame(&payload, false);
+    let bare = |payload: Vec<u8>| raw::frame(&payload, false);
     says_no_at_once(answering(bare), "receive", "too few frames");
-    let half = |payload: Vec<u8>| zmtp::frame(&payload, false)[..20].to_vec();
+    let half = |payload: Vec<u8>| raw::frame(&payload, false)[..20].to_vec();
     says_no(answering(half), "5s", "receive", "no reply");
 }
 
@@ -191,8 +191,8 @@ fn its_payload_in_another_shape_is_a_no() {
 fn frames_without_end_are_a_no() {
     let endless = |mut stream: TcpStream| {
         thread::spawn(move || {
-            if zmtp::welcome(&mut stream).is_ok() {
-                let frames = zmtp::frame(&[0; 1000], true).repeat(100);
+            if raw::welcome(&mut stream).is_ok() {
+                let frames = raw::frame(&[0; 1000], true).repeat(100);
                 while stream.write_all(&frames).is_ok() {}
             }
         });
@@ -208,7 +208,7 @@ fn frames_without_end_are_a_no() {
 #[test]
 fn a_frame_too_large_to_exist_aborts_the_crate_and_is_still_a_no() {
     let huge = |mut stream: TcpStream| {
-        let _ = stream.write_all(&[zmtp::greeting(0), zmtp::announced(4, 1 << 47)].concat());
+        let _ = stream.write_all(&[raw::greeting(0), raw::announced(4, 1 << 47)].concat());
     };
     let output = probe(&format!("tcp://{}", peer(huge)), &["--timeout", "30s"]);
     // A shell and a container runtime report the signal as 128 + 6.
@@ -232,10 +232,10 @@ fn the_verdict_stands_where_its_line_cannot_be_written() {
 fn no_two_probes_are_alike() {
     let (requests, seen) = std::sync::mpsc::channel();
     let address = peer(move |mut stream| {
-        let ready = zmtp::welcome(&mut stream).unwrap();
+        let ready = raw::welcome(&mut stream).unwrap();
         let payload = read_request(&mut stream);
         requests.send((ready, payload.clone())).unwrap();
-        stream.write_all(&zmtp::message(&[b"", &payload])).unwrap();
+        stream.write_all(&raw::message(&[b"", &payload])).unwrap();
     });
     for _ in 0..2 {
         let output = probe(&format!("tcp://{address}"), &["--timeout", "30s"]);

@@ -6,10 +6,9 @@ use std::path::Path;
 use clap::{Command, CommandFactory};
 use zmq_echo::config::{ProbeConfig, ServerConfig};
 use zmq_echo::exit;
-#[cfg(feature = "client")]
-use zmq_echo::load::config::LoadConfig;
-use zmq_echo::router::Reason;
 use zmq_echo::side_port::PATHS;
+use zmq_echo_client::load::config::LoadConfig;
+use zmtp::Reason;
 
 use crate::side_port::series;
 
@@ -46,7 +45,6 @@ fn binaries() -> Vec<Binary> {
     vec![
         ("## The server", ServerConfig::command(), &exit::SERVER),
         ("## The probe", ProbeConfig::command(), &exit::PROBE),
-        #[cfg(feature = "client")]
         ("## The load generator", LoadConfig::command(), &exit::LOAD),
     ]
 }
@@ -76,12 +74,10 @@ fn the_exit_codes_are_those_of_the_binaries() {
         assert_eq!(pairs(&table(heading, "| code | meaning |")), codes);
     }
 }
-
-#[cfg(feature = "client")]
 #[test]
 fn the_failures_are_those_of_the_load_generator() {
     let rows = table("## The load generator", "| failed | when |");
-    assert_eq!(pairs(&rows), zmq_echo::load::FAILURES);
+    assert_eq!(pairs(&rows), zmq_echo_client::load::FAILURES);
 }
 
 #[test]
@@ -120,14 +116,10 @@ fn the_series_are_those_of_the_registry() {
         .collect();
     assert_eq!(documented_series("## The side port"), held);
 }
-
-#[cfg(feature = "client")]
 #[test]
 fn the_clients_series_are_those_of_its_registry() {
     assert_eq!(documented_series(CLIENT), crate::client::series());
 }
-
-#[cfg(feature = "client")]
 #[test]
 fn the_clients_program_is_the_one_that_is_run_as_a_test() {
     let program = |text: &'static str, fence: &str| {
@@ -137,12 +129,10 @@ fn the_clients_program_is_the_one_that_is_run_as_a_test() {
         shown.skip(1).collect::<Vec<_>>()
     };
     let (_, section) = README.split_once(CLIENT).expect("the section");
-    let run = program(include_str!("../src/client/mod.rs"), "//! ```");
+    let run = program(include_str!("../client/src/lib.rs"), "//! ```");
     assert_eq!(program(section, "```rust"), run);
     assert!(run.len() <= 20, "{} lines", run.len());
 }
-
-#[cfg(feature = "client")]
 const CLIENT: &str = "## The client, in your own code";
 
 #[test]
@@ -167,10 +157,21 @@ fn every_file_that_it_points_to_is_there() {
     for row in table("## Where each pattern lives", "| pattern | file |") {
         assert!(root.join(&row[1]).is_file(), "{}", row[1]);
     }
-    let library = include_str!("../src/lib.rs");
-    let modules =
-        library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
-    for module in modules {
-        assert!(library.contains(&format!("[`{module}`]")), "{module} is not in lib.rs's list");
+    let libraries = [
+        include_str!("../src/lib.rs"),
+        include_str!("../src/service/mod.rs"),
+        include_str!("../client/src/lib.rs"),
+        include_str!("../zmtp/src/lib.rs"),
+    ];
+    for library in libraries {
+        let modules =
+            library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+        for module in modules {
+            let linked = [format!("[`{module}`]"), format!("[`mod@{module}`]")];
+            assert!(
+                linked.iter().any(|link| library.contains(link)),
+                "{module} is not in its list"
+            );
+        }
     }
 }

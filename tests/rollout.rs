@@ -12,8 +12,8 @@ use prometheus::Registry;
 use rustix::process::Signal;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval};
-use zmq_echo::client::discovery::{Discovery, Source};
-use zmq_echo::client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
+use zmq_echo_client::discovery::{Discovery, Source};
+use zmq_echo_client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
 
 use crate::support::api_server::{ApiServer, Condition};
 use crate::support::dns_server::DnsServer;
@@ -202,7 +202,7 @@ impl Load {
     fn of<T>(
         &self,
         server: &Server,
-        what: impl Fn(&zmq_echo::client::EndpointStatus) -> T,
+        what: impl Fn(&zmq_echo_client::EndpointStatus) -> T,
     ) -> Option<T> {
         let statuses = self.client.endpoints();
         let status = statuses.iter().find(|status| status.endpoint.to_string() == server.endpoint);

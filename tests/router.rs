@@ -10,12 +10,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use zeromq::{DealerSocket, ReqSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqMessage};
-use zmq_echo::listeners::open_each;
-use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, SocketMetrics, log_records_dropped};
-use zmq_echo::router::{BoundedRouter, Limits};
-use zmq_echo::socket::{Closed, Router};
+use zmq_echo::metrics::{
+    LATENCY_BUCKETS, Metrics, SocketMetrics, SocketObserver, log_records_dropped,
+};
+use zmtp::Message;
+use zmtp::listeners::open_each;
+use zmtp::router::{Closed, Limits, Router};
 
-use crate::support::{DEADLINE, message, runtime, wait_until, zmtp};
+use crate::support::{DEADLINE, message, raw, runtime, wait_until};
 
 pub const LIMITS: Limits = Limits {
     message_bytes: 8 << 20,
@@ -60,12 +62,13 @@ impl Echo {
         let socket_metrics = metrics.socket.clone();
         let thread = thread::spawn(move || {
             runtime().block_on(async {
-                let mut socket = BoundedRouter::bind(listeners, limits, socket_metrics).unwrap();
+                let mut socket =
+                    Router::bind(listeners, limits, SocketObserver::new(socket_metrics)).unwrap();
                 loop {
                     tokio::select! {
                         order = received.recv() => match order {
                             Some(Order::StopListening) => {
-                                socket.stop_listening().await;
+                                socket.stop_listening();
                                 done_sender.send(()).unwrap();
                             }
                             Some(Order::Close(limit)) => {
@@ -76,7 +79,7 @@ impl Echo {
                         request = socket.recv() => {
                             let mut next = Some(request);
                             while let Some(request) = next {
-                                socket.send(request.unwrap()).await.unwrap();
+                                socket.send(request).unwrap();
                                 next = socket.try_recv();
                             }
                         }
@@ -100,7 +103,7 @@ impl Echo {
 
     /// A stream that has sent nothing.
     fn stream(&self) -> TcpStream {
-        let stream = zmtp::stream(self.address);
+        let stream = raw::stream(self.address);
         // As large as the server's.
         let socket = socket2::SockRef::from(&stream);
         socket.set_recv_buffer_size(LIMITS.socket_buffer).unwrap();
@@ -111,7 +114,7 @@ impl Echo {
     /// A DEALER of ZMTP 3.`minor` whose handshake is done.
     fn dealer(&self, minor: u8, identity: &[u8]) -> TcpStream {
         let mut stream = self.stream();
-        zmtp::shake_hands(&mut stream, &hello(minor, "DEALER", identity));
+        raw::shake_hands(&mut stream, &hello(minor, "DEALER", identity));
         stream
     }
 
@@ -124,9 +127,9 @@ impl Echo {
     }
 }
 
-/// With READY in the short form of a command: `zmtp::hello` has the long one.
+/// With READY in the short form of a command: `raw::hello` has the long one.
 fn hello(minor: u8, socket_type: &str, identity: &[u8]) -> Vec<u8> {
-    [zmtp::greeting(minor), zmtp::command(&zmtp::ready_body(socket_type, identity))].concat()
+    [raw::greeting(minor), raw::command(&raw::ready_body(socket_type, identity))].concat()
 }
 
 #[track_caller]
@@ -189,13 +192,13 @@ fn messages_of_all_sizes_come_back_in_order_wherever_writes_cut_them() {
     let echo = Echo::start(LIMITS);
     let mut stream = Vec::new();
     for size in [0, 1, 300, 130_000, 5, 131_072, 64_000, 0, 2 << 20, 7, 140_000, 8_192, 1] {
-        stream.extend_from_slice(&zmtp::frame(&vec![size as u8; size / 2], true));
-        stream.extend_from_slice(&zmtp::command(b"\x04PONG"));
-        stream.extend_from_slice(&zmtp::frame(&vec![!size as u8; size], false));
+        stream.extend_from_slice(&raw::frame(&vec![size as u8; size / 2], true));
+        stream.extend_from_slice(&raw::command(b"\x04PONG"));
+        stream.extend_from_slice(&raw::frame(&vec![!size as u8; size], false));
     }
     let expected: Vec<u8> = {
         // As it came, but for the commands.
-        let pong = zmtp::command(b"\x04PONG");
+        let pong = raw::command(b"\x04PONG");
         let mut bytes = Vec::new();
         let mut rest = &stream[..];
         while let Some(at) = rest.windows(pong.len()).position(|window| window == pong) {
@@ -211,7 +214,7 @@ fn messages_of_all_sizes_come_back_in_order_wherever_writes_cut_them() {
         let writing = thread::spawn(move || {
             bytes.chunks(cut).for_each(|chunk| writer.write_all(chunk).unwrap());
         });
-        assert!(zmtp::read(&mut reader, expected.len()) == expected, "cut {cut}");
+        assert!(raw::read(&mut reader, expected.len()) == expected, "cut {cut}");
         writing.join().unwrap();
     }
 }
@@ -220,7 +223,7 @@ fn messages_of_all_sizes_come_back_in_order_wherever_writes_cut_them() {
 fn a_client_that_half_closed_after_its_last_request_gets_all_its_replies() {
     let echo = Echo::start(LIMITS);
     let mut stream = echo.dealer(0, b"");
-    let requests = zmtp::frame(&[7; 1000], false).repeat(5_000);
+    let requests = raw::frame(&[7; 1000], false).repeat(5_000);
     let mut writer = stream.try_clone().unwrap();
     let bytes = requests.clone();
     let writing = thread::spawn(move || {
@@ -238,16 +241,16 @@ fn a_client_that_half_closed_after_its_last_request_gets_all_its_replies() {
 fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing_and_holds_up_nobody() {
     let echo = Echo::start(LIMITS);
     let mut slow = echo.dealer(0, b"");
-    let request = zmtp::frame(&[9; 100], false);
+    let request = raw::frame(&[9; 100], false);
     let written = write_until_stuck(&mut slow, &request);
     assert!(written < 2 << 20, "{written}");
     let held = echo.metrics.socket.buffered_bytes.get();
     assert!(held < 1 << 20, "{held}");
     let mut other = echo.dealer(0, b"");
     for _ in 0..100 {
-        zmtp::echoes(&mut other, &request);
+        raw::echoes(&mut other, &request);
     }
-    let replies = zmtp::read(&mut slow, written as usize / request.len() * request.len());
+    let replies = raw::read(&mut slow, written as usize / request.len() * request.len());
     assert!(replies.chunks(request.len()).all(|reply| reply == request));
     eventually(|| echo.metrics.socket.pending_replies.get() == 0);
     eventually(|| echo.metrics.socket.buffered_bytes.get() < 200);
@@ -258,13 +261,13 @@ fn an_identity_in_use_stays_with_its_connection() {
     let echo = Echo::start(LIMITS);
     let mut first = echo.dealer(0, b"me");
     let mut second = echo.dealer(0, b"me");
-    zmtp::echoes(&mut second, &zmtp::frame(b"second", false));
-    zmtp::echoes(&mut first, &zmtp::frame(b"first", false));
+    raw::echoes(&mut second, &raw::frame(b"second", false));
+    raw::echoes(&mut first, &raw::frame(b"first", false));
     first.shutdown(std::net::Shutdown::Both).unwrap();
     eventually(|| echo.metrics.socket.peers.get() == 1);
     let mut third = echo.dealer(0, b"me");
-    zmtp::echoes(&mut third, &zmtp::frame(b"third", false));
-    zmtp::echoes(&mut second, &zmtp::frame(b"second", false));
+    raw::echoes(&mut third, &raw::frame(b"third", false));
+    raw::echoes(&mut second, &raw::frame(b"second", false));
     assert_eq!(echo.metrics.socket.disconnections.with_label_values(&["closed"]).get(), 1);
 }
 
@@ -272,17 +275,17 @@ fn an_identity_in_use_stays_with_its_connection() {
 fn a_ping_is_answered_with_its_context_and_silence_beyond_its_ttl_closes_the_peer() {
     let echo = Echo::start(LIMITS);
     let mut stream = echo.dealer(1, b"");
-    stream.write_all(&zmtp::command(b"\x04PING\x00\x02context")).unwrap();
-    assert_eq!(zmtp::read(&mut stream, 14), zmtp::command(b"\x04PONGcontext"));
-    zmtp::read_until_closed(&mut stream);
+    stream.write_all(&raw::command(b"\x04PING\x00\x02context")).unwrap();
+    assert_eq!(raw::read(&mut stream, 14), raw::command(b"\x04PONGcontext"));
+    raw::read_until_closed(&mut stream);
     assert_eq!(echo.disconnections("vanished"), 1);
 }
 
 #[test]
 fn any_traffic_after_a_ping_ends_its_ttl() {
     let echo = Echo::start(LIMITS);
-    let ping = zmtp::command(b"\x04PING\x00\x0a");
-    let message = zmtp::frame(b"a", false);
+    let ping = raw::command(b"\x04PING\x00\x0a");
+    let message = raw::frame(b"a", false);
     // In a later read, and in the same one; part of a message is traffic as well.
     for (rest, together) in [(&message, false), (&message, true), (&message[..1].to_vec(), true)] {
         let mut stream = echo.dealer(1, b"");
@@ -290,18 +293,18 @@ fn any_traffic_after_a_ping_ends_its_ttl() {
             stream.write_all(&[&ping[..], rest].concat()).unwrap();
         } else {
             stream.write_all(&ping).unwrap();
-            assert_eq!(zmtp::read(&mut stream, 7), zmtp::command(b"\x04PONG"));
+            assert_eq!(raw::read(&mut stream, 7), raw::command(b"\x04PONG"));
             stream.write_all(rest).unwrap();
         }
         // A peer of the same TTL is closed meanwhile.
         let mut silent = echo.dealer(1, b"");
         silent.write_all(&ping).unwrap();
-        zmtp::read_until_closed(&mut silent);
+        raw::read_until_closed(&mut silent);
         stream.write_all(&message[rest.len() % message.len()..]).unwrap();
-        let replies = [zmtp::command(b"\x04PONG"), message.repeat(2)].concat();
+        let replies = [raw::command(b"\x04PONG"), message.repeat(2)].concat();
         let due = usize::from(!together) * 7;
         let count = if rest.len() == message.len() { replies.len() } else { replies.len() - 3 };
-        assert_eq!(zmtp::read(&mut stream, count - due), replies[due..count]);
+        assert_eq!(raw::read(&mut stream, count - due), replies[due..count]);
     }
     assert_eq!(echo.disconnections("vanished"), 3);
 }
@@ -310,42 +313,42 @@ fn any_traffic_after_a_ping_ends_its_ttl() {
 fn only_a_peer_that_has_shown_that_it_knows_ping_is_pinged_and_closed_if_it_does_not_answer() {
     let limits = Limits { heartbeat_interval: Duration::from_secs(1), ..LIMITS };
     let echo = Echo::start(limits);
-    let ping = zmtp::command(b"\x04PING\0\0");
+    let ping = raw::command(b"\x04PING\0\0");
     let mut old = echo.dealer(0, b"");
     // It announces 3.1 and would die of a PING.
     let mut unaware = echo.dealer(1, b"");
     let mut aware = echo.dealer(1, b"");
     aware.write_all(&ping).unwrap();
-    assert_eq!(zmtp::read(&mut aware, 7), zmtp::command(b"\x04PONG"));
+    assert_eq!(raw::read(&mut aware, 7), raw::command(b"\x04PONG"));
     for _ in 0..3 {
-        assert_eq!(zmtp::read(&mut aware, ping.len()), ping);
-        aware.write_all(&zmtp::command(b"\x04PONG")).unwrap();
+        assert_eq!(raw::read(&mut aware, ping.len()), ping);
+        aware.write_all(&raw::command(b"\x04PONG")).unwrap();
     }
-    zmtp::read_until_closed(&mut aware);
+    raw::read_until_closed(&mut aware);
     assert_eq!(echo.disconnections("vanished"), 1);
     // Nothing but the reply has come to them.
-    zmtp::echoes(&mut old, &zmtp::frame(b"still here", false));
-    zmtp::echoes(&mut unaware, &zmtp::frame(b"still here", false));
+    raw::echoes(&mut old, &raw::frame(b"still here", false));
+    raw::echoes(&mut unaware, &raw::frame(b"still here", false));
 }
 
 #[test]
 fn a_peer_that_works_on_its_replies_need_not_answer_a_ping() {
     let limits = Limits { heartbeat_interval: Duration::from_millis(100), ..LIMITS };
     let echo = Echo::start(limits);
-    let ping = zmtp::command(b"\x04PING\0\0");
+    let ping = raw::command(b"\x04PING\0\0");
     let mut busy = echo.dealer(1, b"");
     // All of its reply is in the kernel, unread, and it answers no PING.
-    busy.write_all(&[ping.clone(), zmtp::frame(b"work", false)].concat()).unwrap();
+    busy.write_all(&[ping.clone(), raw::frame(b"work", false)].concat()).unwrap();
     // Another one, that has no reply, is closed for the same meanwhile.
     for _ in 0..5 {
         let mut idle = echo.dealer(1, b"");
         idle.write_all(&ping).unwrap();
-        zmtp::read_until_closed(&mut idle);
+        raw::read_until_closed(&mut idle);
     }
-    let expected = [zmtp::command(b"\x04PONG"), zmtp::frame(b"work", false), ping].concat();
-    assert_eq!(zmtp::read(&mut busy, expected.len()), expected);
-    busy.write_all(&zmtp::command(b"\x04PONG")).unwrap();
-    zmtp::read_until_closed(&mut busy);
+    let expected = [raw::command(b"\x04PONG"), raw::frame(b"work", false), ping].concat();
+    assert_eq!(raw::read(&mut busy, expected.len()), expected);
+    busy.write_all(&raw::command(b"\x04PONG")).unwrap();
+    raw::read_until_closed(&mut busy);
     assert_eq!(echo.disconnections("vanished"), 6);
 }
 
@@ -353,7 +356,7 @@ fn a_peer_that_works_on_its_replies_need_not_answer_a_ping() {
 fn pings_from_one_who_does_not_read_are_bounded() {
     let echo = Echo::start(LIMITS);
     let mut stream = echo.dealer(1, b"");
-    let written = write_until_stuck(&mut stream, &zmtp::command(b"\x04PING\0\0").repeat(1000));
+    let written = write_until_stuck(&mut stream, &raw::command(b"\x04PING\0\0").repeat(1000));
     assert!(written < 2 << 20, "{written}");
     assert!(echo.metrics.socket.buffered_bytes.get() < 1 << 20);
 }
@@ -365,14 +368,14 @@ fn a_handshake_ends_in_time_silent_or_trickled() {
     let mut silent = echo.stream();
     let mut trickle = echo.stream();
     let started = Instant::now();
-    for byte in zmtp::greeting(1) {
+    for byte in raw::greeting(1) {
         if trickle.write_all(&[byte]).is_err() || started.elapsed() > DEADLINE {
             break;
         }
         thread::sleep(Duration::from_millis(10));
     }
-    zmtp::read_until_closed(&mut trickle);
-    zmtp::read_until_closed(&mut silent);
+    raw::read_until_closed(&mut trickle);
+    raw::read_until_closed(&mut silent);
     assert_eq!(echo.failures("handshake_timeout"), 2);
 }
 
@@ -384,35 +387,35 @@ fn wrong_peers_are_told_apart() {
         (b"GET / HTTP/1.1\r\n".to_vec(), "not_zmtp"),
         (b"\x16\x03\x01\x02\x00\x01".to_vec(), "not_zmtp"),
         (b"\xff\0\0\0\0\0\0\0\x01\x7f\x01".to_vec(), "version"),
-        (zmtp::mechanism(b"CURVE"), "mechanism"),
+        (raw::mechanism(b"CURVE"), "mechanism"),
         (hello(1, "PUB", b""), "socket_type"),
         (hello(1, "REQ", &[1; 256]), "identity"),
-        ([zmtp::greeting(0), zmtp::frame(b"data", false)].concat(), "data_before_ready"),
-        ([zmtp::greeting(0), zmtp::announced(0, 1 << 47)].concat(), "data_before_ready"),
-        ([zmtp::greeting(0), zmtp::announced(4, 0x7f << 40)].concat(), "metadata"),
-        ([zmtp::greeting(0), zmtp::command(b"\x05ERROR\x00")].concat(), "peer_error"),
-        ([zmtp::greeting(0), zmtp::command(b"\x05HELLO")].concat(), "command"),
-        ([zmtp::greeting(0), vec![0x80]].concat(), "reserved_flags"),
+        ([raw::greeting(0), raw::frame(b"data", false)].concat(), "data_before_ready"),
+        ([raw::greeting(0), raw::announced(0, 1 << 47)].concat(), "data_before_ready"),
+        ([raw::greeting(0), raw::announced(4, 0x7f << 40)].concat(), "metadata"),
+        ([raw::greeting(0), raw::command(b"\x05ERROR\x00")].concat(), "peer_error"),
+        ([raw::greeting(0), raw::command(b"\x05HELLO")].concat(), "command"),
+        ([raw::greeting(0), vec![0x80]].concat(), "reserved_flags"),
     ] {
         let mut stream = echo.stream();
         let before = echo.failures(reason);
         stream.write_all(&bytes).unwrap();
-        zmtp::read_until_closed(&mut stream);
+        raw::read_until_closed(&mut stream);
         assert_eq!(echo.failures(reason), before + 1, "{reason}");
     }
     for (bytes, reason) in [
         (vec![0x10], "reserved_flags"),
-        (zmtp::command(b"\x09SUBSCRIBE"), "command"),
-        (zmtp::command(b"\x05READY"), "command"),
-        (zmtp::announced(0, (8 << 20) + 1), "message_limit"),
-        (zmtp::announced(0, 1 << 47), "message_limit"),
-        (zmtp::announced(0, u64::MAX), "message_limit"),
-        (zmtp::frame(b"", true).repeat(65), "frame_limit"),
+        (raw::command(b"\x09SUBSCRIBE"), "command"),
+        (raw::command(b"\x05READY"), "command"),
+        (raw::announced(0, (8 << 20) + 1), "message_limit"),
+        (raw::announced(0, 1 << 47), "message_limit"),
+        (raw::announced(0, u64::MAX), "message_limit"),
+        (raw::frame(b"", true).repeat(65), "frame_limit"),
     ] {
         let mut stream = echo.stream();
         let before = echo.disconnections(reason);
         stream.write_all(&established(&bytes)).unwrap();
-        zmtp::read_until_closed(&mut stream);
+        raw::read_until_closed(&mut stream);
         assert_eq!(echo.disconnections(reason), before + 1, "{reason}");
     }
     assert_eq!(echo.metrics.socket.buffered_bytes.get(), 0);
@@ -428,7 +431,7 @@ fn a_tcp_probe_that_sends_nothing_is_no_fault() {
         drop(stream);
     }
     let mut stream = echo.dealer(0, b"");
-    zmtp::echoes(&mut stream, &zmtp::frame(b"a", false));
+    raw::echoes(&mut stream, &raw::frame(b"a", false));
     assert_eq!(echo.metrics.socket.failed.get(), 0);
 }
 
@@ -440,7 +443,7 @@ const REFUSED: usize = 30;
 /// as much as it takes to go on.
 fn greet_in_pieces(stream: &mut TcpStream, signature: &[u8], rest: &[u8]) {
     stream.write_all(signature).unwrap();
-    zmtp::read(stream, zmtp::GREETING_START);
+    raw::read(stream, raw::GREETING_START);
     stream.write_all(rest).unwrap();
 }
 
@@ -453,18 +456,18 @@ fn a_greeting_in_pieces_is_refused_for_its_reason_and_counted_once() {
         let mut stream = echo.stream();
         greet_in_pieces(&mut stream, &old[..10], &old[10..11]);
         let _ = stream.write_all(&old[11..]);
-        zmtp::read_until_closed(&mut stream);
+        raw::read_until_closed(&mut stream);
     }
     assert_eq!(echo.failures("version"), REFUSED as u64);
     for name in ["PLAIN", "CURVE"] {
         let before = echo.failures("mechanism");
         for _ in 0..REFUSED {
-            let greeting = zmtp::mechanism(name.as_bytes());
+            let greeting = raw::mechanism(name.as_bytes());
             let mut stream = echo.stream();
             greet_in_pieces(&mut stream, &greeting[..10], &greeting[10..]);
             let mut rest = Vec::new();
             stream.read_to_end(&mut rest).expect("it is not reset");
-            assert_eq!(rest, zmtp::greeting(1)[zmtp::GREETING_START..]);
+            assert_eq!(rest, raw::greeting(1)[raw::GREETING_START..]);
         }
         assert_eq!(echo.failures("mechanism"), before + REFUSED as u64, "{name}");
     }
@@ -474,7 +477,7 @@ fn a_greeting_in_pieces_is_refused_for_its_reason_and_counted_once() {
 #[test]
 fn a_peer_that_has_sent_part_of_a_greeting_is_no_tcp_probe_also_if_it_resets() {
     let echo = Echo::start(LIMITS);
-    let plain = zmtp::mechanism(b"PLAIN");
+    let plain = raw::mechanism(b"PLAIN");
     let mut failed = 0;
     for (bytes, reason) in [(&plain[..1], "error"), (&plain[..10], "error"), (&plain, "mechanism")]
     {
@@ -483,7 +486,7 @@ fn a_peer_that_has_sent_part_of_a_greeting_is_no_tcp_probe_also_if_it_resets() {
                 let mut stream = echo.stream();
                 if number % 2 == 0 {
                     // Else our greeting may find the connection reset already.
-                    zmtp::read(&mut stream, zmtp::GREETING_START);
+                    raw::read(&mut stream, raw::GREETING_START);
                 }
                 stream.write_all(bytes).unwrap();
                 if abort {
@@ -500,23 +503,23 @@ fn a_peer_that_has_sent_part_of_a_greeting_is_no_tcp_probe_also_if_it_resets() {
 #[test]
 fn a_refused_peer_is_told_why_and_not_reset_however_much_it_has_sent() {
     let echo = Echo::start(LIMITS);
-    let greeting = zmtp::greeting(1);
+    let greeting = raw::greeting(1);
     let greeted = |bytes: &[u8]| [&greeting, bytes].concat();
-    let twice = [zmtp::ready_body("REQ", b""), b"\x08Identity\0\0\0\0".to_vec()].concat();
+    let twice = [raw::ready_body("REQ", b""), b"\x08Identity\0\0\0\0".to_vec()].concat();
     for (hello, reason) in [
-        (zmtp::mechanism(b"CURVE"), "mechanism"),
+        (raw::mechanism(b"CURVE"), "mechanism"),
         (hello(1, "PUB", b""), "socket_type"),
         (hello(1, "REQ", &[1; 256]), "identity"),
-        (greeted(&zmtp::command(&twice)), "metadata"),
-        (greeted(&zmtp::announced(4, 1 << 40)), "metadata"),
-        (greeted(&zmtp::command(b"\x05HELLO")), "command"),
-        (greeted(&zmtp::frame(b"data", false)), "data_before_ready"),
+        (greeted(&raw::command(&twice)), "metadata"),
+        (greeted(&raw::announced(4, 1 << 40)), "metadata"),
+        (greeted(&raw::command(b"\x05HELLO")), "command"),
+        (greeted(&raw::frame(b"data", false)), "data_before_ready"),
         (greeted(&[0x80]), "reserved_flags"),
-        (greeted(&zmtp::command(b"\x05ERROR\0")), "peer_error"),
+        (greeted(&raw::command(b"\x05ERROR\0")), "peer_error"),
     ] {
         let error = match reason {
             "mechanism" | "peer_error" => Vec::new(),
-            _ => zmtp::error(reason),
+            _ => raw::error(reason),
         };
         for more in [0, 100_000] {
             let before = echo.failures(reason);
@@ -535,7 +538,7 @@ fn a_refused_peer_is_told_why_and_not_reset_however_much_it_has_sent() {
     assert_eq!(echo.metrics.socket.failed.get(), 18);
     // Nor as one of those that have left.
     let mut next = echo.dealer(0, b"");
-    zmtp::echoes(&mut next, &zmtp::frame(b"a", false));
+    raw::echoes(&mut next, &raw::frame(b"a", false));
     assert_eq!(echo.disconnections("closed") + echo.disconnections("error"), 0);
 }
 
@@ -567,11 +570,11 @@ fn a_peer_that_waits_for_our_ready_gets_it_and_then_no_error() {
     let echo = Echo::start(LIMITS);
     for (socket_type, told) in [("DEALER", &b"\x00\x02in"[..]), ("PUB", b"")] {
         let mut stream = echo.stream();
-        stream.write_all(&zmtp::greeting(1)).unwrap();
-        let hello = zmtp::read(&mut stream, zmtp::SERVER_HELLO);
-        assert_eq!(hello, [&zmtp::greeting(1), zmtp::SERVER_READY].concat());
-        stream.write_all(&zmtp::ready(socket_type, b"")).unwrap();
-        stream.write_all(&zmtp::frame(b"in", false)).unwrap();
+        stream.write_all(&raw::greeting(1)).unwrap();
+        let hello = raw::read(&mut stream, raw::SERVER_HELLO);
+        assert_eq!(hello, [&raw::greeting(1), raw::SERVER_READY].concat());
+        stream.write_all(&raw::ready(socket_type, b"")).unwrap();
+        stream.write_all(&raw::frame(b"in", false)).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).unwrap();
@@ -584,22 +587,22 @@ fn a_peer_that_waits_for_our_ready_gets_it_and_then_no_error() {
 fn no_error_is_sent_for_what_a_later_attempt_may_survive_or_after_the_handshake() {
     let limits = Limits { handshake_timeout: Duration::from_millis(500), peers: 20, ..LIMITS };
     let echo = Echo::start(limits);
-    let greeting = zmtp::greeting(1);
+    let greeting = raw::greeting(1);
     let mut late = echo.stream();
-    late.write_all(&[&greeting[..], &zmtp::ready("DEALER", b"")[..20]].concat()).unwrap();
+    late.write_all(&[&greeting[..], &raw::ready("DEALER", b"")[..20]].concat()).unwrap();
     let mut told = Vec::new();
     late.read_to_end(&mut told).unwrap();
-    assert_eq!(told, [&greeting, zmtp::SERVER_READY].concat());
+    assert_eq!(told, [&greeting, raw::SERVER_READY].concat());
     assert_eq!(echo.failures("handshake_timeout"), 1);
 
     let mut wrong = echo.dealer(1, b"");
-    wrong.write_all(&zmtp::command(b"\x05HELLO")).unwrap();
-    assert_eq!(zmtp::read_until_closed(&mut wrong), 0);
+    wrong.write_all(&raw::command(b"\x05HELLO")).unwrap();
+    assert_eq!(raw::read_until_closed(&mut wrong), 0);
     assert_eq!(echo.disconnections("command"), 1);
 
     let inside: Vec<TcpStream> = (0..20).map(|_| echo.dealer(0, b"")).collect();
     let mut outside = echo.stream();
-    assert_eq!(zmtp::read_until_closed(&mut outside), 0);
+    assert_eq!(raw::read_until_closed(&mut outside), 0);
     assert_eq!(echo.failures("peer_limit"), 1);
     drop(inside);
 }
@@ -618,10 +621,10 @@ fn identities_that_begin_with_a_zero_byte_are_served_whoever_else_has_them() {
         identities.iter().map(|identity| echo.dealer(0, identity)).collect();
     for round in 0..3u8 {
         for (number, peer) in peers.iter_mut().enumerate() {
-            peer.write_all(&zmtp::frame(&[number as u8, round], false)).unwrap();
+            peer.write_all(&raw::frame(&[number as u8, round], false)).unwrap();
         }
         for (number, peer) in peers.iter_mut().enumerate() {
-            assert_eq!(zmtp::read(peer, 4), zmtp::frame(&[number as u8, round], false));
+            assert_eq!(raw::read(peer, 4), raw::frame(&[number as u8, round], false));
         }
     }
     assert_eq!(echo.metrics.socket.peers.get(), peers.len() as i64);
@@ -641,28 +644,28 @@ fn a_message_of_a_req_that_is_no_request_is_dropped_and_counted() {
         &[b"id", b"", b"a", b"b"],
     ];
     let mut req = echo.stream();
-    zmtp::shake_hands(&mut req, &hello(1, "REQ", b""));
+    raw::shake_hands(&mut req, &hello(1, "REQ", b""));
     let mut count = 0;
     // Before requests, between them and behind them, in one read and in many.
     for request in answered {
         for message in dropped {
-            req.write_all(&zmtp::message(message)).unwrap();
+            req.write_all(&raw::message(message)).unwrap();
             count += 1;
         }
-        zmtp::echoes(&mut req, &zmtp::message(request));
+        raw::echoes(&mut req, &raw::message(request));
         assert_eq!(echo.metrics.socket.malformed_requests.get(), count);
     }
-    let all: Vec<u8> = dropped.iter().chain(&answered).flat_map(|it| zmtp::message(it)).collect();
+    let all: Vec<u8> = dropped.iter().chain(&answered).flat_map(|it| raw::message(it)).collect();
     req.write_all(&all.repeat(100)).unwrap();
-    let replies: Vec<u8> = answered.iter().flat_map(|request| zmtp::message(request)).collect();
-    assert!(zmtp::read(&mut req, 100 * replies.len()) == replies.repeat(100));
+    let replies: Vec<u8> = answered.iter().flat_map(|request| raw::message(request)).collect();
+    assert!(raw::read(&mut req, 100 * replies.len()) == replies.repeat(100));
     count += 600;
     assert_eq!(echo.metrics.socket.malformed_requests.get(), count);
     // From others any message is a request.
     for socket_type in ["DEALER", "ROUTER"] {
         let mut stream = echo.stream();
-        zmtp::shake_hands(&mut stream, &hello(1, socket_type, b""));
-        dropped.iter().for_each(|message| zmtp::echoes(&mut stream, &zmtp::message(message)));
+        raw::shake_hands(&mut stream, &hello(1, socket_type, b""));
+        dropped.iter().for_each(|message| raw::echoes(&mut stream, &raw::message(message)));
     }
     assert_eq!(echo.metrics.socket.malformed_requests.get(), count);
 }
@@ -672,22 +675,22 @@ fn half_a_message_ends_at_the_stall_timeout_and_an_unread_reply_does_not() {
     let limits = Limits { stall_timeout: Duration::from_millis(200), ..LIMITS };
     let echo = Echo::start(limits);
     let mut unread = echo.dealer(0, b"");
-    let request = zmtp::frame(&[1; 60_000], false);
+    let request = raw::frame(&[1; 60_000], false);
     let written = write_until_stuck(&mut unread, &request) as usize;
     // Their windows pass one after the other.
     for stalled in 1..=5 {
         let mut half = echo.dealer(0, b"");
-        half.write_all(&zmtp::frame(b"abcde", false)[..5]).unwrap();
-        zmtp::read_until_closed(&mut half);
+        half.write_all(&raw::frame(b"abcde", false)[..5]).unwrap();
+        raw::read_until_closed(&mut half);
         assert_eq!(echo.disconnections("stalled"), stalled);
     }
     let whole = written / request.len();
     for _ in 0..whole {
-        assert!(zmtp::read(&mut unread, request.len()) == request);
+        assert!(raw::read(&mut unread, request.len()) == request);
     }
     // The window of a message begins when the peer is read from again.
     unread.write_all(&request[written % request.len()..]).unwrap();
-    zmtp::read(&mut unread, request.len());
+    raw::read(&mut unread, request.len());
     assert_eq!(echo.disconnections("stalled"), 5);
 }
 
@@ -695,7 +698,7 @@ fn half_a_message_ends_at_the_stall_timeout_and_an_unread_reply_does_not() {
 fn a_message_that_trickles_ends_and_one_that_comes_at_the_least_rate_does_not() {
     let limits = Limits { stall_timeout: Duration::from_millis(500), stall_bytes: 2000, ..LIMITS };
     let echo = Echo::start(limits);
-    let message = zmtp::frame(&[5; 200_000], false);
+    let message = raw::frame(&[5; 200_000], false);
     let mut trickler = echo.dealer(0, b"");
     trickler.write_all(&message[..100_000]).unwrap();
     let mut honest = echo.dealer(0, b"");
@@ -710,8 +713,8 @@ fn a_message_that_trickles_ends_and_one_that_comes_at_the_least_rate_does_not() 
         let _ = trickler.write_all(&[*trickled.next().unwrap()]);
         thread::sleep(Duration::from_millis(40));
     }
-    assert!(zmtp::read(&mut honest, message.len()) == message);
-    zmtp::read_until_closed(&mut trickler);
+    assert!(raw::read(&mut honest, message.len()) == message);
+    raw::read_until_closed(&mut trickler);
     assert_eq!(echo.disconnections("stalled"), 1);
 }
 
@@ -719,7 +722,7 @@ fn a_message_that_trickles_ends_and_one_that_comes_at_the_least_rate_does_not() 
 fn a_full_pool_closes_the_peer_that_would_take_longest_to_clear() {
     let limits = Limits { message_bytes: 1 << 20, buffer_bytes: 3 << 20, ..LIMITS };
     let echo = Echo::start(limits);
-    let half = [zmtp::announced(0, 1 << 20), vec![1; 900 << 10]].concat();
+    let half = [raw::announced(0, 1 << 20), vec![1; 900 << 10]].concat();
     let mut holders: Vec<TcpStream> = (0..3).map(|_| echo.dealer(0, b"")).collect();
     for (number, holder) in holders.iter_mut().enumerate() {
         holder.write_all(&half).unwrap();
@@ -728,12 +731,12 @@ fn a_full_pool_closes_the_peer_that_would_take_longest_to_clear() {
     }
     let mut next = echo.dealer(0, b"");
     next.write_all(&half).unwrap();
-    zmtp::read_until_closed(&mut holders[0]);
+    raw::read_until_closed(&mut holders[0]);
     assert_eq!(echo.disconnections("pool_full"), 1);
     for stream in holders[1..].iter_mut().chain([&mut next]) {
         let rest = vec![1; (1 << 20) - (900 << 10)];
         stream.write_all(&rest).unwrap();
-        zmtp::read(stream, 9 + (1 << 20));
+        raw::read(stream, 9 + (1 << 20));
     }
     eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
 }
@@ -744,14 +747,14 @@ fn a_peer_that_has_its_reply_holds_nothing_however_large_it_was() {
     let mut stream = echo.dealer(0, b"");
     let socket = socket2::SockRef::from(&stream);
     socket.set_recv_buffer_size(4 << 20).unwrap();
-    let next = zmtp::frame(b"parts", false);
+    let next = raw::frame(b"parts", false);
     for _ in 0..20 {
         // The start of the next message must not keep the memory of this one.
-        stream.write_all(&[&zmtp::frame(&[1; 1 << 20], false), &next[..5]].concat()).unwrap();
-        zmtp::read(&mut stream, 9 + (1 << 20));
+        stream.write_all(&[&raw::frame(&[1; 1 << 20], false), &next[..5]].concat()).unwrap();
+        raw::read(&mut stream, 9 + (1 << 20));
         eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
         stream.write_all(&next[5..]).unwrap();
-        assert_eq!(zmtp::read(&mut stream, next.len()), next);
+        assert_eq!(raw::read(&mut stream, next.len()), next);
     }
     eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
 }
@@ -761,13 +764,13 @@ fn peers_over_the_limit_are_closed_at_once_and_others_come_in_when_there_is_room
     let echo = Echo::start(Limits { peers: 20, ..LIMITS });
     let mut inside: Vec<TcpStream> = (0..20).map(|_| echo.dealer(0, b"")).collect();
     let mut outside = echo.stream();
-    zmtp::read_until_closed(&mut outside);
+    raw::read_until_closed(&mut outside);
     assert_eq!(echo.failures("peer_limit"), 1);
-    zmtp::echoes(&mut inside[0], &zmtp::frame(b"a", false));
+    raw::echoes(&mut inside[0], &raw::frame(b"a", false));
     inside.pop();
     eventually(|| echo.metrics.socket.peers.get() == 19);
     let mut late = echo.dealer(0, b"");
-    zmtp::echoes(&mut late, &zmtp::frame(b"a", false));
+    raw::echoes(&mut late, &raw::frame(b"a", false));
 }
 
 #[test]
@@ -777,10 +780,10 @@ fn stop_listening_accepts_what_waits_and_leaves_connected_peers_alone() {
     let mut waiting: Vec<TcpStream> = (0..50).map(|_| echo.stream()).collect();
     echo.stop_listening();
     assert_eq!(TcpStream::connect(echo.address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    zmtp::echoes(&mut inside, &zmtp::frame(b"still served", false));
+    raw::echoes(&mut inside, &raw::frame(b"still served", false));
     for stream in &mut waiting {
-        zmtp::shake_hands(stream, &hello(0, "REQ", b""));
-        zmtp::echoes(stream, &zmtp::message(&[b"", b"a"]));
+        raw::shake_hands(stream, &hello(0, "REQ", b""));
+        raw::echoes(stream, &raw::message(&[b"", b"a"]));
     }
 }
 
@@ -791,15 +794,15 @@ fn peers_of_every_listener_are_served_until_all_of_them_are_closed() {
     let listeners = open_each(&addresses).unwrap();
     let bound: Vec<_> = listeners.iter().map(|one| one.local_addr().unwrap()).collect();
     let echo = Echo::start_on(listeners, LIMITS);
-    let mut peers: Vec<_> = bound.iter().map(|at| zmtp::dealer(*at, 0, b"")).collect();
+    let mut peers: Vec<_> = bound.iter().map(|at| raw::dealer(*at, 0, b"")).collect();
     // These wait in the queues, and are accepted all the same.
-    let waiting: Vec<_> = bound.iter().map(|at| zmtp::stream(*at)).collect();
+    let waiting: Vec<_> = bound.iter().map(|at| raw::stream(*at)).collect();
     echo.stop_listening();
     for mut stream in waiting {
-        zmtp::shake_hands(&mut stream, &hello(0, "DEALER", b""));
+        raw::shake_hands(&mut stream, &hello(0, "DEALER", b""));
         peers.push(stream);
     }
-    peers.iter_mut().for_each(|peer| zmtp::echoes(peer, &zmtp::frame(b"hello", false)));
+    peers.iter_mut().for_each(|peer| raw::echoes(peer, &raw::frame(b"hello", false)));
     bound.iter().for_each(|at| assert!(TcpStream::connect(at).is_err(), "{at} is open"));
 }
 
@@ -808,9 +811,9 @@ fn close_lets_every_reply_out_and_says_what_is_owed_and_discarded() {
     let echo = Echo::start(LIMITS);
     let mut reader = echo.dealer(0, b"");
     let mut stuck = echo.dealer(0, b"");
-    let request = zmtp::frame(&[3; 1000], false);
+    let request = raw::frame(&[3; 1000], false);
     // More than the kernel takes of a reply: it waits in the socket.
-    let large = zmtp::frame(&[3; 1 << 20], false);
+    let large = raw::frame(&[3; 1 << 20], false);
     let written = write_until_stuck(&mut stuck, &large);
     let requests = request.repeat(100);
     reader.write_all(&requests).unwrap();
@@ -836,9 +839,9 @@ fn commands_within_a_message_do_not_make_it_young_again() {
     let stall_timeout = Duration::from_secs(2);
     let echo = Echo::start(Limits { stall_timeout, stall_bytes: 4 << 20, ..LIMITS });
     let mut peer = echo.dealer(1, b"");
-    peer.write_all(&zmtp::frame(&[1; 100_000], true)).unwrap();
+    peer.write_all(&raw::frame(&[1; 100_000], true)).unwrap();
     // As many as end a turn, and all together fewer bytes than a window asks for.
-    let pongs = zmtp::command(b"\x04PONG").repeat(512);
+    let pongs = raw::command(b"\x04PONG").repeat(512);
     let started = Instant::now();
     while echo.disconnections("stalled") == 0 {
         assert!(started.elapsed() < DEADLINE, "it is not closed");
@@ -854,7 +857,7 @@ fn a_peer_that_ended_within_a_message_and_takes_no_reply_is_reported_when_the_so
         let mut told = dealer_of(&mut socket, address, b"told").await;
         // Replies of half the allowance, until the kernel takes no more: it is still read from.
         loop {
-            socket.send(message(&[b"told", &[7; 4 << 10]])).await.unwrap();
+            socket.send(message(&[b"told", &[7; 4 << 10]]).into()).unwrap();
             let _ = tokio::time::timeout(Duration::from_millis(2), socket.recv()).await;
             if metrics.pending_replies.get() > 0 {
                 // The kernel may have made more room meanwhile.
@@ -865,7 +868,7 @@ fn a_peer_that_ended_within_a_message_and_takes_no_reply_is_reported_when_the_so
             }
         }
         // One frame of a message, a part of the next, and the end.
-        told.write_all(&[zmtp::frame(b"", true), vec![0, 9, 1]].concat()).unwrap();
+        told.write_all(&[raw::frame(b"", true), vec![0, 9, 1]].concat()).unwrap();
         told.shutdown(std::net::Shutdown::Write).unwrap();
         let _ = tokio::time::timeout(Duration::from_millis(100), socket.recv()).await;
         let closed = socket.close(Instant::now() + Duration::from_millis(100)).await;
@@ -879,7 +882,7 @@ fn replies_of_a_peer_that_resets_are_counted_as_undeliverable() {
     let echo = Echo::start(LIMITS);
     let mut stuck = echo.dealer(0, b"");
     // More than the kernel takes of a reply: it waits in the socket.
-    write_until_stuck(&mut stuck, &zmtp::frame(&[3; 1 << 20], false));
+    write_until_stuck(&mut stuck, &raw::frame(&[3; 1 << 20], false));
     eventually(|| echo.metrics.socket.pending_replies.get() > 0);
     let pending = echo.metrics.socket.pending_replies.get();
     drop(stuck);
@@ -894,7 +897,7 @@ fn dropping_the_socket_closes_everything() {
     let address = echo.address;
     drop(echo.orders);
     echo.thread.join().unwrap();
-    zmtp::read_until_closed(&mut stream);
+    raw::read_until_closed(&mut stream);
     assert!(TcpStream::connect(address).is_err());
 }
 
@@ -928,7 +931,7 @@ fn recv_can_be_dropped(limits: Limits) {
                 () = tokio::task::yield_now() => {}
                 message = socket.recv() => {
                     let expected = ["me".to_owned(), number.to_string()];
-                    assert_eq!(message.unwrap().into_vec(), expected);
+                    assert_eq!(message.frames().iter().collect::<Vec<_>>(), expected.each_ref());
                     number += 1;
                 }
             }
@@ -938,20 +941,24 @@ fn recv_can_be_dropped(limits: Limits) {
 }
 
 /// A socket that the test itself polls, on its runtime.
-pub fn bound(limits: Limits) -> (BoundedRouter, SocketAddr, SocketMetrics) {
+pub fn bound(limits: Limits) -> (Router<SocketObserver>, SocketAddr, SocketMetrics) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped()).socket;
-    (BoundedRouter::bind([listener], limits, metrics.clone()).unwrap(), address, metrics)
+    (
+        Router::bind([listener], limits, SocketObserver::new(metrics.clone())).unwrap(),
+        address,
+        metrics,
+    )
 }
 
 /// An established DEALER on such a socket.
 pub async fn dealer_of(
-    socket: &mut BoundedRouter,
+    socket: &mut Router<SocketObserver>,
     address: SocketAddr,
     identity: &'static [u8],
 ) -> TcpStream {
-    let shaking = tokio::task::spawn_blocking(move || zmtp::dealer(address, 0, identity));
+    let shaking = tokio::task::spawn_blocking(move || raw::dealer(address, 0, identity));
     tokio::select! {
         stream = shaking => stream.unwrap(),
         message = socket.recv() => panic!("{message:?} before any was sent"),
@@ -968,7 +975,7 @@ fn replies_that_others_cause_give_a_peer_no_more_turns() {
             streams.push(dealer_of(&mut socket, address, identity).await);
         }
         // As much of both as the kernel takes is there before the first is read.
-        let request = zmtp::frame(&[7; 64], false);
+        let request = raw::frame(&[7; 64], false);
         let there = streams.iter_mut().map(|stream| fill(stream, &request) / request.len());
         let there = there.min().unwrap();
         // Of each, how many requests have come.
@@ -979,11 +986,10 @@ fn replies_that_others_cause_give_a_peer_no_more_turns() {
                 Some(message) => message,
                 None => socket.recv().await,
             };
-            let message = message.unwrap();
-            let tells = message.get(0).unwrap() == &b"tells"[..];
+            let tells = message.frames()[0] == b"tells"[..];
             counts[usize::from(tells)] += 1;
             if tells && counts[1] % 100 == 0 {
-                socket.send(readdressed(message, b"told")).await.unwrap();
+                socket.send(readdressed(message, b"told")).unwrap();
             }
             next = socket.try_recv();
         }
@@ -1005,10 +1011,9 @@ fn fill(stream: &mut TcpStream, request: &[u8]) -> usize {
 }
 
 /// The same message for another peer.
-fn readdressed(mut message: ZmqMessage, identity: &'static [u8]) -> ZmqMessage {
-    let mut readdressed = message.split_off(1);
-    readdressed.push_front(identity.into());
-    readdressed
+fn readdressed(mut message: Message, identity: &'static [u8]) -> Message {
+    message.frames_mut()[0] = identity.into();
+    message
 }
 
 #[test]
@@ -1020,10 +1025,10 @@ fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
         // It is the silence of the peer that is told which must not count.
         thread::sleep(Duration::from_millis(300));
         let started = Instant::now();
-        tells.write_all(&zmtp::frame(b"news", false)).unwrap();
-        let request = socket.recv().await.unwrap();
-        socket.send(readdressed(request, b"told")).await.unwrap();
-        let reading = tokio::task::spawn_blocking(move || zmtp::read(&mut told, 6));
+        tells.write_all(&raw::frame(b"news", false)).unwrap();
+        let request = socket.recv().await;
+        socket.send(readdressed(request, b"told")).unwrap();
+        let reading = tokio::task::spawn_blocking(move || raw::read(&mut told, 6));
         tokio::select! {
             news = reading => assert_eq!(news.unwrap(), b"\x00\x04news"),
             message = socket.recv() => panic!("{message:?}"),
@@ -1053,12 +1058,11 @@ fn what_others_make_a_peer_hold_is_bounded_by_the_pool() {
             tell.push(dealer_of(&mut socket, address, b"").await);
         }
         // All is in the kernel before the first is read.
-        tell.iter_mut()
-            .for_each(|peer| peer.write_all(&zmtp::frame(&[1; MESSAGE], false)).unwrap());
+        tell.iter_mut().for_each(|peer| peer.write_all(&raw::frame(&[1; MESSAGE], false)).unwrap());
         let mut taken = 0;
         while let Ok(request) = tokio::time::timeout(Duration::from_secs(1), socket.recv()).await {
-            let reply = readdressed(request.unwrap(), b"told");
-            taken += usize::from(socket.send(reply).await.is_ok());
+            let reply = readdressed(request, b"told");
+            taken += usize::from(socket.send(reply).is_ok());
         }
         // The pool's, and what the kernel's buffers on both sides hold.
         assert!(taken * MESSAGE < (4 << 20) + (8 << 20), "{taken}");
@@ -1078,14 +1082,14 @@ fn a_peer_that_spoke_while_the_process_stood_still_has_not_vanished() {
             streams.push(dealer_of(&mut socket, address, b"").await);
         }
         // Whoever is silent for three seconds has vanished.
-        let ping = zmtp::command(b"\x04PING\x00\x1e");
+        let ping = raw::command(b"\x04PING\x00\x1e");
         streams.iter_mut().for_each(|stream| stream.write_all(&ping).unwrap());
         let _ = tokio::time::timeout(Duration::from_millis(500), socket.recv()).await;
-        streams.iter_mut().for_each(|stream| stream.write_all(&zmtp::frame(b"a", false)).unwrap());
+        streams.iter_mut().for_each(|stream| stream.write_all(&raw::frame(b"a", false)).unwrap());
         thread::sleep(Duration::from_secs(4));
         for _ in 0..PEERS {
             let request = tokio::time::timeout(DEADLINE, socket.recv()).await;
-            socket.send(request.expect("it is served still").unwrap()).await.unwrap();
+            socket.send(request.expect("it is served still")).unwrap();
         }
         // Who is silent after a PING vanishes all the same.
         streams.iter_mut().for_each(|stream| stream.write_all(&ping).unwrap());

@@ -1,16 +1,16 @@
 //! Servers as processes, clients of every kind, and waiting on conditions.
 
 // By path: to some test binaries this file is one of their parent folder.
-#[cfg(feature = "client")]
 #[path = "support/api_server.rs"]
 pub mod api_server;
-#[cfg(feature = "client")]
 #[path = "support/dns_server.rs"]
 pub mod dns_server;
+#[path = "support/load.rs"]
+pub mod load;
+#[path = "support/raw.rs"]
+pub mod raw;
 #[path = "support/relay.rs"]
 pub mod relay;
-#[path = "support/zmtp.rs"]
-pub mod zmtp;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -31,8 +31,6 @@ use zmq_echo::log::PLACE;
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 pub const SERVER: &str = env!("CARGO_BIN_EXE_zmq-echo-server");
-#[cfg(feature = "client")]
-pub const LOAD: &str = env!("CARGO_BIN_EXE_zmq-echo-load");
 pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
 
 /// Where a server may be told that it runs: variable, field of each record, value.
@@ -336,7 +334,6 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Waits on a condition, without stopping the runtime that it needs.
-#[cfg(feature = "client")]
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     while !holds() {

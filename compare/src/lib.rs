@@ -5,15 +5,16 @@
 //! 1. [`cases`]: what is measured, and the floors that the server is held to.
 //! 2. [`sides`]: the servers that are compared, and how each is started.
 //! 3. [`serve`]: those of them that live in this package.
-//! 4. [`run`]: all sides in turns, then the tables.
-//! 5. [`measure`]: one server under one load; one under idle connections.
-//! 6. [`generator`]: the load itself, which verifies every reply.
-//! 7. [`wire`]: just enough ZMTP for it.
-//! 8. [`process`]: a server's process, its CPU time and its memory.
-//! 9. [`pin`]: a CPU for the server, another for the generator.
-//! 10. [`awake`]: keeps the servers' CPU from sleeping.
-//! 11. [`results`]: medians, ratios, floors, Markdown.
-//! 12. [`machine`]: where, when and of what versions the numbers are.
+//! 4. [`zeromq_router`]: the crate's ROUTER as a socket of the server's loop.
+//! 5. [`run`]: all sides in turns, then the tables.
+//! 6. [`measure`]: one server under one load; one under idle connections.
+//! 7. [`generator`]: the load itself, which verifies every reply.
+//! 8. [`wire`]: just enough ZMTP for it.
+//! 9. [`process`]: a server's process, its CPU time and its memory.
+//! 10. [`pin`]: a CPU for the server, another for the generator.
+//! 11. [`awake`]: keeps the servers' CPU from sleeping.
+//! 12. [`results`]: medians, ratios, floors, Markdown.
+//! 13. [`machine`]: where, when and of what versions the numbers are.
 
 pub mod awake;
 pub mod cases;
@@ -27,3 +28,4 @@ pub mod run;
 pub mod serve;
 pub mod sides;
 pub mod wire;
+pub mod zeromq_router;

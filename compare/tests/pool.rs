@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use zmq_echo::client::discovery::Fixed;
-use zmq_echo::client::{Client, ClientConfig, ClientMetrics, State};
+use zmq_echo_client::discovery::Fixed;
+use zmq_echo_client::{Client, ClientConfig, ClientMetrics, State};
 use zmq_echo_compare::process::Server;
 
 use crate::support::{PATIENCE, server};

@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use zmq_echo::router::Reason;
-use zmq_echo::router::wire::{self, COMMAND_BYTES, Command, MessageLimits, Scan, Scanned};
 use zmq_echo_fuzz::{End, Story, cuts, story};
+use zmtp::Reason;
+use zmtp::proto::wire::{self, COMMAND_BYTES, Command, MessageLimits, Scan, Scanned};
 
 /// Small ones are met often, large ones let long sizes through.
 const LIMITS: [MessageLimits; 4] = [

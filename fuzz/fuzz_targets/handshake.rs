@@ -5,9 +5,10 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use zmq_echo::router::handshake::{Handshake, PeerInfo};
-use zmq_echo::router::{Reason, wire};
 use zmq_echo_fuzz::{Announced, End, Hello, READY, START, cuts, greeting, hello};
+use zmtp::Reason;
+use zmtp::proto::handshake::{Handshake, PeerInfo};
+use zmtp::proto::wire;
 
 /// The least that a READY of a longest identity needs is between the two.
 const METADATA: [usize; 2] = [64, 4 << 10];

@@ -19,11 +19,10 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use zeromq::SocketRecv;
-use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, log_records_dropped};
-use zmq_echo::router::{ALLOWANCE, BoundedRouter, Limits, Reason};
-use zmq_echo::socket::Router;
+use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, SocketObserver, log_records_dropped};
 use zmq_echo_fuzz::{End, READY, frame, greeting, hello, ready, story};
+use zmtp::Reason;
+use zmtp::router::{ALLOWANCE, Limits, Router};
 
 /// How long anything may take: on a busy machine far more than it takes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -101,7 +100,7 @@ struct Service {
     limits: Limits,
     address: SocketAddr,
     metrics: Metrics,
-    router: BoundedRouter,
+    router: Router<SocketObserver>,
     peers: Vec<Peer>,
     /// The last of all, but not of `peers`: it is there from the start.
     neighbour: Peer,
@@ -118,7 +117,8 @@ impl Service {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
-        let router = BoundedRouter::bind([listener], limits, metrics.socket.clone()).unwrap();
+        let router =
+            Router::bind([listener], limits, SocketObserver::new(metrics.socket.clone())).unwrap();
         let mut neighbour = Peer::connect(address);
         neighbour.write(&greeting(1));
         neighbour.write(&ready("DEALER", NEIGHBOUR));
@@ -305,7 +305,7 @@ impl Service {
             let Poll::Ready(request) = received else { break };
             let mut next = Some(request);
             while let Some(request) = next {
-                self.router.queue(request.unwrap()).expect("who asked is there");
+                self.router.send(request).expect("who asked is there");
                 next = self.router.try_recv();
             }
         }

@@ -3,7 +3,7 @@
 //!
 //! It shares no code with the socket but the names of the reasons.
 
-use zmq_echo::router::Reason;
+use zmtp::Reason;
 
 /// The longest body of a command between messages.
 const COMMAND_BYTES: u64 = 255;

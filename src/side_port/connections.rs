@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::newcomers::{Newcomers, Ticket};
+use zmtp::newcomers::{Newcomers, Ticket};
 
 /// How long a client may take to read an answer that is larger than what the kernel
 /// holds for it, while others want its place. A scrape takes milliseconds.

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use socket2::{Domain, SockRef, Socket, Type};
-use zmq_echo::newcomers::PATIENCE;
+use zmtp::newcomers::PATIENCE;
 
 use super::{Attacked, MEMORY};
-use crate::support::{DEADLINE, SERVER, Server, command, wait_until, zmtp};
+use crate::support::{DEADLINE, SERVER, Server, command, raw, wait_until};
 
 /// The descriptors of a server that may open few, and the peers that it fits to
 /// them, eight of which are for its own host.
@@ -41,15 +41,15 @@ fn connect_from(own: IpAddr, server: SocketAddr) -> TcpStream {
 
 /// Whether the server lets it in, which it shows by the start of its greeting.
 fn is_greeted(stream: &mut TcpStream) -> bool {
-    stream.read_exact(&mut [0; zmtp::GREETING_START]).is_ok()
+    stream.read_exact(&mut [0; raw::GREETING_START]).is_ok()
 }
 
 /// Finishes the handshake of a peer that was greeted, and has it served.
 #[track_caller]
 fn is_served(stream: &mut TcpStream) {
-    stream.write_all(&zmtp::hello(0, "DEALER", b"")).unwrap();
-    zmtp::read(stream, zmtp::SERVER_HELLO - zmtp::GREETING_START);
-    zmtp::echoes(stream, &zmtp::frame(b"in", false));
+    stream.write_all(&raw::hello(0, "DEALER", b"")).unwrap();
+    raw::read(stream, raw::SERVER_HELLO - raw::GREETING_START);
+    raw::echoes(stream, &raw::frame(b"in", false));
 }
 
 /// A server that may open [`FEW`] files.
@@ -84,17 +84,17 @@ fn a_server_full_of_strangers_answers_its_own_probe_and_a_scrape() {
 
 fn established_strangers(server: &Server, count: usize) -> Vec<TcpStream> {
     let mut strangers: Vec<_> = (0..count).map(|_| stranger(server.address())).collect();
-    let hello = zmtp::hello(0, "DEALER", b"");
-    strangers.iter_mut().for_each(|stranger| zmtp::shake_hands(stranger, &hello));
+    let hello = raw::hello(0, "DEALER", b"");
+    strangers.iter_mut().for_each(|stranger| raw::shake_hands(stranger, &hello));
     strangers
 }
 
 #[test]
 fn silent_connections_lock_nobody_out() {
     let mut attacked = Attacked::start(&["--peer-limit", "40", "--handshake-timeout", "1h"]);
-    let _silent: Vec<TcpStream> = (0..200).map(|_| zmtp::stream(attacked.address())).collect();
-    let mut served = zmtp::crowd(attacked.address(), 30);
-    served.iter_mut().for_each(|peer| zmtp::echoes(peer, &zmtp::frame(b"in", false)));
+    let _silent: Vec<TcpStream> = (0..200).map(|_| raw::stream(attacked.address())).collect();
+    let mut served = raw::crowd(attacked.address(), 30);
+    served.iter_mut().for_each(|peer| raw::echoes(peer, &raw::frame(b"in", false)));
     // Each connection beyond the forty has ended one handshake; no other handshake has ended.
     attacked.wait_for_failures("peer_limit", 1 + 200 + 30 - 40);
     attacked.serves_its_neighbour();
@@ -125,7 +125,7 @@ fn silent_connections_of_one_address_take_no_place_from_another() {
 fn other_hosts_take_no_place_of_a_handshake_of_this_host() {
     let attacked = start_with_few_descriptors();
     let _inside = established_strangers(&attacked, STRANGERS - 1);
-    let mut probe = zmtp::stream(attacked.address());
+    let mut probe = raw::stream(attacked.address());
     assert!(is_greeted(&mut probe));
     for number in 1..=20 {
         let mut outside = stranger(attacked.address());
@@ -145,8 +145,8 @@ fn an_address_has_as_many_connections_as_its_limit_and_this_host_any_number() {
         assert!(!is_greeted(&mut outside), "connection {number} is over the limit");
         attacked.wait_for_failures("address_limit", number);
     }
-    let mut here = zmtp::crowd(attacked.address(), 10);
-    here.iter_mut().for_each(|peer| zmtp::echoes(peer, &zmtp::frame(b"in", false)));
+    let mut here = raw::crowd(attacked.address(), 10);
+    here.iter_mut().for_each(|peer| raw::echoes(peer, &raw::frame(b"in", false)));
     inside.pop();
     wait_until("there is room again", || is_greeted(&mut stranger(attacked.address())));
     assert_eq!(attacked.failures("peer_limit"), 0.0);
@@ -156,21 +156,21 @@ fn an_address_has_as_many_connections_as_its_limit_and_this_host_any_number() {
 #[test]
 fn over_the_peer_limit_is_closed_at_once_and_counted_and_there_is_room_again() {
     let mut attacked = Attacked::start(&["--peer-limit", "30"]);
-    let mut inside = zmtp::crowd(attacked.address(), 29);
+    let mut inside = raw::crowd(attacked.address(), 29);
     for number in 1..=100 {
-        let mut outside = zmtp::stream(attacked.address());
-        assert_eq!(zmtp::read_until_closed(&mut outside), 0);
+        let mut outside = raw::stream(attacked.address());
+        assert_eq!(raw::read_until_closed(&mut outside), 0);
         attacked.wait_for_failures("peer_limit", number);
     }
     attacked.serves_its_neighbour();
     attacked.rests();
     for peer in &mut inside {
-        zmtp::echoes(peer, &zmtp::frame(b"still served", false));
+        raw::echoes(peer, &raw::frame(b"still served", false));
     }
     inside.clear();
     attacked.wait_for_metric("zmq_echo_peers", |peers| peers == 1.0);
-    let mut late = zmtp::crowd(attacked.address(), 28);
-    late.iter_mut().for_each(|peer| zmtp::echoes(peer, &zmtp::frame(b"in", false)));
+    let mut late = raw::crowd(attacked.address(), 28);
+    late.iter_mut().for_each(|peer| raw::echoes(peer, &raw::frame(b"in", false)));
     attacked.is_unharmed();
 }
 
@@ -186,15 +186,15 @@ fn without_descriptors_it_rests_serves_those_inside_and_goes_on_when_there_are_s
         prlimit(Some(pid), Resource::Nofile, Rlimit { current, ..limit }).expect("it is our child");
     };
     set(Some(few));
-    let mut waiting: Vec<TcpStream> = (0..40).map(|_| zmtp::stream(attacked.address())).collect();
+    let mut waiting: Vec<TcpStream> = (0..40).map(|_| raw::stream(attacked.address())).collect();
     wait_until("there are no descriptors", || attacked.descriptors() as u64 >= few);
     attacked.serves_its_neighbour();
     attacked.rests();
     attacked.serves_its_neighbour();
     set(limit.maximum);
     for peer in &mut waiting {
-        zmtp::shake_hands(peer, &zmtp::hello(0, "DEALER", b""));
-        zmtp::echoes(peer, &zmtp::frame(b"in at last", false));
+        raw::shake_hands(peer, &raw::hello(0, "DEALER", b""));
+        raw::echoes(peer, &raw::frame(b"in at last", false));
     }
     attacked.wait_for_metric("zmq_echo_peers", |peers| peers == 41.0);
     attacked.is_unharmed();
@@ -203,19 +203,19 @@ fn without_descriptors_it_rests_serves_those_inside_and_goes_on_when_there_are_s
 #[test]
 fn ten_thousand_connections_leave_nothing_behind() {
     let mut attacked = Attacked::start(&[]);
-    let request = zmtp::frame(&[7; 1000], false);
+    let request = raw::frame(&[7; 1000], false);
     let churn = |from: usize, to: usize| {
         for number in from..to {
             let mut peer = TcpStream::connect(attacked.address()).unwrap();
             // No port of ours waits for two minutes after it.
             SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
-            let hello = zmtp::hello(number as u8 % 2, "DEALER", number.to_string().as_bytes());
+            let hello = raw::hello(number as u8 % 2, "DEALER", number.to_string().as_bytes());
             let bytes = [&hello, &request[..]].concat();
             // Whole, within its reply, within the handshake, and without a byte.
             let written = [bytes.len(), bytes.len(), hello.len() - 3, 0][number % 4];
             peer.write_all(&bytes[..written]).unwrap();
             if number % 4 == 0 {
-                zmtp::read(&mut peer, zmtp::SERVER_HELLO + request.len());
+                raw::read(&mut peer, raw::SERVER_HELLO + request.len());
             }
         }
         attacked.wait_for_metric("zmq_echo_peers", |peers| peers == 1.0);

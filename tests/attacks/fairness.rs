@@ -5,13 +5,11 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 
 use tokio::task::yield_now;
-use zeromq::{SocketRecv, SocketSend};
-use zmq_echo::router::Limits;
-use zmq_echo::socket::Router;
+use zmtp::router::Limits;
 
 use super::Attacked;
 use crate::router::{LIMITS, bound, dealer_of, on_runtime};
-use crate::support::zmtp;
+use crate::support::raw;
 
 /// How many requests a peer that is no flood has under way at a time.
 const WINDOW: usize = 100;
@@ -26,7 +24,7 @@ const TURN: usize = 512;
 const BATCH: usize = 256;
 
 fn request() -> Vec<u8> {
-    zmtp::frame(&[1; 64], false)
+    raw::frame(&[1; 64], false)
 }
 
 /// A client that never waits: it reads what has come and writes what the kernel takes.
@@ -108,9 +106,8 @@ fn a_flood_gets_no_more_turns_than_others_and_no_longer_ones() {
                 Some(message) => message,
                 None => socket.recv().await,
             };
-            let message = message.unwrap();
-            of_flood += usize::from(message.get(0).unwrap() == &b"flood"[..]);
-            socket.send(message).await.unwrap();
+            of_flood += usize::from(message.frames()[0] == b"flood"[..]);
+            socket.send(message).unwrap();
             received += 1;
             if received % BATCH == 0 {
                 yield_now().await;
@@ -128,10 +125,10 @@ fn a_flood_gets_no_more_turns_than_others_and_no_longer_ones() {
 #[test]
 fn beside_a_flood_a_server_serves_its_other_peers() {
     let mut attacked = Attacked::start(&[]);
-    let flood = zmtp::dealer(attacked.address(), 0, b"");
-    let writing = zmtp::flood(&flood, request().repeat(1000));
+    let flood = raw::dealer(attacked.address(), 0, b"");
+    let writing = raw::flood(&flood, request().repeat(1000));
     let mut replies = flood.try_clone().unwrap();
-    let reading = thread::spawn(move || zmtp::read_until_closed(&mut replies));
+    let reading = thread::spawn(move || raw::read_until_closed(&mut replies));
     attacked.serves_its_neighbour();
     flood.shutdown(Shutdown::Both).unwrap();
     writing.join().unwrap();

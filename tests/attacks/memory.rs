@@ -4,15 +4,15 @@ use std::io::Write;
 use std::net::TcpStream;
 
 use super::Attacked;
-use crate::support::{wait_until, zmtp};
+use crate::support::{raw, wait_until};
 
 #[test]
 fn frames_without_end_end_at_the_frame_limit() {
     let mut attacked = Attacked::start(&[]);
     for (closed, body) in [b"".as_slice(), b"x", &[0; 100]].into_iter().enumerate() {
-        let mut peer = zmtp::dealer(attacked.address(), 0, b"");
-        let writing = zmtp::flood(&peer, zmtp::frame(body, true).repeat(10_000));
-        assert_eq!(zmtp::read_until_closed(&mut peer), 0);
+        let mut peer = raw::dealer(attacked.address(), 0, b"");
+        let writing = raw::flood(&peer, raw::frame(body, true).repeat(10_000));
+        assert_eq!(raw::read_until_closed(&mut peer), 0);
         writing.join().unwrap();
         attacked.wait_for_disconnections("frame_limit", closed + 1);
     }
@@ -23,9 +23,9 @@ fn frames_without_end_end_at_the_frame_limit() {
 fn many_frames_hold_no_more_than_the_pool_even_where_the_flags_allow_them() {
     let mut attacked = Attacked::start(&["--frame-limit", "1000000"]);
     for closed in 0..3 {
-        let mut peer = zmtp::dealer(attacked.address(), 0, b"");
-        let writing = zmtp::flood(&peer, zmtp::frame(b"", true).repeat(10_000));
-        assert_eq!(zmtp::read_until_closed(&mut peer), 0);
+        let mut peer = raw::dealer(attacked.address(), 0, b"");
+        let writing = raw::flood(&peer, raw::frame(b"", true).repeat(10_000));
+        assert_eq!(raw::read_until_closed(&mut peer), 0);
         writing.join().unwrap();
         attacked.wait_for_disconnections("frame_limit", closed + 1);
     }
@@ -35,10 +35,10 @@ fn many_frames_hold_no_more_than_the_pool_even_where_the_flags_allow_them() {
 #[test]
 fn commands_without_end_within_a_message_end_at_the_message_limit() {
     let mut attacked = Attacked::start(&["--message-limit", "1MiB"]);
-    let mut peer = zmtp::dealer(attacked.address(), 1, b"");
-    peer.write_all(&zmtp::frame(b"begun", true)).unwrap();
-    let writing = zmtp::flood(&peer, zmtp::command(b"\x04PONG").repeat(1000));
-    zmtp::read_until_closed(&mut peer);
+    let mut peer = raw::dealer(attacked.address(), 1, b"");
+    peer.write_all(&raw::frame(b"begun", true)).unwrap();
+    let writing = raw::flood(&peer, raw::command(b"\x04PONG").repeat(1000));
+    raw::read_until_closed(&mut peer);
     writing.join().unwrap();
     attacked.wait_for_disconnections("message_limit", 1);
     attacked.is_unharmed();
@@ -58,16 +58,16 @@ fn a_size_that_is_only_announced_is_refused_at_its_header() {
             (false, 1, "message_limit"),
             (false, 4, "command"),
         ] {
-            let header = zmtp::announced(flags, size);
+            let header = raw::announced(flags, size);
             let mut peer = if early {
-                let mut peer = zmtp::stream(attacked.address());
-                peer.write_all(&zmtp::greeting(0)).unwrap();
+                let mut peer = raw::stream(attacked.address());
+                peer.write_all(&raw::greeting(0)).unwrap();
                 peer
             } else {
-                zmtp::dealer(attacked.address(), 0, b"")
+                raw::dealer(attacked.address(), 0, b"")
             };
             peer.write_all(&header).unwrap();
-            zmtp::read_until_closed(&mut peer);
+            raw::read_until_closed(&mut peer);
             match (early, reason) {
                 (true, _) => attacked.wait_for_failures(reason, number + 1),
                 (_, "command") => attacked.wait_for_disconnections(reason, number + 1),
@@ -84,12 +84,12 @@ fn a_size_that_is_only_announced_is_refused_at_its_header() {
 #[test]
 fn seventy_three_bytes_do_not_end_the_process() {
     let mut attacked = Attacked::start(&[]);
-    let attack = [zmtp::greeting(0), zmtp::announced(0, 1 << 47)].concat();
+    let attack = [raw::greeting(0), raw::announced(0, 1 << 47)].concat();
     assert_eq!(attack.len(), 73);
     for _ in 0..50 {
-        let mut peer = zmtp::stream(attacked.address());
+        let mut peer = raw::stream(attacked.address());
         peer.write_all(&attack).unwrap();
-        zmtp::read_until_closed(&mut peer);
+        raw::read_until_closed(&mut peer);
     }
     attacked.wait_for_failures("data_before_ready", 50);
     attacked.is_unharmed();
@@ -98,9 +98,9 @@ fn seventy_three_bytes_do_not_end_the_process() {
 #[test]
 fn three_bytes_of_the_largest_message_hold_nothing_and_end_at_the_stall_timeout() {
     let mut attacked = Attacked::start(&["--stall-timeout", "2s"]);
-    let mut peers = zmtp::crowd(attacked.address(), 100);
+    let mut peers = raw::crowd(attacked.address(), 100);
     let before = attacked.memory("VmRSS");
-    let start = [&zmtp::announced(0, 8 << 20)[..], b"abc"].concat();
+    let start = [&raw::announced(0, 8 << 20)[..], b"abc"].concat();
     peers.iter_mut().for_each(|peer| peer.write_all(&start).unwrap());
     wait_until("the starts are read or over", || {
         attacked.metric("zmq_echo_buffered_bytes") >= 1200.0
@@ -111,7 +111,7 @@ fn three_bytes_of_the_largest_message_hold_nothing_and_end_at_the_stall_timeout(
     let grown = attacked.memory("VmRSS").saturating_sub(before);
     assert!(grown < 4 << 20, "{grown} bytes for what was announced");
     attacked.serves_its_neighbour();
-    peers.iter_mut().for_each(|peer| assert_eq!(zmtp::read_until_closed(peer), 0));
+    peers.iter_mut().for_each(|peer| assert_eq!(raw::read_until_closed(peer), 0));
     attacked.wait_for_disconnections("stalled", 100);
     assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
     attacked.is_unharmed();
@@ -121,9 +121,9 @@ fn three_bytes_of_the_largest_message_hold_nothing_and_end_at_the_stall_timeout(
 fn half_messages_on_hundreds_of_connections_stay_in_the_pool() {
     // Nobody is closed for the time that this takes.
     let mut attacked = Attacked::start(&["--stall-timeout", "10m"]);
-    let half = |size: u64| [zmtp::announced(0, size), vec![5; size as usize / 2]].concat();
+    let half = |size: u64| [raw::announced(0, size), vec![5; size as usize / 2]].concat();
     let small = half(200 << 10);
-    let mut peers = zmtp::crowd(attacked.address(), 300);
+    let mut peers = raw::crowd(attacked.address(), 300);
     peers.iter_mut().for_each(|peer| peer.write_all(&small).unwrap());
     let all = (peers.len() * small.len()) as f64;
     attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held >= all);
@@ -132,7 +132,7 @@ fn half_messages_on_hundreds_of_connections_stay_in_the_pool() {
     attacked.rests();
     // Half as much again as the pool, on top.
     let large = half(2 << 20);
-    let mut more = zmtp::crowd(attacked.address(), 100);
+    let mut more = raw::crowd(attacked.address(), 100);
     for peer in &mut more {
         // Its turn to be the one that is closed may come while it writes.
         let _ = peer.write_all(&large);
@@ -148,8 +148,8 @@ fn half_messages_on_hundreds_of_connections_stay_in_the_pool() {
 fn two_hundred_peers_that_pipeline_64_kib_and_do_not_read_lose_nothing_and_hold_up_nobody() {
     // Nobody is closed for the time that this takes.
     let mut attacked = Attacked::start(&["--stall-timeout", "10m"]);
-    let mut peers = zmtp::crowd(attacked.address(), 200);
-    let request = zmtp::frame(&[3; 64 << 10], false);
+    let mut peers = raw::crowd(attacked.address(), 200);
+    let request = raw::frame(&[3; 64 << 10], false);
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     attacked.serves_its_neighbour();
     attacked.rests();
@@ -157,7 +157,7 @@ fn two_hundred_peers_that_pipeline_64_kib_and_do_not_read_lose_nothing_and_hold_
     // Who reads at last gets an answer to all that was taken from it.
     for (peer, taken) in peers.iter_mut().zip(&taken) {
         for _ in 0..taken.bytes / request.len() {
-            assert!(zmtp::read(peer, request.len()) == request, "another message came back");
+            assert!(raw::read(peer, request.len()) == request, "another message came back");
         }
     }
     attacked.wait_for_metric("zmq_echo_pending_replies", |pending| pending == 0.0);
@@ -167,8 +167,8 @@ fn two_hundred_peers_that_pipeline_64_kib_and_do_not_read_lose_nothing_and_hold_
 #[test]
 fn four_thousand_messages_of_a_mebibyte_from_one_who_does_not_read_stay_where_they_are() {
     let mut attacked = Attacked::start(&[]);
-    let mut peers = zmtp::crowd(attacked.address(), 20);
-    let request = zmtp::frame(&[3; 1 << 20], false);
+    let mut peers = raw::crowd(attacked.address(), 20);
+    let request = raw::frame(&[3; 1 << 20], false);
     // Each would send without end: it is not read from.
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     let most = taken.iter().map(|taken| taken.bytes).max().unwrap();
@@ -183,8 +183,8 @@ fn four_thousand_messages_of_a_mebibyte_from_one_who_does_not_read_stay_where_th
 fn small_messages_from_those_who_do_not_read_are_all_answered_at_last() {
     let args = ["--socket-buffer", "32KiB", "--stall-timeout", "10m"];
     let mut attacked = Attacked::start(&args);
-    let mut peers = zmtp::crowd(attacked.address(), 4);
-    let request = zmtp::frame(b"tiny", false).repeat(2000);
+    let mut peers = raw::crowd(attacked.address(), 4);
+    let request = raw::frame(b"tiny", false).repeat(2000);
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     let held = attacked.metric("zmq_echo_buffered_bytes");
     assert!(held < (10 << 20) as f64, "{held}");
@@ -193,7 +193,7 @@ fn small_messages_from_those_who_do_not_read_are_all_answered_at_last() {
     let one = request.len() / 2000;
     for (peer, taken) in peers.iter_mut().zip(&taken) {
         assert!(!taken.closed);
-        let replies = zmtp::read(peer, taken.bytes / one * one);
+        let replies = raw::read(peer, taken.bytes / one * one);
         assert!(replies.chunks(one).all(|reply| reply == &request[..one]));
     }
     attacked.is_unharmed();
@@ -202,21 +202,21 @@ fn small_messages_from_those_who_do_not_read_are_all_answered_at_last() {
 #[test]
 fn a_full_pool_costs_the_holder_that_has_gone_longest_without_progress() {
     let mut attacked = Attacked::start(&["--message-limit", "1MiB", "--buffer-limit", "3MiB"]);
-    let half = [zmtp::announced(0, 1 << 20), vec![1; 900 << 10]].concat();
-    let mut holders: Vec<TcpStream> = zmtp::crowd(attacked.address(), 3);
+    let half = [raw::announced(0, 1 << 20), vec![1; 900 << 10]].concat();
+    let mut holders: Vec<TcpStream> = raw::crowd(attacked.address(), 3);
     for (number, holder) in holders.iter_mut().enumerate() {
         holder.write_all(&half).unwrap();
         let held = ((number + 1) * half.len()) as f64;
         attacked.wait_for_metric("zmq_echo_buffered_bytes", |buffered| buffered >= held);
     }
-    let mut next = zmtp::dealer(attacked.address(), 0, b"");
+    let mut next = raw::dealer(attacked.address(), 0, b"");
     next.write_all(&half).unwrap();
-    assert_eq!(zmtp::read_until_closed(&mut holders[0]), 0);
+    assert_eq!(raw::read_until_closed(&mut holders[0]), 0);
     attacked.wait_for_disconnections("pool_full", 1);
     attacked.serves_its_neighbour();
     for peer in holders[1..].iter_mut().chain([&mut next]) {
         peer.write_all(&vec![1; (1 << 20) - (900 << 10)]).unwrap();
-        zmtp::read(peer, 9 + (1 << 20));
+        raw::read(peer, 9 + (1 << 20));
     }
     attacked.wait_for_metric("zmq_echo_buffered_bytes", |buffered| buffered == 0.0);
     attacked.is_unharmed();

@@ -8,32 +8,32 @@ use std::time::Duration;
 use socket2::SockRef;
 
 use super::Attacked;
-use crate::support::zmtp;
+use crate::support::raw;
 
 #[test]
 fn who_comes_with_an_identity_in_use_takes_nothing_from_who_has_it() {
     let mut attacked = Attacked::start(&[]);
-    let mut first = zmtp::dealer(attacked.address(), 0, b"victim");
+    let mut first = raw::dealer(attacked.address(), 0, b"victim");
     // What the first asks for, and does not read yet.
-    let requests = zmtp::frame(b"the first one's", false).repeat(1000);
+    let requests = raw::frame(b"the first one's", false).repeat(1000);
     first.write_all(&requests).unwrap();
     let mut others: Vec<_> =
-        (0..50).map(|_| zmtp::dealer(attacked.address(), 0, b"victim")).collect();
+        (0..50).map(|_| raw::dealer(attacked.address(), 0, b"victim")).collect();
     for other in &mut others {
-        zmtp::echoes(other, &zmtp::frame(b"another one's", false));
+        raw::echoes(other, &raw::frame(b"another one's", false));
     }
-    assert!(zmtp::read(&mut first, requests.len()) == requests);
+    assert!(raw::read(&mut first, requests.len()) == requests);
     drop(others);
     attacked.wait_for_metric("zmq_echo_peers", |peers| peers == 2.0);
-    zmtp::echoes(&mut first, &zmtp::frame(b"still its own", false));
+    raw::echoes(&mut first, &raw::frame(b"still its own", false));
     attacked.is_unharmed();
 }
 
 #[test]
 fn a_client_that_half_closed_after_its_last_request_gets_all_its_replies() {
     let mut attacked = Attacked::start(&[]);
-    let mut peer = zmtp::dealer(attacked.address(), 0, b"");
-    let requests = zmtp::frame(&[7; 1000], false).repeat(5000);
+    let mut peer = raw::dealer(attacked.address(), 0, b"");
+    let requests = raw::frame(&[7; 1000], false).repeat(5000);
     let mut writer = peer.try_clone().unwrap();
     let bytes = requests.clone();
     let writing = thread::spawn(move || {
@@ -53,8 +53,8 @@ fn resets_with_replies_pending_give_their_memory_back_and_are_counted() {
     // Nobody is closed for the time that this takes.
     let mut attacked = Attacked::start(&["--stall-timeout", "10m"]);
     for (number, size) in [64 << 10, 1 << 20, 100].into_iter().enumerate() {
-        let mut peers = zmtp::crowd(attacked.address(), 40);
-        attacked.flood_until_stuck(&mut peers, &zmtp::frame(&vec![1; size], false));
+        let mut peers = raw::crowd(attacked.address(), 40);
+        attacked.flood_until_stuck(&mut peers, &raw::frame(&vec![1; size], false));
         let lost = attacked.metric("zmq_echo_undeliverable_total{reason=\"peer_gone\"}");
         for peer in peers {
             SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();

@@ -6,17 +6,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Attacked;
-use crate::support::{DEADLINE, wait_until, zmtp};
+use crate::support::{DEADLINE, raw, wait_until};
 
 #[test]
 fn five_hundred_silent_connections_end_at_the_handshake_timeout() {
     let mut attacked = Attacked::start(&["--handshake-timeout", "2s"]);
     let before = attacked.memory("VmRSS");
-    let mut silent: Vec<TcpStream> = (0..500).map(|_| zmtp::stream(attacked.address())).collect();
+    let mut silent: Vec<TcpStream> = (0..500).map(|_| raw::stream(attacked.address())).collect();
     attacked.serves_its_neighbour();
     for peer in &mut silent {
         // The start of our greeting, and no more.
-        assert_eq!(zmtp::read_until_closed(peer), zmtp::GREETING_START as u64);
+        assert_eq!(raw::read_until_closed(peer), raw::GREETING_START as u64);
     }
     let grown = attacked.memory("VmHWM").saturating_sub(before);
     assert!(grown < 500 * (8 << 10), "{grown} bytes for 500 silent connections");
@@ -28,11 +28,11 @@ fn five_hundred_silent_connections_end_at_the_handshake_timeout() {
 #[test]
 fn a_trickled_handshake_ends_in_time_wherever_it_is() {
     let mut attacked = Attacked::start(&["--handshake-timeout", "1s"]);
-    let hello = zmtp::hello(1, "DEALER", &[b'i'; 255]);
+    let hello = raw::hello(1, "DEALER", &[b'i'; 255]);
     // Some trickle their greeting, some their READY.
     let mut peers: Vec<(TcpStream, usize)> = (0..50)
         .map(|number| {
-            let mut peer = zmtp::stream(attacked.address());
+            let mut peer = raw::stream(attacked.address());
             let at = if number % 2 == 0 { 0 } else { 64 };
             peer.write_all(&hello[..at]).unwrap();
             (peer, at)
@@ -50,7 +50,7 @@ fn a_trickled_handshake_ends_in_time_wherever_it_is() {
         thread::sleep(Duration::from_millis(20));
     }
     for (mut peer, _) in peers {
-        zmtp::read_until_closed(&mut peer);
+        raw::read_until_closed(&mut peer);
     }
     attacked.is_unharmed();
 }
@@ -59,28 +59,28 @@ fn a_trickled_handshake_ends_in_time_wherever_it_is() {
 fn a_huge_ready_is_refused_at_its_header_and_not_waited_for() {
     let mut attacked = Attacked::start(&["--handshake-timeout", "1h"]);
     for (number, size) in [4097, 1 << 20, 1 << 31].into_iter().enumerate() {
-        let mut peer = zmtp::stream(attacked.address());
-        peer.write_all(&[zmtp::greeting(0), zmtp::announced(4, size)].concat()).unwrap();
-        zmtp::read_until_closed(&mut peer);
+        let mut peer = raw::stream(attacked.address());
+        peer.write_all(&[raw::greeting(0), raw::announced(4, size)].concat()).unwrap();
+        raw::read_until_closed(&mut peer);
         attacked.wait_for_failures("metadata", number + 1);
     }
     // Up to the limit it is held, and no longer than the handshake lasts.
-    let mut whole = zmtp::stream(attacked.address());
-    let mut body = zmtp::ready_body("DEALER", b"");
+    let mut whole = raw::stream(attacked.address());
+    let mut body = raw::ready_body("DEALER", b"");
     let filler = 4096 - body.len() - 2 - 4;
     body.extend([&[1, b'X'][..], &(filler as u32).to_be_bytes(), &vec![0; filler]].concat());
-    whole.write_all(&zmtp::greeting(0)).unwrap();
-    whole.write_all(&[zmtp::announced(4, 4096), body].concat()).unwrap();
-    zmtp::read(&mut whole, zmtp::SERVER_HELLO);
-    zmtp::echoes(&mut whole, &zmtp::frame(b"in", false));
+    whole.write_all(&raw::greeting(0)).unwrap();
+    whole.write_all(&[raw::announced(4, 4096), body].concat()).unwrap();
+    raw::read(&mut whole, raw::SERVER_HELLO);
+    raw::echoes(&mut whole, &raw::frame(b"in", false));
     attacked.is_unharmed();
 }
 
 #[test]
 fn unread_replies_close_nobody_whose_host_is_there_and_stay_bounded() {
     let mut attacked = Attacked::start(&["--stall-timeout", "1s"]);
-    let mut peers = zmtp::crowd(attacked.address(), 4);
-    let requests = [1 << 20, 64 << 10, 1000, 4].map(|size| zmtp::frame(&vec![1; size], false));
+    let mut peers = raw::crowd(attacked.address(), 4);
+    let requests = [1 << 20, 64 << 10, 1000, 4].map(|size| raw::frame(&vec![1; size], false));
     let taken: Vec<usize> = peers
         .iter_mut()
         .zip(&requests)
@@ -89,15 +89,15 @@ fn unread_replies_close_nobody_whose_host_is_there_and_stay_bounded() {
             attacked.flood_until_full(peer, &many)
         })
         .collect();
-    let mut pinging = zmtp::dealer(attacked.address(), 1, b"");
-    let ping = zmtp::command(b"\x04PING\0\0sixteen bytes xx");
+    let mut pinging = raw::dealer(attacked.address(), 1, b"");
+    let ping = raw::command(b"\x04PING\0\0sixteen bytes xx");
     let pings = attacked.flood_until_full(&mut pinging, &ping.repeat(1000));
     assert!(pings < 16 << 20, "{pings}");
     // Several windows pass, one after the other.
     for stalled in 1..=3 {
-        let mut half = zmtp::dealer(attacked.address(), 0, b"");
-        half.write_all(&zmtp::frame(b"half", false)[..3]).unwrap();
-        zmtp::read_until_closed(&mut half);
+        let mut half = raw::dealer(attacked.address(), 0, b"");
+        half.write_all(&raw::frame(b"half", false)[..3]).unwrap();
+        raw::read_until_closed(&mut half);
         attacked.wait_for_disconnections("stalled", stalled);
     }
     attacked.rests();
@@ -106,14 +106,14 @@ fn unread_replies_close_nobody_whose_host_is_there_and_stay_bounded() {
         let (mut writer, rest) =
             (peer.try_clone().unwrap(), request[taken % request.len()..].to_vec());
         let writing = thread::spawn(move || writer.write_all(&rest).unwrap());
-        let replies = zmtp::read(peer, (taken / request.len() + 1) * request.len());
+        let replies = raw::read(peer, (taken / request.len() + 1) * request.len());
         assert!(replies.chunks(request.len()).all(|reply| reply == request));
         writing.join().unwrap();
     }
-    let pong = zmtp::command(b"\x04PONGsixteen bytes xx");
+    let pong = raw::command(b"\x04PONGsixteen bytes xx");
     let (mut writer, rest) = (pinging.try_clone().unwrap(), ping[pings % ping.len()..].to_vec());
     let writing = thread::spawn(move || writer.write_all(&rest).unwrap());
-    let pongs = zmtp::read(&mut pinging, pings / ping.len() * pong.len());
+    let pongs = raw::read(&mut pinging, pings / ping.len() * pong.len());
     assert!(pongs.chunks(pong.len()).all(|one| one == pong));
     writing.join().unwrap();
     attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held < 1000.0);
@@ -124,16 +124,16 @@ fn unread_replies_close_nobody_whose_host_is_there_and_stay_bounded() {
 #[test]
 fn a_ping_gets_its_context_back_and_silence_beyond_its_ttl_closes_the_peer() {
     let mut attacked = Attacked::start(&[]);
-    let mut peer = zmtp::dealer(attacked.address(), 1, b"");
+    let mut peer = raw::dealer(attacked.address(), 1, b"");
     for context in [b"".as_slice(), b"c", b"sixteen bytes xx"] {
-        peer.write_all(&zmtp::command(&[b"\x04PING\0\0", context].concat())).unwrap();
-        let pong = zmtp::command(&[b"\x04PONG", context].concat());
-        assert_eq!(zmtp::read(&mut peer, pong.len()), pong);
+        peer.write_all(&raw::command(&[b"\x04PING\0\0", context].concat())).unwrap();
+        let pong = raw::command(&[b"\x04PONG", context].concat());
+        assert_eq!(raw::read(&mut peer, pong.len()), pong);
     }
     // Three tenths of a second.
     let asked = Instant::now();
-    peer.write_all(&zmtp::command(b"\x04PING\0\x03")).unwrap();
-    zmtp::read_until_closed(&mut peer);
+    peer.write_all(&raw::command(b"\x04PING\0\x03")).unwrap();
+    raw::read_until_closed(&mut peer);
     assert!(asked.elapsed() >= Duration::from_millis(300));
     attacked.wait_for_disconnections("vanished", 1);
     attacked.is_unharmed();
@@ -142,26 +142,26 @@ fn a_ping_gets_its_context_back_and_silence_beyond_its_ttl_closes_the_peer() {
 #[test]
 fn quiet_peers_that_have_shown_ping_are_pinged_and_closed_when_they_have_vanished() {
     let mut attacked = Attacked::start(&["--heartbeat-interval", "1s"]);
-    let ping = zmtp::command(b"\x04PING\0\0");
-    let pong = zmtp::command(b"\x04PONG");
-    let mut old = zmtp::dealer(attacked.address(), 0, b"");
-    let mut unaware = zmtp::dealer(attacked.address(), 1, b"");
+    let ping = raw::command(b"\x04PING\0\0");
+    let pong = raw::command(b"\x04PONG");
+    let mut old = raw::dealer(attacked.address(), 0, b"");
+    let mut unaware = raw::dealer(attacked.address(), 1, b"");
     let [mut vanished, mut quiet] = [(); 2].map(|()| {
-        let mut peer = zmtp::dealer(attacked.address(), 1, b"");
+        let mut peer = raw::dealer(attacked.address(), 1, b"");
         peer.write_all(&ping).unwrap();
-        assert_eq!(zmtp::read(&mut peer, pong.len()), pong);
+        assert_eq!(raw::read(&mut peer, pong.len()), pong);
         peer
     });
     let mut pinged = 0;
     while attacked.disconnections("vanished") == 0.0 || pinged < 3 {
-        assert_eq!(zmtp::read(&mut quiet, ping.len()), ping);
+        assert_eq!(raw::read(&mut quiet, ping.len()), ping);
         quiet.write_all(&pong).unwrap();
         pinged += 1;
     }
-    assert_eq!(zmtp::read_until_closed(&mut vanished), ping.len() as u64);
+    assert_eq!(raw::read_until_closed(&mut vanished), ping.len() as u64);
     // One knows no PING, the other has not shown that it does: no byte but the reply's came.
-    zmtp::echoes(&mut old, &zmtp::frame(b"still here", false));
-    zmtp::echoes(&mut unaware, &zmtp::frame(b"still here", false));
+    raw::echoes(&mut old, &raw::frame(b"still here", false));
+    raw::echoes(&mut unaware, &raw::frame(b"still here", false));
     drop(quiet);
     wait_until("it has left", || attacked.metric("zmq_echo_peers") == 3.0);
     attacked.is_unharmed();

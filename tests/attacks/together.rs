@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use super::Attacked;
-use crate::support::zmtp;
+use crate::support::raw;
 
 const SPAN: Duration = Duration::from_secs(5);
 
@@ -30,25 +30,25 @@ fn all_at_once_it_keeps_its_memory_its_neighbour_and_its_probe() {
     let mut attacked = Attacked::start(&[]);
     let address = attacked.address();
     // Those who stay: silent, half way through a message, and not reading.
-    let silent: Vec<TcpStream> = (0..200).map(|_| zmtp::stream(address)).collect();
-    let mut halves = zmtp::crowd(address, 100);
-    let half = [zmtp::announced(0, 400 << 10), vec![5; 200 << 10]].concat();
+    let silent: Vec<TcpStream> = (0..200).map(|_| raw::stream(address)).collect();
+    let mut halves = raw::crowd(address, 100);
+    let half = [raw::announced(0, 400 << 10), vec![5; 200 << 10]].concat();
     for peer in &mut halves {
         let _ = peer.write_all(&half);
     }
-    let mut slow = zmtp::crowd(address, 200);
+    let mut slow = raw::crowd(address, 200);
     slow.iter().for_each(|peer| peer.set_nonblocking(true).unwrap());
 
     // Those who come and go.
-    let hello = |bytes: &[u8]| [&zmtp::hello(1, "DEALER", b"same"), bytes].concat();
+    let hello = |bytes: &[u8]| [&raw::hello(1, "DEALER", b"same"), bytes].concat();
     let visits: Vec<(Vec<u8>, bool)> = vec![
-        (hello(&zmtp::frame(b"", true).repeat(5000)), true),
-        (hello(&zmtp::announced(0, u64::MAX)), false),
-        (hello(&zmtp::announced(0, 8 << 20)), true),
-        ([zmtp::greeting(0), zmtp::announced(0, 1 << 47)].concat(), false),
-        ([zmtp::greeting(0), zmtp::announced(4, 1 << 47)].concat(), true),
-        (hello(&zmtp::frame(&[1; 100 << 10], false).repeat(20)), true),
-        (hello(&zmtp::command(b"\x04PING\0\x01sixteen bytes xx").repeat(1000)), true),
+        (hello(&raw::frame(b"", true).repeat(5000)), true),
+        (hello(&raw::announced(0, u64::MAX)), false),
+        (hello(&raw::announced(0, 8 << 20)), true),
+        ([raw::greeting(0), raw::announced(0, 1 << 47)].concat(), false),
+        ([raw::greeting(0), raw::announced(4, 1 << 47)].concat(), true),
+        (hello(&raw::frame(&[1; 100 << 10], false).repeat(20)), true),
+        (hello(&raw::command(b"\x04PING\0\x01sixteen bytes xx").repeat(1000)), true),
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), true),
         (hello(b"\xff"), true),
         (Vec::new(), true),
@@ -67,7 +67,7 @@ fn all_at_once_it_keeps_its_memory_its_neighbour_and_its_probe() {
     });
     let flooding = thread::spawn({
         let over = Arc::clone(&over);
-        let request = zmtp::frame(&[3; 64 << 10], false);
+        let request = raw::frame(&[3; 64 << 10], false);
         move || {
             let mut at = vec![0; slow.len()];
             while !over.load(Ordering::Relaxed) {

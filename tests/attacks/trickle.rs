@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Attacked;
-use crate::support::{DEADLINE, wait_until, zmtp};
+use crate::support::{DEADLINE, raw, wait_until};
 
 /// Between two bytes of a trickle.
 const DROP: Duration = Duration::from_millis(40);
@@ -31,8 +31,8 @@ fn trickle(peers: &mut [TcpStream], size: usize, sent: usize, stop: &AtomicBool)
 /// Connects `count` peers, of which each has sent `sent` bytes of a message of `size`
 /// bytes, as fast as they are taken.
 fn hold(address: SocketAddr, count: usize, size: usize, sent: usize) -> Vec<TcpStream> {
-    let begun = [zmtp::announced(0, size as u64), vec![0; sent]].concat();
-    let mut peers = zmtp::crowd(address, count);
+    let begun = [raw::announced(0, size as u64), vec![0; sent]].concat();
+    let mut peers = raw::crowd(address, count);
     for peer in &mut peers {
         // It may be closed meanwhile.
         let _ = peer.write_all(&begun);
@@ -47,8 +47,8 @@ const PIECE: usize = 64 << 10;
 /// Uploads a message of `size` bytes at `rate` bytes a second, which may change; whether
 /// it came back.
 fn upload(address: SocketAddr, size: usize, rate: &AtomicUsize) -> bool {
-    let message = zmtp::frame(&vec![7; size], false);
-    let mut peer = zmtp::connect(address, b"");
+    let message = raw::frame(&vec![7; size], false);
+    let mut peer = raw::connect(address, b"");
     let mut next = Instant::now();
     for piece in message.chunks(PIECE) {
         if peer.write_all(piece).is_err() {
@@ -177,8 +177,8 @@ fn a_trickle_is_closed_as_stalled_while_a_slow_upload_goes_on() {
 #[test]
 fn a_trickle_just_below_the_least_rate_is_closed_wherever_its_pieces_fall() {
     let mut attacked = Attacked::start(&["--stall-timeout", "1s", "--stall-bytes", "64KiB"]);
-    let mut peer = zmtp::dealer(attacked.address(), 0, b"");
-    peer.write_all(&zmtp::announced(0, 8 << 20)).unwrap();
+    let mut peer = raw::dealer(attacked.address(), 0, b"");
+    peer.write_all(&raw::announced(0, 8 << 20)).unwrap();
     // Bursts of 40 KiB, each more than a window after the last one: on the average less
     // than the least rate, whatever a busy machine makes of the pauses.
     let started = Instant::now();
@@ -193,14 +193,14 @@ fn a_trickle_just_below_the_least_rate_is_closed_wherever_its_pieces_fall() {
 #[test]
 fn a_message_that_is_whole_within_its_first_window_may_come_as_slowly_as_it_likes() {
     let mut attacked = Attacked::start(&["--stall-timeout", "30s", "--stall-bytes", "1MiB"]);
-    let mut peer = zmtp::dealer(attacked.address(), 0, b"");
-    let message = zmtp::frame(b"twenty bytes, slowly", false);
+    let mut peer = raw::dealer(attacked.address(), 0, b"");
+    let message = raw::frame(b"twenty bytes, slowly", false);
     for _ in 0..3 {
         for byte in &message {
             peer.write_all(&[*byte]).expect("it is not closed");
             thread::sleep(Duration::from_millis(50));
         }
-        assert!(zmtp::read(&mut peer, message.len()) == message);
+        assert!(raw::read(&mut peer, message.len()) == message);
     }
     assert_eq!(attacked.disconnections("stalled"), 0.0);
     attacked.is_unharmed();
@@ -210,15 +210,15 @@ fn a_message_that_is_whole_within_its_first_window_may_come_as_slowly_as_it_like
 fn one_small_message_after_the_other_is_not_one_slow_message() {
     // Each is whole in its window, and together they never bring the bytes of one.
     let mut attacked = Attacked::start(&["--stall-timeout", "2s", "--stall-bytes", "1MiB"]);
-    let mut peer = zmtp::dealer(attacked.address(), 0, b"");
-    let message = zmtp::frame(b"small", false);
+    let mut peer = raw::dealer(attacked.address(), 0, b"");
+    let message = raw::frame(b"small", false);
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(7) {
         // The next message has begun when the reply to the last one is awaited.
         peer.write_all(&[&message[..], &message[..1]].concat()).expect("it is not closed");
-        assert!(zmtp::read(&mut peer, message.len()) == message);
+        assert!(raw::read(&mut peer, message.len()) == message);
         peer.write_all(&message[1..]).expect("it is not closed");
-        assert!(zmtp::read(&mut peer, message.len()) == message);
+        assert!(raw::read(&mut peer, message.len()) == message);
         thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(attacked.disconnections("stalled"), 0.0);
@@ -229,8 +229,8 @@ fn one_small_message_after_the_other_is_not_one_slow_message() {
 fn a_reader_that_takes_its_time_is_not_closed_by_the_clock() {
     let mut attacked = Attacked::start(&["--stall-timeout", "1s", "--heartbeat-interval", "1s"]);
     let mut peers =
-        [zmtp::dealer(attacked.address(), 0, b""), zmtp::dealer(attacked.address(), 1, b"")];
-    let request = zmtp::frame(&[3; 64 << 10], false);
+        [raw::dealer(attacked.address(), 0, b""), raw::dealer(attacked.address(), 1, b"")];
+    let request = raw::frame(&[3; 64 << 10], false);
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     // The messages that were being written are finished as soon as there is room for them,
     // else they would be stalled ones.
@@ -249,7 +249,7 @@ fn a_reader_that_takes_its_time_is_not_closed_by_the_clock() {
     for (peer, taken) in peers.iter_mut().zip(&taken) {
         assert!(!taken.closed);
         for _ in 0..taken.bytes / request.len() + 1 {
-            let mut frames = std::iter::repeat_with(|| zmtp::read_frame(peer));
+            let mut frames = std::iter::repeat_with(|| raw::read_frame(peer));
             // PINGs come between replies.
             let reply = frames.find(|(flags, _)| flags & 0x04 == 0);
             assert!(reply.is_some_and(|(_, body)| body == request[9..]), "another message");
@@ -263,7 +263,7 @@ fn a_reader_that_takes_its_time_is_not_closed_by_the_clock() {
             peer.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
             match peer.read(&mut [0; 64]) {
                 Ok(0) => panic!("closed after its last reply"),
-                Ok(_) => peer.write_all(&zmtp::command(b"\x04PONG")).unwrap(),
+                Ok(_) => peer.write_all(&raw::command(b"\x04PONG")).unwrap(),
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
         }

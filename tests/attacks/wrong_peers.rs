@@ -4,16 +4,16 @@ use std::io::Write;
 
 use super::Attacked;
 use super::accepting::stranger;
-use crate::support::zmtp;
+use crate::support::raw;
 
 /// Sends `bytes` to a new connection, which is to end for `reason`.
 #[track_caller]
 fn refused(attacked: &Attacked, bytes: &[u8], reason: &str) {
     let before = attacked.failures(reason);
-    let mut peer = zmtp::stream(attacked.address());
+    let mut peer = raw::stream(attacked.address());
     // It may be closed before all is written.
     let _ = peer.write_all(bytes);
-    zmtp::read_until_closed(&mut peer);
+    raw::read_until_closed(&mut peer);
     attacked.wait_for_failures(reason, before as usize + 1);
 }
 
@@ -37,26 +37,26 @@ fn whoever_is_wrong_before_ready_is_refused_for_its_own_reason() {
     refused(&attacked, b"\xff\0\0\0\0\0\0\0\x01\x7f\x01\x05\0\0", "version");
     refused(&attacked, b"\xff\0\0\0\0\0\0\0\x01\x7f\x02\x00", "version");
     for name in [b"CURVE".as_slice(), b"PLAIN", b"GSSAPI", b"NULLX", b""] {
-        refused(&attacked, &zmtp::mechanism(name), "mechanism");
+        refused(&attacked, &raw::mechanism(name), "mechanism");
     }
     for socket_type in ["PUB", "SUB", "PUSH", "PULL", "REP", "PAIR", "XPUB", "XSUB", "", "dealer"] {
-        refused(&attacked, &zmtp::hello(1, socket_type, b""), "socket_type");
+        refused(&attacked, &raw::hello(1, socket_type, b""), "socket_type");
     }
-    refused(&attacked, &zmtp::hello(1, "DEALER", &[1; 256]), "identity");
-    refused(&attacked, &zmtp::hello(1, "DEALER", &[1; 3000]), "identity");
-    let greeted = |bytes: &[u8]| [&zmtp::greeting(0), bytes].concat();
-    refused(&attacked, &greeted(&zmtp::frame(b"data", false)), "data_before_ready");
-    refused(&attacked, &greeted(&zmtp::command(b"\x05READY\x0bSocket-Type\0\0\xff")), "metadata");
+    refused(&attacked, &raw::hello(1, "DEALER", &[1; 256]), "identity");
+    refused(&attacked, &raw::hello(1, "DEALER", &[1; 3000]), "identity");
+    let greeted = |bytes: &[u8]| [&raw::greeting(0), bytes].concat();
+    refused(&attacked, &greeted(&raw::frame(b"data", false)), "data_before_ready");
+    refused(&attacked, &greeted(&raw::command(b"\x05READY\x0bSocket-Type\0\0\xff")), "metadata");
     for property in ["", "\0", "a b", "é", "Socket-Type", "IDENTITY"] {
-        let mut body = zmtp::ready_body("DEALER", b"me");
+        let mut body = raw::ready_body("DEALER", b"me");
         body.push(property.len() as u8);
         body.extend([property.as_bytes(), b"\0\0\0\0"].concat());
-        refused(&attacked, &greeted(&zmtp::command(&body)), "metadata");
+        refused(&attacked, &greeted(&raw::command(&body)), "metadata");
     }
-    refused(&attacked, &greeted(&zmtp::command(b"\x05HELLO")), "command");
-    refused(&attacked, &greeted(&zmtp::command(b"\x04PING\0\0")), "command");
-    refused(&attacked, &greeted(&zmtp::command(b"")), "command");
-    refused(&attacked, &greeted(&zmtp::command(b"\x05ERROR\x04nope")), "peer_error");
+    refused(&attacked, &greeted(&raw::command(b"\x05HELLO")), "command");
+    refused(&attacked, &greeted(&raw::command(b"\x04PING\0\0")), "command");
+    refused(&attacked, &greeted(&raw::command(b"")), "command");
+    refused(&attacked, &greeted(&raw::command(b"\x05ERROR\x04nope")), "peer_error");
     for flags in [0x08, 0x10, 0x20, 0x40, 0x80, 0x05] {
         refused(&attacked, &greeted(&[flags]), "reserved_flags");
     }
@@ -71,23 +71,23 @@ fn whoever_is_wrong_after_ready_is_closed_for_its_own_reason() {
         (vec![0x08], "reserved_flags"),
         (vec![0x80], "reserved_flags"),
         (vec![0x05], "reserved_flags"),
-        (zmtp::command(b"\x09SUBSCRIBE"), "command"),
-        (zmtp::command(b"\x05READY"), "command"),
-        (zmtp::command(b"\x04PING\0"), "command"),
-        (zmtp::command(b"\x04PING\0\0seventeen bytes x"), "command"),
-        (zmtp::command(b"\xffPING"), "command"),
-        (zmtp::announced(4, 256), "command"),
-        (zmtp::command(b"\x05ERROR\x04nope"), "peer_error"),
-        (zmtp::announced(0, (8 << 20) + 1), "message_limit"),
-        ([zmtp::frame(b"a", true), zmtp::announced(1, 8 << 20)].concat(), "message_limit"),
-        (zmtp::frame(b"", true).repeat(1025), "frame_limit"),
+        (raw::command(b"\x09SUBSCRIBE"), "command"),
+        (raw::command(b"\x05READY"), "command"),
+        (raw::command(b"\x04PING\0"), "command"),
+        (raw::command(b"\x04PING\0\0seventeen bytes x"), "command"),
+        (raw::command(b"\xffPING"), "command"),
+        (raw::announced(4, 256), "command"),
+        (raw::command(b"\x05ERROR\x04nope"), "peer_error"),
+        (raw::announced(0, (8 << 20) + 1), "message_limit"),
+        ([raw::frame(b"a", true), raw::announced(1, 8 << 20)].concat(), "message_limit"),
+        (raw::frame(b"", true).repeat(1025), "frame_limit"),
     ] {
         let before = attacked.disconnections(reason);
-        let mut peer = zmtp::dealer(attacked.address(), 1, b"");
+        let mut peer = raw::dealer(attacked.address(), 1, b"");
         // What was right before gets its reply.
-        zmtp::echoes(&mut peer, &zmtp::frame(b"right", false));
+        raw::echoes(&mut peer, &raw::frame(b"right", false));
         let _ = peer.write_all(&bytes);
-        zmtp::read_until_closed(&mut peer);
+        raw::read_until_closed(&mut peer);
         attacked.wait_for_disconnections(reason, before as usize + 1);
     }
     assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
@@ -101,16 +101,16 @@ fn the_probes_identity_is_trusted_only_from_this_host() {
         |source| attacked.metric(&format!("zmq_echo_requests_total{{source=\"{source}\"}}"));
     let before = source("client");
     let mut elsewhere = stranger(attacked.address());
-    zmtp::shake_hands(&mut elsewhere, &zmtp::hello(0, "DEALER", b"zmq-echo-probe/x"));
+    raw::shake_hands(&mut elsewhere, &raw::hello(0, "DEALER", b"zmq-echo-probe/x"));
     for _ in 0..10 {
-        zmtp::echoes(&mut elsewhere, &zmtp::frame(b"load", false));
+        raw::echoes(&mut elsewhere, &raw::frame(b"load", false));
     }
     let client = "zmq_echo_requests_total{source=\"client\"}";
     attacked.wait_for_metric(client, |count| count == before + 10.0);
     assert_eq!(source("probe"), 0.0);
     // Its identity is not taken, for it has got another one.
-    let mut here = zmtp::dealer(attacked.address(), 0, b"zmq-echo-probe/x");
-    zmtp::echoes(&mut here, &zmtp::frame(b"check", false));
+    let mut here = raw::dealer(attacked.address(), 0, b"zmq-echo-probe/x");
+    raw::echoes(&mut here, &raw::frame(b"check", false));
     attacked.wait_for_metric("zmq_echo_requests_total{source=\"probe\"}", |count| count == 1.0);
     assert_eq!(source("client"), before + 10.0);
     let observed = attacked.metric("zmq_echo_request_duration_seconds");

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use zmq_echo::client::discovery::EndpointState::Ready;
-use zmq_echo::client::{ClientConfig, Reply, RequestError, State, WhenFull};
+use zmq_echo_client::discovery::EndpointState::Ready;
+use zmq_echo_client::{ClientConfig, Reply, RequestError, State, WhenFull};
 
 use super::peers::Peer;
 use super::{Counted, Teller, fixed, hasty, patient, until};

@@ -2,8 +2,8 @@
 
 use tokio::sync::mpsc;
 use zeromq::ZmqMessage;
-use zmq_echo::client::discovery::EndpointState::{Draining, Ready};
-use zmq_echo::client::{ClientConfig, State};
+use zmq_echo_client::discovery::EndpointState::{Draining, Ready};
+use zmq_echo_client::{ClientConfig, State};
 
 use super::peers::{Peer, payload};
 use super::{Counted, Teller, hasty, patient, started, until};

@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 use zeromq::ZmqMessage;
-use zmq_echo::client::{ClientConfig, RequestError};
+use zmq_echo_client::{ClientConfig, RequestError};
 
 use super::peers::{Peer, is_check, payload};
 use super::{Counted, fixed, hasty, patient};

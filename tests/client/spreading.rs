@@ -1,7 +1,7 @@
 //! Every endpoint its share, also one that has just come.
 
-use zmq_echo::client::discovery::EndpointState::Ready;
-use zmq_echo::client::{ClientConfig, State};
+use zmq_echo_client::discovery::EndpointState::Ready;
+use zmq_echo_client::{ClientConfig, State};
 
 use super::peers::Peer;
 use super::{Counted, Got, Teller, fixed, patient, until};

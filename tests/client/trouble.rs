@@ -6,13 +6,13 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use zmq_echo::client::discovery::EndpointState::{Draining, Ready};
-use zmq_echo::client::{Backoff, ClientConfig, RequestError, State};
+use zmq_echo_client::discovery::EndpointState::{Draining, Ready};
+use zmq_echo_client::{Backoff, ClientConfig, RequestError, State};
 
 use super::peers::{Peer, by_hand, deaf, is_check, payload};
 use super::{Counted, Got, Teller, fixed, hasty, patient, until};
 use crate::log_schema::captured::Log;
-use crate::support::{Server, zmtp};
+use crate::support::{Server, raw};
 
 fn assert_all_answered(got: &[Got]) {
     for got in got {
@@ -133,11 +133,11 @@ async fn what_came_while_this_process_stood_still_is_no_timeout() {
     let endpoint = by_hand(move |mut stream| {
         let (got, go) = (got.clone(), Arc::clone(&answer));
         std::thread::spawn(move || {
-            zmtp::welcome(&mut stream).ok()?;
-            let [id, payload] = [(); 2].map(|()| zmtp::read_frame(&mut stream).1);
+            raw::welcome(&mut stream).ok()?;
+            let [id, payload] = [(); 2].map(|()| raw::read_frame(&mut stream).1);
             got.send("request").ok()?;
             go.wait();
-            stream.write_all(&zmtp::message(&[&id, &payload])).ok()?;
+            stream.write_all(&raw::message(&[&id, &payload])).ok()?;
             got.send("answered").ok()?;
             // Stays open until the client leaves.
             stream.read_exact(&mut [0]).ok()
@@ -212,7 +212,7 @@ async fn one_that_comes_back_is_connected_to_again() {
 #[tokio::test]
 async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
     // Greets, so that this is no failed handshake, and hangs up.
-    let endpoint = by_hand(|mut stream| drop(zmtp::welcome(&mut stream)));
+    let endpoint = by_hand(|mut stream| drop(raw::welcome(&mut stream)));
     let server = Server::start(&[]);
     // Longer than any test lives, and drawn from its whole length.
     let hours = Duration::from_secs(10_000 * 3600);
@@ -234,7 +234,7 @@ async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
 async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_endpoint() {
     let endpoint = by_hand(|mut stream| {
         // Hangs up on the first frame of a request.
-        if zmtp::welcome(&mut stream).is_ok() {
+        if raw::welcome(&mut stream).is_ok() {
             let _ = stream.read_exact(&mut [0; 10]);
         }
     });
@@ -255,9 +255,9 @@ async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_end
 #[tokio::test]
 async fn one_that_sends_what_is_no_zmtp_costs_its_own_connection_and_no_answer() {
     let endpoint = by_hand(|mut stream| {
-        if zmtp::welcome(&mut stream).is_ok() {
+        if raw::welcome(&mut stream).is_ok() {
             // A command that ZMTP does not know, and the rest of it missing.
-            let _ = stream.write_all(&zmtp::command(b"\x03WHAT"));
+            let _ = stream.write_all(&raw::command(b"\x03WHAT"));
         }
     });
     let server = Server::start(&[]);

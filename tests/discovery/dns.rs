@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use hickory_proto::rr::RecordType;
-use zmq_echo::client::discovery::EndpointState::Ready;
-use zmq_echo::client::discovery::dns::{Dns, DnsName};
-use zmq_echo::client::discovery::{MAX_ENDPOINTS, Source};
+use zmq_echo_client::discovery::EndpointState::Ready;
+use zmq_echo_client::discovery::dns::{Dns, DnsName};
+use zmq_echo_client::discovery::{MAX_ENDPOINTS, Source};
 
 use super::{Followed, until};
 use crate::log_schema::captured::Log;

@@ -1,7 +1,7 @@
 //! A list that does not change.
 
-use zmq_echo::client::discovery::EndpointState::Ready;
-use zmq_echo::client::discovery::{Endpoints, MAX_ENDPOINTS, Source};
+use zmq_echo_client::discovery::EndpointState::Ready;
+use zmq_echo_client::discovery::{Endpoints, MAX_ENDPOINTS, Source};
 
 use super::set;
 use crate::support::DEADLINE;

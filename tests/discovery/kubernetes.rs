@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use kube::Config;
 use serde_json::json;
-use zmq_echo::client::discovery::EndpointState::{Draining, Ready};
-use zmq_echo::client::discovery::kubernetes::{Kubernetes, Patience, ServicePort, client_of};
+use zmq_echo_client::discovery::EndpointState::{Draining, Ready};
+use zmq_echo_client::discovery::kubernetes::{Kubernetes, Patience, ServicePort, client_of};
 
 use super::{Followed, until};
 use crate::log_schema::captured::Log;

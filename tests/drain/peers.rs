@@ -13,7 +13,7 @@ use fastrand::Rng;
 use socket2::SockRef;
 
 use crate::support::relay::{self, Path};
-use crate::support::{DEADLINE, zmtp};
+use crate::support::{DEADLINE, raw};
 
 /// The most bytes that a peer of a limited number of requests sends.
 const MOST: usize = 3 << 20;
@@ -239,9 +239,9 @@ impl Plan {
             Err(error) => panic!("the server does not accept: {error}"),
         };
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let hello = zmtp::hello(1, "DEALER", b"");
+        let hello = raw::hello(1, "DEALER", b"");
         stream.write_all(&hello).unwrap();
-        match stream.read_exact(&mut [0; zmtp::SERVER_HELLO]) {
+        match stream.read_exact(&mut [0; raw::SERVER_HELLO]) {
             Ok(()) => {}
             Err(error) if self.late.is_some() && has_ended(&error) => return None,
             Err(error) => panic!("no handshake: {error}"),
@@ -394,7 +394,7 @@ impl Peer {
             }
             Then::Pings => {
                 while !self.ended() {
-                    self.send(&zmtp::command(b"\x04PING\0\0"));
+                    self.send(&raw::command(b"\x04PING\0\0"));
                     self.wait(Duration::from_millis(50));
                 }
             }
@@ -406,7 +406,7 @@ impl Peer {
         let first = body.len().div_ceil(self.plan.frames);
         let mut frames: Vec<&[u8]> = body.chunks(first.max(1)).collect();
         frames.resize(self.plan.frames, b"");
-        zmtp::message(&frames)
+        raw::message(&frames)
     }
 
     /// Writes until the connection has ended; how many bytes the kernel has taken.

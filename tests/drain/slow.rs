@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value as Json;
 use socket2::SockRef;
 
-use crate::support::{Server, wait_until, zmtp};
+use crate::support::{Server, raw, wait_until};
 
 /// The quiet period of these tests. It is no limit on the peers: they are as slow as
 /// they are, and must be served all the same.
@@ -61,8 +61,8 @@ fn all_was_answered(server: &mut Server) -> Json {
 /// Pipelines so many requests of 48 KiB on a connection with small kernel buffers,
 /// which holds few of them, and returns once the server answers.
 fn pipeline(server: &Server, count: usize) -> (TcpStream, Vec<u8>) {
-    let peer = zmtp::dealer(server.address(), 0, b"pipeline");
-    let request = zmtp::frame(&[6; 48 << 10], false);
+    let peer = raw::dealer(server.address(), 0, b"pipeline");
+    let request = raw::frame(&[6; 48 << 10], false);
     let (mut writer, requests) = (peer.try_clone().unwrap(), request.clone());
     thread::spawn(move || (0..count).try_for_each(|_| writer.write_all(&requests)));
     server.wait_for_metric(ANSWERED, |answered| answered > 0.0);
@@ -79,7 +79,7 @@ fn a_client_that_reads_slowly_gets_all_replies_to_what_it_pipelined() {
         let reply = read_slowly(&mut peer, request.len(), 270 << 10);
         assert!(reply == request, "reply {number} is another one");
     }
-    assert_eq!(zmtp::read_until_closed(&mut peer), 0);
+    assert_eq!(raw::read_until_closed(&mut peer), 0);
     drop(peer);
     let drained = all_was_answered(&mut server);
     // The first ones were answered before the signal.
@@ -96,9 +96,9 @@ fn a_client_that_pauses_longer_than_the_quiet_period_and_then_reads_gets_all_rep
     // Time is what is tested: nothing moves for more than twice the quiet period.
     thread::sleep(Duration::from_millis(2600));
     for number in 0..REQUESTS {
-        assert!(zmtp::read(&mut peer, request.len()) == request, "reply {number} is another one");
+        assert!(raw::read(&mut peer, request.len()) == request, "reply {number} is another one");
     }
-    assert_eq!(zmtp::read_until_closed(&mut peer), 0);
+    assert_eq!(raw::read_until_closed(&mut peer), 0);
     drop(peer);
     all_was_answered(&mut server);
 }
@@ -106,8 +106,8 @@ fn a_client_that_pauses_longer_than_the_quiet_period_and_then_reads_gets_all_rep
 #[test]
 fn a_message_that_is_still_arriving_is_waited_for_and_answered() {
     let mut server = server();
-    let mut peer = zmtp::connect(server.address(), b"upload");
-    let message = zmtp::frame(&[8; 3 << 19], false);
+    let mut peer = raw::connect(server.address(), b"upload");
+    let message = raw::frame(&[8; 3 << 19], false);
     let started = Instant::now();
     for (number, piece) in message.chunks(4096).enumerate() {
         peer.write_all(piece).expect("it is read from");
@@ -117,8 +117,8 @@ fn a_message_that_is_still_arriving_is_waited_for_and_answered() {
         }
         wait_for(started + Duration::from_secs_f64((number * 4096) as f64 / 400_000.0));
     }
-    assert!(zmtp::read(&mut peer, message.len()) == message);
-    assert_eq!(zmtp::read_until_closed(&mut peer), 0);
+    assert!(raw::read(&mut peer, message.len()) == message);
+    assert_eq!(raw::read_until_closed(&mut peer), 0);
     drop(peer);
     let drained = all_was_answered(&mut server);
     assert_eq!(drained["answered"], 1, "{drained}");
@@ -127,8 +127,8 @@ fn a_message_that_is_still_arriving_is_waited_for_and_answered() {
 #[test]
 fn a_message_that_pauses_halfway_for_longer_than_the_quiet_period_is_waited_for() {
     let mut server = server();
-    let mut peer = zmtp::connect(server.address(), b"");
-    let message = zmtp::frame(&[8; 1000], false);
+    let mut peer = raw::connect(server.address(), b"");
+    let message = raw::frame(&[8; 1000], false);
     peer.write_all(&message[..500]).unwrap();
     server.wait_for_metric("zmq_echo_buffered_bytes", |held| held > 0.0);
     server.signal(Signal::TERM);
@@ -136,7 +136,7 @@ fn a_message_that_pauses_halfway_for_longer_than_the_quiet_period_is_waited_for(
     // Time is what is tested.
     thread::sleep(Duration::from_millis(2600));
     peer.write_all(&message[500..]).unwrap();
-    assert!(zmtp::read(&mut peer, message.len()) == message);
+    assert!(raw::read(&mut peer, message.len()) == message);
     drop(peer);
     all_was_answered(&mut server);
 }
@@ -144,20 +144,20 @@ fn a_message_that_pauses_halfway_for_longer_than_the_quiet_period_is_waited_for(
 #[test]
 fn requests_that_come_after_the_half_close_are_counted_as_discarded_and_exit_4() {
     let mut server = server();
-    let mut peer = zmtp::connect(server.address(), b"late");
-    let mut other = zmtp::connect(server.address(), b"also late");
-    zmtp::echoes(&mut peer, &zmtp::frame(b"in time", false));
+    let mut peer = raw::connect(server.address(), b"late");
+    let mut other = raw::connect(server.address(), b"also late");
+    raw::echoes(&mut peer, &raw::frame(b"in time", false));
     server.signal(Signal::TERM);
-    assert_eq!(zmtp::read_until_closed(&mut peer), 0, "the server's FIN");
+    assert_eq!(raw::read_until_closed(&mut peer), 0, "the server's FIN");
     // Longer than any pause for politeness: it reads until the peer closes.
     for number in 1..=3 {
         thread::sleep(Duration::from_millis(400));
-        peer.write_all(&zmtp::frame(b"too late", false)).expect("the server still reads");
+        peer.write_all(&raw::frame(b"too late", false)).expect("the server still reads");
         server.wait_for_metric("zmq_echo_discarded_requests_total", |n| n == f64::from(number));
     }
-    assert_eq!(zmtp::read_until_closed(&mut other), 0, "the server's FIN");
-    other.write_all(&zmtp::message(&[b"one", b"and another", b"frame"])).unwrap();
-    other.write_all(&zmtp::command(b"\x04PING\0\0")).unwrap();
+    assert_eq!(raw::read_until_closed(&mut other), 0, "the server's FIN");
+    other.write_all(&raw::message(&[b"one", b"and another", b"frame"])).unwrap();
+    other.write_all(&raw::command(b"\x04PING\0\0")).unwrap();
     server.wait_for_metric("zmq_echo_discarded_requests_total", |n| n == 4.0);
     assert_eq!(server.metric("zmq_echo_discarded_bytes_total"), 0.0);
     assert!(server.is_running());
@@ -174,11 +174,11 @@ fn requests_that_come_after_the_half_close_are_counted_as_discarded_and_exit_4()
 #[test]
 fn a_message_that_ends_halfway_after_the_half_close_is_reported_by_its_bytes() {
     let mut server = server();
-    let mut peer = zmtp::connect(server.address(), b"");
+    let mut peer = raw::connect(server.address(), b"");
     server.signal(Signal::TERM);
-    assert_eq!(zmtp::read_until_closed(&mut peer), 0, "the server's FIN");
-    let begun = &zmtp::frame(&[1; 100_000], false)[..60_000];
-    peer.write_all(&[&zmtp::frame(b"whole", false), begun].concat()).unwrap();
+    assert_eq!(raw::read_until_closed(&mut peer), 0, "the server's FIN");
+    let begun = &raw::frame(&[1; 100_000], false)[..60_000];
+    peer.write_all(&[&raw::frame(b"whole", false), begun].concat()).unwrap();
     server.wait_for_metric("zmq_echo_discarded_requests_total", |n| n == 1.0);
     peer.shutdown(Shutdown::Write).unwrap();
     assert_eq!(server.wait(), 4);
@@ -191,13 +191,13 @@ fn a_message_that_ends_halfway_after_the_half_close_is_reported_by_its_bytes() {
 #[test]
 fn pings_and_silence_after_the_half_close_discard_nothing() {
     let mut server = Server::start(&["--drain-quiet", QUIET, "--drain-timeout", "5s"]);
-    let mut pings = zmtp::dealer(server.address(), 1, b"pings");
-    let mut stays = zmtp::dealer(server.address(), 1, b"stays open");
+    let mut pings = raw::dealer(server.address(), 1, b"pings");
+    let mut stays = raw::dealer(server.address(), 1, b"stays open");
     server.signal(Signal::TERM);
-    assert_eq!(zmtp::read_until_closed(&mut stays), 0, "the server's FIN");
-    assert_eq!(zmtp::read_until_closed(&mut pings), 0, "the server's FIN");
+    assert_eq!(raw::read_until_closed(&mut stays), 0, "the server's FIN");
+    assert_eq!(raw::read_until_closed(&mut pings), 0, "the server's FIN");
     // The last one is not whole.
-    let ping = zmtp::command(b"\x04PING\0\0");
+    let ping = raw::command(b"\x04PING\0\0");
     pings.write_all(&[ping.repeat(10), ping[..3].to_vec()].concat()).unwrap();
     drop(pings);
     // The other one never closes: the time is up for it, and it has lost nothing.
@@ -212,9 +212,9 @@ fn pings_and_silence_after_the_half_close_discard_nothing() {
 #[test]
 fn replies_that_a_peer_leaves_behind_are_its_own_loss_and_exit_0() {
     let mut server = Server::start(&["--drain-quiet", "5s", "--drain-timeout", TIMEOUT]);
-    let mut stays = zmtp::connect(server.address(), b"stays");
-    let mut leaves = [zmtp::dealer(server.address(), 0, b"leaves")];
-    server.flood_until_stuck(&mut leaves, &zmtp::frame(&[4; 64 << 10], false));
+    let mut stays = raw::connect(server.address(), b"stays");
+    let mut leaves = [raw::dealer(server.address(), 0, b"leaves")];
+    server.flood_until_stuck(&mut leaves, &raw::frame(&[4; 64 << 10], false));
     let pending = server.metric("zmq_echo_pending_replies") as u64;
     assert!(pending > 0);
     server.signal(Signal::TERM);
@@ -225,7 +225,7 @@ fn replies_that_a_peer_leaves_behind_are_its_own_loss_and_exit_0() {
     wait_until("it has left", || server.metric("zmq_echo_peers") == 1.0);
     let gone = server.metric("zmq_echo_undeliverable_total{reason=\"peer_gone\"}");
     assert!(gone >= pending as f64, "{gone} of {pending}");
-    zmtp::echoes(&mut stays, &zmtp::frame(b"still served", false));
+    raw::echoes(&mut stays, &raw::frame(b"still served", false));
     drop(stays);
     assert_eq!(server.wait(), 0);
     let drained = server.wait_for_record("drained");
@@ -238,8 +238,8 @@ fn replies_that_a_peer_leaves_behind_are_its_own_loss_and_exit_0() {
 #[test]
 fn replies_that_a_connected_peer_does_not_take_are_owed_and_exit_4() {
     let mut server = Server::start(&["--drain-quiet", "200ms", "--drain-timeout", "3s"]);
-    let mut stuck = [zmtp::dealer(server.address(), 0, b"stuck")];
-    server.flood_until_stuck(&mut stuck, &zmtp::frame(&[4; 64 << 10], false));
+    let mut stuck = [raw::dealer(server.address(), 0, b"stuck")];
+    server.flood_until_stuck(&mut stuck, &raw::frame(&[4; 64 << 10], false));
     let pending = server.metric("zmq_echo_pending_replies") as u64;
     server.signal(Signal::TERM);
     assert_eq!(server.wait(), 4);
@@ -256,7 +256,7 @@ fn replies_that_a_connected_peer_does_not_take_are_owed_and_exit_4() {
 /// Does the same again and again, and the drain is over once it has been quiet otherwise.
 #[track_caller]
 fn prolongs_nothing(mut server: Server, mut again: impl FnMut()) {
-    let mut quiet = zmtp::dealer(server.address(), 0, b"");
+    let mut quiet = raw::dealer(server.address(), 0, b"");
     quiet.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     server.signal(Signal::TERM);
     loop {
@@ -281,10 +281,10 @@ fn drains_in_time() -> Server {
 #[test]
 fn pings_do_not_prolong_the_drain() {
     let server = drains_in_time();
-    let mut peers = [0, 1].map(|_| zmtp::dealer(server.address(), 1, b""));
+    let mut peers = [0, 1].map(|_| raw::dealer(server.address(), 1, b""));
     prolongs_nothing(server, move || {
         for peer in &mut peers {
-            let _ = peer.write_all(&zmtp::command(b"\x04PING\0\0"));
+            let _ = peer.write_all(&raw::command(b"\x04PING\0\0"));
         }
     });
 }
@@ -292,8 +292,8 @@ fn pings_do_not_prolong_the_drain() {
 #[test]
 fn pings_that_arrive_in_pieces_do_not_prolong_the_drain() {
     let server = drains_in_time();
-    let mut peers = [0, 1].map(|_| zmtp::dealer(server.address(), 1, b""));
-    let ping = zmtp::command(b"\x04PING\0\0");
+    let mut peers = [0, 1].map(|_| raw::dealer(server.address(), 1, b""));
+    let ping = raw::command(b"\x04PING\0\0");
     // At any moment one of the two has sent a part of one.
     let mut at = [0, ping.len() / 2];
     prolongs_nothing(server, move || {
@@ -307,8 +307,8 @@ fn pings_that_arrive_in_pieces_do_not_prolong_the_drain() {
 #[test]
 fn a_handshake_without_end_does_not_prolong_the_drain() {
     let server = drains_in_time();
-    let mut peer = zmtp::stream(server.address());
-    let hello = zmtp::hello(1, "DEALER", &[b'i'; 255]);
+    let mut peer = raw::stream(server.address());
+    let hello = raw::hello(1, "DEALER", &[b'i'; 255]);
     let mut at = 0;
     prolongs_nothing(server, move || {
         if at + 1 < hello.len() {
@@ -321,9 +321,9 @@ fn a_handshake_without_end_does_not_prolong_the_drain() {
 #[test]
 fn a_probe_does_not_prolong_the_drain() {
     let server = drains_in_time();
-    let mut probe = zmtp::dealer(server.address(), 1, b"zmq-echo-probe/test");
+    let mut probe = raw::dealer(server.address(), 1, b"zmq-echo-probe/test");
     prolongs_nothing(server, move || {
-        let request = zmtp::frame(b"alive?", false);
+        let request = raw::frame(b"alive?", false);
         if probe.write_all(&request).is_ok() {
             let _ = probe.read_exact(&mut vec![0; request.len()]);
         }

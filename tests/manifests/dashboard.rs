@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use serde_json::{Value, json};
-use zmq_echo::router::Reason;
+use zmtp::Reason;
 
 use crate::build::{NAME, Variant, root, variant};
 use crate::monitoring::{PROMETHEUS, component_file};

@@ -7,8 +7,9 @@ use clap::CommandFactory;
 use k8s_openapi::api::core::v1::Probe;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use zmq_echo::config::{ProbeConfig, ServerConfig};
-use zmq_echo::router::{Limits, Reason};
 use zmq_echo::side_port::PATHS;
+use zmtp::Reason;
+use zmtp::router::Limits;
 
 use crate::build::{NAME, Server, VERSION, build_beside, name_of, root, sources, variant};
 use crate::lifecycle::{grace, pre_stop};

@@ -3,7 +3,7 @@
 use clap::CommandFactory;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Container, Service};
-use zmq_echo::load::config::LoadConfig;
+use zmq_echo_client::load::config::LoadConfig;
 
 use crate::build::{NAME, Variant, variant};
 use crate::probes::program;

@@ -1,8 +1,8 @@
 //! The memory limit is above what the server's limits allow its peers to take.
 
 use k8s_openapi::api::core::v1::Container;
-use zmq_echo::router::Limits;
 use zmq_echo::{log, side_port};
+use zmtp::router::Limits;
 
 use crate::build::{Server, pods};
 use crate::server::config;

@@ -19,7 +19,7 @@ pub fn program(path: &str) -> &'static str {
     match path {
         "/zmq-echo-server" => support::SERVER,
         "/zmq-echo-probe" => support::PROBE,
-        "/zmq-echo-load" => support::LOAD,
+        "/zmq-echo-load" => &support::load::LOAD,
         path => panic!("the image has no {path}"),
     }
 }

@@ -6,7 +6,7 @@ use std::thread;
 use rustix::process::Signal;
 
 use crate::namespace::{CABLE, Network, SERVER};
-use crate::support::{Server, zmtp};
+use crate::support::{Server, raw};
 
 /// What makes the cable slow: first what also delays, then what any kernel has.
 const SLOW: [&str; 2] =
@@ -33,18 +33,18 @@ fn a_drain_through_a_slow_network_answers_every_request() {
         let args = ["--drain-quiet", "1s", "--drain-timeout", "60s"];
         let mut server = Server::start_on(&format!("tcp://{SERVER}:0"), &args);
         let address = server.address();
-        let request = zmtp::frame(&[9; 48 << 10], false);
+        let request = raw::frame(&[9; 48 << 10], false);
         thread::scope(|scope| {
             for _ in 0..CLIENTS {
-                let client = network.peer.run(|| zmtp::connect(address, b""));
+                let client = network.peer.run(|| raw::connect(address, b""));
                 let (mut writer, mut reader, request) =
                     (client.try_clone().unwrap(), client, &request);
                 scope.spawn(move || (0..REQUESTS).for_each(|_| writer.write_all(request).unwrap()));
                 scope.spawn(move || {
                     for _ in 0..REQUESTS {
-                        assert!(zmtp::read(&mut reader, request.len()) == *request);
+                        assert!(raw::read(&mut reader, request.len()) == *request);
                     }
-                    assert_eq!(zmtp::read_until_closed(&mut reader), 0);
+                    assert_eq!(raw::read_until_closed(&mut reader), 0);
                 });
             }
             server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |n| n > 0.0);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use socket2::{Domain, Socket, Type};
 
 use crate::namespace::{CABLE, Namespace, Network, PEER, SERVER};
-use crate::support::{DEADLINE, Server, zmtp};
+use crate::support::{DEADLINE, Server, raw};
 
 /// The second address of the peer's host.
 const OTHER: &str = "10.11.0.3";
@@ -35,14 +35,14 @@ fn a_peer_of_another_host_is_no_probe_whatever_it_announces() {
         let port = server.address().port();
         let address = SocketAddr::new(SERVER.parse().unwrap(), port);
         let identity = b"zmq-echo-probe/x";
-        let mut elsewhere = network.peer.run(|| zmtp::dealer(address, 0, identity));
-        zmtp::echoes(&mut elsewhere, &zmtp::frame(b"load", false));
+        let mut elsewhere = network.peer.run(|| raw::dealer(address, 0, identity));
+        raw::echoes(&mut elsewhere, &raw::frame(b"load", false));
         server.wait_for_metric("zmq_echo_request_duration_seconds", |count| count == 1.0);
         assert_eq!((requests(&server, "client"), requests(&server, "probe")), (1.0, 0.0));
         // From the host's own address, and from loopback.
         for ip in [SERVER, "127.0.0.1"] {
-            let mut here = zmtp::dealer(SocketAddr::new(ip.parse().unwrap(), port), 0, identity);
-            zmtp::echoes(&mut here, &zmtp::frame(b"check", false));
+            let mut here = raw::dealer(SocketAddr::new(ip.parse().unwrap(), port), 0, identity);
+            raw::echoes(&mut here, &raw::frame(b"check", false));
         }
         let probes = "zmq_echo_requests_total{source=\"probe\"}";
         server.wait_for_metric(probes, |count| count == 2.0);
@@ -65,8 +65,8 @@ fn silent_connections_of_one_host_lock_out_neither_another_nor_the_probe() {
         let mut peers = Vec::new();
         for _ in 0..20 {
             let mut peer = connect_from(&network.peer, OTHER, server.address());
-            zmtp::shake_hands(&mut peer, &zmtp::hello(0, "DEALER", b""));
-            zmtp::echoes(&mut peer, &zmtp::frame(b"in", false));
+            raw::shake_hands(&mut peer, &raw::hello(0, "DEALER", b""));
+            raw::echoes(&mut peer, &raw::frame(b"in", false));
             peers.push(peer);
         }
         assert_eq!(server.get("/livez").0, 200);
@@ -87,7 +87,7 @@ fn a_limit_for_each_address_binds_other_hosts_and_not_this_one() {
         assert!([PEER, OTHER].iter().all(|from| !greeted(&mut connect(from))));
         let failures = "zmq_echo_handshake_failures_total{reason=\"address_limit\"}";
         server.wait_for_metric(failures, |count| count == 2.0);
-        let mut here: Vec<TcpStream> = (0..5).map(|_| zmtp::stream(server.address())).collect();
+        let mut here: Vec<TcpStream> = (0..5).map(|_| raw::stream(server.address())).collect();
         assert!(here.iter_mut().all(greeted));
     });
 }

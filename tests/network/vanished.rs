@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::namespace::{Namespace, Network, SERVER};
-use crate::support::{Server, wait_until, zmtp};
+use crate::support::{Server, raw, wait_until};
 
 /// A host that has disappeared is noticed within this time while it is owed replies.
 const NOTICED: Duration = Duration::from_secs(120);
@@ -25,7 +25,7 @@ fn disconnections(server: &Server, reason: &str) -> f64 {
 /// Peers on the other host that know PING (ZMTP 3.1) and peers that do not (3.0).
 fn peers(network: &Network, address: SocketAddr, each: usize) -> Vec<TcpStream> {
     let minors = (0..2 * each).map(|number| (number % 2) as u8);
-    network.peer.run(|| minors.map(|minor| zmtp::dealer(address, minor, b"")).collect())
+    network.peer.run(|| minors.map(|minor| raw::dealer(address, minor, b"")).collect())
 }
 
 #[track_caller]
@@ -52,7 +52,7 @@ fn a_peer_that_does_not_read_is_closed_within_two_minutes_of_its_hosts_disappear
     network.server.run(|| {
         let server = server(&[]);
         let mut peers = peers(&network, server.address(), 1);
-        let taken = server.flood_until_stuck(&mut peers, &zmtp::frame(&[3; 64 << 10], false));
+        let taken = server.flood_until_stuck(&mut peers, &raw::frame(&[3; 64 << 10], false));
         assert!(taken.iter().all(|taken| !taken.closed), "{taken:?}");
         network.cut();
         are_closed_as_vanished(&server, peers.len(), NOTICED);
@@ -70,7 +70,7 @@ fn a_peer_with_replies_in_flight_is_closed_within_two_minutes_of_its_hosts_disap
         server.signal(Signal::STOP);
         let sizes = [64, 64, 48 << 10, 48 << 10];
         for (peer, size) in peers.iter_mut().zip(sizes) {
-            peer.write_all(&zmtp::frame(&vec![5; size], false)).unwrap();
+            peer.write_all(&raw::frame(&vec![5; size], false)).unwrap();
             wait_until_acknowledged(&network.peer, peer.local_addr().unwrap(), Side::Local);
         }
         network.cut();
@@ -87,7 +87,7 @@ fn an_idle_peer_is_closed_a_few_heartbeats_after_its_host_has_disappeared() {
         let server = server(&["--heartbeat-interval", "1s"]);
         let mut peers = peers(&network, server.address(), 1);
         for peer in &mut peers {
-            zmtp::echoes(peer, &zmtp::frame(b"here", false));
+            raw::echoes(peer, &raw::frame(b"here", false));
             // An acknowledgement may be delayed, and a peer that lacks one is not idle.
             wait_until_acknowledged(&network.server, peer.local_addr().unwrap(), Side::Remote);
         }

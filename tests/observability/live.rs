@@ -22,7 +22,8 @@ use crate::names::named;
 use crate::plot;
 use crate::prometheus::{Prometheus, Series, configuration};
 use crate::scaling::{Look, Sample, csv, scale};
-use crate::support::{LOAD, PROBE, Server, command, get};
+use crate::support::load::LOAD;
+use crate::support::{PROBE, Server, command, get};
 
 /// How long nothing is asked before the load, but by probes.
 const IDLE: Duration = Duration::from_secs(30);
@@ -192,7 +193,7 @@ fn probe(servers: &[Server], on: &AtomicBool) {
 }
 
 fn load(servers: &[Server]) -> Value {
-    let mut load = command(LOAD);
+    let mut load = command(&LOAD);
     load.args(servers.iter().map(|server| &server.endpoint));
     load.args(["--rate", &rate().to_string(), "--output", "json"]);
     load.args(["--duration", &format!("{}s", LOADED.as_secs())]);

@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 
 use browser::Browser;
 use stand_in::StandIn;
-use support::{SERVER, Server, command, echo, message, zmtp};
+use support::{SERVER, Server, command, echo, message, raw};
 
 /// The columns of the table behind the charts; p99 and p99.9 follow on p50.
 const SECONDS: usize = 0;
@@ -177,7 +177,7 @@ fn a_server_at_work_shows_more_cpu_than_an_idle_one() {
     wait_for_readings(&browser, 2);
     let idle = browser.number("cpu").expect("two readings make a rate");
     assert_eq!(browser.run("return byId('cpu').checkVisibility()"), true);
-    zmtp::keep_busy(server.address(), 1);
+    raw::keep_busy(server.address(), 1);
     browser.wait_until(&format!("byId('cpu').value > {}", 2.0 * idle));
     // Of a core, in per cent, to three digits.
     browser

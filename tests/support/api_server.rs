@@ -23,8 +23,8 @@ use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value as Json, json};
 use tokio::net::TcpListener;
-use zmq_echo::client::discovery::Source;
-use zmq_echo::client::discovery::kubernetes::{Kubernetes, client_of};
+use zmq_echo_client::discovery::Source;
+use zmq_echo_client::discovery::kubernetes::{Kubernetes, client_of};
 
 use super::runtime;
 

@@ -6,14 +6,14 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use zmq_echo::drain::DrainPolicy;
-use zmq_echo::health::Health;
 use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, log_records_dropped};
-use zmq_echo::socket::ZeromqRouter;
-use zmq_echo::termination::TerminationSocket;
-use zmq_echo::{handler, poll_loop};
+use zmq_echo::service::drain::DrainPolicy;
+use zmq_echo::service::health::Health;
+use zmq_echo::service::termination::TerminationSocket;
+use zmq_echo::service::{handler, poll_loop};
 
 use super::{ANY_PORT, announce};
+use crate::zeromq_router::ZeromqRouter;
 
 /// Nobody asks this server to drain; it is killed.
 const NO_DRAIN: DrainPolicy =

@@ -1,0 +1,36 @@
+//! A list of endpoints that does not change.
+
+use std::collections::BTreeSet;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+use super::following::until_unheard;
+use super::{Discovery, EndpointState, Endpoints};
+use zmtp::endpoint::ConnectEndpoint;
+
+/// Says its endpoints once, all of them ready, and has no more to say.
+#[derive(Debug, Clone)]
+pub struct Fixed {
+    endpoints: BTreeSet<ConnectEndpoint>,
+}
+
+impl Fixed {
+    /// These endpoints.
+    pub fn new(endpoints: impl IntoIterator<Item = ConnectEndpoint>) -> Self {
+        Self { endpoints: endpoints.into_iter().collect() }
+    }
+}
+
+impl Discovery for Fixed {
+    fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
+        let set =
+            self.endpoints.into_iter().map(|endpoint| (endpoint, EndpointState::Ready)).collect();
+        until_unheard("the list".to_owned(), endpoints, |mut publisher| async move {
+            publisher.publish(set);
+            std::future::pending().await
+        })
+        .boxed()
+    }
+}

@@ -1,0 +1,55 @@
+//! Where the endpoints come from: a source that says which there are, again and
+//! again as they come and go.
+//!
+//! 1. [`source`]: the URL that names a source, `dns://zmq-echo-headless:5555`.
+//! 2. [`fixed`]: a list that does not change.
+//! 3. [`dns`]: a name, asked again and again.
+//! 4. [`kubernetes`]: the EndpointSlices of a Service, listed and watched.
+//! 5. [`slices`]: what EndpointSlices say of endpoints, free of any connection.
+//!
+//! A source going away never removes endpoints: what could not be asked says
+//! nothing, and the last set stands until a new one is known.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+use zmtp::endpoint::ConnectEndpoint;
+
+pub mod dns;
+pub mod fixed;
+mod following;
+pub mod kubernetes;
+pub mod slices;
+pub mod source;
+
+pub use fixed::Fixed;
+pub use source::{DiscoveryError, Source, SourceError};
+
+/// The most endpoints that are taken from a source: the 1,000 of Kubernetes' own
+/// Endpoints API, rounded up. A client has a connection to each, and a source that
+/// says more is more likely wrong than meant. Beyond it those that are ready come
+/// first.
+pub const MAX_ENDPOINTS: usize = 1024;
+
+/// What a source says of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointState {
+    /// Takes requests.
+    Ready,
+    /// Terminating or not ready: gets nothing new, and answers what it has.
+    Draining,
+}
+
+/// Every endpoint that a source knows. One that is not in it has gone.
+pub type Endpoints = BTreeMap<ConnectEndpoint, EndpointState>;
+
+/// A source of endpoints.
+pub trait Discovery: Send + 'static {
+    /// Follows the source for ever, and puts the whole set into `endpoints` whenever
+    /// it has changed. It sends nothing before it knows something; a source that
+    /// cannot be asked leaves the last set as it is, logs why, and is asked again
+    /// with backoff. It ends where nobody listens to `endpoints` any more.
+    fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()>;
+}

@@ -1,0 +1,250 @@
+//! The URL that names a source of endpoints.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use super::Discovery;
+use super::dns::{Dns, DnsName};
+use super::fixed::Fixed;
+use super::kubernetes::{self, Kubernetes, ServicePort};
+use zmtp::endpoint::{ConnectEndpoint, EndpointError};
+
+/// Where the endpoints come from: `tcp://HOST:PORT[,tcp://HOST:PORT…]`,
+/// `dns://HOST:PORT[?server=IP:PORT]` or `k8s://NAMESPACE/SERVICE:PORTNAME`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// These, whatever happens.
+    Fixed(BTreeSet<ConnectEndpoint>),
+    /// The addresses of a name.
+    Dns(DnsName),
+    /// The EndpointSlices of a Kubernetes Service.
+    Kubernetes(ServicePort),
+}
+
+/// Why a text names no source; says what would.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// It starts as no source does.
+    #[error(
+        "expected tcp://HOST:PORT[,tcp://HOST:PORT…], dns://HOST:PORT or \
+         k8s://NAMESPACE/SERVICE:PORTNAME, such as dns://zmq-echo-headless:5555"
+    )]
+    Scheme,
+    /// One of a list is no endpoint.
+    #[error("`{text}`: {error}")]
+    Endpoint {
+        /// The one.
+        text: String,
+        /// What is wrong with it.
+        error: EndpointError,
+    },
+    /// `dns://`, and then no host and port.
+    #[error(
+        "expected dns://HOST:PORT, the host a name and the port from 1 to 65535, such as \
+         dns://zmq-echo-headless:5555"
+    )]
+    Dns,
+    /// `dns://` with an address, which has nothing to look up.
+    #[error("expected a name after dns://; an address is an endpoint by itself: {0}")]
+    Address(ConnectEndpoint),
+    /// Something other than the resolver's address after the question mark.
+    #[error(
+        "expected server=IP:PORT after the question mark, such as \
+         dns://zmq-echo-headless:5555?server=127.0.0.1:53"
+    )]
+    DnsServer,
+    /// `k8s://`, and then not the three names.
+    #[error(
+        "expected k8s://NAMESPACE/SERVICE:PORTNAME, each of them lower case letters, digits and \
+         dashes, such as k8s://default/zmq-echo:zmq"
+    )]
+    Kubernetes,
+    /// The port of a Service is known by its name here.
+    #[error(
+        "expected the name of the Service's port rather than its number, such as \
+         k8s://default/zmq-echo:zmq"
+    )]
+    PortNumber,
+}
+
+/// Why a source cannot even be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoveryError {
+    /// The resolver's configuration cannot be read, or has no server in it.
+    #[error("{path}: {error}")]
+    Resolver {
+        /// The file.
+        path: &'static str,
+        /// What is wrong with it.
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The name is none that DNS knows.
+    #[error("`{name}` is no name of a host: {error}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There is no usable configuration for the Kubernetes API.
+    #[error(
+        "the Kubernetes API cannot be used: {0}; expected to run in a pod with a service \
+         account, or a kubeconfig in $KUBECONFIG or ~/.kube/config"
+    )]
+    Kubernetes(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Source {
+    /// The source itself, ready to be followed. Nothing is asked yet.
+    ///
+    /// # Errors
+    ///
+    /// What this host's own configuration says no to: `/etc/resolv.conf`, the
+    /// kubeconfig or the service account.
+    pub async fn discovery(&self) -> Result<Box<dyn Discovery>, DiscoveryError> {
+        Ok(match self {
+            Self::Fixed(endpoints) => Box::new(Fixed::new(endpoints.iter().cloned())),
+            Self::Dns(name) => Box::new(Dns::new(name.clone())?),
+            Self::Kubernetes(port) => {
+                Box::new(Kubernetes::new(port.clone(), kubernetes::client().await?))
+            }
+        })
+    }
+}
+
+impl FromStr for Source {
+    type Err = SourceError;
+
+    fn from_str(text: &str) -> Result<Self, SourceError> {
+        if let Some(rest) = text.strip_prefix("dns://") {
+            dns(rest).map(Self::Dns)
+        } else if let Some(rest) = text.strip_prefix("k8s://") {
+            service_port(rest).map(Self::Kubernetes)
+        } else if text.starts_with("tcp://") {
+            text.split(',').map(endpoint).collect::<Result<_, _>>().map(Self::Fixed)
+        } else {
+            Err(SourceError::Scheme)
+        }
+    }
+}
+
+fn endpoint(text: &str) -> Result<ConnectEndpoint, SourceError> {
+    text.parse().map_err(|error| SourceError::Endpoint { text: text.to_owned(), error })
+}
+
+fn dns(text: &str) -> Result<DnsName, SourceError> {
+    let (name, query) = match text.split_once('?') {
+        Some((name, query)) => (name, Some(query)),
+        None => (text, None),
+    };
+    // The same hosts and ports as an endpoint's, which knows them.
+    let endpoint: ConnectEndpoint =
+        format!("tcp://{name}").parse().map_err(|_| SourceError::Dns)?;
+    let (host, port) = name.rsplit_once(':').ok_or(SourceError::Dns)?;
+    if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+        return Err(SourceError::Address(endpoint));
+    }
+    let port = port.parse().map_err(|_| SourceError::Dns)?;
+    Ok(DnsName { host: host.to_owned(), port, server: query.map(dns_server).transpose()? })
+}
+
+fn dns_server(query: &str) -> Result<SocketAddr, SourceError> {
+    query
+        .strip_prefix("server=")
+        .and_then(|server| server.parse().ok())
+        .filter(|server: &SocketAddr| server.port() != 0)
+        .ok_or(SourceError::DnsServer)
+}
+
+fn service_port(text: &str) -> Result<ServicePort, SourceError> {
+    let (namespace, rest) = text.split_once('/').ok_or(SourceError::Kubernetes)?;
+    let (service, port) = rest.split_once(':').ok_or(SourceError::Kubernetes)?;
+    if ![namespace, service, port].into_iter().all(is_label) {
+        return Err(SourceError::Kubernetes);
+    }
+    // A port's name has a letter in it.
+    if port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(SourceError::PortNumber);
+    }
+    Ok(ServicePort {
+        namespace: namespace.to_owned(),
+        service: service.to_owned(),
+        port: port.to_owned(),
+    })
+}
+
+/// A label of RFC 1123, as Kubernetes has its names.
+fn is_label(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(plain)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(endpoints) => {
+                for (at, endpoint) in endpoints.iter().enumerate() {
+                    write!(f, "{}{endpoint}", if at == 0 { "" } else { "," })?;
+                }
+                Ok(())
+            }
+            Self::Dns(name) => name.fmt(f),
+            Self::Kubernetes(port) => port.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_parsed_is_printed_the_same() {
+        for text in [
+            "tcp://127.0.0.1:5555",
+            "tcp://10.0.0.1:5555,tcp://[fd00::1]:5555,tcp://zmq-echo-0:5555",
+            "dns://zmq-echo-headless:5555",
+            "dns://zmq-echo-headless.default.svc.cluster.local.:5555",
+            "dns://zmq-echo-headless:5555?server=127.0.0.1:5353",
+            "dns://zmq-echo-headless:5555?server=[::1]:53",
+            "k8s://default/zmq-echo:zmq",
+        ] {
+            assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
+        }
+    }
+
+    #[track_caller]
+    fn refused_with(text: &str, right: &str) {
+        let message = text.parse::<Source>().unwrap_err().to_string();
+        assert!(message.contains(right), "{text}: {message}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_what_would_be_right() {
+        for text in ["", "zmq-echo:5555", "http://a:1", "DNS://a:1"] {
+            refused_with(text, "dns://zmq-echo-headless:5555");
+        }
+        refused_with("tcp://a:1,b:2", "`b:2`: expected tcp://HOST:PORT");
+        refused_with("tcp://a:1,", "``: expected tcp://HOST:PORT");
+        for text in ["dns://", "dns://a", "dns://a:0", "dns://a:+1", "dns://a:zmq", "dns://*:1"] {
+            refused_with(text, "expected dns://HOST:PORT");
+        }
+        refused_with("dns://10.0.0.1:5555", "tcp://10.0.0.1:5555");
+        refused_with("dns://[fd00::1]:5555", "tcp://[fd00::1]:5555");
+        for query in ["", "server", "server=dns", "server=127.0.0.1", "server=127.0.0.1:0", "a=b"] {
+            refused_with(&format!("dns://a:1?{query}"), "server=127.0.0.1:53");
+        }
+        for text in ["k8s://", "k8s://a", "k8s://a/b", "k8s://a/b:", "k8s://A/b:c", "k8s:///b:c"] {
+            refused_with(text, "k8s://default/zmq-echo:zmq");
+        }
+        for text in ["k8s://a/b/c:d", "k8s://a/b:c:d", "k8s://a/-b:c", "k8s://a/b:c?d=e"] {
+            refused_with(text, "k8s://default/zmq-echo:zmq");
+        }
+        refused_with("k8s://default/zmq-echo:5555", "the name of the Service's port");
+    }
+}

@@ -1,0 +1,153 @@
+//! The load generator, `zmq-echo-load`: what siege is for HTTP.
+//!
+//! In an open loop requests are due at times that nothing moves, and latency counts
+//! from there. A generator that waits for replies before it goes on asks nothing
+//! while the service stalls, and shows one slow request where there were thousands.
+//!
+//! Everything runs on one thread: [`run()`] has as many workers as requests may be
+//! outstanding, which take their turns in one future. They share what they count
+//! without a lock, and a request costs no task of its own.
+
+pub mod config;
+pub mod payload;
+pub mod progress;
+pub mod recorder;
+pub mod report;
+pub mod result;
+mod run;
+pub mod schedule;
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::discovery::DiscoveryError;
+use zmq_echo::service::termination::TerminationSocket;
+
+use config::{LoadConfig, Output};
+use progress::Progress;
+use result::LoadResult;
+
+/// A reply that is not its request's payload.
+const ALTERED: &str = "altered";
+
+/// A request that was due and never sent.
+const UNSENT: &str = "unsent";
+
+/// Why a request can fail, for the README. The client's other kinds do not occur: its
+/// bounds are those of the load.
+pub const FAILURES: [(&str, &str); 5] = [
+    (ALTERED, "the reply is not the payload that was sent"),
+    ("disconnected", "the connection broke on the last attempt"),
+    ("no_endpoint", "no endpoint could be reached before the deadline of all attempts"),
+    ("timed_out", "the last attempt had no reply in time"),
+    (UNSENT, "it was due and could not be sent, as the replies of others did not come"),
+];
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No runtime, no timer, or no signals.
+    #[error("cannot start")]
+    Start(#[from] io::Error),
+    /// The source of endpoints cannot even be asked.
+    #[error("cannot discover endpoints")]
+    Discovery(#[from] DiscoveryError),
+    /// No request could have been answered.
+    #[error("no endpoint answers at {found} after {after}; expected a service that is running")]
+    NoEndpoint {
+        /// Where was looked: the endpoints, or their source where it names none.
+        found: String,
+        /// For how long.
+        after: humantime::FormattedDuration,
+    },
+    /// A signal came before the first request.
+    #[error("ended by a signal before the first request")]
+    Interrupted,
+    /// The result has nowhere to go.
+    #[error("{}: cannot write the report", path.display())]
+    Report {
+        /// Where it was to go.
+        path: PathBuf,
+        /// Why it did not.
+        source: io::Error,
+    },
+}
+
+/// Makes the load that `config` says and finds out how it is answered. `command` is
+/// for the result; a byte in `termination` ends the run, and the result is that of
+/// what was done until then.
+///
+/// # Errors
+///
+/// [`LoadError`] where no request was made.
+pub fn run(
+    config: &LoadConfig,
+    command: String,
+    termination: TerminationSocket,
+    progress: &Progress,
+) -> Result<LoadResult, LoadError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(run::run(config, command, termination, progress));
+    progress.finish();
+    result
+}
+
+/// Writes the page, where one is asked for, and prints the result.
+///
+/// # Errors
+///
+/// Where the page cannot be written. The result is printed all the same, whether or
+/// not anybody reads it.
+pub fn publish(
+    result: &LoadResult,
+    config: &LoadConfig,
+    mut stdout: impl io::Write,
+) -> Result<(), LoadError> {
+    let _ = match config.output {
+        Output::Table => write!(stdout, "{result}"),
+        Output::Json => writeln!(stdout, "{}", result.json()),
+    };
+    let _ = stdout.flush();
+    let Some(path) = &config.report else { return Ok(()) };
+    std::fs::write(path, report::page(result))
+        .map_err(|source| LoadError::Report { path: path.clone(), source })
+}
+
+/// A command line as a shell takes it.
+pub fn command_line(args: impl IntoIterator<Item = std::ffi::OsString>) -> String {
+    let words: Vec<String> = args.into_iter().map(|word| quoted(&word.to_string_lossy())).collect();
+    words.join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_failures_that_are_the_clients_are_called_as_it_calls_them() {
+        let own = FAILURES.iter().map(|(kind, _)| kind);
+        let others = own.filter(|kind| ![ALTERED, UNSENT].contains(*kind));
+        for kind in others {
+            assert!(crate::RequestError::KINDS.contains(kind), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_can_be_given_to_a_shell_again() {
+        let words = ["load", "tcp://[::1]:5555", "--report", "it's a.html", "$(x)", ""];
+        let line = command_line(words.map(Into::into));
+        let shell = std::process::Command::new("sh")
+            .args(["-c", &format!("printf '%s\\n' {line}")])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8(shell.stdout).unwrap(), words.join("\n") + "\n");
+    }
+}

@@ -1,0 +1,277 @@
+//! One endpoint as callers see it, and all of them together.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::discovery::{EndpointState, Endpoints};
+use super::metrics::ClientMetrics;
+use super::slots::Slot;
+use super::spread;
+use zmtp::endpoint::ConnectEndpoint;
+
+/// How a client stands to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Not connected: connecting, or waiting to try again.
+    Connecting,
+    /// Connected: gets requests.
+    Ready,
+    /// A request timed out there: gets none until a check was answered.
+    Suspect,
+    /// Gets none any more, and is read until nothing is outstanding.
+    Draining,
+}
+
+/// What is known of an endpoint at one moment.
+#[derive(Debug, Clone)]
+pub struct EndpointStatus {
+    /// Its address.
+    pub endpoint: Arc<ConnectEndpoint>,
+    /// How the client stands to it.
+    pub state: State,
+    /// Attempts that are there without a reply.
+    pub outstanding: usize,
+    /// Replies that came from there in time, since it became known.
+    pub answered: u64,
+}
+
+/// An endpoint's handle: what its connection's task and the callers share.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub endpoint: Arc<ConnectEndpoint>,
+    state: AtomicU8,
+    outstanding: AtomicUsize,
+    answered: AtomicU64,
+    submissions: mpsc::Sender<Submission>,
+    metrics: ClientMetrics,
+    /// True from when it is to get nothing new.
+    pub draining: watch::Sender<bool>,
+}
+
+/// A request on its way to a connection.
+#[derive(Debug)]
+pub(super) struct Submission {
+    pub payload: Bytes,
+    pub ticket: Ticket,
+}
+
+/// What an attempt came to.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Answered(Bytes),
+    TimedOut,
+    Disconnected,
+}
+
+/// An attempt's outcome, and the room that it took, for the next one.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub outcome: Outcome,
+    pub slot: Option<Slot>,
+}
+
+/// An attempt at an endpoint: its caller, and the room that it takes until it is
+/// settled, whether its caller still waits or not.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    caller: Option<(oneshot::Sender<Settled>, Slot)>,
+    member: Arc<Member>,
+}
+
+impl Ticket {
+    /// Counts what the attempt came to, and tells its caller.
+    pub fn settle(mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Answered(_) => {
+                self.member.answered.fetch_add(1, Relaxed);
+            }
+            Outcome::TimedOut => self.member.metrics.attempts_timed_out.inc(),
+            Outcome::Disconnected => self.member.metrics.attempts_disconnected.inc(),
+        }
+        if let Some((caller, slot)) = self.caller.take() {
+            // A caller that has left leaves its slot behind, which is then dropped.
+            let _ = caller.send(Settled { outcome, slot: Some(slot) });
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.member.outstanding.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Member {
+    pub fn new(
+        endpoint: ConnectEndpoint,
+        submissions: mpsc::Sender<Submission>,
+        metrics: ClientMetrics,
+    ) -> Self {
+        Self {
+            endpoint: Arc::new(endpoint),
+            state: AtomicU8::new(State::Connecting as u8),
+            outstanding: AtomicUsize::new(0),
+            answered: AtomicU64::new(0),
+            submissions,
+            metrics,
+            draining: watch::Sender::new(false),
+        }
+    }
+
+    /// One attempt: hands the request to the connection and waits for what it
+    /// comes to, which the connection's own timeout bounds.
+    pub async fn attempt(self: &Arc<Self>, payload: Bytes, slot: Slot) -> Settled {
+        let (sender, receiver) = oneshot::channel();
+        self.outstanding.fetch_add(1, Relaxed);
+        let ticket = Ticket { caller: Some((sender, slot)), member: Arc::clone(self) };
+        // Where the connection's task has ended the ticket comes back, and goes the
+        // way of one whose connection broke. The queue has room for every slot.
+        if let Err(error) = self.submissions.try_send(Submission { payload, ticket }) {
+            error.into_inner().ticket.settle(Outcome::Disconnected);
+        }
+        receiver.await.unwrap_or(Settled { outcome: Outcome::Disconnected, slot: None })
+    }
+
+    pub fn state(&self) -> State {
+        const STATES: [State; 4] =
+            [State::Connecting, State::Ready, State::Suspect, State::Draining];
+        STATES[usize::from(self.state.load(Relaxed))]
+    }
+
+    pub fn status(&self) -> EndpointStatus {
+        EndpointStatus {
+            endpoint: Arc::clone(&self.endpoint),
+            state: self.state(),
+            outstanding: self.outstanding.load(Relaxed),
+            answered: self.answered.load(Relaxed),
+        }
+    }
+}
+
+/// Every endpoint that there is, and those that may be drawn from.
+#[derive(Debug)]
+pub(super) struct Roster {
+    members: Mutex<BTreeMap<ConnectEndpoint, Arc<Member>>>,
+    usable: watch::Sender<Arc<[Arc<Member>]>>,
+    changes: watch::Sender<Endpoints>,
+    known: AtomicUsize,
+    metrics: ClientMetrics,
+}
+
+impl Roster {
+    pub fn new(metrics: ClientMetrics) -> Self {
+        Self {
+            members: Mutex::default(),
+            usable: watch::Sender::new(Arc::new([])),
+            changes: watch::Sender::default(),
+            known: AtomicUsize::new(0),
+            metrics,
+        }
+    }
+
+    /// The less loaded of two usable endpoints that are not among the `avoided`
+    /// ones; among these where there is no other.
+    pub fn pick(&self, avoided: &[Arc<Member>]) -> Option<Arc<Member>> {
+        let usable = self.usable.borrow();
+        let fresh = |member: &Arc<Member>| {
+            !avoided.iter().any(|avoided| avoided.endpoint == member.endpoint)
+        };
+        let load = |member: &Arc<Member>| member.outstanding.load(Relaxed);
+        spread::pick(&usable, fresh, load)
+            .or_else(|| spread::pick(&usable, |_| true, load))
+            .cloned()
+    }
+
+    /// Waits until there are usable endpoints.
+    pub async fn wait_until_usable(&self) {
+        // It cannot fail: the sender is the roster's own.
+        let _ = self.usable.subscribe().wait_for(|usable| !usable.is_empty()).await;
+    }
+
+    pub fn changes(&self) -> watch::Receiver<Endpoints> {
+        self.changes.subscribe()
+    }
+
+    pub fn statuses(&self) -> Vec<EndpointStatus> {
+        self.members().values().map(|member| member.status()).collect()
+    }
+
+    pub fn get(&self, endpoint: &ConnectEndpoint) -> Option<Arc<Member>> {
+        self.members().get(endpoint).cloned()
+    }
+
+    pub fn members_where(&self, holds: impl Fn(&ConnectEndpoint) -> bool) -> Vec<Arc<Member>> {
+        let members = self.members();
+        members.values().filter(|member| holds(&member.endpoint)).cloned().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.members().len()
+    }
+
+    pub fn insert(&self, member: Arc<Member>) {
+        self.members().insert((*member.endpoint).clone(), member);
+    }
+
+    pub fn remove(&self, member: &Member) {
+        let mut members = self.members();
+        members.remove(&member.endpoint);
+        self.publish(&members);
+    }
+
+    /// Shows how many endpoints the source names.
+    pub fn set_known(&self, known: usize) {
+        let before = self.known.swap(known, Relaxed);
+        self.metrics.known.add(known as i64 - before as i64);
+    }
+
+    /// Changes how the client stands to an endpoint.
+    pub fn set_state(&self, member: &Member, state: State) {
+        let members = self.members();
+        member.state.store(state as u8, Relaxed);
+        self.publish(&members);
+    }
+
+    /// Tells those who draw, and those who watch, what there is now.
+    fn publish(&self, members: &BTreeMap<ConnectEndpoint, Arc<Member>>) {
+        let usable: Arc<[_]> =
+            members.values().filter(|member| member.state() == State::Ready).cloned().collect();
+        let before = self.usable.send_replace(Arc::clone(&usable)).len();
+        self.metrics.usable.add(usable.len() as i64 - before as i64);
+        let now: Endpoints = members
+            .iter()
+            .filter_map(|(endpoint, member)| Some((endpoint.clone(), shown(member.state())?)))
+            .collect();
+        self.changes.send_if_modified(|last| {
+            let modified = *last != now;
+            *last = now;
+            modified
+        });
+    }
+
+    fn members(&self) -> MutexGuard<'_, BTreeMap<ConnectEndpoint, Arc<Member>>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Roster {
+    fn drop(&mut self) {
+        // The gauges may be shared with other clients, which live on.
+        self.set_known(0);
+        self.metrics.usable.sub(self.usable.borrow().len() as i64);
+    }
+}
+
+/// An endpoint's state in what [`Roster::changes`] shows.
+fn shown(state: State) -> Option<EndpointState> {
+    match state {
+        State::Ready => Some(EndpointState::Ready),
+        State::Draining => Some(EndpointState::Draining),
+        State::Connecting | State::Suspect => None,
+    }
+}

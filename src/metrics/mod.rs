@@ -1,0 +1,426 @@
+//! Every series of the service, in a registry that is owned and passed.
+//!
+//! Names and labels are a contract with scrapers, dashboards and autoscalers.
+//! Each series exists at zero from the first scrape: what is not there cannot be
+//! scaled on, and an alert on it cannot fire.
+
+mod process;
+
+use prometheus::core::Collector;
+use prometheus::local::LocalHistogram;
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+use self::process::Process;
+use zmtp::Reason;
+use zmtp::event::{Event, Observer, Totals};
+use zmtp::router::Limits;
+
+/// The identity that a probe announces starts with this. It decides how a request is
+/// counted, and nothing else. The server trusts it only from its own host, and gives
+/// other peers that claim it another identity.
+pub const PROBE_IDENTITY: &str = "zmq-echo-probe/";
+
+/// Whether requests of this identity count as a probe's.
+#[inline]
+pub fn is_probe(identity: &[u8]) -> bool {
+    identity.starts_with(PROBE_IDENTITY.as_bytes())
+}
+
+/// The commit that the binary was built from, given to the build in the
+/// environment variable `ZMQ_ECHO_REVISION`.
+pub const REVISION: &str = match option_env!("ZMQ_ECHO_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
+/// The version of the package.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The content type of [`Metrics::render`]: the text format, version 0.0.4
+/// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// The bounds of the latency buckets where none are given, in seconds. An echo
+/// takes tens of microseconds; what takes seconds is a stall worth seeing.
+pub const LATENCY_BUCKETS: [f64; 18] = [
+    1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0,
+];
+
+/// The series, each by its handle. Cloning is cheap and shares them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests received, from clients.
+    pub client_requests: IntCounter,
+    /// Requests received, from probes.
+    pub probe_requests: IntCounter,
+    /// What the socket counts.
+    pub socket: SocketMetrics,
+    /// Requests that the handler refused, or answered with nothing.
+    pub rejected: IntCounter,
+    /// Replies owed to connected peers when the drain's deadline passed.
+    pub undeliverable_deadline: IntCounter,
+    /// 1 from the signal on.
+    pub draining: IntGauge,
+    /// When the drain is over at the latest, in seconds since the epoch.
+    pub drain_deadline: Gauge,
+}
+
+/// What a ROUTER socket counts of its connections.
+#[derive(Debug, Clone)]
+pub struct SocketMetrics {
+    /// Messages of REQ peers that are no requests.
+    pub malformed_requests: IntCounter,
+    /// Bytes of the frames received from clients, identity aside.
+    pub received_bytes: IntCounter,
+    /// Bytes of the frames sent to clients, identity aside.
+    pub sent_bytes: IntCounter,
+    /// Connected peers.
+    pub peers: IntGauge,
+    /// Handshakes that succeeded.
+    pub established: IntCounter,
+    /// Handshakes that failed.
+    pub failed: IntCounter,
+    /// Failed handshakes, by reason.
+    pub failures: IntCounterVec,
+    /// Established connections that ended, by reason.
+    pub disconnections: IntCounterVec,
+    /// Replies whose peer had left.
+    pub undeliverable_peer_gone: IntCounter,
+    /// Requests whose peer left, or was closed, before they were answered.
+    pub lost_requests: IntCounter,
+    /// Requests that a drain received and threw away.
+    pub discarded_requests: IntCounter,
+    /// Bytes that a drain received and threw away without knowing how many requests they are.
+    pub discarded_bytes: IntCounter,
+    /// Replies that the kernel has not taken yet.
+    pub pending_replies: IntGauge,
+    /// Bytes held for peers: parts of messages, and replies.
+    pub buffered_bytes: IntGauge,
+    /// From a client's request read to its reply handed to the kernel, in seconds.
+    pub request_duration: Histogram,
+    limits: LimitMetrics,
+}
+
+/// The socket's limits as they are in force, so that an alert can tell how near
+/// something is to its own.
+#[derive(Debug, Clone)]
+struct LimitMetrics {
+    peers: IntGauge,
+    peers_per_address: IntGauge,
+    buffered_bytes: IntGauge,
+    message_bytes: IntGauge,
+    message_frames: IntGauge,
+    metadata_bytes: IntGauge,
+    socket_buffer_bytes: IntGauge,
+    handshake_seconds: Gauge,
+    stall_seconds: Gauge,
+    stall_bytes: IntGauge,
+    heartbeat_seconds: Gauge,
+}
+
+impl LimitMetrics {
+    fn new(r: &Registry) -> Self {
+        let seconds = |name, help| register(r, Gauge::new(name, help));
+        Self {
+            peers: gauge(r, "zmq_echo_limit_peers", "The most connections at a time."),
+            peers_per_address: gauge(
+                r,
+                "zmq_echo_limit_peers_per_address",
+                "Maximum connections from one address of another host; 0 for no limit.",
+            ),
+            buffered_bytes: gauge(
+                r,
+                "zmq_echo_limit_buffered_bytes",
+                "The pool that peers share beyond their allowances.",
+            ),
+            message_bytes: gauge(r, "zmq_echo_limit_message_bytes", "The largest message."),
+            message_frames: gauge(
+                r,
+                "zmq_echo_limit_message_frames",
+                "The most frames of a message.",
+            ),
+            metadata_bytes: gauge(
+                r,
+                "zmq_echo_limit_metadata_bytes",
+                "The most metadata of a handshake.",
+            ),
+            socket_buffer_bytes: gauge(
+                r,
+                "zmq_echo_limit_socket_buffer_bytes",
+                "The kernel's buffer for a connection's requests, as asked for.",
+            ),
+            handshake_seconds: seconds(
+                "zmq_echo_limit_handshake_seconds",
+                "How long a handshake may take.",
+            ),
+            stall_seconds: seconds(
+                "zmq_echo_limit_stall_seconds",
+                "The window in which half a message has to bring a minimum of bytes.",
+            ),
+            stall_bytes: gauge(
+                r,
+                "zmq_echo_limit_stall_bytes",
+                "The least that half a message has to bring in each window.",
+            ),
+            heartbeat_seconds: seconds(
+                "zmq_echo_limit_heartbeat_seconds",
+                "A heartbeat is sent after this much silence; 0 for never.",
+            ),
+        }
+    }
+}
+
+/// Counts a socket's events.
+///
+/// The latency histogram is kept apart while there is work, and let out with each
+/// [`Event::Turned`].
+#[derive(Debug)]
+pub struct SocketObserver {
+    metrics: SocketMetrics,
+    duration: LocalHistogram,
+}
+
+impl SocketObserver {
+    /// Counts in `metrics`.
+    pub fn new(metrics: SocketMetrics) -> Self {
+        Self { duration: metrics.request_duration.local(), metrics }
+    }
+}
+
+impl Observer for SocketObserver {
+    #[inline]
+    fn event(&mut self, event: Event) {
+        let metrics = &self.metrics;
+        match event {
+            Event::Connected => metrics.established.inc(),
+            Event::HandshakeFailed(reason) => metrics.handshake_failed(reason),
+            Event::Disconnected(reason) => metrics.disconnected(reason),
+            Event::Peers(peers) => metrics.peers.set(peers as i64),
+            Event::Malformed => metrics.malformed_requests.inc(),
+            Event::Replied { replies, latency } => {
+                let seconds = latency.as_secs_f64();
+                (0..replies).for_each(|_| self.duration.observe(seconds));
+            }
+            Event::Undeliverable(replies) => metrics.undeliverable_peer_gone.inc_by(replies),
+            Event::Lost(requests) => metrics.lost_requests.inc_by(requests),
+            Event::Discarded { requests, bytes } => {
+                metrics.discarded_requests.inc_by(requests);
+                metrics.discarded_bytes.inc_by(bytes);
+            }
+            Event::Turned(totals) => self.turned(&totals),
+        }
+    }
+}
+
+impl SocketObserver {
+    fn turned(&mut self, totals: &Totals) {
+        self.duration.flush();
+        let metrics = &self.metrics;
+        metrics.received_bytes.inc_by(totals.received_bytes as u64);
+        metrics.sent_bytes.inc_by(totals.sent_bytes as u64);
+        metrics.pending_replies.set(totals.pending_replies as i64);
+        metrics.buffered_bytes.set(totals.buffered_bytes as i64);
+    }
+}
+
+impl SocketMetrics {
+    /// A handshake has failed.
+    pub fn handshake_failed(&self, reason: Reason) {
+        self.failed.inc();
+        self.failures.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// An established connection has ended.
+    pub fn disconnected(&self, reason: Reason) {
+        self.disconnections.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// Shows the limits that are in force.
+    pub fn show_limits(&self, limits: &Limits) {
+        let shown = &self.limits;
+        shown.peers.set(limits.peers as i64);
+        shown.peers_per_address.set(limits.peers_per_address as i64);
+        shown.buffered_bytes.set(limits.buffer_bytes as i64);
+        shown.message_bytes.set(limits.message_bytes as i64);
+        shown.message_frames.set(limits.message_frames as i64);
+        shown.metadata_bytes.set(limits.metadata_bytes as i64);
+        shown.socket_buffer_bytes.set(limits.socket_buffer as i64);
+        shown.handshake_seconds.set(limits.handshake_timeout.as_secs_f64());
+        shown.stall_seconds.set(limits.stall_timeout.as_secs_f64());
+        shown.stall_bytes.set(limits.stall_bytes as i64);
+        shown.heartbeat_seconds.set(limits.heartbeat_interval.as_secs_f64());
+    }
+}
+
+impl Metrics {
+    /// All series at zero, in a registry of their own.
+    ///
+    /// `buckets` are the latency buckets' upper bounds in seconds, rising.
+    /// `log_records_dropped` counts for the log, which is older than the registry.
+    pub fn new(buckets: &[f64], log_records_dropped: IntCounter) -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let requests = counters(r, "zmq_echo_requests_total", "Requests received.", "source");
+        let connections = counters(
+            r,
+            "zmq_echo_connections_total",
+            "Connections accepted, by outcome of the handshake.",
+            "outcome",
+        );
+        let disconnections = counters(
+            r,
+            "zmq_echo_disconnections_total",
+            "Peers that left, by how they did.",
+            "reason",
+        );
+        let undeliverable = counters(
+            r,
+            "zmq_echo_undeliverable_total",
+            "Replies that could not be sent.",
+            "reason",
+        );
+        let failures = counters(
+            r,
+            "zmq_echo_handshake_failures_total",
+            "Connections refused or lost before the handshake was done, by reason.",
+            "reason",
+        );
+        for reason in Reason::ALL {
+            if reason.before_ready() {
+                failures.with_label_values(&[reason.as_str()]);
+            }
+            if reason.after_ready() {
+                disconnections.with_label_values(&[reason.as_str()]);
+            }
+        }
+        let metrics = Self {
+            client_requests: requests.with_label_values(&["client"]),
+            probe_requests: requests.with_label_values(&["probe"]),
+            socket: SocketMetrics {
+                malformed_requests: counter(
+                    r,
+                    "zmq_echo_malformed_requests_total",
+                    "Messages of REQ peers that are no requests, which were dropped.",
+                ),
+                received_bytes: counter(
+                    r,
+                    "zmq_echo_received_bytes_total",
+                    "Bytes of message frames received from clients, without the identity.",
+                ),
+                sent_bytes: counter(
+                    r,
+                    "zmq_echo_sent_bytes_total",
+                    "Bytes of message frames sent to clients, without the identity.",
+                ),
+                peers: gauge(r, "zmq_echo_peers", "Connected peers."),
+                established: connections.with_label_values(&["established"]),
+                failed: connections.with_label_values(&["failed"]),
+                failures,
+                disconnections,
+                undeliverable_peer_gone: undeliverable.with_label_values(&["peer_gone"]),
+                lost_requests: counter(
+                    r,
+                    "zmq_echo_lost_requests_total",
+                    "Requests whose peer left, or was closed, before they were answered.",
+                ),
+                discarded_requests: counter(
+                    r,
+                    "zmq_echo_discarded_requests_total",
+                    "Requests that a drain received and did not answer.",
+                ),
+                discarded_bytes: counter(
+                    r,
+                    "zmq_echo_discarded_bytes_total",
+                    "Bytes that a drain received and threw away without knowing how many requests they are.",
+                ),
+                pending_replies: gauge(
+                    r,
+                    "zmq_echo_pending_replies",
+                    "Replies that the kernel has not taken yet.",
+                ),
+                buffered_bytes: gauge(
+                    r,
+                    "zmq_echo_buffered_bytes",
+                    "Bytes held for peers: parts of messages, and replies.",
+                ),
+                request_duration: register(
+                    r,
+                    Histogram::with_opts(
+                        HistogramOpts::new(
+                            "zmq_echo_request_duration_seconds",
+                            "Time from a client's request read to its reply handed to the kernel.",
+                        )
+                        .buckets(buckets.to_vec()),
+                    ),
+                ),
+                limits: LimitMetrics::new(r),
+            },
+            rejected: counter(r, "zmq_echo_rejected_total", "Requests that the handler refused."),
+            undeliverable_deadline: undeliverable.with_label_values(&["deadline"]),
+            draining: gauge(r, "zmq_echo_draining", "1 while the server drains, else 0."),
+            drain_deadline: register(
+                r,
+                Gauge::new(
+                    "zmq_echo_drain_deadline_timestamp_seconds",
+                    "When the drain is over at the latest, in Unix time; 0 before it begins.",
+                ),
+            ),
+            registry: registry.clone(),
+        };
+        register(r, Ok(log_records_dropped));
+        let build_info = register(
+            r,
+            IntGaugeVec::new(
+                Opts::new("zmq_echo_build_info", "Always 1; what is running stands in the labels."),
+                &["version", "revision"],
+            ),
+        );
+        build_info.with_label_values(&[VERSION, REVISION]).set(1);
+        registry.register(Box::new(Process::for_self())).expect("no other process_ series");
+        metrics
+    }
+
+    /// Everything in the text format of [`CONTENT_TYPE`].
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(8 << 10);
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("writing to memory does not fail, and no family is without a series");
+        text
+    }
+}
+
+/// The counter behind `zmq_echo_log_records_dropped_total`, in no registry yet.
+pub fn log_records_dropped() -> IntCounter {
+    IntCounter::new(
+        "zmq_echo_log_records_dropped_total",
+        "Log records dropped because stdout was not read.",
+    )
+    .expect("the name is valid")
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(name, help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
+    register(registry, IntCounterVec::new(Opts::new(name, help), &[label]))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(name, help))
+}
+
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> C {
+    let collector = collector.expect("names and labels are valid");
+    registry.register(Box::new(collector.clone())).expect("each name is registered once");
+    collector
+}

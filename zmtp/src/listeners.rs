@@ -1,0 +1,230 @@
+//! Opens listeners.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// How many connections may wait in the kernel to be accepted. When they are more, the
+/// kernel drops the next, whose client tries again a second later: too late for a probe.
+/// A rollout sends every client of the old replica here at once, and a flood brings
+/// thousands of connections in the few milliseconds in which the thread that accepts
+/// waits for a CPU. The kernel cuts the number down to `net.core.somaxconn`, which is
+/// 4096 by default.
+const BACKLOG: i32 = 4096;
+
+/// How many ports are tried if the kernel is to choose one that is free at several
+/// addresses.
+const PORT_ATTEMPTS: usize = 64;
+
+/// What an IPv6 listener does with IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ipv4 {
+    /// Takes it as well, if it is the wildcard.
+    Too,
+    /// Leaves it to another listener.
+    Elsewhere,
+    /// What `net.ipv6.bindv6only` says.
+    AsConfigured,
+}
+
+/// Opens a listener on one address; port 0 lets the kernel choose.
+///
+/// # Errors
+///
+/// What the kernel says: no permission, in use, no such address.
+pub fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    listen(address, Ipv4::AsConfigured)
+}
+
+/// Opens a listener on all interfaces, IPv6 and IPv4, or IPv4 alone if the host has no
+/// IPv6.
+///
+/// # Errors
+///
+/// As of [`open`].
+pub fn open_on_all(port: u16) -> io::Result<TcpListener> {
+    let both = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), Ipv4::Too);
+    both.or_else(|error| match error.kind() {
+        // The port is the problem, and IPv4 alone would hide it.
+        io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
+        _ => open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
+    })
+}
+
+/// Opens a listener on each of `addresses`, which have one port. Port 0 lets the kernel
+/// choose one that is free at all of them. An address that this host lacks is left out:
+/// a name often has an IPv6 address where IPv6 is turned off.
+///
+/// # Errors
+///
+/// As of [`open`], also if only one of the addresses is in use; or if this host has none
+/// of them.
+pub fn open_each(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
+    // A hosts file may name an address twice.
+    let mut each: Vec<SocketAddr> = Vec::new();
+    for address in addresses {
+        if !each.contains(address) {
+            each.push(*address);
+        }
+    }
+    match each[..] {
+        [address] => open(address).map(|listener| vec![listener]),
+        _ => open_several(&each, |address| listen(address, Ipv4::Elsewhere)),
+    }
+}
+
+/// As [`open_each`], each by `open`.
+fn open_several(
+    addresses: &[SocketAddr],
+    mut open: impl FnMut(SocketAddr) -> io::Result<TcpListener>,
+) -> io::Result<Vec<TcpListener>> {
+    // Kept until the end, so that the kernel chooses another port each time.
+    let mut given_up = Vec::new();
+    loop {
+        let mut listeners = Vec::new();
+        match open_in_turn(addresses, &mut listeners, &mut open) {
+            Ok(()) => return Ok(listeners),
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && addresses.iter().all(|address| address.port() == 0)
+                    && !listeners.is_empty()
+                    && given_up.len() < PORT_ATTEMPTS =>
+            {
+                given_up.push(listeners);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Adds to `listeners` until one address cannot be listened on. From the first on, all
+/// take the port that it has.
+fn open_in_turn(
+    addresses: &[SocketAddr],
+    listeners: &mut Vec<TcpListener>,
+    mut open: impl FnMut(SocketAddr) -> io::Result<TcpListener>,
+) -> io::Result<()> {
+    let mut lacking = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        let mut address = *address;
+        if let Some(first) = listeners.first() {
+            address.set_port(first.local_addr()?.port());
+        }
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+        match open(address) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if is_lacking(&error) => lacking = named(error),
+            Err(error) => return Err(named(error)),
+        }
+    }
+    if listeners.is_empty() { Err(lacking) } else { Ok(()) }
+}
+
+/// Whether this host does not have the address, or nothing of its family.
+fn is_lacking(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
+}
+
+fn listen(address: SocketAddr, ipv4: Ipv4) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restarted server must not wait for the old connections' TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() && ipv4 != Ipv4::AsConfigured {
+        socket.set_only_v6(ipv4 == Ipv4::Elsewhere)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn bound(listeners: &[TcpListener]) -> Vec<SocketAddr> {
+        listeners.iter().map(|listener| listener.local_addr().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_wildcard_listener_takes_ipv4_and_ipv6() {
+        let listener = open_on_all(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).unwrap();
+        if address.is_ipv6() {
+            TcpStream::connect((Ipv6Addr::LOCALHOST, address.port())).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_address_of_a_name_is_listened_on_at_one_port() {
+        let listeners =
+            open_each(&addresses(&["127.0.0.1:0", "127.0.0.2:0", "127.0.0.1:0"])).unwrap();
+        let bound = bound(&listeners);
+        let port = bound[0].port();
+        assert_ne!(port, 0);
+        assert_eq!(bound, [([127, 0, 0, 1], port).into(), ([127, 0, 0, 2], port).into()]);
+        bound.iter().for_each(|address| drop(TcpStream::connect(address).unwrap()));
+    }
+
+    #[test]
+    fn wildcards_of_both_families_do_not_get_in_each_others_way() {
+        // If the host has no IPv6, that address is left out.
+        let listeners = open_each(&addresses(&["[::]:0", "0.0.0.0:0"])).unwrap();
+        let port = listeners[0].local_addr().unwrap().port();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    }
+
+    #[test]
+    fn an_address_that_this_host_lacks_is_left_out_unless_it_is_the_only_one() {
+        // Of the blocks for documentation, which no host has.
+        let (lacking, lacking_too) = ("192.0.2.1:0", "[2001:db8::1]:0");
+        let listeners = open_each(&addresses(&[lacking, "127.0.0.1:0", lacking_too])).unwrap();
+        assert_eq!(listeners.len(), 1);
+        assert!(listeners[0].local_addr().unwrap().ip().is_loopback());
+        let error = open_each(&addresses(&[lacking, lacking_too])).unwrap_err();
+        assert!(error.to_string().contains("[2001:db8::1]:0: "), "{error}");
+        assert!(open_each(&addresses(&[lacking])).is_err());
+        let error = open_each(&[]).unwrap_err();
+        assert_eq!(error.to_string(), "the name has no address");
+    }
+
+    #[test]
+    fn an_address_in_use_is_an_error_even_if_another_one_is_free() {
+        let taken = open("127.0.0.2:0".parse().unwrap()).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = open_each(&[([127, 0, 0, 1], port).into(), ([127, 0, 0, 2], port).into()]);
+        let error = error.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().starts_with(&format!("127.0.0.2:{port}: ")), "{error}");
+    }
+
+    #[test]
+    fn the_kernels_port_is_another_one_if_the_first_is_taken_at_another_address() {
+        let each = addresses(&["127.0.0.1:0", "127.0.0.2:0"]);
+        let mut in_the_way = Vec::new();
+        let listeners = open_several(&each, |address| {
+            // The first three ports are taken by the time at which they are needed.
+            if address.port() != 0 && in_the_way.len() < 3 {
+                in_the_way.push(open(address)?);
+            }
+            open(address)
+        });
+        let port = listeners.unwrap()[1].local_addr().unwrap().port();
+        let taken = bound(&in_the_way);
+        assert!(taken.len() == 3 && taken.iter().all(|taken| taken.port() != port), "{taken:?}");
+        let all_taken = open_several(&each, |address| {
+            let listener = open(address)?;
+            if address.port() == 0 { Ok(listener) } else { open(address) }
+        });
+        assert_eq!(all_taken.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+}

@@ -1,0 +1,538 @@
+//! ZMTP frames and commands, to and from bytes. No I/O.
+//!
+//! "RFC 23" is <https://rfc.zeromq.org/spec/23/> (ZMTP 3.0), "RFC 37" is
+//! <https://rfc.zeromq.org/spec/37/> (ZMTP 3.1, which adds PING and PONG).
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+
+use crate::reason::Reason;
+
+/// The length of a greeting (RFC 23, "Version Negotiation").
+pub const GREETING: usize = 64;
+
+/// The signature and the major version: what a peer needs to know to tell us its own
+/// version. libzmq sends its mechanism only after it has read these.
+pub const GREETING_START: usize = 11;
+
+/// The longest body of a command between messages: PING and PONG, the only ones
+/// that are known there, take 23 bytes at most.
+pub const COMMAND_BYTES: usize = 255;
+
+/// The longest context of a PING (RFC 37, "ping-context = 0*16OCTET").
+const CONTEXT_BYTES: usize = 16;
+
+/// The longest header: flags and a size of eight bytes.
+const LONGEST_HEADER: usize = 9;
+
+const MORE: u8 = 1;
+const LONG: u8 = 2;
+const COMMAND: u8 = 4;
+
+/// Our greeting: ZMTP 3.1, the NULL mechanism, not as a server, which NULL does
+/// not know.
+pub fn greeting() -> [u8; GREETING] {
+    let mut bytes = [0; GREETING];
+    bytes[0] = 0xff;
+    bytes[9] = 0x7f;
+    bytes[10] = 3;
+    bytes[11] = 1;
+    bytes[12..16].copy_from_slice(b"NULL");
+    bytes
+}
+
+/// Whether the first [`GREETING_START`] bytes of a greeting are here; each byte is
+/// judged as soon as it is.
+///
+/// # Errors
+///
+/// [`Reason::NotZmtp`] or [`Reason::Version`].
+pub fn decode_version(bytes: &[u8]) -> Result<bool, Reason> {
+    let differs = |at: usize, right: u8| bytes.get(at).is_some_and(|byte| *byte != right);
+    if differs(0, 0xff) || differs(9, 0x7f) {
+        return Err(Reason::NotZmtp);
+    }
+    // "A ZMTP peer MUST accept higher protocol versions as valid" (RFC 23).
+    match bytes.get(10) {
+        Some(0..3) => Err(Reason::Version),
+        major => Ok(major.is_some()),
+    }
+}
+
+/// The minor version of the peer, once its greeting is whole; each byte is judged as
+/// soon as it is here.
+///
+/// # Errors
+///
+/// [`Reason::NotZmtp`], [`Reason::Version`] or [`Reason::Mechanism`].
+pub fn decode_greeting(bytes: &[u8]) -> Result<Option<u8>, Reason> {
+    if !decode_version(bytes)? {
+        return Ok(None);
+    }
+    let mechanism = b"NULL".iter().copied().chain(std::iter::repeat_n(0, 16));
+    if mechanism.zip(bytes.iter().skip(12)).any(|(right, byte)| right != *byte) {
+        return Err(Reason::Mechanism);
+    }
+    // A version above ours speaks ours.
+    let minor = if bytes[10] > 3 { Some(1) } else { bytes.get(11).copied() };
+    Ok(minor.filter(|_| bytes.len() >= GREETING))
+}
+
+/// A frame's flags and size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// A command's frame, not a message's.
+    pub command: bool,
+    /// More frames of the same message follow.
+    pub more: bool,
+    /// Bytes of the header itself.
+    pub bytes: usize,
+    /// Bytes of the body, as announced: nothing may be reserved for them.
+    pub body: u64,
+}
+
+impl Header {
+    /// The header at the start of `bytes`, or `None` while it is incomplete.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::ReservedFlags`], at the first byte: bits 7 to 3 "SHALL be zero",
+    /// and a command has no more frames (RFC 23, "Framing").
+    #[inline]
+    pub fn decode(bytes: &[u8]) -> Result<Option<Self>, Reason> {
+        let Some((&flags, rest)) = bytes.split_first() else { return Ok(None) };
+        let command = flags & COMMAND != 0;
+        let more = flags & MORE != 0;
+        if flags & !(MORE | LONG | COMMAND) != 0 || (command && more) {
+            return Err(Reason::ReservedFlags);
+        }
+        let size = if flags & LONG == 0 {
+            rest.first().map(|size| (2, u64::from(*size)))
+        } else {
+            rest.first_chunk().map(|size| (LONGEST_HEADER, u64::from_be_bytes(*size)))
+        };
+        Ok(size.map(|(bytes, body)| Self { command, more, bytes, body }))
+    }
+}
+
+/// Appends the header of a frame of `body` bytes.
+#[inline]
+pub fn encode_header(out: &mut Vec<u8>, flags: u8, body: usize) {
+    if let Ok(short) = u8::try_from(body) {
+        out.extend_from_slice(&[flags, short]);
+    } else {
+        let mut header = [flags | LONG; LONGEST_HEADER];
+        header[1..].copy_from_slice(&(body as u64).to_be_bytes());
+        out.extend_from_slice(&header);
+    }
+}
+
+/// The flags of a message's frame.
+#[inline]
+pub fn message_flags(more: bool) -> u8 {
+    if more { MORE } else { 0 }
+}
+
+/// The limits that a header is held against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageLimits {
+    /// Bytes of all frames of a message.
+    pub bytes: usize,
+    /// Frames of a message.
+    pub frames: usize,
+}
+
+/// How far a message has been scanned: the scan goes on where it was when more
+/// bytes are here, so that each byte is looked at once, however it trickles in.
+#[derive(Debug, Default)]
+pub struct Scan {
+    at: usize,
+    frames: usize,
+    bytes: usize,
+}
+
+/// What [`Scan::step`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Scanned {
+    /// A message, and how many bytes it takes from the start. The scan starts anew.
+    Message(usize),
+    /// A command's body. Where [`Scan::between_messages`] says so, the caller drops
+    /// the bytes up to its end.
+    Command(Range<usize>),
+    /// At least so many bytes are missing.
+    Partial(usize),
+}
+
+impl Scan {
+    /// Looks for the end of the message at the start of `bytes`, which begin with
+    /// the same bytes as at the step before.
+    ///
+    /// # Errors
+    ///
+    /// What the header breaks, at the header: nothing has to be held to see it.
+    #[inline]
+    pub fn step(&mut self, bytes: &[u8], limits: &MessageLimits) -> Result<Scanned, Reason> {
+        loop {
+            let Some(header) = Header::decode(&bytes[self.at..])? else {
+                return Ok(Scanned::Partial(1));
+            };
+            let room = if header.command { COMMAND_BYTES } else { limits.bytes - self.bytes };
+            let body = match usize::try_from(header.body) {
+                Ok(body) if body <= room => body,
+                _ if header.command => return Err(Reason::Command),
+                _ => return Err(Reason::MessageLimit),
+            };
+            if !header.command && self.frames == limits.frames {
+                return Err(Reason::FrameLimit);
+            }
+            let start = self.at + header.bytes;
+            let end = start + body;
+            if end > bytes.len() {
+                return Ok(Scanned::Partial(end - bytes.len()));
+            }
+            self.at = end;
+            if header.command {
+                // libzmq's PINGs may stand between two frames of a message. They
+                // count towards its bytes: there can be no end of them in there.
+                if self.frames > 0 {
+                    self.bytes += header.bytes + body;
+                    if self.bytes > limits.bytes {
+                        return Err(Reason::MessageLimit);
+                    }
+                }
+                return Ok(Scanned::Command(start..end));
+            }
+            self.frames += 1;
+            self.bytes += body;
+            if !header.more {
+                *self = Self::default();
+                return Ok(Scanned::Message(end));
+            }
+        }
+    }
+
+    /// Whether `bytes`, which [`Scan::step`] called partial, hold a part of a message and not
+    /// just of a command between two messages.
+    pub fn is_in_message(&self, bytes: &[u8]) -> bool {
+        let begins_message = |flags: &u8| flags & COMMAND == 0;
+        self.frames > 0 || bytes.get(self.at).is_some_and(begins_message)
+    }
+
+    /// If no message has begun, how many bytes of commands can be dropped; the scan
+    /// starts anew behind them.
+    pub fn between_messages(&mut self) -> Option<usize> {
+        (self.frames == 0).then(|| std::mem::take(&mut self.at))
+    }
+}
+
+/// Takes the message at the start of `bytes`, whose end a [`Scan`] has found, and
+/// appends its frames, as slices. Returns their bytes.
+#[inline]
+pub fn split_frames(bytes: &mut Bytes, end: usize, frames: &mut VecDeque<Bytes>) -> usize {
+    let (mut at, mut payload) = (0, 0);
+    while let Ok(Some(header)) = Header::decode(&bytes[at..end]) {
+        let start = at + header.bytes;
+        at = start + header.body as usize;
+        if !header.command {
+            payload += at - start;
+            frames.push_back(bytes.slice(start..at));
+        }
+    }
+    bytes.advance(end);
+    payload
+}
+
+/// A command, by the body of its frame.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// The metadata of the NULL handshake.
+    Ready(&'a [u8]),
+    /// The peer refuses us.
+    Error,
+    /// The peer wants a PONG with the context, and, where there is a TTL, to be
+    /// given up if nothing comes from it for so long.
+    Ping {
+        /// Not zero.
+        ttl: Option<Duration>,
+        /// To be returned.
+        context: &'a [u8],
+    },
+    /// The answer to a PING of ours.
+    Pong,
+}
+
+impl<'a> Command<'a> {
+    /// Decodes a command's body.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::Command`] where it is unknown or malformed.
+    pub fn decode(body: &'a [u8]) -> Result<Self, Reason> {
+        let (name, data) = split_short(body).ok_or(Reason::Command)?;
+        match name {
+            b"READY" => Ok(Command::Ready(data)),
+            b"ERROR" => Ok(Command::Error),
+            b"PING" => {
+                let (ttl, context) = data.split_first_chunk().ok_or(Reason::Command)?;
+                if context.len() > CONTEXT_BYTES {
+                    return Err(Reason::Command);
+                }
+                // In tenths of a second (RFC 37, "ping-ttl").
+                let tenths = u64::from(u16::from_be_bytes(*ttl));
+                let ttl = (tenths > 0).then(|| Duration::from_millis(tenths * 100));
+                Ok(Command::Ping { ttl, context })
+            }
+            b"PONG" => Ok(Command::Pong),
+            _ => Err(Reason::Command),
+        }
+    }
+}
+
+/// Our READY, as a frame.
+pub fn encode_ready(out: &mut Vec<u8>) {
+    encode_command(out, b"READY", &[b"\x0bSocket-Type", &6u32.to_be_bytes(), b"ROUTER"]);
+}
+
+/// An ERROR, which takes the place of READY, as a frame.
+///
+/// `reason` is of visible characters, 255 at most (RFC 37, "error-reason = short-size
+/// 0*255VCHAR"): a space is none.
+pub fn encode_error(out: &mut Vec<u8>, reason: &str) {
+    encode_command(out, b"ERROR", &[&[reason.len() as u8], reason.as_bytes()]);
+}
+
+/// The PONG to a PING with `context`, as a frame.
+pub fn encode_pong(out: &mut Vec<u8>, context: &[u8]) {
+    encode_command(out, b"PONG", &[context]);
+}
+
+/// A PING that asks for a PONG and nothing more: no TTL, no context.
+pub fn encode_ping(out: &mut Vec<u8>) {
+    encode_command(out, b"PING", &[&[0, 0]]);
+}
+
+fn encode_command(out: &mut Vec<u8>, name: &[u8], data: &[&[u8]]) {
+    let body = 1 + name.len() + data.iter().map(|part| part.len()).sum::<usize>();
+    encode_header(out, COMMAND, body);
+    out.push(name.len() as u8);
+    out.extend_from_slice(name);
+    data.iter().for_each(|part| out.extend_from_slice(part));
+}
+
+/// The properties of a READY's data: name and value, one after the other.
+///
+/// An item is [`Reason::Metadata`] where the data are malformed, and the last one.
+pub fn properties(mut data: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), Reason>> {
+    std::iter::from_fn(move || {
+        if data.is_empty() {
+            return None;
+        }
+        let property = split_property(data);
+        data = property.map_or(&[], |(_, _, rest)| rest);
+        Some(property.map(|(name, value, _)| (name, value)).ok_or(Reason::Metadata))
+    })
+}
+
+fn split_property(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (name, rest) = split_short(data)?;
+    if name.is_empty() || !name.iter().all(|byte| is_name_char(*byte)) {
+        return None;
+    }
+    let (size, rest) = rest.split_first_chunk()?;
+    let (value, rest) = rest.split_at_checked(u32::from_be_bytes(*size) as usize)?;
+    Some((name, value, rest))
+}
+
+/// Whether a property's name may have it (RFC 37, "name-char").
+fn is_name_char(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte)
+}
+
+/// What a length of one byte announces, and the rest.
+fn split_short(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (size, rest) = bytes.split_first()?;
+    rest.split_at_checked(usize::from(*size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    const LIMITS: MessageLimits = MessageLimits { bytes: 1000, frames: 4 };
+
+    fn scan(bytes: &[u8]) -> Result<Scanned, Reason> {
+        Scan::default().step(bytes, &LIMITS)
+    }
+
+    #[test]
+    fn a_frame_over_the_limit_is_refused_at_its_header() {
+        for size in [1001, 1 << 31, 1 << 40, 1 << 47, 1 << 63, u64::MAX] {
+            let mut header = vec![LONG];
+            header.extend_from_slice(&size.to_be_bytes());
+            assert_eq!(scan(&header), Err(Reason::MessageLimit), "{size}");
+        }
+        let mut header = vec![LONG];
+        header.extend_from_slice(&1000u64.to_be_bytes());
+        assert_eq!(scan(&header), Ok(Scanned::Partial(1000)));
+    }
+
+    #[test]
+    fn a_message_may_have_as_many_frames_as_the_limit_and_no_more() {
+        let frames = |count: usize| [1, 0].repeat(count - 1).into_iter().chain([0, 0]);
+        assert_eq!(scan(&frames(4).collect::<Vec<_>>()), Ok(Scanned::Message(8)));
+        assert_eq!(scan(&frames(5).collect::<Vec<_>>()), Err(Reason::FrameLimit));
+    }
+
+    #[test]
+    fn reserved_flags_are_refused_at_the_first_byte() {
+        for flags in (8..=255).chain([COMMAND | MORE, COMMAND | MORE | LONG]) {
+            assert_eq!(scan(&[flags]), Err(Reason::ReservedFlags), "{flags}");
+        }
+        for flags in [0, MORE, LONG, MORE | LONG, COMMAND, COMMAND | LONG] {
+            assert_eq!(scan(&[flags]), Ok(Scanned::Partial(1)), "{flags}");
+        }
+    }
+
+    #[test]
+    fn a_command_between_two_frames_is_seen_and_is_no_frame() {
+        let mut bytes = vec![1, 1, b'a'];
+        encode_ping(&mut bytes);
+        bytes.extend_from_slice(&[0, 1, b'b']);
+        let mut state = Scan::default();
+        let Ok(Scanned::Command(body)) = state.step(&bytes, &LIMITS) else { panic!() };
+        assert_eq!(Command::decode(&bytes[body]), Ok(Command::Ping { ttl: None, context: b"" }));
+        assert_eq!(state.between_messages(), None);
+        let end = bytes.len();
+        assert_eq!(state.step(&bytes, &LIMITS), Ok(Scanned::Message(end)));
+        bytes.extend_from_slice(b"next");
+        let mut frames = VecDeque::new();
+        let mut bytes = Bytes::from(bytes);
+        assert_eq!(split_frames(&mut bytes, end, &mut frames), 2);
+        assert_eq!((frames, &bytes[..]), (["a", "b"].map(Bytes::from).into(), &b"next"[..]));
+    }
+
+    #[test]
+    fn commands_without_end_inside_a_message_meet_its_limit() {
+        let mut bytes = vec![1, 1, b'a'];
+        for _ in 0..200 {
+            encode_ping(&mut bytes);
+        }
+        bytes.extend_from_slice(&[0, 1, b'b']);
+        let mut state = Scan::default();
+        let end = loop {
+            match state.step(&bytes, &LIMITS) {
+                Ok(Scanned::Command(_)) => {}
+                end => break end,
+            }
+        };
+        assert_eq!(end, Err(Reason::MessageLimit));
+    }
+
+    #[test]
+    fn a_ping_is_decoded_with_its_ttl_and_context() {
+        let ping = |data: &[u8]| [b"\x04PING", data].concat();
+        let ttl = Some(Duration::from_millis(300));
+        assert_eq!(
+            Command::decode(&ping(b"\x00\x03hello")),
+            Ok(Command::Ping { ttl, context: b"hello" })
+        );
+        assert_eq!(Command::decode(&ping(b"\x00")), Err(Reason::Command));
+        assert_eq!(Command::decode(&ping(&[0; 2 + 17])), Err(Reason::Command));
+        for body in [&b""[..], b"\x05", b"\x09SUBSCRIBE", b"\x04PIN"] {
+            assert_eq!(Command::decode(body), Err(Reason::Command));
+        }
+        let mut pong = Vec::new();
+        encode_pong(&mut pong, b"hello");
+        assert_eq!(pong, b"\x04\x0a\x04PONGhello");
+    }
+
+    proptest! {
+        #[test]
+        fn messages_come_out_as_they_went_in_wherever_reads_cut_them(
+            messages in vec(vec(vec(any::<u8>(), 0..300), 1..=4), 0..8),
+            ping_before in any::<usize>(),
+            cuts in vec(1usize..400, 1..20),
+        ) {
+            let limits = MessageLimits { bytes: 4 * 300, frames: 4 };
+            let mut stream = Vec::new();
+            for (number, message) in messages.iter().enumerate() {
+                if number == ping_before % 8 {
+                    encode_ping(&mut stream);
+                }
+                for (index, frame) in message.iter().enumerate() {
+                    encode_header(&mut stream, message_flags(index + 1 < message.len()), frame.len());
+                    stream.extend_from_slice(frame);
+                }
+            }
+            let (decoded, error) = session(&stream, &cuts, &limits);
+            prop_assert_eq!(error, None);
+            prop_assert_eq!(decoded, messages);
+        }
+
+        #[test]
+        fn any_bytes_end_in_messages_or_a_named_reason_within_the_limits(
+            stream in vec(prop_oneof![0u8..8, any::<u8>()], 0..4000),
+            cuts in vec(1usize..400, 1..20),
+        ) {
+            let limits = MessageLimits { bytes: 100, frames: 3 };
+            let (decoded, _) = session(&stream, &cuts, &limits);
+            for message in decoded {
+                prop_assert!(message.len() <= limits.frames);
+                prop_assert!(message.iter().map(Vec::len).sum::<usize>() <= limits.bytes);
+            }
+        }
+    }
+
+    /// What a connection makes of `stream`, read in pieces of `cuts` bytes in turn:
+    /// the messages, and the reason why it ended.
+    fn session(
+        stream: &[u8],
+        cuts: &[usize],
+        limits: &MessageLimits,
+    ) -> (Vec<Vec<Vec<u8>>>, Option<Reason>) {
+        let mut held = Vec::new();
+        let mut scan = Scan::default();
+        let mut messages = Vec::new();
+        let mut rest = stream;
+        for cut in cuts.iter().cycle() {
+            let (read, left) = rest.split_at((*cut).min(rest.len()));
+            rest = left;
+            held.extend_from_slice(read);
+            loop {
+                match scan.step(&held, limits) {
+                    Err(reason) => return (messages, Some(reason)),
+                    Ok(Scanned::Message(end)) => {
+                        let mut frames = VecDeque::new();
+                        split_frames(&mut Bytes::copy_from_slice(&held), end, &mut frames);
+                        held.drain(..end);
+                        messages.push(frames.iter().map(|frame| frame.to_vec()).collect());
+                    }
+                    Ok(Scanned::Command(body)) => {
+                        if let Err(reason) = Command::decode(&held[body]) {
+                            return (messages, Some(reason));
+                        }
+                        if let Some(end) = scan.between_messages() {
+                            held.drain(..end);
+                        }
+                    }
+                    Ok(Scanned::Partial(missing)) => {
+                        let headers = LONGEST_HEADER * (limits.frames + 1);
+                        let most = limits.bytes + headers + COMMAND_BYTES;
+                        assert!(missing > 0 && held.len() + missing <= most);
+                        break;
+                    }
+                }
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        (messages, None)
+    }
+}

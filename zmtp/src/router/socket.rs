@@ -1,0 +1,750 @@
+//! The socket: fairness, flow control and accounts. Accepting, handshakes, deadlines and
+//! draining are parts of it in files of their own.
+//!
+//! Whatever wakes a peer, the listener or the clock puts its token on the ready
+//! list. A turn takes one token: it flushes what waits for that peer, reads from
+//! it once, and makes what came the current batch. `recv` and `try_recv` hand out
+//! the batch's messages; the replies gather in the peer's queue and are written
+//! when the batch is through. So peers are served in turn, a read each, and a
+//! batch costs one system call to read and one to write.
+//!
+//! A peer that does not take its replies is not read from: TCP makes it wait.
+
+mod accepting;
+mod deadlines;
+mod draining;
+mod handshaking;
+
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::net::TcpListener;
+use tracing::debug;
+
+use self::draining::Noted;
+use super::busy_poll::BusyPoll;
+use super::clock::Clock;
+use super::peer::{Peer, Read, State};
+use super::places::Places;
+use super::progress::Meter;
+use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
+use super::{ALLOWANCE, Limits};
+use crate::event::{Event, Observer, Totals};
+use crate::message::Message;
+use crate::proto::handshake::PeerInfo;
+use crate::proto::out_queue::OutQueue;
+use crate::proto::wire::{self, Command, MessageLimits, Scan, Scanned};
+use crate::reason::Reason;
+
+/// How much one turn reads: nearly four messages of 64 KiB. Half of it halves the
+/// throughput of such, for the part of a message at its end is copied.
+const READ: usize = 256 << 10;
+
+/// How many messages one turn hands out: they take well under 0.1 ms, against which
+/// a turn's two system calls are small. Who floods the socket with messages of one
+/// byte gets no more turns than others, and no longer ones.
+const MESSAGES: usize = 512;
+
+/// Replies are written before their batch is through when they come to this.
+const WRITE: usize = READ;
+
+/// Of a batch from this size on the first half of the replies is written before the
+/// rest, where no other peer waits for its turn: the client works on them meanwhile.
+const HALVED: usize = 2 << 10;
+
+/// How many turns without a message the caller waits for at a time.
+const TURNS: usize = 64;
+
+/// A full pool spares what began less than this ago if there is anything else.
+const YOUNG: Duration = Duration::from_secs(1);
+
+/// The memory that is kept from one batch's replies for the next at most.
+const SPARE: usize = 1 << 20;
+
+/// The frames that are kept room for from one message to the next.
+const SPARE_FRAMES: usize = 64;
+
+/// Why a reply was not queued.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// No frame follows the identity.
+    #[error("a ROUTER sends an identity and at least one frame")]
+    NoPayload,
+    /// The peer that the first frame names is not connected. The message comes back whole.
+    #[error("the peer has left")]
+    NoPeer(Message),
+}
+
+/// What was left when a socket was closed. All of it is zero if nothing was lost.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// Replies to connected peers that were not handed to the kernel.
+    pub owed: u64,
+    /// Bytes of replies that connected peers had not acknowledged, those of `owed` included.
+    pub owed_bytes: u64,
+    /// Whole requests that were received and thrown away.
+    pub discarded: u64,
+    /// Bytes that were thrown away without counting the requests in them: parts of messages, and
+    /// what lay in the kernel.
+    pub discarded_bytes: u64,
+}
+
+impl Closed {
+    /// Whether everything that was received was answered.
+    pub fn is_clean(&self) -> bool {
+        self.owed + self.owed_bytes + self.discarded + self.discarded_bytes == 0
+    }
+}
+
+/// A ROUTER socket whose cost is bounded by [`Limits`].
+///
+/// There is no task but the caller's: the socket works while it is polled.
+pub struct Router<O> {
+    limits: Limits,
+    message_limits: MessageLimits,
+    observer: O,
+    monitors: Option<&'static [u8]>,
+    listeners: Vec<TcpListener>,
+    places: Places,
+    listener_bell: Arc<Bell>,
+    peers: Vec<Option<Box<Peer>>>,
+    free: Vec<usize>,
+    identities: HashMap<Bytes, usize>,
+    next_identity: u32,
+    ready: ReadyList,
+    clock: Clock,
+    turns: Turns,
+    busy_poll: BusyPoll,
+    batch: Option<Batch>,
+    /// What every peer is read into.
+    scratch: BytesMut,
+    /// Lent to the batch's peer for its replies.
+    spare: OutQueue,
+    spare_frames: Option<VecDeque<Bytes>>,
+    /// Bytes beyond the allowances, all bytes, and replies, of all peers.
+    pooled: usize,
+    buffered: usize,
+    owed: usize,
+    /// Payload of clients that has come and gone since the last [`Self::publish`].
+    received: usize,
+    sent: usize,
+    closing: bool,
+    /// What was owed and discarded while it was closing.
+    closed: Closed,
+    bound_at: Instant,
+    /// What lay in the kernel when the end of a drain was looked for.
+    noted: Vec<Noted>,
+}
+
+/// What one read brought and has not been handed out.
+struct Batch {
+    slot: usize,
+    bytes: Bytes,
+    /// Whether the memory is the peer's own.
+    own: bool,
+    read_at: Instant,
+    /// Its length at first.
+    whole: usize,
+    /// The messages and commands taken from it, and the commands among them.
+    taken: usize,
+    commands: usize,
+    /// Replies are written when they come to so many bytes.
+    write_at: usize,
+    /// The identity that a reply has brought back, for the next message: what is
+    /// passed on need not be counted, which takes longer than all else of a frame.
+    identity: Option<Bytes>,
+}
+
+impl<O: Observer> Router<O> {
+    /// Takes over `listeners`, to accept from them whenever it is polled. Needs a
+    /// runtime with I/O and time.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says of a listener.
+    pub fn bind(
+        listeners: impl IntoIterator<Item = std::net::TcpListener>,
+        limits: Limits,
+        observer: O,
+    ) -> io::Result<Self> {
+        let listeners = listeners.into_iter().map(|listener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        });
+        let ready = ReadyList::default();
+        let listener_bell = ready.bell(LISTENER);
+        let mut turns = Turns::default();
+        turns.push(LISTENER);
+        Ok(Self {
+            limits,
+            message_limits: MessageLimits {
+                bytes: limits.message_bytes,
+                frames: limits.message_frames,
+            },
+            observer,
+            monitors: None,
+            listeners: listeners.collect::<io::Result<_>>()?,
+            places: Places::new(limits.peers_per_address),
+            listener_bell,
+            peers: Vec::new(),
+            free: Vec::new(),
+            identities: HashMap::new(),
+            next_identity: 0,
+            clock: Clock::new(&ready),
+            ready,
+            turns,
+            busy_poll: BusyPoll::new(limits.busy_poll),
+            batch: None,
+            scratch: BytesMut::new(),
+            spare: OutQueue::default(),
+            spare_frames: None,
+            pooled: 0,
+            buffered: 0,
+            owed: 0,
+            received: 0,
+            sent: 0,
+            closing: false,
+            closed: Closed::default(),
+            bound_at: Instant::now(),
+            noted: Vec::new(),
+        })
+    }
+
+    /// Sets the prefix of identities that belong to monitors, such as liveness probes on this
+    /// host. Their messages are no activity, and are in no event but those of connections. A
+    /// peer of another host that claims such an identity gets a generated one.
+    pub fn with_monitors(mut self, prefix: &'static [u8]) -> Self {
+        self.monitors = Some(prefix);
+        self
+    }
+
+    /// Queues a reply. It leaves when its peer's batch is through.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`] if the peer is not connected, or the message has no frame behind the
+    /// identity.
+    #[inline(always)]
+    pub fn send(&mut self, message: Message) -> Result<(), SendError> {
+        let mut frames = message.into_frames();
+        let identity = match frames.pop_front() {
+            Some(identity) if !frames.is_empty() => identity,
+            _ => return Err(SendError::NoPayload),
+        };
+        // Nearly always the peer whose request was handed out last.
+        if let Some(batch) = &mut self.batch
+            && let Some(peer) = &mut self.peers[batch.slot]
+            && is_same(&peer.identity, &identity)
+        {
+            let sent = peer.queue(&mut frames, batch.read_at);
+            self.sent += if peer.is_client { sent } else { 0 };
+            batch.identity = Some(identity);
+            if peer.out.len() >= batch.write_at && !peer.blocked {
+                batch.write_at = WRITE;
+                let slot = batch.slot;
+                // What fails here fails again when the batch is through.
+                let _ = self.flush(slot);
+            }
+        } else if let Some(slot) = self.identities.get(&identity).copied() {
+            self.queue_for_another(slot, &mut frames);
+        } else {
+            frames.push_front(identity);
+            return Err(SendError::NoPeer(frames.into()));
+        }
+        if frames.capacity() <= SPARE_FRAMES {
+            self.spare_frames = Some(frames);
+        }
+        Ok(())
+    }
+
+    /// Waits for the next message. Its first frame is the identity of the sender.
+    ///
+    /// Cancel-safe: a message is returned as soon as it is taken, with no await between, and
+    /// all else is the socket's.
+    pub async fn recv(&mut self) -> Message {
+        if let Some(message) = self.next_published() {
+            return message;
+        }
+        if let Some(message) = self.busy_poll().await {
+            return message;
+        }
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// The next message that is already here, or `None`. Does not wait.
+    #[inline(always)]
+    pub fn try_recv(&mut self) -> Option<Message> {
+        self.next()
+    }
+
+    /// How many connections are open, those in the handshake included.
+    pub fn connections(&self) -> usize {
+        self.open()
+    }
+
+    /// Queues a reply for a peer that is not the batch's: it leaves at that peer's turn.
+    #[inline(never)]
+    fn queue_for_another(&mut self, slot: usize, frames: &mut VecDeque<Bytes>) {
+        let peer = self.peers[slot].as_mut().expect("an identity in use has a peer");
+        let read_at = self.batch.as_ref().map_or(peer.read_at, |batch| batch.read_at);
+        if peer.out.is_empty() {
+            // However long ago the request came, the reply waits from now on.
+            peer.moved_at = Instant::now();
+        }
+        let sent = peer.queue(frames, read_at);
+        self.sent += if peer.is_client { sent } else { 0 };
+        peer.bell.wake_by_ref();
+        if peer.is_paused() {
+            // Many may make it hold more before its turn comes.
+            self.settle(slot);
+        }
+    }
+
+    /// The next message that takes no waiting.
+    #[inline(always)]
+    fn next(&mut self) -> Option<Message> {
+        self.next_of_batch().or_else(|| self.next_of_turns())
+    }
+
+    /// The first message of the turns that are due.
+    fn next_of_turns(&mut self) -> Option<Message> {
+        for _ in 0..TURNS {
+            self.ready.take(&mut self.turns);
+            match self.turns.pop()? {
+                LISTENER => self.accept(),
+                CLOCK => self.expire(),
+                slot => self.visit(slot),
+            }
+            let message = self.next_of_batch();
+            if message.is_some() {
+                return message;
+            }
+        }
+        None
+    }
+
+    /// The next message of the batch. A batch that has none is through.
+    #[inline(always)]
+    fn next_of_batch(&mut self) -> Option<Message> {
+        let batch = self.batch.as_mut()?;
+        let slot = batch.slot;
+        let peer = self.peers[slot].as_mut().expect("a batch has a peer");
+        let reason = loop {
+            if batch.taken == MESSAGES && !batch.bytes.is_empty() {
+                self.end_batch(0);
+                return None;
+            }
+            match peer.scan.step(&batch.bytes, &self.message_limits) {
+                Ok(Scanned::Message(end)) => {
+                    let mut frames = self.spare_frames.take().unwrap_or_default();
+                    frames
+                        .push_back(batch.identity.take().unwrap_or_else(|| peer.identity.clone()));
+                    let payload = wire::split_frames(&mut batch.bytes, end, &mut frames);
+                    self.received += if peer.is_client { payload } else { 0 };
+                    if peer.is_req && !is_request(&frames) {
+                        batch.taken += 1;
+                        batch.identity = frames.pop_front();
+                        count_malformed(&mut self.observer, &peer.identity);
+                        continue;
+                    }
+                    if batch.own {
+                        disown(&mut frames, batch.whole);
+                    }
+                    batch.taken += 1;
+                    return Some(frames.into());
+                }
+                Ok(Scanned::Command(body)) => {
+                    batch.taken += 1;
+                    batch.commands += 1;
+                    let is_last = body.end == batch.bytes.len();
+                    if let Err(reason) = obey(peer, &batch.bytes[body], is_last) {
+                        break reason;
+                    }
+                    if let Some(end) = peer.scan.between_messages() {
+                        batch.bytes.advance(end);
+                    }
+                }
+                Ok(Scanned::Partial(missing)) => {
+                    self.end_batch(missing);
+                    return None;
+                }
+                Err(reason) => break reason,
+            }
+        };
+        // What was asked before is answered.
+        let _ = self.flush(slot);
+        self.close_peer(slot, reason);
+        None
+    }
+
+    /// The batch has had its turn, and been answered as far as it will be. What is left
+    /// is kept: part of a message that misses so many bytes, or whole messages.
+    fn end_batch(&mut self, missing: usize) {
+        let Some(batch) = self.batch.take() else { return };
+        let Batch { slot, bytes, whole, taken, commands, read_at, .. } = batch;
+        let peer = self.peers[slot].as_mut().expect("a batch has a peer");
+        peer.adapt(whole - bytes.len(), taken, MESSAGES, READ);
+        peer.missing = missing;
+        // Memory of its own moves back where most of it is needed still, else it would
+        // be held and charged for, full or not. A slice of the scratch is copied.
+        peer.partial = if bytes.len() < whole / 2 { bytes.to_vec() } else { bytes.into() };
+        peer.track_message(taken > commands, read_at);
+        let flushed = self.flush(slot);
+        let peer = self.peers[slot].as_mut().expect("a batch has a peer");
+        self.spare = if peer.out.is_empty() {
+            std::mem::take(&mut peer.out)
+        } else {
+            let backlog = peer.out.take_backlog(READ);
+            std::mem::replace(&mut peer.out, backlog)
+        };
+        if self.spare.held() > SPARE {
+            self.spare = OutQueue::default();
+        }
+        match flushed {
+            Ok(()) => self.settle(slot),
+            Err(reason) => self.close_peer(slot, reason),
+        }
+    }
+
+    /// One peer's turn.
+    fn visit(&mut self, slot: usize) {
+        let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) else { return };
+        peer.bell.answer();
+        peer.blocked = false;
+        match self.serve(slot) {
+            Err(reason) => self.close_peer(slot, reason),
+            Ok(()) if self.batch.is_none() => self.settle(slot),
+            Ok(()) => {}
+        }
+    }
+
+    fn serve(&mut self, slot: usize) -> Result<(), Reason> {
+        let flushed = self.flush(slot);
+        let peer = self.peers[slot].as_mut().expect("the visit has looked");
+        let shaking = matches!(peer.state, State::Handshake(_));
+        match peer.state {
+            // Whatever the peer sent before it left decides the reason, not our failed
+            // write: read first.
+            State::Handshake(_) => {}
+            State::Refused(_) => return flushed.and_then(|()| self.dismiss(slot)),
+            State::Established | State::HalfClosed => flushed?,
+        }
+        if peer.out.is_empty() {
+            if let Some(reason) = peer.ended {
+                return Err(reason);
+            }
+            if self.closing && !matches!(peer.state, State::HalfClosed) {
+                peer.half_close().map_err(|_| Reason::Error)?;
+                peer.state = State::HalfClosed;
+            }
+        }
+        let half_closed = matches!(peer.state, State::HalfClosed);
+        if peer.is_paused() || peer.ended.is_some() || (self.closing && !half_closed) {
+            return Ok(());
+        }
+        let (kept, received) = (peer.has_messages(), peer.received);
+        let (mut bytes, own) = match peer.poll_read(&mut self.scratch, READ) {
+            Poll::Pending => return Ok(()),
+            Poll::Ready(Err(error)) => return Err(reason_of(&error)),
+            Poll::Ready(Ok(Read::End)) => {
+                let whole = !shaking && peer.partial.is_empty();
+                let reason = if whole { Reason::Closed } else { Reason::Error };
+                peer.ended = Some(reason);
+                let begun = if peer.has_part_of_message() { peer.partial.len() } else { 0 };
+                (peer.partial, peer.missing, peer.scan) = (Vec::new(), 0, Scan::default());
+                let is_done = shaking || peer.out.is_empty();
+                if half_closed {
+                    // It stopped in the middle of a message because we have left.
+                    self.discard(0, begun as u64);
+                }
+                return if is_done { Err(reason) } else { Ok(()) };
+            }
+            Poll::Ready(Ok(Read::More)) => (Bytes::new(), true),
+            Poll::Ready(Ok(Read::Batch { bytes, own })) => (bytes, own),
+        };
+        if !kept {
+            peer.heard(Instant::now(), (peer.received - received) as usize);
+        }
+        let read_at = peer.read_at;
+        match peer.state {
+            State::Refused(_) => return Ok(()),
+            State::Established | State::HalfClosed => {}
+            State::Handshake(_) => self.shake_hands(slot, &mut bytes)?,
+        }
+        if !bytes.is_empty() {
+            let whole = bytes.len();
+            let taken = 0;
+            let alone = self.turns.is_empty() && whole >= HALVED;
+            let write_at = if alone { WRITE.min(whole / 2) } else { WRITE };
+            let (commands, identity) = (0, None);
+            self.begin_batch(Batch {
+                slot,
+                bytes,
+                own,
+                read_at,
+                whole,
+                taken,
+                commands,
+                write_at,
+                identity,
+            });
+        }
+        Ok(())
+    }
+
+    fn begin_batch(&mut self, batch: Batch) {
+        let peer = self.peers[batch.slot].as_mut().expect("who was read from is there");
+        if peer.out.is_empty() {
+            std::mem::swap(&mut peer.out, &mut self.spare);
+        }
+        self.batch = Some(batch);
+    }
+
+    fn establish(&mut self, slot: usize, info: PeerInfo) {
+        let peer = self.peers[slot].as_mut().expect("who was read from is there");
+        peer.is_req = info.is_req;
+        peer.doubted = false;
+        peer.state = State::Established;
+        self.places.keep(&mut peer.place);
+        let mut identity = info.identity;
+        let claims = self.monitors.is_some_and(|prefix| identity.starts_with(prefix));
+        let is_monitor = claims && peer.place.of_this_host;
+        if claims && !is_monitor {
+            identity = Bytes::new();
+        }
+        let is_taken = self.identities.contains_key(&identity);
+        while identity.is_empty() || self.identities.contains_key(&identity) {
+            self.next_identity = self.next_identity.wrapping_add(1);
+            identity = [&[0], &self.next_identity.to_be_bytes()[..]].concat().into();
+        }
+        debug!(identity = %identity.escape_ascii(), "peer connected");
+        if !self.limits.heartbeat_interval.is_zero() {
+            peer.keep_alive(self.limits.heartbeat_interval);
+        }
+        peer.is_client = !is_monitor || is_taken;
+        peer.identity = identity.clone();
+        self.identities.insert(identity, slot);
+        self.observer.event(Event::Connected);
+        self.observer.event(Event::Peers(self.identities.len()));
+    }
+
+    /// Writes what waits for the peer, as far as the kernel takes it.
+    fn flush(&mut self, slot: usize) -> Result<(), Reason> {
+        let peer = self.peers[slot].as_mut().expect("the caller has looked");
+        let before = peer.out.len();
+        if before == 0 {
+            return Ok(());
+        }
+        let (is_client, observer) = (peer.is_client, &mut self.observer);
+        let owed = peer.out.replies();
+        let mut written_at = None;
+        let result = peer.flush(|read_at, replies| {
+            let now = *written_at.get_or_insert_with(Instant::now);
+            if is_client {
+                observer.event(Event::Replied { replies, latency: now - read_at });
+            }
+        });
+        if peer.out.len() < before {
+            peer.moved_at = written_at.unwrap_or_else(Instant::now);
+            peer.track_replies(before - peer.out.len(), owed);
+        }
+        if peer.paused_at.is_some() {
+            peer.pause_or_resume(peer.moved_at);
+        }
+        result.map_err(|error| reason_of(&error))
+    }
+
+    /// Brings the accounts up to date after a turn, sees to it that the peer gets
+    /// its next one, and that the pool is not overdrawn.
+    fn settle(&mut self, slot: usize) {
+        let peer = self.peers[slot].as_mut().expect("who had its turn is there");
+        if peer.out.is_empty() {
+            if peer.out.held() > 0 {
+                peer.out = OutQueue::default();
+            }
+        } else if peer.backlog.is_none() {
+            peer.backlog = Some(Meter::new(peer.moved_at));
+        }
+        if peer.is_paused() && peer.paused_at.is_none() {
+            peer.pause_or_resume(Instant::now());
+        }
+        // A socket that closes reads again once the peer has its replies.
+        let reads = !self.closing || matches!(peer.state, State::HalfClosed);
+        let readable = reads && !peer.is_paused() && peer.ended.is_none() && peer.is_readable();
+        let (held, owed) = (peer.held(), peer.out.replies());
+        self.account(slot, held, owed);
+        if readable {
+            self.turns.push(slot);
+        }
+        self.set_alarm(slot);
+        while self.pooled > self.limits.buffer_bytes {
+            self.evict();
+        }
+    }
+
+    /// Closes the peer whose memory would take longest to be free again at its rate. What was
+    /// begun a moment ago is judged last: nothing can be told of it.
+    fn evict(&mut self) {
+        // A look at every peer, but only for a connection that ends by it.
+        let now = Instant::now();
+        let holders = self.peers.iter().enumerate().filter_map(|(slot, peer)| {
+            let peer = peer.as_ref().filter(|peer| peer.charged > ALLOWANCE)?;
+            let age = peer.holds_since().map_or(Duration::ZERO, |since| now - since);
+            Some((age >= YOUNG, peer.seconds_to_clear(now), age, slot))
+        });
+        let slowest = holders.max_by(|one, other| {
+            (one.0.cmp(&other.0)).then(one.1.total_cmp(&other.1)).then(one.2.cmp(&other.2))
+        });
+        let (.., slot) = slowest.expect("an overdrawn pool has holders");
+        self.close_peer(slot, Reason::PoolFull);
+    }
+
+    fn account(&mut self, slot: usize, held: usize, owed: usize) {
+        let Some(peer) = self.peers[slot].as_mut() else { return };
+        self.pooled += held.saturating_sub(ALLOWANCE);
+        self.pooled -= peer.charged.saturating_sub(ALLOWANCE);
+        self.buffered = self.buffered + held - peer.charged;
+        self.owed = self.owed + owed - peer.owed;
+        (peer.charged, peer.owed) = (held, owed);
+    }
+
+    fn close_peer(&mut self, slot: usize, reason: Reason) {
+        self.account(slot, 0, 0);
+        let Some(mut peer) = self.peers[slot].take() else { return };
+        if self.batch.as_ref().is_some_and(|batch| batch.slot == slot) {
+            self.batch = None;
+        }
+        self.free.push(slot);
+        self.places.leave(&mut peer.place);
+        self.observer.event(Event::Undeliverable(peer.out.replies() as u64));
+        if peer.has_messages() {
+            self.observer.event(Event::Lost(peer.take_kept(&self.message_limits).0));
+        }
+        match &peer.state {
+            State::Handshake(handshake) => return self.fail(handshake, reason),
+            // It is counted already.
+            State::Refused(_) => return,
+            State::Established | State::HalfClosed => {}
+        }
+        let identity = peer.identity.escape_ascii();
+        debug!(%identity, reason = reason.as_str(), "peer disconnected");
+        self.identities.remove(&peer.identity);
+        self.observer.event(Event::Disconnected(reason));
+        self.observer.event(Event::Peers(self.identities.len()));
+    }
+
+    fn open(&self) -> usize {
+        self.peers.len() - self.free.len()
+    }
+
+    /// Reports the totals that are kept apart while there is work.
+    fn publish(&mut self) {
+        self.observer.event(Event::Turned(Totals {
+            received_bytes: std::mem::take(&mut self.received),
+            sent_bytes: std::mem::take(&mut self.sent),
+            pending_replies: self.owed,
+            buffered_bytes: self.buffered,
+        }));
+    }
+
+    /// As [`Self::next`], and reports the totals: with a message as well, for
+    /// under a load that lets nobody rest there is always one.
+    fn next_published(&mut self) -> Option<Message> {
+        let message = self.next();
+        self.publish();
+        message
+    }
+
+    /// Waits awake, if that seems worth it.
+    async fn busy_poll(&mut self) -> Option<Message> {
+        let until = Instant::now() + self.busy_poll.begin()?;
+        loop {
+            // The runtime looks what has come, without sleeping.
+            tokio::task::yield_now().await;
+            let message = self.next_published();
+            if message.is_some() || Instant::now() >= until {
+                self.busy_poll.end(message.is_some());
+                return message;
+            }
+        }
+    }
+
+    fn poll_recv(&mut self, cx: &Context<'_>) -> Poll<Message> {
+        if let Some(message) = self.next_published() {
+            return Poll::Ready(message);
+        }
+        if self.turns.is_empty() {
+            self.ready.wake_next(cx.waker());
+        } else {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+/// Whether two identities are the same; mostly in the same place.
+fn is_same(one: &Bytes, other: &Bytes) -> bool {
+    (one.as_ptr() == other.as_ptr() && one.len() == other.len()) || one == other
+}
+
+/// Counts a message that was dropped; out of line, as few are.
+#[cold]
+#[inline(never)]
+fn count_malformed(observer: &mut impl Observer, identity: &Bytes) {
+    observer.event(Event::Malformed);
+    debug!(identity = %identity.escape_ascii(), "malformed request");
+}
+
+/// Whether a REQ's message is a request: after the identity, an empty frame and at least one
+/// more frame (RFC 28, "The REQ Socket Type"). With ZMQ_REQ_CORRELATE the request's number
+/// comes before the empty frame. ZMQ_PROBE_ROUTER sends an empty message alone.
+fn is_request(frames: &VecDeque<Bytes>) -> bool {
+    let is_delimiter = |at: usize| frames.len() > at + 1 && frames[at].is_empty();
+    is_delimiter(1) || is_delimiter(2)
+}
+
+/// Gives frames memory of their own that are a small part of a `whole` buffer: who
+/// keeps such a frame would keep all of it, uncounted.
+fn disown(frames: &mut VecDeque<Bytes>, whole: usize) {
+    for frame in frames.iter_mut().filter(|frame| frame.len() + ALLOWANCE < whole) {
+        *frame = Bytes::copy_from_slice(frame);
+    }
+}
+
+/// Does what a command between messages asks for. `is_last` says that nothing has come behind
+/// it: any traffic after a PING ends what the PING said of silence (RFC 37, "ping-ttl").
+fn obey(peer: &mut Peer, body: &[u8], is_last: bool) -> Result<(), Reason> {
+    match Command::decode(body)? {
+        Command::Ping { ttl, context } => {
+            if peer.out.is_empty() {
+                peer.moved_at = peer.read_at;
+            }
+            peer.ttl = ttl.filter(|_| is_last);
+            peer.knows_ping = true;
+            if !matches!(peer.state, State::HalfClosed) {
+                peer.out.push_bytes(|out| wire::encode_pong(out, context));
+            }
+            Ok(())
+        }
+        Command::Pong => {
+            peer.knows_ping = true;
+            Ok(())
+        }
+        Command::Error => Err(Reason::PeerError),
+        Command::Ready(_) => Err(Reason::Command),
+    }
+}
+
+/// The reason for the end of a connection that `error` has broken. The kernel says that a
+/// connection has timed out if keepalive or retransmissions were in vain.
+fn reason_of(error: &io::Error) -> Reason {
+    match error.kind() {
+        io::ErrorKind::TimedOut => Reason::Vanished,
+        _ => Reason::Error,
+    }
+}

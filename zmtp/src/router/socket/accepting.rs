@@ -1,0 +1,116 @@
+//! Accepting: in turns like all else, bounded, and not ended by what goes wrong.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use super::Router;
+use crate::event::{Event, Observer};
+use crate::proto::wire;
+use crate::reason::Reason;
+use crate::router::RESERVED_PEERS;
+use crate::router::peer::Peer;
+use crate::router::ready::LISTENER;
+
+/// How many connections one turn accepts from a listener.
+const ACCEPTS: usize = 16;
+
+/// More connections than wait in a listener's queue: Linux has them be 4,096 at most
+/// (net.core.somaxconn), unless it is told otherwise.
+const QUEUED: usize = 8 << 10;
+
+/// After an accept that failed, for want of descriptors mostly: trying again at
+/// once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl<O: Observer> Router<O> {
+    /// The listeners' turn.
+    pub(super) fn accept(&mut self) {
+        self.listener_bell.answer();
+        for number in 0..self.listeners.len() {
+            self.accept_from(number);
+        }
+    }
+
+    fn accept_from(&mut self, number: usize) {
+        let waker = Waker::from(Arc::clone(&self.listener_bell));
+        for _ in 0..ACCEPTS {
+            match self.listeners[number].poll_accept(&mut Context::from_waker(&waker)) {
+                Poll::Pending => return,
+                Poll::Ready(Ok((stream, from))) => self.admit(stream, from),
+                Poll::Ready(Err(error)) if ended_in_the_queue(&error) => {}
+                Poll::Ready(Err(error)) => {
+                    debug!(%error, "cannot accept");
+                    self.clock.set(Instant::now() + ACCEPT_PAUSE, LISTENER);
+                    return;
+                }
+            }
+        }
+        self.turns.push(LISTENER);
+    }
+
+    fn admit(&mut self, stream: TcpStream, from: SocketAddr) {
+        let now = Instant::now();
+        let of_this_host = is_of_this_host(&stream, from);
+        if self.places.are_used_up(from.ip(), of_this_host) {
+            self.observer.event(Event::HandshakeFailed(Reason::AddressLimit));
+            return;
+        }
+        let left = self.limits.peers.saturating_sub(self.open());
+        if left == 0 || (left <= RESERVED_PEERS && !of_this_host) {
+            let Some(slot) = self.places.giving_way(of_this_host, now) else {
+                self.observer.event(Event::HandshakeFailed(Reason::PeerLimit));
+                return;
+            };
+            self.close_peer(slot, Reason::PeerLimit);
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.peers.push(None);
+            self.peers.len() - 1
+        });
+        let place = self.places.take(from.ip(), of_this_host, slot, now);
+        let mut peer = Peer::new(stream, place, self.ready.bell(slot), now);
+        peer.bound_kernel_buffers(self.limits.socket_buffer);
+        peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()[..wire::GREETING_START]));
+        self.peers[slot] = Some(Box::new(peer));
+        self.turns.push(slot);
+    }
+
+    /// Stops accepting. Connected peers stay connected and are served.
+    ///
+    /// Connections that wait in the listeners' queues are accepted first: closing the listeners
+    /// would reset them.
+    pub fn stop_listening(&mut self) {
+        for listener in std::mem::take(&mut self.listeners) {
+            // The runtime may not have heard of it yet; the kernel has.
+            let Ok(listener) = listener.into_std() else { continue };
+            for _ in 0..QUEUED {
+                let accepted = listener.accept().and_then(|(stream, from)| {
+                    stream.set_nonblocking(true)?;
+                    Ok((TcpStream::from_std(stream)?, from))
+                });
+                match accepted {
+                    Ok((stream, from)) => self.admit(stream, from),
+                    Err(error) if ended_in_the_queue(&error) => {}
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+}
+
+/// Whether accept failed for the connection's own fault.
+fn ended_in_the_queue(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+}
+
+/// Whether the peer came from loopback, or from the address at which it was accepted.
+fn is_of_this_host(stream: &TcpStream, from: SocketAddr) -> bool {
+    let ip = from.ip().to_canonical();
+    ip.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == ip)
+}

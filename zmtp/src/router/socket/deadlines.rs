@@ -1,0 +1,189 @@
+//! Deadlines: of handshakes, of half messages, of peers that may be lost.
+
+use std::time::{Duration, Instant};
+
+use super::Router;
+use crate::event::Observer;
+use crate::proto::wire;
+use crate::reason::Reason;
+use crate::router::RESERVED_PEERS;
+use crate::router::peer::{Peer, State};
+use crate::router::progress::Window;
+use crate::router::ready::LISTENER;
+
+/// How often the kernel is asked about a host that does not take its replies.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// How much later it is asked again if the host seems to be lost: its answer may be on the way.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
+
+/// How much later a peer is looked at again whose bytes have come but have not been read.
+const ANOTHER_TURN: Duration = Duration::from_millis(50);
+
+/// What is due when a peer's alarm comes.
+#[derive(Debug, Clone, Copy)]
+enum Due {
+    /// Check whether half a message has made progress.
+    Window,
+    /// Check whether the peer is alive.
+    Look,
+    /// Send our READY, although the peer's has not come.
+    Ready,
+    /// Close the peer.
+    Close(Reason),
+}
+
+impl<O: Observer> Router<O> {
+    /// What is due next for the peer, and when.
+    fn next_due(&self, peer: &Peer) -> Option<(Instant, Due)> {
+        let limits = &self.limits;
+        match &peer.state {
+            State::Handshake(_) => {
+                let at = peer.accepted_at + limits.handshake_timeout;
+                let ready = peer.ready_at.filter(|ready_at| *ready_at < at);
+                return Some(match ready {
+                    Some(ready_at) => (ready_at, Due::Ready),
+                    None => (at, Due::Close(Reason::HandshakeTimeout)),
+                });
+            }
+            State::Refused(refused) => return Some((refused.until, Due::Close(Reason::Closed))),
+            // The socket is closing, and that has a deadline of its own.
+            State::HalfClosed => return None,
+            State::Established => {}
+        }
+        let interval = Some(limits.heartbeat_interval).filter(|interval| !interval.is_zero());
+        let look = if peer.doubted {
+            Some((peer.looked_at + SECOND_LOOK, Due::Look))
+        } else if peer.out.is_empty() {
+            interval.map(|interval| (peer.read_at.max(peer.looked_at) + interval, Due::Look))
+        } else {
+            // A peer that takes replies is alive, whether or not it is read from.
+            let heard_at = peer.moved_at.max(peer.looked_at);
+            Some((heard_at + interval.unwrap_or(LOOK).min(LOOK), Due::Look))
+        };
+        if peer.is_paused() || peer.ended.is_some() {
+            // It is not read from, so nothing else can be asked of it.
+            return look;
+        }
+        let window = peer.half_message.as_ref();
+        let window = window.map(|_| (peer.window.since + limits.stall_timeout, Due::Window));
+        let silent = peer.ttl.map(|ttl| (peer.read_at + ttl, Due::Close(Reason::Vanished)));
+        [window, silent, look].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Sets the peer's alarm, unless one comes before what is due next: it is set
+    /// again then. So a busy peer's alarm is not touched with each message.
+    pub(super) fn set_alarm(&mut self, slot: usize) {
+        let peer = self.peers[slot].as_ref().expect("the caller has looked");
+        let Some((at, _)) = self.next_due(peer) else { return };
+        if peer.alarm_at.is_some_and(|alarm| alarm <= at) {
+            return;
+        }
+        self.alarm(slot, at);
+        if self.clock.alarms() > 4 * (self.peers.len() + RESERVED_PEERS) {
+            let peers = &self.peers;
+            self.clock.retain(|at, token| match peers.get(token) {
+                Some(peer) => peer.as_ref().is_some_and(|peer| peer.alarm_at == Some(at)),
+                None => true,
+            });
+        }
+    }
+
+    fn alarm(&mut self, slot: usize, at: Instant) {
+        self.peers[slot].as_mut().expect("the caller has looked").alarm_at = Some(at);
+        self.clock.set(at, slot);
+    }
+
+    /// The clock's turn: does what is due.
+    pub(super) fn expire(&mut self) {
+        let now = Instant::now();
+        while let Some((at, token)) = self.clock.due(now) {
+            if token == LISTENER {
+                self.turns.push(LISTENER);
+                continue;
+            }
+            let Some(peer) = self.peers[token].as_mut() else { continue };
+            if peer.alarm_at != Some(at) {
+                continue;
+            }
+            peer.alarm_at = None;
+            let peer = self.peers[token].as_ref().expect("as above");
+            match self.next_due(peer).filter(|(at, _)| *at <= now) {
+                None => self.set_alarm(token),
+                Some((_, Due::Window)) => self.judge_window(token, now),
+                Some((_, Due::Look)) => self.look(token, now),
+                // After a standstill of the process every deadline has passed, and the runtime
+                // tells of 1,024 connections at a time: others have spoken, but unheard.
+                Some((_, Due::Close(Reason::Vanished))) if peer.unread() > 0 => {
+                    self.alarm(token, now + ANOTHER_TURN);
+                }
+                // The same, but only once: a handshake may be trickled.
+                Some((_, Due::Close(Reason::HandshakeTimeout)))
+                    if !peer.doubted && peer.unread() > 0 =>
+                {
+                    self.peers[token].as_mut().expect("as above").doubted = true;
+                    self.alarm(token, now + ANOTHER_TURN);
+                }
+                Some((_, Due::Ready)) => self.send_ready(token),
+                Some((_, Due::Close(reason))) => self.close_peer(token, reason),
+            }
+        }
+    }
+
+    /// The window of half a message is over: the next one begins, or the peer is closed.
+    fn judge_window(&mut self, slot: usize, now: Instant) {
+        let least = self.limits.stall_bytes;
+        let peer = self.peers[slot].as_mut().expect("the alarm's peer is there");
+        let (received, unread) = (peer.received, peer.unread());
+        if !peer.window.has_progress(received, unread, peer.missing, least) {
+            self.close_peer(slot, Reason::Stalled);
+            return;
+        }
+        peer.window = Window::new(now, received);
+        self.set_alarm(slot);
+    }
+
+    /// Whether the peer is there: asks the kernel about its host, and the peer itself if it has
+    /// shown that it answers.
+    ///
+    /// A host that acknowledges what it is sent is up, and a client that has replies to work on
+    /// may take its time: libzmq reads them by hundreds and answers no PING meanwhile. So PONG is
+    /// waited for only if no reply has left since the peer spoke last.
+    fn look(&mut self, slot: usize, now: Instant) {
+        let interval = self.limits.heartbeat_interval;
+        let peer = self.peers[slot].as_mut().expect("the alarm's peer is there");
+        let is_read = !peer.is_paused() && peer.ended.is_none();
+        if is_read && peer.unread() > 0 {
+            self.alarm(slot, now + ANOTHER_TURN);
+            return;
+        }
+        peer.looked_at = now;
+        if peer.tcp_info().is_ok_and(|info| info.host_is_lost()) {
+            if std::mem::replace(&mut peer.doubted, true) {
+                self.close_peer(slot, Reason::Vanished);
+            } else {
+                self.set_alarm(slot);
+            }
+            return;
+        }
+        peer.doubted = false;
+        if is_read && peer.knows_ping && !interval.is_zero() {
+            match peer.pinged_at {
+                None if now >= peer.read_at + interval => {
+                    if peer.out.is_empty() {
+                        peer.moved_at = now;
+                    }
+                    peer.out.push_bytes(wire::encode_ping);
+                    peer.pinged_at = Some(now);
+                    self.turns.push(slot);
+                }
+                Some(at) if now >= at + interval && !peer.has_replies => {
+                    self.close_peer(slot, Reason::Vanished);
+                    return;
+                }
+                _ => {}
+            }
+        }
+        self.set_alarm(slot);
+    }
+}

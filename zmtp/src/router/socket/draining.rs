@@ -1,0 +1,129 @@
+//! Leaving in good order: which peers are quiet, what has arrived, and the last bytes.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Instant;
+
+use super::{Closed, Router};
+use crate::event::{Event, Observer};
+use crate::reason::Reason;
+use crate::router::peer::{Peer, State};
+
+/// How many requests are thrown away before the deadline is looked at again.
+const DISCARDS: usize = 256;
+
+/// What a peer had sent at some moment and had not been looked at.
+#[derive(Debug)]
+pub(super) struct Noted {
+    slot: usize,
+    /// [`Peer::handled`] once all of that has been looked at.
+    handled: u64,
+}
+
+impl<O: Observer> Router<O> {
+    /// When a byte of a client's request or of a reply to one moved last, or `None` while there
+    /// is a part of a message, or a reply that its host has not acknowledged. Bytes that lie in
+    /// the kernel unread are not known here.
+    ///
+    /// PING, PONG, handshakes and probes are no activity.
+    pub fn active_at(&self) -> Option<Instant> {
+        // Without a peer there has been nothing since the connections were made.
+        let mut last = self.bound_at;
+        for peer in self.peers.iter().flatten() {
+            if !peer.is_client || !matches!(peer.state, State::Established) {
+                continue;
+            }
+            if peer.has_part_of_message() || unacknowledged(peer) > 0 {
+                return None;
+            }
+            last = last.max(peer.active_at);
+        }
+        Some(last)
+    }
+
+    /// Notes what has come by now and not been looked at, here or in the kernel. Whether it
+    /// holds requests is known afterwards.
+    pub fn note_arrived(&mut self) {
+        let peers = self.peers.iter().enumerate();
+        self.noted = peers
+            .filter_map(|(slot, peer)| {
+                let peer = peer.as_ref()?;
+                let handled = peer.received + peer.unread() as u64;
+                (handled > peer.handled()).then_some(Noted { slot, handled })
+            })
+            .collect();
+    }
+
+    /// Whether something of what was noted is still to be read.
+    pub fn has_arrived(&mut self) -> bool {
+        let peers = &self.peers;
+        self.noted.retain(|noted| match &peers[noted.slot] {
+            Some(peer) => peer.ended.is_none() && peer.handled() < noted.handled,
+            None => false,
+        });
+        let in_hand = self.batch.as_ref().is_some_and(|batch| !batch.bytes.is_empty());
+        in_hand || !self.noted.is_empty()
+    }
+
+    /// Writes every reply, then tells each peer that nothing more comes, and reads until it says
+    /// the same: closing at once would destroy what it has not read. Requests that still arrive
+    /// are thrown away and counted.
+    pub async fn close(mut self, deadline: Instant) -> Closed {
+        self.closing = true;
+        self.end_batch(0);
+        for slot in 0..self.peers.len() {
+            match &self.peers[slot] {
+                Some(peer) if matches!(peer.state, State::Handshake(_) | State::Refused(_)) => {
+                    self.close_peer(slot, Reason::Closed);
+                }
+                _ => self.turns.push(slot),
+            }
+        }
+        let left = poll_fn(|cx| {
+            for _ in 0..DISCARDS {
+                match self.poll_recv(cx) {
+                    Poll::Ready(_) => self.discard(1, 0),
+                    Poll::Pending if self.open() == 0 => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        let _ = tokio::time::timeout_at(deadline.into(), left).await;
+        self.end_batch(0);
+        let counted = self.closed;
+        for peer in self.peers.iter_mut().flatten() {
+            let (messages, payload, bytes) = peer.take_kept(&self.message_limits);
+            self.received += if peer.is_client { payload } else { 0 };
+            self.closed.discarded += messages;
+            self.closed.discarded_bytes += (bytes + peer.unread()) as u64;
+            self.closed.owed += peer.out.replies() as u64;
+            self.closed.owed_bytes += unacknowledged(peer);
+        }
+        self.observer.event(Event::Discarded {
+            requests: self.closed.discarded - counted.discarded,
+            bytes: self.closed.discarded_bytes - counted.discarded_bytes,
+        });
+        self.publish();
+        self.closed
+    }
+
+    /// Counts requests that were thrown away, or bytes if nobody knows how many they are.
+    pub(super) fn discard(&mut self, requests: u64, bytes: u64) {
+        self.closed.discarded += requests;
+        self.closed.discarded_bytes += bytes;
+        self.observer.event(Event::Discarded { requests, bytes });
+    }
+}
+
+/// Bytes of replies that the peer's host has not acknowledged, in the queue and in the kernel.
+fn unacknowledged(peer: &Peer) -> u64 {
+    let queued = if peer.out.replies() > 0 { peer.out.len() as u64 } else { 0 };
+    if peer.replied == 0 {
+        return queued;
+    }
+    // If the kernel does not say, what it took counts as delivered.
+    let acknowledged = peer.tcp_info().map_or(u64::MAX, |info| info.acknowledged);
+    queued + peer.replied.saturating_sub(acknowledged)
+}

@@ -1,0 +1,61 @@
+//! The zeromq crate's traits on its message type, so that users of that crate feel at home and
+//! can go back to it.
+//!
+//! A conversion copies nothing.
+
+use async_trait::async_trait;
+use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
+
+use crate::event::Observer;
+use crate::message::Message;
+use crate::router::{Router, SendError};
+
+impl From<ZmqMessage> for Message {
+    #[inline(always)]
+    fn from(message: ZmqMessage) -> Self {
+        message.into_vecdeque().into()
+    }
+}
+
+/// # Errors
+///
+/// If the message has no frames.
+impl TryFrom<Message> for ZmqMessage {
+    type Error = ZmqError;
+
+    #[inline(always)]
+    fn try_from(message: Message) -> ZmqResult<Self> {
+        Self::try_from(message.into_frames())
+            .map_err(|_| ZmqError::Socket("a message has at least one frame"))
+    }
+}
+
+impl From<SendError> for ZmqError {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::NoPayload => {
+                ZmqError::Socket("a ROUTER sends an identity and at least one frame")
+            }
+            SendError::NoPeer(message) => match ZmqMessage::try_from(message) {
+                Ok(message) => ZmqError::ReturnToSender { reason: "the peer has left", message },
+                Err(error) => error,
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl<O: Observer + Send> SocketRecv for Router<O> {
+    /// Cancel-safe, see [`Router::recv`].
+    async fn recv(&mut self) -> ZmqResult<ZmqMessage> {
+        Router::recv(self).await.try_into()
+    }
+}
+
+#[async_trait]
+impl<O: Observer + Send> SocketSend for Router<O> {
+    /// Takes no waiting, see [`Router::send`].
+    async fn send(&mut self, message: ZmqMessage) -> ZmqResult<()> {
+        Router::send(self, message.into()).map_err(Into::into)
+    }
+}
