@@ -10,20 +10,27 @@
 //! 5. [`endpoint`]: `tcp://HOST:PORT` to bind to and to connect to.
 //! 6. [`listeners`]: opens listeners.
 //! 7. [`newcomers`]: which connection gives way when there is no room for the next.
-//! 8. [`router`]: the ROUTER socket.
-#![cfg_attr(feature = "zeromq", doc = "9. [`mod@zeromq`]: the zeromq crate's traits.")]
+//! 8. [`memory_pool`]: a bound on memory that several connections share.
+//! 9. [`tcp_info`]: whether the other host of a connection still acknowledges.
+//! 10. [`router`]: the ROUTER socket.
+//! 11. [`dealer`]: the DEALER socket.
+#![cfg_attr(feature = "zeromq", doc = "12. [`mod@zeromq`]: the zeromq crate's traits.")]
 
+pub mod dealer;
 pub mod endpoint;
 pub mod event;
 pub mod listeners;
+pub mod memory_pool;
 pub mod message;
 pub mod newcomers;
 pub mod proto;
 pub mod reason;
 pub mod router;
+pub mod tcp_info;
 #[cfg(feature = "zeromq")]
 pub mod zeromq;
 
+pub use dealer::Dealer;
 pub use event::{Event, Observer};
 pub use message::Message;
 pub use reason::Reason;

@@ -1,11 +1,12 @@
 //! The handshake of one connection as a state machine: bytes in, bytes to send
 //! and at last a peer, or the reason why not. No I/O, no clock.
 //!
-//! We announce ZMTP 3.1 and speak it with every peer of 3.0 and later, with the
-//! NULL mechanism alone. What we send, and when:
+//! We announce ZMTP 3.1 and speak it with every peer of 3.0 and later. The side that connects
+//! says all that it has to say at once: its greeting and what its mechanism begins with. The
+//! side that listens sends:
 //!
-//! 1. [`wire::GREETING_START`] bytes of our greeting at once, by the caller. A peer
-//!    that looks at versions first, as libzmq does, then tells us its own.
+//! 1. [`GREETING_START`] bytes of its greeting at once. A peer that looks at versions first, as
+//!    libzmq does, then tells us its own.
 //! 2. The rest of the greeting, once the peer is known to speak ZMTP 3.0 or later. A peer
 //!    with another mechanism then learns ours, and can tell its user why it is refused.
 //! 3. READY when the peer's is accepted, or ERROR in its place. RFC 37 allows ERROR
@@ -15,43 +16,49 @@
 //! One rule of RFC 37 is deliberately not kept: that an identity "SHALL NOT" begin with a
 //! zero byte. RFC 23 has no such rule and libzmq dropped it in 2014, so such clients exist:
 //! one random UUID in 256 begins with a zero byte, and so does every big-endian number. The
-//! identities that the socket generates begin with one too. If an identity is taken, the
+//! identities that a ROUTER generates begin with one too. If an identity is taken, the
 //! later peer gets a generated one.
 
 use bytes::{Buf, Bytes};
 
-use super::wire::{self, Command, GREETING, GREETING_START, Header};
+use super::command::Command;
+use super::frame::Header;
+use super::greeting::{GREETING, GREETING_START, decode_greeting, decode_version, greeting};
+use super::mechanism::Mechanism;
+use super::peer_info::{Local, PeerInfo, Role};
 use crate::reason::Reason;
 
-/// The longest identity (RFC 23, "identity = 0*255OCTET").
-pub const IDENTITY_BYTES: usize = 255;
-
-/// The socket types that a ROUTER talks to (RFC 28).
-const SOCKET_TYPES: [&[u8]; 3] = [b"REQ", b"DEALER", b"ROUTER"];
-
-/// What the handshake has told of the peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerInfo {
-    /// Whether the peer knows PING, as those of ZMTP 3.1 and later do.
-    pub knows_ping: bool,
-    /// Whether it is a REQ, all of whose messages are requests (RFC 28).
-    pub is_req: bool,
-    /// The identity that it announced; empty if none.
-    pub identity: Bytes,
-}
-
 /// A handshake under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Handshake {
-    /// What has come of the greeting, or of READY behind it.
+    local: Local,
+    mechanism: Mechanism,
+    /// What has come of the greeting, or of a command behind it.
     bytes: Vec<u8>,
     minor: Option<u8>,
-    /// Whether the whole of our greeting has been sent, and our READY.
+    /// Whether the whole of our greeting has been sent.
     greeted: bool,
-    ready_sent: bool,
 }
 
 impl Handshake {
+    /// A handshake of which nothing has been said.
+    pub fn new(local: Local, mechanism: Mechanism) -> Self {
+        Self { local, mechanism, bytes: Vec::new(), minor: None, greeted: false }
+    }
+
+    /// Appends what is sent before the peer has said anything. Call it once, first.
+    pub fn start(&mut self, out: &mut Vec<u8>) {
+        let greeting = greeting(self.mechanism.name());
+        match self.local.role {
+            Role::Listening => out.extend_from_slice(&greeting[..GREETING_START]),
+            Role::Connecting => {
+                out.extend_from_slice(&greeting);
+                self.greeted = true;
+                self.mechanism.start(&self.local, out);
+            }
+        }
+    }
+
     /// Takes from `input` what belongs to the handshake, appends what is to be sent
     /// to `out`, and returns the peer when all is said: the rest of `input` is its
     /// first messages.
@@ -68,31 +75,23 @@ impl Handshake {
     ) -> Result<Option<PeerInfo>, Reason> {
         if self.minor.is_none() {
             self.greet(input, out)?;
-            if self.minor.is_none() {
-                return Ok(None);
-            }
         }
-        let told = self.metadata(input, metadata_bytes);
-        match &told {
-            Ok(Some(_)) => self.send_ready(out),
-            Err(reason) if reason.sends_error() && !self.ready_sent => {
-                wire::encode_error(out, reason.as_str());
-            }
-            _ => {}
+        let Some(minor) = self.minor else { return Ok(None) };
+        let told = self.commands(input, minor, metadata_bytes, out);
+        if let Err(reason) = told {
+            self.mechanism.refuse(reason, out);
         }
         told
     }
 
     /// Whether the peer's greeting is whole and our READY has not been sent.
     pub fn owes_ready(&self) -> bool {
-        self.minor.is_some() && !self.ready_sent
+        self.minor.is_some() && self.mechanism.is_waiting()
     }
 
     /// Appends our READY, unless it has been sent.
     pub fn send_ready(&mut self, out: &mut Vec<u8>) {
-        if !std::mem::replace(&mut self.ready_sent, true) {
-            wire::encode_ready(out);
-        }
+        self.mechanism.stop_waiting(&self.local, out);
     }
 
     /// Whether the peer has been sent more than the start of our greeting.
@@ -100,43 +99,12 @@ impl Handshake {
         self.greeted
     }
 
-    /// The greetings.
-    fn greet(&mut self, input: &mut Bytes, out: &mut Vec<u8>) -> Result<(), Reason> {
-        self.take(input, GREETING);
-        if wire::decode_version(&self.bytes)? && !self.greeted {
-            self.greeted = true;
-            out.extend_from_slice(&wire::greeting()[GREETING_START..]);
-        }
-        self.minor = wire::decode_greeting(&self.bytes)?;
-        if self.minor.is_some() {
-            self.bytes.clear();
-        }
-        Ok(())
-    }
-
-    /// The peer's READY.
-    fn metadata(
-        &mut self,
-        input: &mut Bytes,
-        metadata_bytes: usize,
-    ) -> Result<Option<PeerInfo>, Reason> {
-        loop {
-            let end = match Header::decode(&self.bytes)? {
-                None => self.bytes.len() + 1,
-                Some(header) if !header.command => return Err(Reason::DataBeforeReady),
-                Some(header) => match usize::try_from(header.body) {
-                    Ok(body) if body <= metadata_bytes => header.bytes + body,
-                    _ => return Err(Reason::Metadata),
-                },
-            };
-            if self.bytes.len() == end {
-                let header = Header::decode(&self.bytes)?.map_or(0, |header| header.bytes);
-                return self.ready(&self.bytes[header..]).map(Some);
-            }
-            if input.is_empty() {
-                return Ok(None);
-            }
-            self.take(input, end);
+    /// What the peer said when it refused us, which may be any bytes.
+    pub fn refusal(&self) -> Option<Bytes> {
+        let header = Header::decode(&self.bytes).ok().flatten()?;
+        match Command::decode(&self.bytes[header.bytes..]) {
+            Ok(Command::Error(reason)) => Some(Bytes::copy_from_slice(reason)),
+            _ => None,
         }
     }
 
@@ -150,52 +118,65 @@ impl Handshake {
         self.bytes.capacity()
     }
 
+    /// The greetings.
+    fn greet(&mut self, input: &mut Bytes, out: &mut Vec<u8>) -> Result<(), Reason> {
+        self.take(input, GREETING);
+        if decode_version(&self.bytes)? && !self.greeted {
+            self.greeted = true;
+            out.extend_from_slice(&greeting(self.mechanism.name())[GREETING_START..]);
+        }
+        self.minor = decode_greeting(&self.bytes, self.mechanism.name())?;
+        if self.minor.is_some() {
+            self.bytes.clear();
+        }
+        Ok(())
+    }
+
+    /// The mechanism's commands.
+    fn commands(
+        &mut self,
+        input: &mut Bytes,
+        minor: u8,
+        metadata_bytes: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<PeerInfo>, Reason> {
+        loop {
+            let (header, end) = match Header::decode(&self.bytes)? {
+                None => (0, self.bytes.len() + 1),
+                Some(header) if !header.command => return Err(Reason::DataBeforeReady),
+                Some(header) => match usize::try_from(header.body) {
+                    Ok(body) if body <= metadata_bytes => (header.bytes, header.bytes + body),
+                    _ => return Err(Reason::Metadata),
+                },
+            };
+            if self.bytes.len() == end {
+                let body = &self.bytes[header..];
+                let told = self.mechanism.receive(&self.local, minor, body, out)?;
+                self.bytes.clear();
+                if told.is_some() {
+                    return Ok(told);
+                }
+            } else if input.is_empty() {
+                return Ok(None);
+            } else {
+                self.take(input, end);
+            }
+        }
+    }
+
     /// Moves bytes from `input` until there are `whole` or no more.
     fn take(&mut self, input: &mut Bytes, whole: usize) {
         let count = input.len().min(whole - self.bytes.len());
         self.bytes.extend_from_slice(&input[..count]);
         input.advance(count);
     }
-
-    fn ready(&self, body: &[u8]) -> Result<PeerInfo, Reason> {
-        let metadata = match Command::decode(body)? {
-            Command::Ready(metadata) => metadata,
-            Command::Error => return Err(Reason::PeerError),
-            Command::Ping { .. } | Command::Pong => return Err(Reason::Command),
-        };
-        let (mut socket_type, mut identity) = (None, None);
-        for property in wire::properties(metadata) {
-            let (name, value) = property?;
-            // "Metadata names SHALL be case-insensitive" (RFC 37).
-            let known = if name.eq_ignore_ascii_case(b"Socket-Type") {
-                &mut socket_type
-            } else if name.eq_ignore_ascii_case(b"Identity") {
-                &mut identity
-            } else {
-                continue;
-            };
-            if known.replace(value).is_some() {
-                return Err(Reason::Metadata);
-            }
-        }
-        let (socket_type, identity) =
-            (socket_type.unwrap_or_default(), identity.unwrap_or_default());
-        if !SOCKET_TYPES.contains(&socket_type) {
-            return Err(Reason::SocketType);
-        }
-        if identity.len() > IDENTITY_BYTES {
-            return Err(Reason::Identity);
-        }
-        Ok(PeerInfo {
-            knows_ping: self.minor >= Some(1),
-            is_req: socket_type == b"REQ",
-            identity: Bytes::copy_from_slice(identity),
-        })
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::frame::encode_header;
+    use super::super::mechanism::null::Null;
+    use super::super::peer_info::SocketType;
     use super::*;
 
     use proptest::collection::vec;
@@ -213,7 +194,7 @@ mod tests {
 
     /// A client's greeting and READY.
     fn hello(minor: u8, properties: &[(&str, &[u8])]) -> Vec<u8> {
-        let mut bytes = wire::greeting().to_vec();
+        let mut bytes = greeting("NULL").to_vec();
         bytes[11] = minor;
         let mut body = b"\x05READY".to_vec();
         for (name, value) in properties {
@@ -222,13 +203,23 @@ mod tests {
             body.extend_from_slice(&(value.len() as u32).to_be_bytes());
             body.extend_from_slice(value);
         }
-        wire::encode_header(&mut bytes, 4, body.len());
+        encode_header(&mut bytes, 4, body.len());
         bytes.extend_from_slice(&body);
         bytes
     }
 
+    /// The side of a ROUTER that listens, and has sent the start of its greeting.
+    fn listening() -> Handshake {
+        let local = Local {
+            role: Role::Listening,
+            socket_type: SocketType::Router,
+            identity: Bytes::new(),
+        };
+        Handshake::new(local, Mechanism::Null(Null::default()))
+    }
+
     fn feed(bytes: &[u8]) -> Result<Option<PeerInfo>, Reason> {
-        Handshake::default().feed(&mut Bytes::copy_from_slice(bytes), METADATA, &mut Vec::new())
+        listening().feed(&mut Bytes::copy_from_slice(bytes), METADATA, &mut Vec::new())
     }
 
     #[test]
@@ -237,13 +228,16 @@ mod tests {
         let handshake = bytes.len();
         bytes.extend_from_slice(b"\x00\x01a");
         for cut in 0..handshake {
-            let mut state = Handshake::default();
+            let mut state = listening();
             let mut out = Vec::new();
             let mut first = Bytes::copy_from_slice(&bytes[..cut]);
             assert_eq!(state.feed(&mut first, METADATA, &mut out), Ok(None));
             let mut second = Bytes::copy_from_slice(&bytes[cut..]);
             let peer = state.feed(&mut second, METADATA, &mut out).unwrap().unwrap();
-            assert_eq!(peer, PeerInfo { knows_ping: true, is_req: false, identity: "me".into() });
+            assert_eq!(
+                peer,
+                PeerInfo { minor: 1, socket_type: SocketType::Dealer, identity: "me".into() }
+            );
             assert_eq!(second, b"\x00\x01a"[..]);
             assert_eq!(out, [rest(), READY].concat());
         }
@@ -251,10 +245,10 @@ mod tests {
 
     #[test]
     fn req_dealer_and_router_of_3_0_and_later_are_welcome_and_nobody_else() {
-        for socket_type in SOCKET_TYPES {
-            let peer = feed(&hello(0, &[("Socket-Type", socket_type)])).unwrap().unwrap();
-            let is_req = socket_type == b"REQ";
-            assert_eq!(peer, PeerInfo { knows_ping: false, is_req, identity: Bytes::new() });
+        for socket_type in [SocketType::Req, SocketType::Dealer, SocketType::Router] {
+            let name = socket_type.as_str().as_bytes();
+            let peer = feed(&hello(0, &[("Socket-Type", name)])).unwrap().unwrap();
+            assert_eq!(peer, PeerInfo { minor: 0, socket_type, identity: Bytes::new() });
         }
         for socket_type in ["PUB", "SUB", "REP", "PAIR", "PUSH", "req", ""] {
             let bytes = hello(0, &[("Socket-Type", socket_type.as_bytes())]);
@@ -263,7 +257,7 @@ mod tests {
         assert_eq!(feed(&hello(0, &[])), Err(Reason::SocketType));
         let mut later = hello(7, &[("Socket-Type", b"REQ")]);
         later[10] = 4;
-        assert!(feed(&later).unwrap().unwrap().knows_ping);
+        assert_eq!(feed(&later).unwrap().unwrap().minor, 1);
     }
 
     #[test]
@@ -273,11 +267,11 @@ mod tests {
         assert_eq!(feed(b"\xff\0\0\0\0\0\0\0\x01\x7e"), Err(Reason::NotZmtp));
         assert_eq!(feed(b"\xff\0\0\0\0\0\0\0\x01\x7f\x01"), Err(Reason::Version));
         for mechanism in [b"CURVE", b"PLAIN", b"NULLX"] {
-            let mut bytes = wire::greeting();
+            let mut bytes = greeting("NULL");
             bytes[12..17].copy_from_slice(mechanism);
             assert_eq!(feed(&bytes), Err(Reason::Mechanism));
         }
-        let behind_greeting = |bytes: &[u8]| feed(&[&wire::greeting(), bytes].concat());
+        let behind_greeting = |bytes: &[u8]| feed(&[&greeting("NULL"), bytes].concat());
         assert_eq!(behind_greeting(b"\x00"), Ok(None));
         assert_eq!(behind_greeting(b"\x00\x01"), Err(Reason::DataBeforeReady));
         assert_eq!(behind_greeting(b"\x08"), Err(Reason::ReservedFlags));
@@ -291,7 +285,7 @@ mod tests {
     #[test]
     fn the_rest_of_our_greeting_follows_the_peers_version_and_ready_its_ready() {
         let bytes = Bytes::from(hello(1, &[("Socket-Type", b"REQ")]));
-        let mut handshake = Handshake::default();
+        let mut handshake = listening();
         let mut out = Vec::new();
         let mut feed = |from: usize, to: usize| {
             let told = handshake.feed(&mut bytes.slice(from..to), METADATA, &mut out);
@@ -307,10 +301,10 @@ mod tests {
 
     #[test]
     fn a_peer_with_another_mechanism_gets_our_whole_greeting_and_no_error() {
-        let mut bytes = wire::greeting().to_vec();
+        let mut bytes = greeting("NULL").to_vec();
         bytes[12..17].copy_from_slice(b"CURVE");
         for cut in 0..=bytes.len() {
-            let mut handshake = Handshake::default();
+            let mut handshake = listening();
             let mut out = Vec::new();
             let mut told = Ok(None);
             for mut part in [Bytes::copy_from_slice(&bytes[..cut]), bytes[cut..].to_vec().into()] {
@@ -329,7 +323,7 @@ mod tests {
         let ready = |socket_type: &[u8], identity: &[u8]| {
             hello(1, &[("Socket-Type", socket_type), ("Identity", identity)])
         };
-        let greeted = |bytes: &[u8]| [&wire::greeting(), bytes].concat();
+        let greeted = |bytes: &[u8]| [&greeting("NULL"), bytes].concat();
         for (bytes, reason) in [
             (ready(b"PUB", b""), Reason::SocketType),
             (ready(b"DEALER", &[1; 256]), Reason::Identity),
@@ -348,7 +342,7 @@ mod tests {
                 _ => [&[4, size + 7][..], b"\x05ERROR", &[size], word.as_bytes()].concat(),
             };
             for impatient in [false, true] {
-                let mut handshake = Handshake::default();
+                let mut handshake = listening();
                 let mut out = Vec::new();
                 let mut greeting = Bytes::copy_from_slice(&bytes[..GREETING]);
                 assert_eq!(handshake.feed(&mut greeting, METADATA, &mut out), Ok(None));
@@ -403,6 +397,73 @@ mod tests {
         }
     }
 
+    /// A handshake of ours whose peer is to be `socket_type`.
+    fn connecting(socket_type: SocketType, identity: &'static [u8]) -> Handshake {
+        let local = Local { role: Role::Connecting, socket_type, identity: identity.into() };
+        Handshake::new(local, Mechanism::Null(Null::default()))
+    }
+
+    #[test]
+    fn the_side_that_connects_says_all_it_has_to_say_at_once() {
+        let mut handshake = connecting(SocketType::Dealer, b"me");
+        let mut out = Vec::new();
+        handshake.start(&mut out);
+        let properties = [("Socket-Type", &b"DEALER"[..]), ("Identity", b"me")];
+        assert_eq!(out, hello(1, &properties));
+        out.clear();
+        let mut reply = Bytes::from([&greeting("NULL")[..], READY].concat());
+        let peer = handshake.feed(&mut reply, METADATA, &mut out).unwrap().unwrap();
+        assert_eq!(peer.socket_type, SocketType::Router);
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn both_roles_of_every_pair_of_types_understand_each_other_wherever_bytes_are_cut() {
+        for one in SocketType::ALL {
+            for other in SocketType::ALL {
+                for cut in [1, 2, 7, 64, 1000] {
+                    let told = talk(one, other, cut);
+                    let expected = match one.talks_to(other) {
+                        true => (Ok(Some(other)), Ok(Some(one))),
+                        // The side that listens refuses, and the other one reads its ERROR.
+                        false => (Err(Reason::PeerError), Err(Reason::SocketType)),
+                    };
+                    assert_eq!(told, expected, "{one:?} {other:?} {cut}");
+                }
+            }
+        }
+    }
+
+    /// What two sides learn of each other, of which the first connects, when their bytes
+    /// arrive in pieces of `cut`.
+    fn talk(
+        one: SocketType,
+        other: SocketType,
+        cut: usize,
+    ) -> (Result<Option<SocketType>, Reason>, Result<Option<SocketType>, Reason>) {
+        let mut sides = [connecting(one, b""), listening()];
+        sides[1].local.socket_type = other;
+        // What each has sent that the other has not read.
+        let mut sent = [Vec::new(), Vec::new()];
+        let mut told = [Ok(None), Ok(None)];
+        for (side, sent) in sides.iter_mut().zip(&mut sent) {
+            side.start(sent);
+        }
+        for step in 0..10_000 {
+            let (me, peer) = (step % 2, 1 - step % 2);
+            if sent[peer].is_empty() || told[me] != Ok(None) {
+                continue;
+            }
+            let count = sent[peer].len().min(cut);
+            let mut input = Bytes::from(sent[peer].drain(..count).collect::<Vec<_>>());
+            told[me] = sides[me]
+                .feed(&mut input, METADATA, &mut sent[me])
+                .map(|peer| peer.map(|peer| peer.socket_type));
+        }
+        let [one, other] = told;
+        (one, other)
+    }
+
     proptest! {
         #[test]
         fn any_bytes_end_in_a_peer_or_a_named_reason_within_the_limit(
@@ -410,9 +471,9 @@ mod tests {
             noise in vec(prop_oneof![Just(4u8), Just(0), any::<u8>()], 0..600),
             cuts in vec(1usize..100, 1..20),
         ) {
-            let greeting: &[u8] = if greeted { &wire::greeting() } else { b"" };
+            let greeting: &[u8] = if greeted { &greeting("NULL") } else { b"" };
             let bytes = Bytes::from([greeting, &noise].concat());
-            let mut handshake = Handshake::default();
+            let mut handshake = listening();
             let mut out = Vec::new();
             let mut at = 0;
             for cut in cuts.iter().cycle() {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::wire;
+use super::frame::{encode_header, message_flags};
 
 /// A frame from this size on is queued as it is, not copied behind the others: a
 /// copy of less costs no more than an entry of its own.
@@ -68,8 +68,8 @@ impl OutQueue {
         let before = self.tail.len();
         let (mut parted, mut payload) = (0, 0);
         while let Some(frame) = frames.pop_front() {
-            let flags = wire::message_flags(!frames.is_empty());
-            wire::encode_header(&mut self.tail, flags, frame.len());
+            let flags = message_flags(!frames.is_empty());
+            encode_header(&mut self.tail, flags, frame.len());
             payload += frame.len();
             if frame.len() < LARGE {
                 self.tail.extend_from_slice(&frame);

@@ -3,12 +3,11 @@
 //! In layers that can be read and tested apart, above those of [`crate::proto`]:
 //!
 //! 1. [`progress`]: how fast the bytes of a peer move.
-//! 2. [`tcp_info`]: whether its host still acknowledges.
-//! 3. [`places`]: which peer makes room if there is none for the next.
-//! 4. [`peer`]: one connection.
-//! 5. [`ready`], [`clock`] and [`busy_poll`]: which peer has something to do, when, and how
+//! 2. [`places`]: which peer makes room if there is none for the next.
+//! 3. [`peer`]: one connection.
+//! 4. [`ready`], [`clock`] and [`busy_poll`]: which peer has something to do, when, and how
 //!    to wait for it.
-//! 6. [`socket`]: accepting, fairness, flow control, accounts, shutdown.
+//! 5. [`socket`]: accepting, fairness, flow control, accounts, shutdown.
 //!
 //! There is no task but the caller's: the socket owns the listeners and every connection,
 //! works while it is polled, and is gone when it is dropped.
@@ -43,7 +42,6 @@ mod places;
 mod progress;
 mod ready;
 mod socket;
-mod tcp_info;
 
 use std::time::Duration;
 

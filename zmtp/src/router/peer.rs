@@ -19,11 +19,14 @@ use super::ALLOWANCE;
 use super::places::Place;
 use super::progress::{Meter, Window};
 use super::ready::Bell;
-use super::tcp_info::TcpInfo;
+use crate::proto::frame::{self, MessageLimits, Scan, Scanned};
 use crate::proto::handshake::Handshake;
+use crate::proto::mechanism::Mechanism;
+use crate::proto::mechanism::null::Null;
 use crate::proto::out_queue::{OutQueue, SLICES};
-use crate::proto::wire::{self, MessageLimits, Scan, Scanned};
+use crate::proto::peer_info::{Local, Role, SocketType};
 use crate::reason::Reason;
+use crate::tcp_info::TcpInfo;
 
 /// The least room for a read behind a message in memory of its own, so that small
 /// frames behind a large one do not take a system call each.
@@ -148,14 +151,22 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A connection that was accepted at `now`.
+    /// A connection that was accepted at `now`. The start of the greeting is queued.
     pub fn new(stream: TcpStream, place: Place, bell: Arc<Bell>, now: Instant) -> Self {
+        let local = Local {
+            role: Role::Listening,
+            socket_type: SocketType::Router,
+            identity: Bytes::new(),
+        };
+        let mut handshake = Handshake::new(local, Mechanism::Null(Null::default()));
+        let mut out = OutQueue::default();
+        out.push_bytes(|out| handshake.start(out));
         Self {
             stream,
             place,
             waker: Waker::from(Arc::clone(&bell)),
             bell,
-            state: State::Handshake(Box::default()),
+            state: State::Handshake(Box::new(handshake)),
             identity: Bytes::new(),
             is_client: true,
             knows_ping: false,
@@ -167,7 +178,7 @@ impl Peer {
             window: Window::new(now, 0),
             received: 0,
             appetite: FIRST_READ,
-            out: OutQueue::default(),
+            out,
             blocked: false,
             paused_at: None,
             backlog: None,
@@ -471,7 +482,7 @@ impl Peer {
             match self.scan.step(&bytes, limits) {
                 Ok(Scanned::Message(end)) => {
                     messages += 1;
-                    payload += wire::split_frames(&mut bytes, end, &mut VecDeque::new());
+                    payload += frame::split_frames(&mut bytes, end, &mut VecDeque::new());
                 }
                 Ok(Scanned::Command(_)) => {
                     if let Some(end) = self.scan.between_messages() {

@@ -36,9 +36,10 @@ use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
 use super::{ALLOWANCE, Limits};
 use crate::event::{Event, Observer, Totals};
 use crate::message::Message;
-use crate::proto::handshake::PeerInfo;
+use crate::proto::command::{self, Command};
+use crate::proto::frame::{self, MessageLimits, Scan, Scanned};
 use crate::proto::out_queue::OutQueue;
-use crate::proto::wire::{self, Command, MessageLimits, Scan, Scanned};
+use crate::proto::peer_info::{PeerInfo, SocketType};
 use crate::reason::Reason;
 
 /// How much one turn reads: nearly four messages of 64 KiB. Half of it halves the
@@ -344,7 +345,7 @@ impl<O: Observer> Router<O> {
                     let mut frames = self.spare_frames.take().unwrap_or_default();
                     frames
                         .push_back(batch.identity.take().unwrap_or_else(|| peer.identity.clone()));
-                    let payload = wire::split_frames(&mut batch.bytes, end, &mut frames);
+                    let payload = frame::split_frames(&mut batch.bytes, end, &mut frames);
                     self.received += if peer.is_client { payload } else { 0 };
                     if peer.is_req && !is_request(&frames) {
                         batch.taken += 1;
@@ -507,7 +508,7 @@ impl<O: Observer> Router<O> {
 
     fn establish(&mut self, slot: usize, info: PeerInfo) {
         let peer = self.peers[slot].as_mut().expect("who was read from is there");
-        peer.is_req = info.is_req;
+        peer.is_req = info.socket_type == SocketType::Req;
         peer.doubted = false;
         peer.state = State::Established;
         self.places.keep(&mut peer.place);
@@ -727,7 +728,7 @@ fn obey(peer: &mut Peer, body: &[u8], is_last: bool) -> Result<(), Reason> {
             peer.ttl = ttl.filter(|_| is_last);
             peer.knows_ping = true;
             if !matches!(peer.state, State::HalfClosed) {
-                peer.out.push_bytes(|out| wire::encode_pong(out, context));
+                peer.out.push_bytes(|out| command::encode_pong(out, context));
             }
             Ok(())
         }
@@ -735,7 +736,7 @@ fn obey(peer: &mut Peer, body: &[u8], is_last: bool) -> Result<(), Reason> {
             peer.knows_ping = true;
             Ok(())
         }
-        Command::Error => Err(Reason::PeerError),
+        Command::Error(_) => Err(Reason::PeerError),
         Command::Ready(_) => Err(Reason::Command),
     }
 }

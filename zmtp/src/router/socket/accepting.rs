@@ -11,7 +11,6 @@ use tracing::debug;
 
 use super::Router;
 use crate::event::{Event, Observer};
-use crate::proto::wire;
 use crate::reason::Reason;
 use crate::router::RESERVED_PEERS;
 use crate::router::peer::Peer;
@@ -74,9 +73,8 @@ impl<O: Observer> Router<O> {
             self.peers.len() - 1
         });
         let place = self.places.take(from.ip(), of_this_host, slot, now);
-        let mut peer = Peer::new(stream, place, self.ready.bell(slot), now);
+        let peer = Peer::new(stream, place, self.ready.bell(slot), now);
         peer.bound_kernel_buffers(self.limits.socket_buffer);
-        peer.out.push_bytes(|out| out.extend_from_slice(&wire::greeting()[..wire::GREETING_START]));
         self.peers[slot] = Some(Box::new(peer));
         self.turns.push(slot);
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Router;
 use crate::event::Observer;
-use crate::proto::wire;
+use crate::proto::command::encode_ping;
 use crate::reason::Reason;
 use crate::router::RESERVED_PEERS;
 use crate::router::peer::{Peer, State};
@@ -173,7 +173,7 @@ impl<O: Observer> Router<O> {
                     if peer.out.is_empty() {
                         peer.moved_at = now;
                     }
-                    peer.out.push_bytes(wire::encode_ping);
+                    peer.out.push_bytes(encode_ping);
                     peer.pinged_at = Some(now);
                     self.turns.push(slot);
                 }

@@ -53,6 +53,12 @@ impl TcpInfo {
         })
     }
 
+    /// Whether the other host has been asked repeatedly and has not acknowledged anything for
+    /// at least `limit`. Three retransmissions take the kernel 1.4 s.
+    pub fn is_unanswered_for(&self, limit: Duration) -> bool {
+        self.unanswered > 2 && self.last_ack >= limit
+    }
+
     /// Whether the other host seems to be lost: the kernel has asked it in vain for long.
     pub fn host_is_lost(&self) -> bool {
         match self.unanswered {

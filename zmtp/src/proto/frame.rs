@@ -1,85 +1,20 @@
-//! ZMTP frames and commands, to and from bytes. No I/O.
-//!
-//! "RFC 23" is <https://rfc.zeromq.org/spec/23/> (ZMTP 3.0), "RFC 37" is
-//! <https://rfc.zeromq.org/spec/37/> (ZMTP 3.1, which adds PING and PONG).
+//! Frames, to and from bytes (RFC 37, "Framing").
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
+use super::command::COMMAND_BYTES;
 use crate::reason::Reason;
-
-/// The length of a greeting (RFC 23, "Version Negotiation").
-pub const GREETING: usize = 64;
-
-/// The signature and the major version: what a peer needs to know to tell us its own
-/// version. libzmq sends its mechanism only after it has read these.
-pub const GREETING_START: usize = 11;
-
-/// The longest body of a command between messages: PING and PONG, the only ones
-/// that are known there, take 23 bytes at most.
-pub const COMMAND_BYTES: usize = 255;
-
-/// The longest context of a PING (RFC 37, "ping-context = 0*16OCTET").
-const CONTEXT_BYTES: usize = 16;
 
 /// The longest header: flags and a size of eight bytes.
 const LONGEST_HEADER: usize = 9;
 
 const MORE: u8 = 1;
 const LONG: u8 = 2;
-const COMMAND: u8 = 4;
-
-/// Our greeting: ZMTP 3.1, the NULL mechanism, not as a server, which NULL does
-/// not know.
-pub fn greeting() -> [u8; GREETING] {
-    let mut bytes = [0; GREETING];
-    bytes[0] = 0xff;
-    bytes[9] = 0x7f;
-    bytes[10] = 3;
-    bytes[11] = 1;
-    bytes[12..16].copy_from_slice(b"NULL");
-    bytes
-}
-
-/// Whether the first [`GREETING_START`] bytes of a greeting are here; each byte is
-/// judged as soon as it is.
-///
-/// # Errors
-///
-/// [`Reason::NotZmtp`] or [`Reason::Version`].
-pub fn decode_version(bytes: &[u8]) -> Result<bool, Reason> {
-    let differs = |at: usize, right: u8| bytes.get(at).is_some_and(|byte| *byte != right);
-    if differs(0, 0xff) || differs(9, 0x7f) {
-        return Err(Reason::NotZmtp);
-    }
-    // "A ZMTP peer MUST accept higher protocol versions as valid" (RFC 23).
-    match bytes.get(10) {
-        Some(0..3) => Err(Reason::Version),
-        major => Ok(major.is_some()),
-    }
-}
-
-/// The minor version of the peer, once its greeting is whole; each byte is judged as
-/// soon as it is here.
-///
-/// # Errors
-///
-/// [`Reason::NotZmtp`], [`Reason::Version`] or [`Reason::Mechanism`].
-pub fn decode_greeting(bytes: &[u8]) -> Result<Option<u8>, Reason> {
-    if !decode_version(bytes)? {
-        return Ok(None);
-    }
-    let mechanism = b"NULL".iter().copied().chain(std::iter::repeat_n(0, 16));
-    if mechanism.zip(bytes.iter().skip(12)).any(|(right, byte)| right != *byte) {
-        return Err(Reason::Mechanism);
-    }
-    // A version above ours speaks ours.
-    let minor = if bytes[10] > 3 { Some(1) } else { bytes.get(11).copied() };
-    Ok(minor.filter(|_| bytes.len() >= GREETING))
-}
+/// The flag of a command's frame.
+pub const COMMAND: u8 = 4;
 
 /// A frame's flags and size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,120 +180,22 @@ pub fn split_frames(bytes: &mut Bytes, end: usize, frames: &mut VecDeque<Bytes>)
     payload
 }
 
-/// A command, by the body of its frame.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Command<'a> {
-    /// The metadata of the NULL handshake.
-    Ready(&'a [u8]),
-    /// The peer refuses us.
-    Error,
-    /// The peer wants a PONG with the context, and, where there is a TTL, to be
-    /// given up if nothing comes from it for so long.
-    Ping {
-        /// Not zero.
-        ttl: Option<Duration>,
-        /// To be returned.
-        context: &'a [u8],
-    },
-    /// The answer to a PING of ours.
-    Pong,
-}
-
-impl<'a> Command<'a> {
-    /// Decodes a command's body.
-    ///
-    /// # Errors
-    ///
-    /// [`Reason::Command`] where it is unknown or malformed.
-    pub fn decode(body: &'a [u8]) -> Result<Self, Reason> {
-        let (name, data) = split_short(body).ok_or(Reason::Command)?;
-        match name {
-            b"READY" => Ok(Command::Ready(data)),
-            b"ERROR" => Ok(Command::Error),
-            b"PING" => {
-                let (ttl, context) = data.split_first_chunk().ok_or(Reason::Command)?;
-                if context.len() > CONTEXT_BYTES {
-                    return Err(Reason::Command);
-                }
-                // In tenths of a second (RFC 37, "ping-ttl").
-                let tenths = u64::from(u16::from_be_bytes(*ttl));
-                let ttl = (tenths > 0).then(|| Duration::from_millis(tenths * 100));
-                Ok(Command::Ping { ttl, context })
-            }
-            b"PONG" => Ok(Command::Pong),
-            _ => Err(Reason::Command),
+/// As [`split_frames`], for a message that takes all of `bytes`, with frames of their own
+/// memory.
+pub fn copy_frames(bytes: &[u8], frames: &mut VecDeque<Bytes>) {
+    let mut at = 0;
+    while let Ok(Some(header)) = Header::decode(&bytes[at..]) {
+        let start = at + header.bytes;
+        at = start + header.body as usize;
+        if !header.command {
+            frames.push_back(Bytes::copy_from_slice(&bytes[start..at]));
         }
     }
-}
-
-/// Our READY, as a frame.
-pub fn encode_ready(out: &mut Vec<u8>) {
-    encode_command(out, b"READY", &[b"\x0bSocket-Type", &6u32.to_be_bytes(), b"ROUTER"]);
-}
-
-/// An ERROR, which takes the place of READY, as a frame.
-///
-/// `reason` is of visible characters, 255 at most (RFC 37, "error-reason = short-size
-/// 0*255VCHAR"): a space is none.
-pub fn encode_error(out: &mut Vec<u8>, reason: &str) {
-    encode_command(out, b"ERROR", &[&[reason.len() as u8], reason.as_bytes()]);
-}
-
-/// The PONG to a PING with `context`, as a frame.
-pub fn encode_pong(out: &mut Vec<u8>, context: &[u8]) {
-    encode_command(out, b"PONG", &[context]);
-}
-
-/// A PING that asks for a PONG and nothing more: no TTL, no context.
-pub fn encode_ping(out: &mut Vec<u8>) {
-    encode_command(out, b"PING", &[&[0, 0]]);
-}
-
-fn encode_command(out: &mut Vec<u8>, name: &[u8], data: &[&[u8]]) {
-    let body = 1 + name.len() + data.iter().map(|part| part.len()).sum::<usize>();
-    encode_header(out, COMMAND, body);
-    out.push(name.len() as u8);
-    out.extend_from_slice(name);
-    data.iter().for_each(|part| out.extend_from_slice(part));
-}
-
-/// The properties of a READY's data: name and value, one after the other.
-///
-/// An item is [`Reason::Metadata`] where the data are malformed, and the last one.
-pub fn properties(mut data: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), Reason>> {
-    std::iter::from_fn(move || {
-        if data.is_empty() {
-            return None;
-        }
-        let property = split_property(data);
-        data = property.map_or(&[], |(_, _, rest)| rest);
-        Some(property.map(|(name, value, _)| (name, value)).ok_or(Reason::Metadata))
-    })
-}
-
-fn split_property(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let (name, rest) = split_short(data)?;
-    if name.is_empty() || !name.iter().all(|byte| is_name_char(*byte)) {
-        return None;
-    }
-    let (size, rest) = rest.split_first_chunk()?;
-    let (value, rest) = rest.split_at_checked(u32::from_be_bytes(*size) as usize)?;
-    Some((name, value, rest))
-}
-
-/// Whether a property's name may have it (RFC 37, "name-char").
-fn is_name_char(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte)
-}
-
-/// What a length of one byte announces, and the rest.
-fn split_short(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (size, rest) = bytes.split_first()?;
-    rest.split_at_checked(usize::from(*size))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::command::{Command, encode_ping};
     use super::*;
 
     use proptest::collection::vec;
@@ -432,24 +269,6 @@ mod tests {
             }
         };
         assert_eq!(end, Err(Reason::MessageLimit));
-    }
-
-    #[test]
-    fn a_ping_is_decoded_with_its_ttl_and_context() {
-        let ping = |data: &[u8]| [b"\x04PING", data].concat();
-        let ttl = Some(Duration::from_millis(300));
-        assert_eq!(
-            Command::decode(&ping(b"\x00\x03hello")),
-            Ok(Command::Ping { ttl, context: b"hello" })
-        );
-        assert_eq!(Command::decode(&ping(b"\x00")), Err(Reason::Command));
-        assert_eq!(Command::decode(&ping(&[0; 2 + 17])), Err(Reason::Command));
-        for body in [&b""[..], b"\x05", b"\x09SUBSCRIBE", b"\x04PIN"] {
-            assert_eq!(Command::decode(body), Err(Reason::Command));
-        }
-        let mut pong = Vec::new();
-        encode_pong(&mut pong, b"hello");
-        assert_eq!(pong, b"\x04\x0a\x04PONGhello");
     }
 
     proptest! {

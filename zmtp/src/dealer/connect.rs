@@ -1,0 +1,239 @@
+//! From a name to a connection that is past its handshake.
+//!
+//! The addresses of a name are raced (RFC 8305, "Happy Eyeballs"): a new one is tried whenever
+//! the last one has failed, or has not connected for [`ATTEMPT_DELAY`]. The first that connects
+//! is used and the others are given up, so that one logical connection is one TCP connection.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::DealerConfig;
+use super::socket::Dealer;
+use crate::endpoint::ConnectEndpoint;
+use crate::reason::Reason;
+
+/// How long an address may take to connect before the next one is tried as well (RFC 8305,
+/// "Connection Attempt Delay").
+pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The name cannot be resolved.
+    #[error("cannot resolve the name")]
+    Resolve(#[source] io::Error),
+    /// The name has no address.
+    #[error("the name has no address")]
+    NoAddress,
+    /// No address accepts a connection. This is what the kernel says of the last one.
+    #[error("cannot connect to {address}")]
+    Connect {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// Connecting took too long.
+    #[error("no connection within {0:?}")]
+    ConnectTimeout(Duration),
+    /// The connection ended in the handshake.
+    #[error("{address}: {}", handshake_text(*reason, refusal.as_deref()))]
+    Handshake {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        reason: Reason,
+        /// What the server said when it refused us, made printable.
+        refusal: Option<String>,
+    },
+    /// The connection was made, and the handshake took too long.
+    #[error("{address}: connected, but no handshake within {limit:?}")]
+    HandshakeTimeout {
+        /// The address.
+        address: SocketAddr,
+        /// All the time that there was.
+        limit: Duration,
+    },
+}
+
+impl ConnectError {
+    /// Whether there was a TCP connection.
+    pub fn is_of_handshake(&self) -> bool {
+        matches!(self, Self::Handshake { .. } | Self::HandshakeTimeout { .. })
+    }
+}
+
+/// The failure as a person reads it.
+fn handshake_text(reason: Reason, refusal: Option<&str>) -> String {
+    match (reason, refusal) {
+        (_, Some(refusal)) => format!("the server refuses the connection: {refusal}"),
+        (Reason::Closed | Reason::Error, None) => {
+            "the server closed the connection in the handshake".to_owned()
+        }
+        (reason, None) => format!("the handshake failed: {}", reason.as_str()),
+    }
+}
+
+impl Dealer {
+    /// Connects to `endpoint`, the handshake included.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] if that does not happen within [`DealerConfig::connect_timeout`].
+    pub async fn connect(
+        endpoint: &ConnectEndpoint,
+        config: &DealerConfig,
+    ) -> Result<Self, ConnectError> {
+        let deadline = deadline(config.connect_timeout);
+        let resolving = tokio::net::lookup_host(endpoint.host_and_port());
+        let addresses = match timeout_at(deadline, resolving).await {
+            Ok(addresses) => addresses.map_err(ConnectError::Resolve)?,
+            Err(_) => return Err(ConnectError::ConnectTimeout(config.connect_timeout)),
+        };
+        race(addresses.collect(), config, deadline).await
+    }
+}
+
+/// Connects to one of `addresses`, which are tried in turn, the families alternating.
+///
+/// # Errors
+///
+/// As of [`Dealer::connect`].
+pub async fn connect_to(
+    addresses: &[SocketAddr],
+    config: &DealerConfig,
+) -> Result<Dealer, ConnectError> {
+    race(addresses.to_vec(), config, deadline(config.connect_timeout)).await
+}
+
+/// However long the timeout is.
+fn deadline(timeout: Duration) -> Instant {
+    let far = Duration::from_secs(365 * 24 * 60 * 60);
+    Instant::now() + timeout.min(far)
+}
+
+async fn race(
+    addresses: Vec<SocketAddr>,
+    config: &DealerConfig,
+    deadline: Instant,
+) -> Result<Dealer, ConnectError> {
+    let mut waiting = alternating(addresses);
+    let mut attempts = JoinSet::new();
+    let mut last = ConnectError::NoAddress;
+    loop {
+        if let Some(address) = waiting.pop_front() {
+            attempts.spawn(async move { (address, TcpStream::connect(address).await) });
+        }
+        let (address, stream) = match first_of(&mut attempts, &waiting, deadline).await {
+            Attempt::Ended(ended) => ended,
+            Attempt::Late => continue,
+            Attempt::None => return Err(last),
+            Attempt::TimedOut => {
+                return Err(match last {
+                    // More telling than that another address did not answer.
+                    last @ ConnectError::HandshakeTimeout { .. } => last,
+                    last @ ConnectError::Handshake { .. } => last,
+                    _ => ConnectError::ConnectTimeout(config.connect_timeout),
+                });
+            }
+        };
+        last = match stream {
+            Err(source) => ConnectError::Connect { address, source },
+            Ok(stream) => {
+                let others = !waiting.is_empty() || !attempts.is_empty();
+                match shake_hands(stream, address, config, deadline, others).await {
+                    Ok(dealer) => return Ok(dealer),
+                    Err(error) => error,
+                }
+            }
+        };
+    }
+}
+
+/// What came of waiting for attempts.
+enum Attempt {
+    /// One has ended.
+    Ended((SocketAddr, io::Result<TcpStream>)),
+    /// None has ended for so long that another one is due.
+    Late,
+    /// There is none.
+    None,
+    /// The time is up.
+    TimedOut,
+}
+
+async fn first_of(
+    attempts: &mut JoinSet<(SocketAddr, io::Result<TcpStream>)>,
+    waiting: &VecDeque<SocketAddr>,
+    deadline: Instant,
+) -> Attempt {
+    let next = Instant::now() + ATTEMPT_DELAY;
+    // Each is cancel-safe.
+    tokio::select! {
+        ended = attempts.join_next() => match ended {
+            Some(Ok(ended)) => Attempt::Ended(ended),
+            // It cannot panic, and nobody aborts it.
+            Some(Err(_)) => Attempt::Late,
+            None => Attempt::None,
+        },
+        () = sleep_until(next), if !waiting.is_empty() => Attempt::Late,
+        () = sleep_until(deadline) => Attempt::TimedOut,
+    }
+}
+
+/// If there are `others`, it may take half of the time that is left.
+async fn shake_hands(
+    stream: TcpStream,
+    address: SocketAddr,
+    config: &DealerConfig,
+    deadline: Instant,
+    others: bool,
+) -> Result<Dealer, ConnectError> {
+    let now = Instant::now();
+    let left = deadline.saturating_duration_since(now);
+    let until = if others { now + left / 2 } else { deadline };
+    let mut dealer = Dealer::new(stream, address, config);
+    match timeout_at(until, dealer.shake_hands()).await {
+        Ok(Ok(())) => Ok(dealer),
+        Ok(Err(reason)) => {
+            let refusal = dealer.refusal().map(|bytes| bytes.escape_ascii().to_string());
+            Err(ConnectError::Handshake { address, reason, refusal })
+        }
+        Err(_) => Err(ConnectError::HandshakeTimeout { address, limit: config.connect_timeout }),
+    }
+}
+
+/// The addresses in the order in which they are tried: the families alternate, beginning with
+/// that of the first (RFC 8305, "Sorting Addresses").
+fn alternating(addresses: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
+    let first = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut one, mut other): (VecDeque<_>, VecDeque<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == first);
+    let mut sorted = VecDeque::new();
+    while !one.is_empty() || !other.is_empty() {
+        sorted.extend(one.pop_front());
+        sorted.extend(other.pop_front());
+    }
+    sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_families_alternate_beginning_with_the_first() {
+        let addresses = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let given = addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "2.2.2.2:1"]);
+        let sorted = addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"]);
+        assert_eq!(Vec::from(alternating(given)), sorted);
+    }
+}

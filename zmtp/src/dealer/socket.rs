@@ -1,0 +1,393 @@
+//! One connection to one server.
+
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustix::io::ioctl_fionread;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tracing::debug;
+
+use super::DealerConfig;
+use crate::memory_pool::Share;
+use crate::message::Message;
+use crate::proto::connection::{Arrival, Connection};
+use crate::proto::out_queue::SLICES;
+use crate::proto::peer_info::{Local, PeerInfo, Role, SocketType};
+use crate::reason::Reason;
+use crate::tcp_info::TcpInfo;
+
+/// What each socket may buffer without drawing on the pool: one read.
+const ALLOWANCE: usize = 64 << 10;
+
+/// How much later a silent server is judged again whose bytes have come but have not been read:
+/// the process may have stood still.
+const ANOTHER_TURN: Duration = Duration::from_millis(50);
+
+/// A message that was not taken, because as many bytes wait to be written as may.
+#[derive(Debug, thiserror::Error)]
+#[error("the queue of unwritten messages is full")]
+pub struct Unsent(pub Message);
+
+/// A DEALER socket with one connection.
+///
+/// Messages are numbered from 0 in the order in which they are sent. [`Dealer::written`] says
+/// how many of them the kernel has taken whole. A server cannot have seen any of the others, not
+/// even if the connection breaks: it is safe to send those again elsewhere.
+#[derive(Debug)]
+pub struct Dealer {
+    stream: TcpStream,
+    address: SocketAddr,
+    connection: Connection,
+    peer: Option<PeerInfo>,
+    heartbeat_interval: Duration,
+    heartbeat_timeout: Duration,
+    send_bytes: usize,
+    memory: Option<Share>,
+    /// Messages that were queued.
+    sent: u64,
+    /// Why writing has failed. What the server sent before is still read.
+    unwritable: Option<Reason>,
+    ended: Option<Reason>,
+    heard_at: Instant,
+    /// Whether a message has been written since the server was heard.
+    asked: bool,
+    pinged_at: Option<Instant>,
+    /// How long the server may be silent, by the last PING that came from it.
+    ttl: Option<Duration>,
+    alarm: Pin<Box<Sleep>>,
+    /// Whether the alarm is set for as early as may be needed.
+    is_set: bool,
+}
+
+impl Dealer {
+    /// A connection that was just made. The handshake comes first.
+    pub(super) fn new(stream: TcpStream, address: SocketAddr, config: &DealerConfig) -> Self {
+        let socket = SockRef::from(&stream);
+        let _ = socket.set_tcp_nodelay(true);
+        if !config.heartbeat_interval.is_zero() {
+            // For servers that know no PING. The kernel counts in seconds.
+            let interval = config.heartbeat_interval.max(Duration::from_secs(1));
+            let keepalive =
+                TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(2);
+            let _ = socket.set_tcp_keepalive(&keepalive);
+        }
+        let local = Local {
+            role: Role::Connecting,
+            socket_type: config.socket_type,
+            identity: config.identity.clone(),
+        };
+        let now = Instant::now();
+        Self {
+            stream,
+            address,
+            connection: Connection::new(local, config.limits),
+            peer: None,
+            heartbeat_interval: config.heartbeat_interval,
+            heartbeat_timeout: config.heartbeat_timeout,
+            send_bytes: config.send_bytes,
+            memory: config.memory.as_ref().map(|pool| pool.share()),
+            sent: 0,
+            unwritable: None,
+            ended: None,
+            heard_at: now,
+            asked: false,
+            pinged_at: None,
+            ttl: None,
+            alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            is_set: false,
+        }
+    }
+
+    pub(super) async fn shake_hands(&mut self) -> Result<(), Reason> {
+        match poll_fn(|cx| self.poll_arrival(cx)).await? {
+            Arrival::Connected(peer) => {
+                debug!(address = %self.address, minor = peer.minor, "connected");
+                self.peer = Some(peer);
+                Ok(())
+            }
+            // Nothing else comes before that.
+            _ => Err(Reason::DataBeforeReady),
+        }
+    }
+
+    pub(super) fn refusal(&self) -> Option<&Bytes> {
+        self.connection.refusal()
+    }
+
+    /// The address that it is connected to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The type of the server's socket.
+    pub fn peer_type(&self) -> SocketType {
+        self.peer.as_ref().map_or(SocketType::Router, |peer| peer.socket_type)
+    }
+
+    /// Queues a message, and returns its number. It is written when [`Dealer::recv`] is polled.
+    ///
+    /// # Errors
+    ///
+    /// The message, if as many bytes wait to be written as may.
+    pub fn send(&mut self, message: Message) -> Result<u64, Unsent> {
+        let unwritten = self.connection.unwritten();
+        if unwritten > 0 && unwritten + message.bytes() > self.send_bytes {
+            return Err(Unsent(message));
+        }
+        self.connection.send(message, self.heard_at);
+        self.sent += 1;
+        Ok(self.sent - 1)
+    }
+
+    /// How many messages the kernel has taken whole.
+    pub fn written(&self) -> u64 {
+        self.sent - self.connection.unwritten_messages() as u64
+    }
+
+    /// Waits for the next message; meanwhile it writes what waits, answers PINGs and sends its
+    /// own.
+    ///
+    /// Cancel-safe: a message is returned as soon as it is taken, with no await between, and
+    /// all else is the socket's.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection has ended. It stays so.
+    pub async fn recv(&mut self) -> Result<Message, Reason> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// As [`Dealer::recv`].
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Reason>> {
+        loop {
+            match std::task::ready!(self.poll_arrival(cx))? {
+                Arrival::Message(message) => {
+                    self.ttl = None;
+                    return Poll::Ready(Ok(message));
+                }
+                Arrival::Ping(ttl) => self.ttl = ttl,
+                Arrival::Pong => self.ttl = None,
+                Arrival::Connected(_) => return Poll::Ready(Err(Reason::Command)),
+            }
+        }
+    }
+
+    /// The next message that has been read already, or `None`. Reads nothing.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Dealer::recv`].
+    pub fn try_recv(&mut self) -> Result<Option<Message>, Reason> {
+        loop {
+            match self.next_arrival()? {
+                Some(Arrival::Message(message)) => {
+                    self.ttl = None;
+                    return Ok(Some(message));
+                }
+                Some(Arrival::Ping(ttl)) => self.ttl = ttl,
+                Some(_) => self.ttl = None,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// What has been read already.
+    fn next_arrival(&mut self) -> Result<Option<Arrival>, Reason> {
+        if let Some(reason) = self.ended {
+            return Err(reason);
+        }
+        self.connection.poll().inspect_err(|reason| self.ended = Some(*reason))
+    }
+
+    fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<Result<Arrival, Reason>> {
+        loop {
+            match self.next_arrival() {
+                Ok(Some(arrival)) => return Poll::Ready(Ok(arrival)),
+                Ok(None) => {}
+                Err(reason) => {
+                    // It may tell the server why.
+                    let _ = self.write(cx);
+                    return Poll::Ready(Err(reason));
+                }
+            }
+            if self.unwritable.is_none() {
+                self.unwritable = self.write(cx).err();
+            }
+            let ended = match self.read(cx) {
+                Ok(true) => continue,
+                Ok(false) => self.unwritable.or_else(|| self.keep_watch(cx)),
+                Err(reason) => Some(reason),
+            };
+            let Some(reason) = ended else { return Poll::Pending };
+            self.ended = Some(reason);
+            return Poll::Ready(Err(reason));
+        }
+    }
+
+    /// Writes as much as the kernel takes.
+    fn write(&mut self, cx: &mut Context<'_>) -> Result<(), Reason> {
+        while self.connection.unwritten() > 0 {
+            let written = match self.connection.only_slice() {
+                Some(only) => self.stream.try_write(only),
+                None => {
+                    let mut slices = [IoSlice::new(&[]); SLICES];
+                    let count = self.connection.slices(&mut slices);
+                    self.stream.try_write_vectored(&slices[..count])
+                }
+            };
+            match written {
+                Ok(0) => return Err(Reason::Error),
+                Ok(count) => {
+                    let before = self.connection.unwritten_messages();
+                    self.connection.advance(count);
+                    self.asked |= self.connection.unwritten_messages() < before;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    match self.stream.poll_write_ready(cx) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(error)) => return Err(reason_of(&error)),
+                        Poll::Pending => return Ok(()),
+                    }
+                }
+                Err(error) => return Err(reason_of(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads once; whether anything came.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, Reason> {
+        if !self.connection.wants_bytes() {
+            return Ok(false);
+        }
+        loop {
+            match self.stream.try_read_buf(self.connection.read_buffer()) {
+                Ok(0) => {
+                    let is_whole = self.peer.is_some() && !self.connection.has_part_of_message();
+                    return Err(if is_whole { Reason::Closed } else { Reason::Error });
+                }
+                Ok(count) => {
+                    self.connection.received(count);
+                    self.heard();
+                    return self.charge().map(|()| true);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    match self.stream.poll_read_ready(cx) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(error)) => return Err(reason_of(&error)),
+                        Poll::Pending => return Ok(false),
+                    }
+                }
+                Err(error) => return Err(reason_of(&error)),
+            }
+        }
+    }
+
+    fn heard(&mut self) {
+        self.heard_at = Instant::now();
+        self.asked = false;
+        self.pinged_at = None;
+        self.ttl = None;
+    }
+
+    /// Charges the pool for what is buffered.
+    fn charge(&mut self) -> Result<(), Reason> {
+        let Some(share) = &mut self.memory else { return Ok(()) };
+        let beyond = self.connection.buffered().saturating_sub(ALLOWANCE);
+        if share.resize(beyond) { Ok(()) } else { Err(Reason::PoolFull) }
+    }
+
+    /// Looks whether the server is lost, and sees to it that it is looked at again. The alarm is
+    /// only ever set for later when it has rung: traffic does not touch it.
+    fn keep_watch(&mut self, cx: &mut Context<'_>) -> Option<Reason> {
+        loop {
+            if !self.is_set {
+                let at = self.next_look()?;
+                self.alarm.as_mut().reset(at.into());
+                self.is_set = true;
+            }
+            if self.alarm.as_mut().poll(cx).is_pending() {
+                return None;
+            }
+            self.is_set = false;
+            let now = Instant::now();
+            if ioctl_fionread(&self.stream).is_ok_and(|unread| unread > 0) {
+                // The process has stood still: the server may have spoken, but unheard.
+                self.alarm.as_mut().reset((now + ANOTHER_TURN).into());
+                self.is_set = true;
+                continue;
+            }
+            if let Some(reason) = self.look(now) {
+                return Some(reason);
+            }
+            if self.connection.unwritten() > 0 && self.unwritable.is_none() {
+                // A PING.
+                self.unwritable = self.write(cx).err();
+                if self.unwritable.is_some() {
+                    return self.unwritable;
+                }
+            }
+        }
+    }
+
+    /// When the server is to be looked at next. Never, if nothing may be asked of it.
+    fn next_look(&self) -> Option<Instant> {
+        let ttl = self.ttl.map(|ttl| self.heard_at + ttl);
+        let beat = (!self.heartbeat_interval.is_zero()).then(|| match self.pinged_at {
+            Some(at) => at + self.heartbeat_timeout.min(self.heartbeat_interval),
+            None => self.heard_at + self.heartbeat_interval,
+        });
+        let earliest = Instant::now() + Duration::from_millis(1);
+        ttl.into_iter().chain(beat).min().map(|at| at.max(earliest))
+    }
+
+    /// Whether the server is lost; asks it if it has been silent.
+    ///
+    /// A host that acknowledges what it is sent is up, and a server that works on requests may
+    /// take its time: libzmq answers no PING while its pipe is full. So a PONG is waited for
+    /// only if no message has been written since the server was heard.
+    fn look(&mut self, now: Instant) -> Option<Reason> {
+        if self.ttl.is_some_and(|ttl| now >= self.heard_at + ttl) {
+            return Some(Reason::Vanished);
+        }
+        if self.heartbeat_interval.is_zero() || now < self.heard_at + self.heartbeat_interval {
+            return None;
+        }
+        let info = TcpInfo::of(&self.stream);
+        if info.is_ok_and(|info| info.is_unanswered_for(self.heartbeat_timeout)) {
+            return Some(Reason::Vanished);
+        }
+        match self.pinged_at {
+            None => {
+                if self.peer.as_ref().is_some_and(|peer| peer.minor > 0) {
+                    self.connection.ping();
+                }
+                self.pinged_at = Some(now);
+            }
+            Some(at) if now >= at + self.heartbeat_timeout => {
+                if !self.asked && self.peer.as_ref().is_some_and(|peer| peer.minor > 0) {
+                    return Some(Reason::Vanished);
+                }
+                self.pinged_at = Some(now);
+            }
+            Some(_) => {}
+        }
+        None
+    }
+}
+
+/// The reason for the end of a connection that `error` has broken. The kernel says that a
+/// connection has timed out if keepalive or retransmissions were in vain.
+fn reason_of(error: &io::Error) -> Reason {
+    match error.kind() {
+        io::ErrorKind::TimedOut => Reason::Vanished,
+        _ => Reason::Error,
+    }
+}

@@ -1,0 +1,291 @@
+//! One connection as a whole, without I/O: bytes in, events out; messages in, bytes out.
+//!
+//! The caller reads into [`Connection::read_buffer`], takes events until there are none, and
+//! writes what [`Connection::slices`] names. Time is the caller's as well: it decides when to
+//! ask for a PING and when a silent peer is lost.
+//!
+//! # Bounds
+//!
+//! A connection holds one unfinished message, at most [`ConnectionLimits::message_bytes`], and what one
+//! read brought behind it. Its buffer grows with what has come, never with what a frame
+//! announces. Messages are not queued: one that the caller does not take stays in the buffer,
+//! and the caller then stops reading. PONGs that the peer does not read are bounded too
+//! ([`Connection::wants_bytes`]).
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::command::{self, Command};
+use super::frame::{self, MessageLimits, Scan, Scanned};
+use super::handshake::Handshake;
+use super::mechanism::Mechanism;
+use super::mechanism::null::Null;
+use super::out_queue::{OutQueue, SLICES};
+use super::peer_info::{Local, PeerInfo};
+use crate::message::Message;
+use crate::reason::Reason;
+
+/// The least room for a read.
+const LEAST_READ: usize = 4 << 10;
+
+/// The most room for a read behind what is held already.
+const MOST_READ: usize = 64 << 10;
+
+/// A frame below this size is copied out of the buffer: whoever keeps a slice of the buffer
+/// keeps all of it.
+const SLICED: usize = 16 << 10;
+
+/// How many bytes of PONGs may wait. A peer that sends PINGs and reads nothing is not read
+/// from any more.
+const PONGS: usize = 8 << 10;
+
+/// What a peer may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Bytes of all frames of a message.
+    pub message_bytes: usize,
+    /// Frames of a message.
+    pub message_frames: usize,
+    /// Bytes of a command in the handshake.
+    pub metadata_bytes: usize,
+}
+
+/// What has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Arrival {
+    /// The handshake is done.
+    Connected(PeerInfo),
+    /// A message.
+    Message(Message),
+    /// A PING, whose PONG is queued. With a TTL, the peer wants to be given up if nothing comes
+    /// from it for so long (RFC 37, "ping-ttl").
+    Ping(Option<Duration>),
+    /// The answer to a PING of ours.
+    Pong,
+}
+
+/// A connection, from its first byte on.
+#[derive(Debug)]
+pub struct Connection {
+    limits: ConnectionLimits,
+    message_limits: MessageLimits,
+    /// While it lasts.
+    handshake: Option<Box<Handshake>>,
+    /// What has come and has not been taken.
+    buffer: BytesMut,
+    scan: Scan,
+    /// How many bytes the message at the start of the buffer lacks, or zero if that is not
+    /// known yet.
+    missing: usize,
+    /// Room for the next read.
+    appetite: usize,
+    out: OutQueue,
+    /// Bytes of PONGs since the queue was empty.
+    pongs: usize,
+    /// Why the peer said that it refuses us.
+    refusal: Option<Bytes>,
+}
+
+impl Connection {
+    /// A connection with the NULL mechanism. What we say first is queued.
+    pub fn new(local: Local, limits: ConnectionLimits) -> Self {
+        let mut handshake = Handshake::new(local, Mechanism::Null(Null::default()));
+        let mut out = OutQueue::default();
+        out.push_bytes(|out| handshake.start(out));
+        Self {
+            limits,
+            message_limits: MessageLimits {
+                bytes: limits.message_bytes,
+                frames: limits.message_frames,
+            },
+            handshake: Some(Box::new(handshake)),
+            buffer: BytesMut::new(),
+            scan: Scan::default(),
+            missing: 0,
+            appetite: LEAST_READ,
+            out,
+            pongs: 0,
+            refusal: None,
+        }
+    }
+
+    /// Where to append what has come, with room for one read. Then call
+    /// [`Connection::received`].
+    pub fn read_buffer(&mut self) -> &mut BytesMut {
+        let held = self.buffer.len();
+        // Grows with what has come, not with what is announced.
+        let room = self.missing.min(held).max(self.appetite);
+        if self.buffer.capacity() - held < room {
+            self.buffer.reserve(room);
+        }
+        &mut self.buffer
+    }
+
+    /// `count` bytes were appended to the read buffer. If they fill it, the next read has more
+    /// room.
+    pub fn received(&mut self, count: usize) {
+        if self.buffer.len() == self.buffer.capacity() && self.appetite < MOST_READ {
+            self.appetite *= 2;
+        }
+        self.missing = self.missing.saturating_sub(count);
+    }
+
+    /// Whether more bytes may be read: not while so many PONGs wait that the peer seems to read
+    /// nothing.
+    pub fn wants_bytes(&self) -> bool {
+        self.pongs < PONGS
+    }
+
+    /// The next thing that the bytes so far say, or `None` if more are needed.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection cannot go on. The caller closes it; what is queued may tell the
+    /// peer why.
+    pub fn poll(&mut self) -> Result<Option<Arrival>, Reason> {
+        if self.handshake.is_some() {
+            return self.shake_hands();
+        }
+        if !self.wants_bytes() {
+            return Ok(None);
+        }
+        match self.scan.step(&self.buffer, &self.message_limits)? {
+            Scanned::Message(end) => {
+                self.missing = 0;
+                Ok(Some(Arrival::Message(self.take_message(end))))
+            }
+            Scanned::Command(body) => {
+                let arrival = self.obey(body)?;
+                if let Some(end) = self.scan.between_messages() {
+                    self.buffer.advance(end);
+                }
+                Ok(Some(arrival))
+            }
+            Scanned::Partial(missing) => {
+                self.missing = missing;
+                Ok(None)
+            }
+        }
+    }
+
+    fn shake_hands(&mut self) -> Result<Option<Arrival>, Reason> {
+        let Some(handshake) = &mut self.handshake else { return Ok(None) };
+        let mut input = self.buffer.split().freeze();
+        let limit = self.limits.metadata_bytes;
+        let told = self.out.push_bytes(|out| handshake.feed(&mut input, limit, out));
+        // Mostly nothing.
+        self.buffer.extend_from_slice(&input);
+        match told {
+            Ok(Some(info)) => {
+                self.handshake = None;
+                Ok(Some(Arrival::Connected(info)))
+            }
+            Ok(None) => Ok(None),
+            Err(reason) => {
+                self.refusal = handshake.refusal();
+                Err(reason)
+            }
+        }
+    }
+
+    fn take_message(&mut self, end: usize) -> Message {
+        let mut frames = VecDeque::with_capacity(2);
+        if end >= SLICED {
+            let mut bytes = self.buffer.split_to(end).freeze();
+            frame::split_frames(&mut bytes, end, &mut frames);
+            for frame in frames.iter_mut().filter(|frame| frame.len() < SLICED) {
+                *frame = Bytes::copy_from_slice(frame);
+            }
+        } else {
+            frame::copy_frames(&self.buffer[..end], &mut frames);
+            self.buffer.advance(end);
+        }
+        frames.into()
+    }
+
+    fn obey(&mut self, body: std::ops::Range<usize>) -> Result<Arrival, Reason> {
+        match Command::decode(&self.buffer[body])? {
+            Command::Ping { ttl, context } => {
+                let before = self.out.len();
+                self.out.push_bytes(|out| command::encode_pong(out, context));
+                self.pongs += self.out.len() - before;
+                Ok(Arrival::Ping(ttl))
+            }
+            Command::Pong => Ok(Arrival::Pong),
+            Command::Error(reason) => {
+                self.refusal = Some(Bytes::copy_from_slice(reason));
+                Err(Reason::PeerError)
+            }
+            Command::Ready(_) => Err(Reason::Command),
+        }
+    }
+
+    /// Whether a part of a message has come whose rest has not.
+    pub fn has_part_of_message(&self) -> bool {
+        self.handshake.is_none() && self.scan.is_in_message(&self.buffer)
+    }
+
+    /// What the peer said when it refused us, which may be any bytes.
+    pub fn refusal(&self) -> Option<&Bytes> {
+        self.refusal.as_ref()
+    }
+
+    /// Queues a message.
+    pub fn send(&mut self, message: Message, now: Instant) {
+        self.out.push_reply(&mut message.into_frames(), now);
+    }
+
+    /// Queues a PING that asks for a PONG and nothing more.
+    pub fn ping(&mut self) {
+        self.out.push_bytes(command::encode_ping);
+    }
+
+    /// Queues our READY although the peer's has not come, on the side that listens.
+    pub fn stop_waiting(&mut self) {
+        if let Some(handshake) = &mut self.handshake {
+            self.out.push_bytes(|out| handshake.send_ready(out));
+        }
+    }
+
+    /// Bytes that wait to be written.
+    pub fn unwritten(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Messages of which some bytes, or all, wait to be written.
+    pub fn unwritten_messages(&self) -> usize {
+        self.out.replies()
+    }
+
+    /// What is to be written next, for one vectored write.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
+        self.out.slices(slices)
+    }
+
+    /// The same if it lies in one place.
+    pub fn only_slice(&self) -> Option<&[u8]> {
+        self.out.only_slice()
+    }
+
+    /// The first `count` of these bytes have been written.
+    pub fn advance(&mut self, count: usize) {
+        self.out.advance(count, |_, _| {});
+        if self.out.is_empty() {
+            self.pongs = 0;
+        }
+    }
+
+    /// The memory of what has come and has not been taken.
+    pub fn buffered(&self) -> usize {
+        self.buffer.capacity()
+    }
+
+    /// The memory that it holds, beyond its own struct.
+    pub fn held(&self) -> usize {
+        let handshake = self.handshake.as_ref().map_or(0, |handshake| handshake.held());
+        self.buffer.capacity() + self.out.held() + handshake
+    }
+}
