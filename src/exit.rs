@@ -43,14 +43,10 @@ pub const SERVER: [(&str, &str); 6] = [
 ];
 
 /// The probe's exit codes with their meaning, for `--help` and the README.
-pub const PROBE: [(&str, &str); 4] = [
+pub const PROBE: [(&str, &str); 3] = [
     ("0", "the echo came back, verified, within the limit"),
     ("1", "it did not; one line on stderr says which step failed and after how long"),
     ("2", "usage: a flag or environment variable is wrong"),
-    (
-        "134",
-        "the peer announced a frame too large to exist and the zeromq crate aborted: also a failure",
-    ),
 ];
 
 /// The load generator's exit codes with their meaning, for `--help` and the README.

@@ -1,25 +1,22 @@
 //! One real echo through the public endpoint, within a limit.
 
 use std::fmt;
-use std::future::Future;
 use std::io;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
-use zeromq::util::PeerIdentity;
-use zeromq::{ReqSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqError, ZmqMessage};
+use zmtp::dealer::{ConnectError, DealerConfig};
 use zmtp::endpoint::ConnectEndpoint;
+use zmtp::proto::peer_info::SocketType;
+use zmtp::{Dealer, Message, Reason};
 
+use crate::log;
 use crate::metrics::PROBE_IDENTITY;
 
-/// The part of the limit after which a probe that is not connected asks the
-/// kernel whether anybody listens: 1/5.
-const DIAGNOSE_AFTER: u32 = 5;
+/// The largest reply that is read. The right one has some fifty bytes.
+const REPLY_BYTES: usize = 4 << 10;
 
 /// What the probe was doing when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +63,11 @@ pub struct ProbeError {
 struct Failure(Step, String);
 
 impl Failure {
+    fn to_connect(error: ConnectError) -> Self {
+        let step = if error.is_of_handshake() { Step::Handshake } else { Step::Connect };
+        Self(step, log::chain(&error))
+    }
+
     fn of(self, endpoint: &ConnectEndpoint, after: Duration) -> ProbeError {
         let Self(step, reason) = self;
         ProbeError { endpoint: endpoint.clone(), step, reason, after }
@@ -77,98 +79,68 @@ impl Failure {
 ///
 /// # Errors
 ///
-/// [`ProbeError`] where that did not happen within `limit`. One fault of a peer is
-/// beyond it: the crate aborts the process where a frame of 2^47 bytes is
-/// announced to it.
+/// [`ProbeError`] if that did not happen within `limit`.
 pub async fn check(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, ProbeError> {
     let started = Instant::now();
-    match echo(endpoint, started, limit, &Mutex::new(Step::Handshake)).await {
+    match echo(endpoint, started, limit).await {
         Ok(()) => Ok(started.elapsed()),
         Err(failure) => Err(failure.of(endpoint, started.elapsed())),
     }
 }
 
-/// `reached` tells from outside which step it has come to.
 async fn echo(
     endpoint: &ConnectEndpoint,
     started: Instant,
     limit: Duration,
-    reached: &Mutex<Step>,
 ) -> Result<(), Failure> {
-    let deadline = started + limit;
-    let mut options = SocketOptions::default();
-    let identity = format!("{PROBE_IDENTITY}{}", Uuid::new_v4().simple());
-    options.peer_identity(identity.parse::<PeerIdentity>().expect("shorter than 256 bytes"));
-    options.no_connect_timeout();
-    let mut socket = ReqSocket::with_options(options);
-
-    let address = endpoint.to_string();
-    tokio::select! {
-        connected = socket.connect(&address) => connected.map_err(|error| Failure(refuser(&error), error.to_string()))?,
-        failure = diagnose(endpoint, started + limit / DIAGNOSE_AFTER, deadline) => return Err(failure),
-    }
-
-    let payload = format!("{PROBE_IDENTITY}{}", Uuid::new_v4().simple());
-    let enter = |step| *reached.lock().unwrap_or_else(PoisonError::into_inner) = step;
-    enter(Step::Send);
-    let sending = socket.send(payload.clone().into());
-    within(deadline, Step::Send, "the peer does not read", sending).await?;
-    enter(Step::Receive);
-    let reply = within(deadline, Step::Receive, "no reply", socket.recv()).await?;
-    verify(&reply, payload.as_bytes())
-}
-
-/// The crate connects and shakes hands in one call, and tries a refused
-/// connection again and again. So a probe that is not through soon looks for
-/// itself: it fails at once where nobody listens, and knows at the deadline
-/// whether it was the connection or the handshake that did not come.
-async fn diagnose(endpoint: &ConnectEndpoint, from: Instant, deadline: Instant) -> Failure {
-    sleep_until(from).await;
-    match timeout_at(deadline, TcpStream::connect(endpoint.host_and_port())).await {
-        Ok(Ok(connection)) => {
-            drop(connection);
-            sleep_until(deadline).await;
-            Failure(Step::Handshake, "no handshake".to_owned())
+    let unique = || Bytes::from(format!("{PROBE_IDENTITY}{}", Uuid::new_v4().simple()));
+    let mut config = DealerConfig {
+        socket_type: SocketType::Req,
+        identity: unique(),
+        connect_timeout: limit,
+        // The limit is shorter than any.
+        heartbeat_interval: Duration::ZERO,
+        ..DealerConfig::default()
+    };
+    config.limits.message_bytes = REPLY_BYTES;
+    let mut dealer = Dealer::connect(endpoint, &config).await.map_err(Failure::to_connect)?;
+    // A REQ's request: an empty frame, then its payload (RFC 28).
+    let request = Message::from([Bytes::new(), unique()]);
+    dealer.send(request.clone()).expect("nothing is queued");
+    match timeout_at(started + limit, dealer.recv()).await {
+        Ok(Ok(reply)) => verify(&reply, &request),
+        Ok(Err(reason)) => Err(Failure(Step::Receive, end_of(reason))),
+        Err(_) if dealer.written() == 0 => {
+            Err(Failure(Step::Send, "the peer does not read".to_owned()))
         }
-        Ok(Err(error)) => Failure(Step::Connect, error.to_string()),
-        Err(_) => Failure(Step::Connect, "no connection".to_owned()),
+        Err(_) => Err(Failure(Step::Receive, "no reply".to_owned())),
     }
 }
 
-/// Which half of the crate's `connect` an error comes from.
-fn refuser(error: &ZmqError) -> Step {
-    match error {
-        ZmqError::Network(_) | ZmqError::Endpoint(_) => Step::Connect,
-        _ => Step::Handshake,
-    }
-}
-
-async fn within<T>(
-    deadline: Instant,
-    step: Step,
-    too_late: &str,
-    future: impl Future<Output = Result<T, ZmqError>>,
-) -> Result<T, Failure> {
-    match timeout_at(deadline, future).await {
-        Ok(Ok(output)) => Ok(output),
-        Ok(Err(ZmqError::NoMessage)) => {
-            Err(Failure(step, "the peer closed the connection".to_owned()))
+/// Why a connection has ended, as a person reads it.
+fn end_of(reason: Reason) -> String {
+    match reason {
+        Reason::Closed => "the peer closed the connection".to_owned(),
+        Reason::Error => "the connection broke".to_owned(),
+        Reason::MessageLimit | Reason::FrameLimit => {
+            format!("the reply is larger than {REPLY_BYTES} bytes")
         }
-        Ok(Err(error)) => Err(Failure(step, error.to_string())),
-        Err(_) => Err(Failure(step, too_late.to_owned())),
+        reason => format!("the peer breaks the protocol: {}", reason.as_str()),
     }
 }
 
-fn verify(reply: &ZmqMessage, payload: &[u8]) -> Result<(), Failure> {
-    match (reply.len(), reply.get(0)) {
-        (1, Some(frame)) if frame == payload => Ok(()),
-        (1, Some(frame)) => {
-            let reason =
-                format!("another payload came back, {} bytes for {}", frame.len(), payload.len());
-            Err(Failure(Step::Verify, reason))
-        }
-        (frames, _) => Err(Failure(Step::Verify, format!("{frames} frames came back for one"))),
+fn verify(reply: &Message, request: &Message) -> Result<(), Failure> {
+    if reply == request {
+        return Ok(());
     }
+    let reason = match (reply.frames().len(), request.frames().len()) {
+        (frames, sent) if frames != sent => format!("{frames} frames came back for {sent}"),
+        _ => {
+            let (got, sent) = (reply.bytes(), request.bytes());
+            format!("the reply is not the payload that was sent: {got} bytes for {sent}")
+        }
+    };
+    Err(Failure(Step::Verify, reason))
 }
 
 /// A short time as a person reads it.
@@ -176,59 +148,17 @@ pub fn milliseconds(duration: Duration) -> String {
     format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
 }
 
-/// How often a probe process looks how large it has become.
-const LOOK: Duration = Duration::from_millis(20);
-
-/// How long past its limit the echo may take to say itself what has failed: a few
-/// milliseconds, or more where the machine has too much to do.
-const OVERTIME: Duration = Duration::from_millis(250);
-
-/// The most memory that a probe process may hold, in KiB: ten times what it needs.
-/// It runs in its server's container, whose memory is not its own; and what it
-/// holds takes the kernel time to free, which the limit does not have.
-const RESIDENT_LIMIT: u64 = 64 << 10;
-
-/// Runs one probe in a process of its own: the body of `zmq-echo-probe`.
-///
-/// The echo has a thread for itself, so that the limit holds even where the crate
-/// does not come up for breath: a peer that sends frames without end keeps it
-/// decoding, and then freeing. That thread ends with the process.
+/// Runs one probe on a runtime of its own: the body of `zmq-echo-probe`.
 ///
 /// # Errors
 ///
-/// [`check`]'s, or what the kernel says where no thread can be had.
+/// [`check`]'s, or what the kernel says if there can be no runtime.
 pub fn run(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, RunError> {
-    let started = Instant::now();
-    // What keeps the crate from breathing comes through a connection.
-    let step = Arc::new(Mutex::new(Step::Handshake));
-    let (done, outcome) = mpsc::sync_channel(1);
-    let (target, reached) = (endpoint.clone(), Arc::clone(&step));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::Builder::new().name("echo".to_owned()).spawn(move || {
-        // Sent from within, for leaving takes time: the socket is dropped then.
-        runtime.block_on(async { done.send(echo(&target, started, limit, &reached).await) })
-    })?;
-    let reason = loop {
-        let left = (limit + OVERTIME).saturating_sub(started.elapsed());
-        match outcome.recv_timeout(left.min(LOOK)) {
-            Ok(Ok(())) => return Ok(started.elapsed()),
-            Ok(Err(failure)) => return Err(failure.of(endpoint, started.elapsed()).into()),
-            Err(RecvTimeoutError::Disconnected) => break "the zeromq crate panicked",
-            Err(RecvTimeoutError::Timeout) if left.is_zero() || resident() > RESIDENT_LIMIT => {
-                break "the peer sends without end";
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-    };
-    let step = *step.lock().unwrap_or_else(PoisonError::into_inner);
-    Err(Failure(step, reason.to_owned()).of(endpoint, started.elapsed()).into())
-}
-
-/// What this process holds, in KiB, or 0 where the kernel does not say (proc(5)).
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    let outcome = runtime.block_on(check(endpoint, limit));
+    // A resolver that hangs has a thread of its own, which is not waited for.
+    runtime.shutdown_background();
+    Ok(outcome?)
 }
 
 /// Why a probe process failed.
@@ -237,7 +167,7 @@ pub enum RunError {
     /// The echo did not come back.
     #[error(transparent)]
     Probe(#[from] ProbeError),
-    /// No runtime or no thread.
+    /// No runtime.
     #[error("cannot start")]
     Start(#[from] io::Error),
 }

@@ -34,8 +34,12 @@ pub struct ClientConfig {
     /// endpoint: up to 20 ms, doubling to 1 s, so that one that is back is used
     /// within a second.
     pub reconnect_backoff: Backoff,
-    /// How many requests may be outstanding at a time: 1,024. At most 100,000: so
-    /// many a connection's send queue takes.
+    /// A PING is sent to a silent server of ZMTP 3.1 after this time: 1 s. Zero is for never.
+    pub heartbeat_interval: Duration,
+    /// How long a server may leave a PING, or its host a request, unacknowledged before it
+    /// counts as lost: 3 s.
+    pub heartbeat_timeout: Duration,
+    /// How many requests may be outstanding at a time: 1,024. At least 1 and at most 1,048,576.
     pub max_outstanding: usize,
     /// How many callers may wait for their turn: 16,384.
     pub max_queued: usize,
@@ -46,12 +50,20 @@ pub struct ClientConfig {
     /// takes by default. A larger one would cost its connection everything that is
     /// outstanding there, and then the next one's.
     pub max_payload: usize,
+    /// The largest reply that is taken, in bytes: 8 MiB, as much as the server sends by
+    /// default. A larger one ends its connection as soon as its size is announced.
+    pub max_reply: usize,
+    /// Bytes of one connection's replies that their callers have not picked up yet: 32 MiB, four
+    /// of the largest. Replies of up to 4 KiB do not count.
+    pub max_connection_replies: usize,
+    /// The same of all connections, replies under way included: 128 MiB.
+    pub max_replies: usize,
     /// What a caller gets where `max_outstanding` are outstanding: it waits.
     pub when_full: WhenFull,
 }
 
-/// As many as the crate's send queue holds before it makes its sender wait.
-const SEND_QUEUE: usize = 100_000;
+/// The most requests outstanding: each takes some hundred bytes.
+const MOST_OUTSTANDING: usize = 1 << 20;
 
 impl Default for ClientConfig {
     fn default() -> Self {
@@ -62,10 +74,15 @@ impl Default for ClientConfig {
             retry_backoff: Backoff::new(Duration::from_millis(10), Duration::from_secs(1)),
             connect_timeout: Duration::from_secs(1),
             reconnect_backoff: Backoff::new(Duration::from_millis(20), Duration::from_secs(1)),
+            heartbeat_interval: Duration::from_secs(1),
+            heartbeat_timeout: Duration::from_secs(3),
             max_outstanding: 1024,
             max_queued: 16 << 10,
             max_endpoints: 256,
             max_payload: 4 << 20,
+            max_reply: 8 << 20,
+            max_connection_replies: 32 << 20,
+            max_replies: 128 << 20,
             when_full: WhenFull::Wait,
         }
     }
@@ -85,6 +102,6 @@ impl ClientConfig {
 
     /// `max_outstanding` as it is in force.
     pub(super) fn slots(&self) -> usize {
-        self.max_outstanding.clamp(1, SEND_QUEUE)
+        self.max_outstanding.clamp(1, MOST_OUTSTANDING)
     }
 }

@@ -1,31 +1,33 @@
 //! The task of one endpoint: connects, sends what is submitted, matches what comes
-//! back, and knows when it had better not be used.
+//! back, and knows when the endpoint had better not be used.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_channel::mpsc::Receiver as Events;
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, StreamExt};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tracing::debug;
-use zeromq::{
-    DealerRecvHalf, DealerSendHalf, DealerSocket, Socket, SocketEvent, SocketOptions, SocketRecv,
-    SocketSend, ZmqMessage, ZmqResult,
-};
+use zmq_echo::probe;
+use zmtp::dealer::DealerConfig;
+use zmtp::memory_pool::MemoryPool;
+use zmtp::{Dealer, Message, Reason};
 
 use super::Shared;
-use super::member::{Member, Outcome, State, Submission};
+use super::member::{Attempt, Member, State, Submission, Ticket};
 use super::pending::{Arrival, Pending};
-use zmq_echo::probe;
-use zmtp::endpoint::ConnectEndpoint;
+use super::reply::ReplyMemory;
+use super::time::after;
 
-/// How many messages are taken in one go, each way: what is ready then costs one
-/// turn of the task and one write to the kernel.
+/// How many requests are taken in one go: they cost one turn of the task and one write to the
+/// kernel.
 const BATCH: usize = 128;
+
+/// How many bytes are handed to the socket before the kernel takes them. What waits behind
+/// them has certainly not been sent, and can still go elsewhere.
+const UNWRITTEN: usize = 64 << 10;
 
 /// One endpoint's connection, made again for as long as the endpoint is wanted.
 pub(super) struct Connection {
@@ -45,14 +47,6 @@ enum End {
     Broken { suspect: bool },
 }
 
-/// A connected socket: its halves, and what tells when the peer has left, which
-/// the crate's `recv` does not.
-struct Wire {
-    sender: DealerSendHalf,
-    receiver: DealerRecvHalf,
-    events: Events<SocketEvent>,
-}
-
 impl Connection {
     pub fn new(
         shared: Arc<Shared>,
@@ -66,18 +60,18 @@ impl Connection {
     /// Runs until the endpoint is drained.
     pub async fn run(mut self) {
         let mut connected = self.connect().await;
-        while let Some(wire) = connected {
+        while let Some(dealer) = connected {
             self.set_state(State::Ready);
-            connected = match self.serve(wire).await {
+            connected = match self.serve(dealer).await {
                 End::Drained => None,
                 End::Broken { suspect } => self.reconnect(suspect).await,
             };
         }
     }
 
-    /// Connects again after a pause, and after a check where the endpoint is
-    /// suspect. `None` where it is not wanted any more.
-    async fn reconnect(&mut self, suspect: bool) -> Option<Wire> {
+    /// Connects again after a pause, or after a check if the endpoint is suspect. `None` if it
+    /// is not wanted any more.
+    async fn reconnect(&mut self, suspect: bool) -> Option<Dealer> {
         if suspect {
             let check = self.check();
             self.unconnected(check).await?;
@@ -88,27 +82,42 @@ impl Connection {
         self.connect().await
     }
 
-    /// Connects, as often as it takes. `None` where the endpoint is not wanted any
-    /// more.
-    async fn connect(&mut self) -> Option<Wire> {
+    /// Connects, as often as it takes. `None` if the endpoint is not wanted any more.
+    async fn connect(&mut self) -> Option<Dealer> {
         self.set_state(State::Connecting);
+        let config = self.dealer_config();
+        let endpoint = Arc::clone(&self.member.endpoint);
         loop {
-            let connecting =
-                connect(self.member.endpoint.clone(), self.shared.config.connect_timeout);
-            match self.unconnected(connecting).await? {
-                Ok(wire) => {
-                    debug!(endpoint = %self.member.endpoint, "connected");
+            match self.unconnected(Dealer::connect(&endpoint, &config)).await? {
+                Ok(dealer) => {
+                    debug!(%endpoint, "connected");
                     self.shared.metrics.connected.inc();
-                    return Some(wire);
+                    return Some(dealer);
                 }
-                Err(reason) => {
-                    debug!(endpoint = %self.member.endpoint, reason, "cannot connect");
+                Err(error) => {
+                    let reason = zmq_echo::log::chain(&error);
+                    debug!(%endpoint, reason, "cannot connect");
                     self.shared.metrics.connect_failed.inc();
                     let pause = self.pause();
                     self.unconnected(sleep(pause)).await?;
                 }
             }
         }
+    }
+
+    fn dealer_config(&self) -> DealerConfig {
+        let config = &self.shared.config;
+        let mut dealer = DealerConfig {
+            connect_timeout: config.connect_timeout,
+            heartbeat_interval: config.heartbeat_interval,
+            heartbeat_timeout: config.heartbeat_timeout,
+            // One batch of requests goes beyond it at most.
+            send_bytes: usize::MAX,
+            memory: Some(self.shared.reply_memory.clone()),
+            ..DealerConfig::default()
+        };
+        dealer.limits.message_bytes = config.max_reply.saturating_add(size_of::<u64>());
+        dealer
     }
 
     /// Does `work` while there is no connection. What is submitted meanwhile was
@@ -118,7 +127,7 @@ impl Connection {
         loop {
             tokio::select! {
                 done = &mut work => return Some(done),
-                Some(submission) = self.queue.recv() => submission.ticket.settle(Outcome::Disconnected),
+                Some(submission) = self.queue.recv() => submission.ticket.settle(Attempt::NotSent),
                 _ = self.draining.wait_for(|draining| *draining) => return None,
             }
         }
@@ -152,24 +161,33 @@ impl Connection {
     }
 
     /// Serves one connection until it ends; what is outstanding then is told.
-    async fn serve(&mut self, wire: Wire) -> End {
+    async fn serve(&mut self, dealer: Dealer) -> End {
+        let replies = MemoryPool::new(self.shared.config.max_connection_replies);
         let mut session = Session {
             connection: self,
-            sender: wire.sender,
+            dealer,
+            replies,
+            waiting: VecDeque::new(),
             pending: Pending::default(),
             alarm: None,
             check: None,
             alive: true,
-            lost: 0,
+            retiring: false,
         };
-        let end = session.run(wire.receiver, wire.events).await;
-        let mut pending = session.pending;
+        let end = session.run().await;
+        let Session { dealer, mut pending, waiting, .. } = session;
         // Before anybody is told, who would draw this endpoint again.
         if let End::Broken { suspect } = end {
             self.set_state(if suspect { State::Suspect } else { State::Connecting });
         }
-        while let Some(ticket) = pending.take_any() {
-            ticket.settle(Outcome::Disconnected);
+        let written = dealer.written();
+        while let Some((id, ticket)) = pending.take_any() {
+            // The server cannot act on a request of which a byte is missing.
+            let is_sent = id < written;
+            ticket.settle(if is_sent { Attempt::Disconnected } else { Attempt::NotSent });
+        }
+        for (_, submission) in waiting {
+            submission.ticket.settle(Attempt::NotSent);
         }
         end
     }
@@ -185,31 +203,14 @@ impl Drop for Connection {
     }
 }
 
-/// Connects within `limit`, or says why not.
-async fn connect(endpoint: Arc<ConnectEndpoint>, limit: Duration) -> Result<Wire, String> {
-    let connecting = async {
-        // The crate would try a refused connection again at its own pace, and not
-        // say so: whether somebody listens is found out before.
-        drop(
-            TcpStream::connect(endpoint.host_and_port())
-                .await
-                .map_err(|error| error.to_string())?,
-        );
-        let mut options = SocketOptions::default();
-        options.no_connect_timeout();
-        let mut socket = DealerSocket::with_options(options);
-        let events = socket.monitor();
-        socket.connect(&endpoint.to_string()).await.map_err(|error| error.to_string())?;
-        let (sender, receiver) = socket.split();
-        Ok(Wire { sender, receiver, events })
-    };
-    timeout(limit, connecting).await.unwrap_or_else(|_| Err("no handshake in time".to_owned()))
-}
-
 /// One connection while it lasts.
 struct Session<'a> {
     connection: &'a mut Connection,
-    sender: DealerSendHalf,
+    dealer: Dealer,
+    /// What this connection's replies take that their callers have not picked up.
+    replies: MemoryPool,
+    /// Requests that the socket has not been given yet, each with its deadline.
+    waiting: VecDeque<(Instant, Submission)>,
     pending: Pending,
     /// Rings no later than the oldest attempt times out. It is set again only when
     /// it has rung, so that an attempt which is answered costs no timer.
@@ -218,81 +219,74 @@ struct Session<'a> {
     check: Option<BoxFuture<'static, ()>>,
     /// A reply has come since the endpoint became suspect.
     alive: bool,
-    /// How many attempts here have timed out, each of which may still be in the
-    /// crate's send queue.
-    lost: usize,
+    /// The endpoint has answered a check, and this connection nothing since the endpoint
+    /// became suspect: it is made again once nothing is outstanding.
+    retiring: bool,
 }
 
 impl Session<'_> {
     /// Each arm is cancel-safe: the queue's, the socket's and the watch's futures
     /// take nothing before they are ready, and the others are kept.
-    async fn run(&mut self, mut receiver: DealerRecvHalf, mut events: Events<SocketEvent>) -> End {
+    async fn run(&mut self) -> End {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            if self.draining() && self.pending.is_empty() && self.connection.queue.is_empty() {
-                return End::Drained;
+            self.send_waiting();
+            if self.is_idle() && (self.retiring || self.draining()) {
+                return match self.retiring && !self.draining() {
+                    true => End::Broken { suspect: false },
+                    false => End::Drained,
+                };
             }
             tokio::select! {
-                _ = self.connection.queue.recv_many(&mut batch, BATCH) => {
-                    if !self.send(&mut batch) {
-                        return self.broken("cannot send");
+                _ = self.connection.queue.recv_many(&mut batch, BATCH) => self.submit(&mut batch),
+                received = self.dealer.recv() => {
+                    let received = received.map(|message| self.arrived(message));
+                    // What else has been read costs no further turn.
+                    if let Err(reason) = received.and_then(|()| self.receive()) {
+                        return self.broken(reason);
                     }
                 }
-                message = receiver.recv() => {
-                    let received = message.map(|message| self.arrived(message));
-                    // What else is there already costs no further turn.
-                    if let Err(error) = received.and_then(|()| self.receive(BATCH, &mut receiver)) {
-                        return self.broken(error);
-                    }
-                }
-                event = events.next() => match event {
-                    Some(SocketEvent::Disconnected(_)) | None => {
-                        return self.broken("the peer closed the connection");
-                    }
-                    Some(_) => {}
-                },
                 () = due(&mut self.alarm) => {
-                    // Where it was this process that stood still, replies are there.
-                    let all = self.pending.len() + BATCH;
-                    if let Err(error) = self.receive(all, &mut receiver) {
-                        return self.broken(error);
-                    }
-                    self.expire();
-                }
-                () = due(&mut self.check) => {
-                    if let Some(end) = self.checked() {
-                        return end;
+                    if let Err(reason) = self.expire().await {
+                        return self.broken(reason);
                     }
                 }
+                () = due(&mut self.check) => self.checked(),
                 Ok(()) = self.connection.draining.changed() => self.show_state(),
             }
         }
     }
 
-    /// Sends what was submitted. False where the connection takes nothing.
-    fn send(&mut self, batch: &mut Vec<Submission>) -> bool {
-        let deadline = Instant::now() + self.connection.shared.config.timeout;
-        self.alarm.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        let mut taken = true;
-        for Submission { payload, ticket } in batch.drain(..) {
-            let message = self.pending.enter(ticket, payload, deadline);
-            // The queue has room for all that may be outstanding, so that this is
-            // ready at once; where it were not, nobody would read at the other end.
-            taken = taken && matches!(self.sender.send(message).now_or_never(), Some(Ok(())));
-        }
-        taken
+    fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.waiting.is_empty() && self.connection.queue.is_empty()
     }
 
-    /// Takes the messages that are there already.
-    fn receive(&mut self, at_most: usize, receiver: &mut DealerRecvHalf) -> ZmqResult<()> {
-        for _ in 0..at_most {
-            let Some(message) = receiver.recv().now_or_never() else { break };
-            self.arrived(message?);
+    /// Takes what was submitted.
+    fn submit(&mut self, batch: &mut Vec<Submission>) {
+        let deadline = after(Instant::now(), self.connection.shared.config.timeout);
+        self.alarm.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        self.waiting.extend(batch.drain(..).map(|submission| (deadline, submission)));
+    }
+
+    /// Hands to the socket what it is to write next.
+    fn send_waiting(&mut self) {
+        while self.dealer.unwritten() < UNWRITTEN
+            && let Some((deadline, Submission { payload, ticket })) = self.waiting.pop_front()
+        {
+            let id = self.pending.enter(ticket, deadline);
+            self.dealer.send_tagged(&id.to_be_bytes(), payload);
+        }
+    }
+
+    /// Takes the messages that have been read already.
+    fn receive(&mut self) -> Result<(), Reason> {
+        while let Some(message) = self.dealer.try_recv()? {
+            self.arrived(message);
         }
         Ok(())
     }
 
-    fn arrived(&mut self, message: ZmqMessage) {
+    fn arrived(&mut self, message: Message) {
         let metrics = &self.connection.shared.metrics;
         match self.pending.arrived(message) {
             Arrival::Reply(ticket, payload) => {
@@ -300,7 +294,12 @@ impl Session<'_> {
                 if self.check.is_none() {
                     self.connection.failures = 0;
                 }
-                ticket.settle(Outcome::Answered(payload));
+                let memory = &self.connection.shared.reply_memory;
+                let room = ReplyMemory::take(payload.len(), &self.replies, memory);
+                ticket.settle(match room {
+                    Some(memory) => Attempt::Answered(payload, memory),
+                    None => Attempt::ReplyMemory,
+                });
             }
             Arrival::Late => {
                 self.alive = true;
@@ -311,23 +310,47 @@ impl Session<'_> {
     }
 
     /// The alarm has rung: tells those whose time is over.
-    fn expire(&mut self) {
+    ///
+    /// If it was this process that stood still, replies may lie in the kernel: they are
+    /// read first.
+    async fn expire(&mut self) -> Result<(), Reason> {
+        for _ in 0..self.pending.len() {
+            tokio::select! {
+                biased;
+                received = self.dealer.recv() => self.arrived(received?),
+                () = tokio::task::yield_now() => break,
+            }
+            self.receive()?;
+        }
         let now = Instant::now();
-        if self.pending.first_deadline().is_some_and(|deadline| deadline <= now) {
+        if self.first_deadline().is_some_and(|deadline| deadline <= now) {
             // Before anybody is told, who would draw this endpoint again.
             self.suspect();
         }
         while let Some(ticket) = self.pending.take_expired(now) {
-            self.lost += 1;
-            ticket.settle(Outcome::TimedOut);
+            ticket.settle(Attempt::TimedOut);
         }
-        self.alarm = self.pending.first_deadline().map(|deadline| Box::pin(sleep_until(deadline)));
+        while let Some(ticket) = self.take_unsent(now) {
+            ticket.settle(Attempt::NotSent);
+        }
+        self.alarm = self.first_deadline().map(|deadline| Box::pin(sleep_until(deadline)));
+        Ok(())
+    }
+
+    fn first_deadline(&self) -> Option<Instant> {
+        let waiting = self.waiting.front().map(|(deadline, _)| *deadline);
+        self.pending.first_deadline().into_iter().chain(waiting).min()
+    }
+
+    fn take_unsent(&mut self, now: Instant) -> Option<Ticket> {
+        self.waiting.front().filter(|(deadline, _)| *deadline <= now)?;
+        self.waiting.pop_front().map(|(_, submission)| submission.ticket)
     }
 
     /// A request timed out: the endpoint gets no new one until a check of its own
-    /// was answered.
+    /// was answered. What is outstanding keeps its own deadlines.
     fn suspect(&mut self) {
-        if self.check.is_none() {
+        if self.check.is_none() && !self.retiring {
             debug!(endpoint = %self.connection.member.endpoint, "suspect");
             self.alive = false;
             self.check = Some(self.connection.check());
@@ -335,24 +358,23 @@ impl Session<'_> {
         }
     }
 
-    /// The check was answered. The connection goes on where it has answered as
-    /// well, and is made again where it has not, or holds too much that was lost.
-    fn checked(&mut self) -> Option<End> {
+    /// The check was answered. The connection goes on if it has answered as well, or if that
+    /// can still come; otherwise it is made again.
+    fn checked(&mut self) {
         self.check = None;
-        let good = self.alive && self.lost < self.connection.shared.config.slots();
-        if !good && !self.draining() {
-            return Some(End::Broken { suspect: false });
+        self.retiring = !self.alive;
+        if self.alive {
+            self.show_state();
         }
-        self.show_state();
-        None
     }
 
     /// What callers may know of the connection.
     fn show_state(&self) {
-        self.connection.set_state(match (self.draining(), &self.check) {
+        let is_suspect = self.check.is_some() || self.retiring;
+        self.connection.set_state(match (self.draining(), is_suspect) {
             (true, _) => State::Draining,
-            (false, Some(_)) => State::Suspect,
-            (false, None) => State::Ready,
+            (false, true) => State::Suspect,
+            (false, false) => State::Ready,
         });
     }
 
@@ -360,8 +382,9 @@ impl Session<'_> {
         *self.connection.draining.borrow()
     }
 
-    fn broken(&self, reason: impl std::fmt::Display) -> End {
-        debug!(endpoint = %self.connection.member.endpoint, %reason, "connection lost");
+    fn broken(&self, reason: Reason) -> End {
+        let endpoint = &self.connection.member.endpoint;
+        debug!(%endpoint, reason = reason.as_str(), "connection lost");
         End::Broken { suspect: self.check.is_some() }
     }
 }

@@ -30,6 +30,28 @@ pub enum RequestError {
         /// From the request to this error.
         elapsed: Duration,
     },
+    /// The reply came, and did not fit in the memory that replies may take.
+    #[error(
+        "{endpoint}: no room for the reply, attempts {attempts}; raise max_connection_replies \
+         or max_replies"
+    )]
+    ReplyMemory {
+        /// The endpoint that answered.
+        endpoint: Arc<ConnectEndpoint>,
+        /// How many attempts were made.
+        attempts: u32,
+        /// From the request to this error.
+        elapsed: Duration,
+    },
+    /// Connections broke before the request could be written, until the deadline. No server
+    /// has seen it.
+    #[error("{endpoint}: not sent within {}", milliseconds(*elapsed))]
+    NotSent {
+        /// The endpoint that it was to go to last.
+        endpoint: Arc<ConnectEndpoint>,
+        /// From the request to this error.
+        elapsed: Duration,
+    },
     /// No endpoint was usable until the deadline, and no attempt was made.
     #[error("no endpoint was usable for {}", milliseconds(*elapsed))]
     NoEndpoint {
@@ -57,14 +79,37 @@ pub enum RequestError {
 
 impl RequestError {
     /// Every kind there is.
-    pub const KINDS: [&str; 6] =
-        ["timed_out", "disconnected", "no_endpoint", "full", "too_large", "closed"];
+    pub const KINDS: [&str; 8] = [
+        "timed_out",
+        "disconnected",
+        "reply_memory",
+        "not_sent",
+        "no_endpoint",
+        "full",
+        "too_large",
+        "closed",
+    ];
+
+    /// Whether a server may have seen the request. If not, it is safe to send it again,
+    /// whatever it asks for.
+    pub fn may_have_been_seen(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } | Self::Disconnected { .. } | Self::ReplyMemory { .. } => true,
+            Self::NotSent { .. }
+            | Self::NoEndpoint { .. }
+            | Self::Full { .. }
+            | Self::TooLarge { .. }
+            | Self::Closed => false,
+        }
+    }
 
     /// What kind of failure it is, for a label or a column.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::TimedOut { .. } => "timed_out",
             Self::Disconnected { .. } => "disconnected",
+            Self::ReplyMemory { .. } => "reply_memory",
+            Self::NotSent { .. } => "not_sent",
             Self::NoEndpoint { .. } => "no_endpoint",
             Self::Full { .. } => "full",
             Self::TooLarge { .. } => "too_large",

@@ -48,22 +48,20 @@
 //! # How it is put together
 //!
 //! A pool follows [`discovery`] and has one task for each endpoint, which owns the
-//! DEALER socket and makes it again. The caller's own future drives its request:
+//! [`Dealer`](zmtp::Dealer) and makes it again. The caller's own future drives its request:
 //! it draws an endpoint, hands it an attempt and is told what came of it. An attempt
 //! is two frames, eight bytes of an id and the payload; its reply is the same id and
 //! the service's payload.
 //!
 //! [`load`] is the load generator, which stands on this client.
 //!
-//! # What is not bounded
+//! # What is bounded
 //!
-//! Requests outstanding and waiting, endpoints, attempts and times are. Replies are
-//! not: the crate's decoder reserves what a frame announces, has no largest message,
-//! and aborts the process where 2^47 bytes are announced to it. Nor can a connection
-//! be taken from the crate whose peer has stopped reading: what was handed to it
-//! stays until the kernel gives that connection up. Connect to servers that you
-//! trust, over a network that you trust. The handshake is NULL: there is neither
-//! authentication nor encryption.
+//! Requests outstanding and waiting, endpoints, attempts and times are, and so is what servers
+//! can make the client hold: [`ClientConfig::max_reply`] for one reply,
+//! [`ClientConfig::max_connection_replies`] and [`ClientConfig::max_replies`] for all that have
+//! not been picked up. The handshake is NULL: there is neither authentication nor encryption, so
+//! use a network that you trust with what you send.
 
 mod backoff;
 mod config;
@@ -75,9 +73,11 @@ mod member;
 mod metrics;
 mod pending;
 mod pool;
+mod reply;
 mod request;
 mod slots;
 mod spread;
+mod time;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,13 +85,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use zmtp::memory_pool::MemoryPool;
 
 pub use backoff::Backoff;
 pub use config::{ClientConfig, WhenFull};
 pub use error::RequestError;
 pub use member::{EndpointStatus, State};
 pub use metrics::ClientMetrics;
-pub use request::Reply;
+pub use reply::Reply;
 
 use discovery::{Discovery, Endpoints};
 use member::Roster;
@@ -121,6 +122,7 @@ struct Shared {
     deadline: Duration,
     metrics: ClientMetrics,
     slots: Slots,
+    reply_memory: MemoryPool,
     roster: Roster,
     phase: watch::Sender<Phase>,
 }
@@ -157,6 +159,7 @@ impl Client {
         let shared = Arc::new(Shared {
             deadline: config.overall_deadline(),
             slots: Slots::new(&config, &metrics),
+            reply_memory: MemoryPool::new(config.max_replies),
             roster: Roster::new(metrics.clone()),
             phase: watch::Sender::new(Phase::Open),
             metrics,

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::discovery::{EndpointState, Endpoints};
 use super::metrics::ClientMetrics;
+use super::reply::ReplyMemory;
 use super::slots::Slot;
 use super::spread;
 use zmtp::endpoint::ConnectEndpoint;
@@ -62,16 +63,23 @@ pub(super) struct Submission {
 
 /// What an attempt came to.
 #[derive(Debug)]
-pub(super) enum Outcome {
-    Answered(Bytes),
+pub(super) enum Attempt {
+    Answered(Bytes, ReplyMemory),
+    /// It was sent, and no reply came in time.
     TimedOut,
+    /// It was sent, and the connection broke before its reply came.
     Disconnected,
+    /// Its reply came, and there is no room for it.
+    ReplyMemory,
+    /// Not all of its bytes were handed to the kernel, and the rest will not be: the server
+    /// cannot have acted on it.
+    NotSent,
 }
 
 /// An attempt's outcome, and the room that it took, for the next one.
 #[derive(Debug)]
 pub(super) struct Settled {
-    pub outcome: Outcome,
+    pub attempt: Attempt,
     pub slot: Option<Slot>,
 }
 
@@ -81,27 +89,45 @@ pub(super) struct Settled {
 pub(super) struct Ticket {
     caller: Option<(oneshot::Sender<Settled>, Slot)>,
     member: Arc<Member>,
+    /// Whether the request had an attempt before.
+    is_retry: bool,
 }
 
 impl Ticket {
     /// Counts what the attempt came to, and tells its caller.
-    pub fn settle(mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Answered(_) => {
-                self.member.answered.fetch_add(1, Relaxed);
-            }
-            Outcome::TimedOut => self.member.metrics.attempts_timed_out.inc(),
-            Outcome::Disconnected => self.member.metrics.attempts_disconnected.inc(),
-        }
+    pub fn settle(mut self, attempt: Attempt) {
+        self.count(&attempt);
         if let Some((caller, slot)) = self.caller.take() {
             // A caller that has left leaves its slot behind, which is then dropped.
-            let _ = caller.send(Settled { outcome, slot: Some(slot) });
+            let _ = caller.send(Settled { attempt, slot: Some(slot) });
+        }
+    }
+
+    /// Each attempt is counted once. One that was not sent is none.
+    fn count(&self, attempt: &Attempt) {
+        let metrics = &self.member.metrics;
+        match attempt {
+            Attempt::NotSent => return metrics.not_sent.inc(),
+            Attempt::Answered(..) => {
+                self.member.answered.fetch_add(1, Relaxed);
+            }
+            Attempt::TimedOut => metrics.attempts_timed_out.inc(),
+            Attempt::Disconnected => metrics.attempts_disconnected.inc(),
+            Attempt::ReplyMemory => metrics.attempts_reply_memory.inc(),
+        }
+        metrics.attempts.inc();
+        if self.is_retry {
+            metrics.retries.inc();
         }
     }
 }
 
 impl Drop for Ticket {
+    /// One that was not settled has lost its connection with its client.
     fn drop(&mut self) {
+        if self.caller.is_some() {
+            self.count(&Attempt::Disconnected);
+        }
         self.member.outstanding.fetch_sub(1, Relaxed);
     }
 }
@@ -125,16 +151,16 @@ impl Member {
 
     /// One attempt: hands the request to the connection and waits for what it
     /// comes to, which the connection's own timeout bounds.
-    pub async fn attempt(self: &Arc<Self>, payload: Bytes, slot: Slot) -> Settled {
+    pub async fn attempt(self: &Arc<Self>, payload: Bytes, slot: Slot, is_retry: bool) -> Settled {
         let (sender, receiver) = oneshot::channel();
         self.outstanding.fetch_add(1, Relaxed);
-        let ticket = Ticket { caller: Some((sender, slot)), member: Arc::clone(self) };
-        // Where the connection's task has ended the ticket comes back, and goes the
-        // way of one whose connection broke. The queue has room for every slot.
+        let ticket = Ticket { caller: Some((sender, slot)), member: Arc::clone(self), is_retry };
+        // If the connection's task has ended, the ticket comes back. The queue has room for
+        // every slot.
         if let Err(error) = self.submissions.try_send(Submission { payload, ticket }) {
-            error.into_inner().ticket.settle(Outcome::Disconnected);
+            error.into_inner().ticket.settle(Attempt::NotSent);
         }
-        receiver.await.unwrap_or(Settled { outcome: Outcome::Disconnected, slot: None })
+        receiver.await.unwrap_or(Settled { attempt: Attempt::Disconnected, slot: None })
     }
 
     pub fn state(&self) -> State {

@@ -1,21 +1,28 @@
 //! What is outstanding on one connection, matched by id.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use zeromq::ZmqMessage;
+use zmtp::Message;
 
 use super::member::Ticket;
 
-/// The attempts that wait for their replies. Ids rise, so the first is the oldest.
+/// The attempts that wait for their replies.
+///
+/// Ids count from 0, and every attempt of a connection has the same time, so that the first is
+/// the oldest and times out first.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    next_id: u64,
-    tickets: BTreeMap<u64, (Instant, Ticket)>,
+    /// The id of the first entry.
+    first: u64,
+    /// `None` where a reply has come. The first entry is never `None`.
+    tickets: VecDeque<Option<(Instant, Ticket)>>,
+    /// How many are not `None`.
+    count: usize,
 }
 
-/// What a message from the peer is.
+/// What a message from the server is.
 #[derive(Debug)]
 pub(super) enum Arrival {
     /// The reply to an attempt that waits.
@@ -27,52 +34,69 @@ pub(super) enum Arrival {
 }
 
 impl Pending {
-    /// The message for an attempt, which waits from now on: its id and the payload.
-    pub fn enter(&mut self, ticket: Ticket, payload: Bytes, deadline: Instant) -> ZmqMessage {
-        let id = self.next_id;
-        self.next_id += 1;
-        self.tickets.insert(id, (deadline, ticket));
-        let frames = vec![Bytes::copy_from_slice(&id.to_be_bytes()), payload];
-        frames.try_into().expect("two frames")
+    /// Has an attempt wait, and returns its id.
+    pub fn enter(&mut self, ticket: Ticket, deadline: Instant) -> u64 {
+        let id = self.first + self.tickets.len() as u64;
+        self.tickets.push_back(Some((deadline, ticket)));
+        self.count += 1;
+        id
     }
 
     /// Finds what a message answers.
-    pub fn arrived(&mut self, message: ZmqMessage) -> Arrival {
-        let mut frames = message.into_vecdeque();
+    pub fn arrived(&mut self, message: Message) -> Arrival {
+        let mut frames = message.into_frames();
         let (Some(id), Some(payload), None) =
             (frames.pop_front(), frames.pop_front(), frames.pop_front())
         else {
             return Arrival::Unknown;
         };
         let Ok(id) = id[..].try_into().map(u64::from_be_bytes) else { return Arrival::Unknown };
-        match self.tickets.remove(&id) {
-            Some((_, ticket)) => Arrival::Reply(ticket, payload),
-            None if id < self.next_id => Arrival::Late,
-            None => Arrival::Unknown,
+        if id >= self.first + self.tickets.len() as u64 {
+            return Arrival::Unknown;
+        }
+        let entry = id.checked_sub(self.first).map(|at| &mut self.tickets[at as usize]);
+        match entry.and_then(Option::take) {
+            Some((_, ticket)) => {
+                self.count -= 1;
+                self.drop_answered();
+                Arrival::Reply(ticket, payload)
+            }
+            None => Arrival::Late,
         }
     }
 
     /// When the oldest attempt times out.
     pub fn first_deadline(&self) -> Option<Instant> {
-        self.tickets.first_key_value().map(|(_, (deadline, _))| *deadline)
+        self.tickets.front().map(|first| first.as_ref().expect("the first is there").0)
     }
 
-    /// Takes the oldest attempt, where its deadline has passed.
+    /// Takes the oldest attempt, if its deadline has passed.
     pub fn take_expired(&mut self, now: Instant) -> Option<Ticket> {
         self.first_deadline().filter(|deadline| *deadline <= now)?;
-        self.take_any()
+        self.take_any().map(|(_, ticket)| ticket)
     }
 
-    /// Takes the oldest attempt.
-    pub fn take_any(&mut self) -> Option<Ticket> {
-        self.tickets.pop_first().map(|(_, (_, ticket))| ticket)
+    /// Takes the oldest attempt, with its id.
+    pub fn take_any(&mut self) -> Option<(u64, Ticket)> {
+        let id = self.first;
+        let (_, ticket) = self.tickets.front_mut()?.take().expect("the first is there");
+        self.count -= 1;
+        self.drop_answered();
+        Some((id, ticket))
     }
 
     pub fn len(&self) -> usize {
-        self.tickets.len()
+        self.count
     }
 
     pub fn is_empty(&self) -> bool {
-        self.tickets.is_empty()
+        self.count == 0
+    }
+
+    fn drop_answered(&mut self) {
+        while let Some(None) = self.tickets.front() {
+            self.tickets.pop_front();
+            self.first += 1;
+        }
     }
 }

@@ -8,20 +8,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Shared;
 use super::error::RequestError;
-use super::member::{Member, Outcome, Settled};
-use super::slots::Slot;
-use zmtp::endpoint::ConnectEndpoint;
-
-/// A reply, and how it came about.
-#[derive(Debug, Clone)]
-pub struct Reply {
-    /// What the service answered.
-    pub payload: Bytes,
-    /// Who answered.
-    pub endpoint: Arc<ConnectEndpoint>,
-    /// How many attempts it took, the answered one included.
-    pub attempts: u32,
-}
+use super::member::{Attempt, Member};
+use super::reply::Reply;
+use super::time::after;
 
 /// How far a request has come.
 struct Progress {
@@ -30,16 +19,23 @@ struct Progress {
     failed: Vec<Arc<Member>>,
     /// Where the attempt under way is.
     current: Option<Arc<Member>>,
+    /// The last endpoint to which it could not be sent.
+    unsent: Option<Arc<Member>>,
     queued: bool,
 }
 
 /// Makes the attempts that the configuration allows, and counts what came of them.
 /// A caller that drops this future is counted as well.
 pub(super) async fn run(shared: &Shared, payload: Bytes) -> Result<Reply, RequestError> {
-    let mut progress =
-        Progress { started: Instant::now(), failed: Vec::new(), current: None, queued: true };
+    let mut progress = Progress {
+        started: Instant::now(),
+        failed: Vec::new(),
+        current: None,
+        unsent: None,
+        queued: true,
+    };
     let counted = Counted { shared, done: false };
-    let deadline = progress.started + shared.deadline;
+    let deadline = after(progress.started, shared.deadline);
     let outcome = match timeout_at(deadline, attempts(shared, payload, &mut progress)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(progress.out_of_time()),
@@ -61,42 +57,37 @@ async fn attempts(
     progress.queued = false;
     loop {
         let member = draw(shared, progress).await?;
-        let settled = attempt(shared, &member, payload.clone(), slot, progress).await;
-        match settled.outcome {
-            Outcome::Answered(payload) => {
+        progress.current = Some(Arc::clone(&member));
+        let is_retry = !progress.failed.is_empty();
+        let settled = member.attempt(payload.clone(), slot, is_retry).await;
+        match settled.attempt {
+            Attempt::Answered(payload, memory) => {
+                // The room that it takes is the caller's from now on.
+                drop(memory);
                 let endpoint = Arc::clone(&member.endpoint);
                 return Ok(Reply { payload, endpoint, attempts: progress.attempts() });
             }
-            outcome if progress.failed.len() as u64 >= u64::from(shared.config.retries) => {
-                return Err(progress.given_up(&outcome));
+            Attempt::NotSent => {
+                progress.current = None;
+                progress.unsent = Some(member);
+                // It is drawn again only if its connection is there again.
+                tokio::task::yield_now().await;
             }
-            _ => {}
+            attempt => {
+                if progress.failed.len() as u64 >= u64::from(shared.config.retries) {
+                    return Err(progress.given_up(&attempt));
+                }
+                let pause = shared.config.retry_backoff.pause(progress.failed.len() as u32);
+                progress.current = None;
+                progress.failed.push(member);
+                sleep(pause).await;
+            }
         }
-        let pause = shared.config.retry_backoff.pause(progress.failed.len() as u32);
-        progress.current = None;
-        progress.failed.push(member);
-        sleep(pause).await;
         slot = match settled.slot {
             Some(slot) => slot,
             None => shared.slots.take().await.map_err(|_| progress.full())?,
         };
     }
-}
-
-async fn attempt(
-    shared: &Shared,
-    member: &Arc<Member>,
-    payload: Bytes,
-    slot: Slot,
-    progress: &mut Progress,
-) -> Settled {
-    let metrics = &shared.metrics;
-    metrics.attempts.inc();
-    if !progress.failed.is_empty() {
-        metrics.retries.inc();
-    }
-    progress.current = Some(Arc::clone(member));
-    member.attempt(payload, slot).await
 }
 
 /// An endpoint to try: another than the ones that failed, where there is one.
@@ -122,12 +113,13 @@ impl Progress {
     }
 
     /// The attempt under way was the last that there may be.
-    fn given_up(&self, outcome: &Outcome) -> RequestError {
+    fn given_up(&self, attempt: &Attempt) -> RequestError {
         let (attempts, elapsed) = (self.attempts(), self.started.elapsed());
         let Some(member) = &self.current else { return RequestError::NoEndpoint { elapsed } };
         let endpoint = Arc::clone(&member.endpoint);
-        match outcome {
-            Outcome::Disconnected => RequestError::Disconnected { endpoint, attempts, elapsed },
+        match attempt {
+            Attempt::Disconnected => RequestError::Disconnected { endpoint, attempts, elapsed },
+            Attempt::ReplyMemory => RequestError::ReplyMemory { endpoint, attempts, elapsed },
             _ => RequestError::TimedOut { endpoint, attempts, elapsed },
         }
     }
@@ -140,7 +132,12 @@ impl Progress {
                 RequestError::TimedOut { endpoint: Arc::clone(&last.endpoint), attempts, elapsed }
             }
             None if self.queued => self.full(),
-            None => RequestError::NoEndpoint { elapsed },
+            None => match &self.unsent {
+                Some(member) => {
+                    RequestError::NotSent { endpoint: Arc::clone(&member.endpoint), elapsed }
+                }
+                None => RequestError::NoEndpoint { elapsed },
+            },
         }
     }
 }

@@ -43,7 +43,7 @@ pub enum ConnectError {
     #[error("no connection within {0:?}")]
     ConnectTimeout(Duration),
     /// The connection ended in the handshake.
-    #[error("{address}: {}", handshake_text(*reason, refusal.as_deref()))]
+    #[error("{}", handshake_text(*reason, refusal.as_deref()))]
     Handshake {
         /// The address.
         address: SocketAddr,
@@ -53,7 +53,7 @@ pub enum ConnectError {
         refusal: Option<String>,
     },
     /// The connection was made, and the handshake took too long.
-    #[error("{address}: connected, but no handshake within {limit:?}")]
+    #[error("connected, but no handshake within {limit:?}")]
     HandshakeTimeout {
         /// The address.
         address: SocketAddr,
@@ -76,6 +76,9 @@ fn handshake_text(reason: Reason, refusal: Option<&str>) -> String {
         (Reason::Closed | Reason::Error, None) => {
             "the server closed the connection in the handshake".to_owned()
         }
+        (Reason::NotZmtp, None) => "what answers does not speak ZMTP".to_owned(),
+        (Reason::Version, None) => "the server speaks ZMTP before 3.0".to_owned(),
+        (Reason::Mechanism, None) => "the server wants another security mechanism".to_owned(),
         (reason, None) => format!("the handshake failed: {}", reason.as_str()),
     }
 }

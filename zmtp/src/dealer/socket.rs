@@ -30,6 +30,10 @@ const ALLOWANCE: usize = 64 << 10;
 /// the process may have stood still.
 const ANOTHER_TURN: Duration = Duration::from_millis(50);
 
+/// How many reads one poll makes without a message, before the caller's other futures have
+/// their turn: a server may send commands without end.
+const READS: usize = 32;
+
 /// A message that was not taken, because as many bytes wait to be written as may.
 #[derive(Debug, thiserror::Error)]
 #[error("the queue of unwritten messages is full")]
@@ -64,6 +68,8 @@ pub struct Dealer {
     alarm: Pin<Box<Sleep>>,
     /// Whether the alarm is set for as early as may be needed.
     is_set: bool,
+    /// Reads of this poll.
+    reads: usize,
 }
 
 impl Dealer {
@@ -102,11 +108,16 @@ impl Dealer {
             ttl: None,
             alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
             is_set: false,
+            reads: 0,
         }
     }
 
     pub(super) async fn shake_hands(&mut self) -> Result<(), Reason> {
-        match poll_fn(|cx| self.poll_arrival(cx)).await? {
+        let arrival = poll_fn(|cx| {
+            self.reads = 0;
+            self.poll_arrival(cx)
+        });
+        match arrival.await? {
             Arrival::Connected(peer) => {
                 debug!(address = %self.address, minor = peer.minor, "connected");
                 self.peer = Some(peer);
@@ -146,6 +157,19 @@ impl Dealer {
         Ok(self.sent - 1)
     }
 
+    /// As [`Dealer::send`], for a message of a short first frame, which is copied, and one more.
+    /// It is always taken.
+    pub fn send_tagged(&mut self, tag: &[u8], payload: Bytes) -> u64 {
+        self.connection.send_tagged(tag, payload, self.heard_at);
+        self.sent += 1;
+        self.sent - 1
+    }
+
+    /// Bytes that wait to be written.
+    pub fn unwritten(&self) -> usize {
+        self.connection.unwritten()
+    }
+
     /// How many messages the kernel has taken whole.
     pub fn written(&self) -> u64 {
         self.sent - self.connection.unwritten_messages() as u64
@@ -166,6 +190,7 @@ impl Dealer {
 
     /// As [`Dealer::recv`].
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Reason>> {
+        self.reads = 0;
         loop {
             match std::task::ready!(self.poll_arrival(cx))? {
                 Arrival::Message(message) => {
@@ -220,6 +245,11 @@ impl Dealer {
             if self.unwritable.is_none() {
                 self.unwritable = self.write(cx).err();
             }
+            if self.reads == READS {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.reads += 1;
             let ended = match self.read(cx) {
                 Ok(true) => continue,
                 Ok(false) => self.unwritable.or_else(|| self.keep_watch(cx)),

@@ -238,6 +238,12 @@ impl Connection {
         self.out.push_reply(&mut message.into_frames(), now);
     }
 
+    /// As [`Connection::send`], for a message of a short first frame, which is copied, and one
+    /// more.
+    pub fn send_tagged(&mut self, tag: &[u8], payload: Bytes, now: Instant) {
+        self.out.push_tagged(tag, payload, now);
+    }
+
     /// Queues a PING that asks for a PONG and nothing more.
     pub fn ping(&mut self) {
         self.out.push_bytes(command::encode_ping);

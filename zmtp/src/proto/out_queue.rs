@@ -68,24 +68,45 @@ impl OutQueue {
         let before = self.tail.len();
         let (mut parted, mut payload) = (0, 0);
         while let Some(frame) = frames.pop_front() {
-            let flags = message_flags(!frames.is_empty());
-            encode_header(&mut self.tail, flags, frame.len());
             payload += frame.len();
-            if frame.len() < LARGE {
-                self.tail.extend_from_slice(&frame);
-            } else {
-                parted += self.tail.len() + frame.len();
-                self.part_tail();
-                self.parts.push_back(frame);
-            }
+            parted += self.push_frame(frame, !frames.is_empty());
         }
-        self.queued += (parted + self.tail.len() - before) as u64;
+        self.end_message(parted + self.tail.len() - before, read_at);
+        payload
+    }
+
+    /// Appends a message of a short first frame, which is copied, and one more.
+    #[inline]
+    pub fn push_tagged(&mut self, tag: &[u8], payload: Bytes, read_at: Instant) {
+        let before = self.tail.len();
+        encode_header(&mut self.tail, message_flags(true), tag.len());
+        self.tail.extend_from_slice(tag);
+        let parted = self.push_frame(payload, false);
+        self.end_message(parted + self.tail.len() - before, read_at);
+    }
+
+    /// Appends a frame. Returns how many bytes have become parts.
+    #[inline(always)]
+    fn push_frame(&mut self, frame: Bytes, more: bool) -> usize {
+        encode_header(&mut self.tail, message_flags(more), frame.len());
+        if frame.len() < LARGE {
+            self.tail.extend_from_slice(&frame);
+            return 0;
+        }
+        let parted = self.tail.len() + frame.len();
+        self.part_tail();
+        self.parts.push_back(frame);
+        parted
+    }
+
+    #[inline(always)]
+    fn end_message(&mut self, bytes: usize, read_at: Instant) {
+        self.queued += bytes as u64;
         self.ends.push_back(self.queued);
         match self.reads.back_mut() {
             Some((at, replies)) if *at == read_at => *replies += 1,
             _ => self.reads.push_back((read_at, 1)),
         }
-        payload
     }
 
     /// Appends what `write` appends: a greeting or a command, which is no reply.
