@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -30,6 +30,7 @@ use tower::{BoxError, ServiceBuilder};
 use tracing::debug;
 
 use super::following::{Outage, Publisher, Waits, until_unheard};
+use super::lines::Lines;
 use super::slices::Slices;
 use super::{Discovery, DiscoveryError, Endpoints};
 
@@ -361,15 +362,15 @@ impl Follower {
     async fn watch(&mut self, version: &str) -> Result<(), Failure> {
         let mut body = self.api.open(self.api.watch_request(version)?).await?;
         let idle = self.api.patience.watch + self.api.patience.grace;
-        let mut unread = BytesMut::new();
+        let mut lines = Lines::default();
         let mut steady = false;
         loop {
             let limit = if steady { idle } else { STEADY };
             match timeout(limit, body.frame()).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(Ok(frame))) => {
-                    unread.extend_from_slice(&frame.into_data().unwrap_or_default());
-                    let taken = self.take_events(&mut unread);
+                    lines.push(&frame.into_data().unwrap_or_default());
+                    let taken = self.take_events(&mut lines);
                     // What came before a failure counts.
                     self.publisher.publish(self.slices.endpoints());
                     taken?;
@@ -386,14 +387,12 @@ impl Follower {
 
     /// Takes the events that are whole, a line each. What came together is published
     /// together: an endpoint that moves from one slice to another does not blink.
-    fn take_events(&mut self, unread: &mut BytesMut) -> Result<(), Failure> {
-        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
-            let line = unread.split_to(end);
-            unread.advance(1);
+    fn take_events(&mut self, lines: &mut Lines) -> Result<(), Failure> {
+        while let Some(line) = lines.next() {
             self.take(serde_json::from_slice(&line)?)?;
             self.is_well();
         }
-        if unread.len() > MAX_ANSWER { Err(Failure::TooLarge) } else { Ok(()) }
+        if lines.unfinished() > MAX_ANSWER { Err(Failure::TooLarge) } else { Ok(()) }
     }
 
     fn take(&mut self, event: WatchEvent<EndpointSlice>) -> Result<(), Failure> {

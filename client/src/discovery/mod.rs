@@ -21,6 +21,7 @@ pub mod dns;
 pub mod fixed;
 mod following;
 pub mod kubernetes;
+mod lines;
 pub mod slices;
 pub mod source;
 
