@@ -3,6 +3,7 @@
 mod dns;
 mod fixed;
 mod kubernetes;
+mod memory;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
