@@ -1,67 +1,21 @@
-//! The sources of endpoints, each against a real server made for it.
+//! What discovery names is an endpoint that a client can use: a real server answers there.
 
-mod dns;
-mod fixed;
-mod kubernetes;
-
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use prometheus::Registry;
 use tokio::time::timeout;
-use zmq_echo_client::discovery::{Discovery, EndpointState, Endpoints};
+use zmq_echo_client::{Client, ClientConfig, ClientMetrics};
 
-use crate::support::{DEADLINE, until};
+use crate::support::api_server::{ApiServer, Condition};
+use crate::support::{DEADLINE, Server};
 
-/// A source that is followed, and what it says.
-struct Followed {
-    endpoints: watch::Receiver<Endpoints>,
-    task: JoinHandle<()>,
-}
-
-impl Followed {
-    fn start(source: impl Discovery) -> Self {
-        let (sender, endpoints) = watch::channel(Endpoints::new());
-        Self { endpoints, task: tokio::spawn(Box::new(source).follow(sender)) }
-    }
-
-    /// Waits until the source has said exactly this.
-    #[track_caller]
-    fn says(&mut self, expected: &[(&str, EndpointState)]) -> impl Future<Output = ()> {
-        let expected = set(expected);
-        async move { self.says_what(|said| *said == expected).await }
-    }
-
-    async fn says_what(&mut self, holds: impl Fn(&Endpoints) -> bool) {
-        // What the channel began with was said by nobody.
-        if self.endpoints.has_changed().is_ok_and(|changed| !changed) {
-            let unsaid = self.endpoints.borrow().is_empty();
-            if unsaid {
-                self.change().await;
-            }
-        }
-        while !holds(&self.endpoints.borrow_and_update()) {
-            self.change().await;
-        }
-    }
-
-    async fn change(&mut self) {
-        let changed = timeout(DEADLINE, self.endpoints.changed()).await;
-        let known = || format!("{:?}", self.endpoints.borrow());
-        changed.unwrap_or_else(|_| panic!("still {}", known())).expect("it is followed");
-    }
-
-    /// What was seen last is what the source says still, and it has said nothing since.
-    #[track_caller]
-    fn has_said_nothing_new(&self) {
-        assert!(!self.endpoints.has_changed().unwrap(), "{:?}", self.endpoints.borrow());
-    }
-
-    /// It ends once nobody listens.
-    async fn ends(self) {
-        drop(self.endpoints);
-        timeout(DEADLINE, self.task).await.expect("it ends").unwrap();
-    }
-}
-
-fn set(endpoints: &[(&str, EndpointState)]) -> Endpoints {
-    endpoints.iter().map(|(text, state)| (text.parse().unwrap(), *state)).collect()
+#[tokio::test]
+async fn an_ipv6_endpoint_of_an_endpoint_slice_answers() {
+    let server = Server::start_on("tcp://[::1]:0", &[]);
+    let api = ApiServer::start();
+    api.say(server.address(), Condition::Ready);
+    let source = ApiServer::source(&api.kubeconfig()).await;
+    let metrics = ClientMetrics::new(&Registry::new()).unwrap();
+    let client = Client::new(ClientConfig::default(), Box::new(source), metrics);
+    timeout(DEADLINE, client.ready()).await.expect("the endpoint is usable");
+    let reply = client.request("a".into()).await.unwrap();
+    assert_eq!(reply.endpoint.to_string(), server.endpoint);
 }

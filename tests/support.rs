@@ -1,9 +1,11 @@
 //! Servers as processes, clients of every kind, and waiting on conditions.
 
 // By path: to some test binaries this file is one of their parent folder.
-#[path = "support/api_server.rs"]
+#[path = "../client/tests/support/api_server.rs"]
+#[allow(dead_code, reason = "the client's own tests use the rest")]
 pub mod api_server;
-#[path = "support/dns_server.rs"]
+#[path = "../client/tests/support/dns_server.rs"]
+#[allow(dead_code, reason = "the client's own tests use the rest")]
 pub mod dns_server;
 #[path = "support/load.rs"]
 pub mod load;
@@ -11,6 +13,13 @@ pub mod load;
 pub mod raw;
 #[path = "support/relay.rs"]
 pub mod relay;
+#[path = "support/tables.rs"]
+pub mod tables;
+#[path = "support/waiting.rs"]
+mod waiting;
+
+#[allow(unused_imports, reason = "not every test binary waits in a runtime")]
+pub use waiting::{DEADLINE, runtime, until};
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -22,13 +31,9 @@ use std::time::{Duration, Instant};
 use prometheus_parse::{Scrape, Value};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value as Json;
-use tokio::runtime::Runtime;
 use tokio::time::timeout;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::log::PLACE;
-
-/// For conditions that come true in milliseconds where all is well.
-pub const DEADLINE: Duration = Duration::from_secs(60);
 
 pub const SERVER: &str = env!("CARGO_BIN_EXE_zmq-echo-server");
 pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
@@ -333,15 +338,6 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Waits on a condition, without stopping the runtime that it needs.
-pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(tokio::time::Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
 pub fn scrape(address: SocketAddr) -> Scrape {
     let (status, text) = get(address, "/metrics");
     assert_eq!(status, 200);
@@ -385,11 +381,6 @@ pub fn request(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
         ureq::http::Request::builder().method(method).uri(format!("http://{address}{path}"));
     let mut response = agent.run(request.body(()).unwrap()).expect("the side port answers");
     (response.status().as_u16(), response.body_mut().read_to_string().expect("text"))
-}
-
-/// For a thread of its own.
-pub fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 pub async fn dealer(endpoint: &str) -> DealerSocket {

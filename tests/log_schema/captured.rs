@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, Once};
 
 use serde_json::Value as Json;
 
-use super::assert_documented;
+use super::documented::assert_documented;
 
 /// What is logged on this thread.
 ///

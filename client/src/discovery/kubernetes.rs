@@ -13,23 +13,23 @@ use std::convert::Infallible;
 use std::fmt;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioExecutor;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
-use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::api::{ListParams, WatchParams};
 use kube::client::{Body, ConfigExt};
-use kube::core::Status;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tower::{BoxError, ServiceBuilder};
 use tracing::debug;
 
+use super::answers::{Event, Status, Token, read_event, read_page};
 use super::following::{Outage, Publisher, Waits, until_unheard};
+use super::lines::Lines;
 use super::slices::Slices;
 use super::{Discovery, DiscoveryError, Endpoints};
 
@@ -196,13 +196,21 @@ impl Kubernetes {
         Err(Failure::refused(status.as_u16(), message))
     }
 
-    async fn read(&self, body: Body) -> Result<Bytes, Failure> {
-        match timeout(self.patience.answer, Limited::new(body, MAX_ANSWER).collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Failure::TooLarge),
-            Ok(Err(error)) => Err(Failure::Broken(error)),
-            Err(_) => Err(Failure::Late(self.patience.answer)),
-        }
+    /// Reads a whole answer. Its frames are not kept: there may be one for each byte.
+    async fn read(&self, mut body: Body) -> Result<BytesMut, Failure> {
+        let read = async {
+            let mut bytes = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| Failure::Broken(error.into()))?;
+                bytes.extend_from_slice(&frame.into_data().unwrap_or_default());
+                if bytes.len() > MAX_ANSWER {
+                    return Err(Failure::TooLarge);
+                }
+            }
+            Ok(bytes)
+        };
+        let late = |_| Failure::Late(self.patience.answer);
+        timeout(self.patience.answer, read).await.map_err(late)?
     }
 }
 
@@ -216,6 +224,7 @@ impl Discovery for Kubernetes {
                 publisher,
                 outage: Outage::new(source),
                 waits: Waits::new(BACKOFF.0, BACKOFF.1),
+                changed: false,
                 version: None,
             };
             follower.run()
@@ -277,28 +286,16 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// One page of a list, without what is not read.
-#[derive(serde::Deserialize)]
-struct Page {
-    metadata: PageMetadata,
-    items: Vec<EndpointSlice>,
-}
-
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PageMetadata {
-    resource_version: String,
-    r#continue: Option<String>,
-}
-
 struct Follower {
     api: Kubernetes,
     publisher: Publisher,
     outage: Outage,
     waits: Waits,
     slices: Slices,
+    /// Whether the slices have changed since they were published last.
+    changed: bool,
     /// Of the last list, event or bookmark; none where a list is due.
-    version: Option<String>,
+    version: Option<Token>,
 }
 
 impl Follower {
@@ -328,7 +325,7 @@ impl Follower {
             Some(version) => version,
             None => self.list().await?,
         };
-        self.watch(&version).await?;
+        self.watch(version.as_str()).await?;
         if self.slices.is_cut() {
             self.version = None;
         }
@@ -336,16 +333,17 @@ impl Follower {
     }
 
     /// Replaces all slices by those that there are now.
-    async fn list(&mut self) -> Result<String, Failure> {
+    async fn list(&mut self) -> Result<Token, Failure> {
         let mut slices = Slices::new(&self.api.port.port);
         let mut next = None;
-        let mut version = String::new();
+        let mut version = Token::default();
         for _ in 0..MAX_PAGES {
             let body = self.api.open(self.api.list_request(next)?).await?;
-            let page: Page = serde_json::from_slice(&self.api.read(body).await?)?;
-            page.items.iter().for_each(|slice| slices.put(slice));
-            version = page.metadata.resource_version;
-            next = page.metadata.r#continue.filter(|token| !token.is_empty());
+            let page = read_page(&self.api.read(body).await?, |slice| {
+                slices.put(&slice);
+            })?;
+            version = page.resource_version;
+            next = page.r#continue.map(Token::into_string).filter(|token| !token.is_empty());
             if next.is_none() {
                 break;
             }
@@ -353,7 +351,8 @@ impl Follower {
         self.slices = slices;
         self.version = Some(version.clone());
         self.outage.recovered();
-        self.publisher.publish(self.slices.endpoints());
+        self.changed = true;
+        self.publish();
         Ok(version)
     }
 
@@ -361,17 +360,17 @@ impl Follower {
     async fn watch(&mut self, version: &str) -> Result<(), Failure> {
         let mut body = self.api.open(self.api.watch_request(version)?).await?;
         let idle = self.api.patience.watch + self.api.patience.grace;
-        let mut unread = BytesMut::new();
+        let mut lines = Lines::default();
         let mut steady = false;
         loop {
             let limit = if steady { idle } else { STEADY };
             match timeout(limit, body.frame()).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(Ok(frame))) => {
-                    unread.extend_from_slice(&frame.into_data().unwrap_or_default());
-                    let taken = self.take_events(&mut unread);
+                    lines.push(&frame.into_data().unwrap_or_default());
+                    let taken = self.take_events(&mut lines);
                     // What came before a failure counts.
-                    self.publisher.publish(self.slices.endpoints());
+                    self.publish();
                     taken?;
                 }
                 Ok(Some(Err(error))) => return Err(Failure::Broken(error.into())),
@@ -386,34 +385,37 @@ impl Follower {
 
     /// Takes the events that are whole, a line each. What came together is published
     /// together: an endpoint that moves from one slice to another does not blink.
-    fn take_events(&mut self, unread: &mut BytesMut) -> Result<(), Failure> {
-        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
-            let line = unread.split_to(end);
-            unread.advance(1);
-            self.take(serde_json::from_slice(&line)?)?;
+    fn take_events(&mut self, lines: &mut Lines) -> Result<(), Failure> {
+        while let Some(line) = lines.next() {
+            self.take(read_event(&line)?)?;
             self.is_well();
         }
-        if unread.len() > MAX_ANSWER { Err(Failure::TooLarge) } else { Ok(()) }
+        if lines.unfinished() > MAX_ANSWER { Err(Failure::TooLarge) } else { Ok(()) }
     }
 
-    fn take(&mut self, event: WatchEvent<EndpointSlice>) -> Result<(), Failure> {
-        match event {
-            WatchEvent::Added(slice) | WatchEvent::Modified(slice) => {
-                self.slices.put(&slice);
-                self.version = slice.metadata.resource_version;
+    fn take(&mut self, event: Event) -> Result<(), Failure> {
+        let metadata = match event {
+            Event::Put(slice) => {
+                self.changed |= self.slices.put(&slice);
+                slice.metadata
             }
-            WatchEvent::Deleted(slice) => {
-                self.slices.remove(&slice);
-                self.version = slice.metadata.resource_version;
+            Event::Remove(metadata) => {
+                self.changed |= self.slices.remove(metadata.name.as_ref());
+                metadata
             }
-            WatchEvent::Bookmark(bookmark) => {
-                self.version = Some(bookmark.metadata.resource_version);
-            }
-            WatchEvent::Error(status) => {
-                return Err(Failure::refused(status.code, status.message));
-            }
-        }
+            Event::Bookmark(metadata) => metadata,
+            Event::Error(status) => return Err(Failure::refused(status.code, status.message)),
+        };
+        self.version = metadata.resource_version;
         Ok(())
+    }
+
+    /// Publishes the set once for all that has changed. It is made anew each time, which would
+    /// cost more than the bytes of an event that changes nothing.
+    fn publish(&mut self) {
+        if std::mem::take(&mut self.changed) {
+            self.publisher.publish(self.slices.endpoints());
+        }
     }
 
     fn is_well(&mut self) {

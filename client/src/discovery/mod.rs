@@ -5,7 +5,8 @@
 //! 2. [`fixed`]: a list that does not change.
 //! 3. [`dns`]: a name, asked again and again.
 //! 4. [`kubernetes`]: the EndpointSlices of a Service, listed and watched.
-//! 5. [`slices`]: what EndpointSlices say of endpoints, free of any connection.
+//! 5. `slices`: what EndpointSlices say of endpoints, free of any connection.
+//! 6. `answers`: what is read of the API's answers, within bounds.
 //!
 //! A source going away never removes endpoints: what could not be asked says
 //! nothing, and the last set stands until a new one is known.
@@ -17,11 +18,13 @@ use tokio::sync::watch;
 
 use zmtp::endpoint::ConnectEndpoint;
 
+mod answers;
 pub mod dns;
 pub mod fixed;
 mod following;
 pub mod kubernetes;
-pub mod slices;
+mod lines;
+mod slices;
 pub mod source;
 
 pub use fixed::Fixed;

@@ -1,11 +1,11 @@
 //! What EndpointSlices say of endpoints, free of any connection.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use tracing::warn;
 
+use super::answers::{AddressType, Name, Protocol, Slice};
 use super::{EndpointState, Endpoints, MAX_ENDPOINTS};
 use zmtp::endpoint::ConnectEndpoint;
 
@@ -36,37 +36,47 @@ impl Slices {
         }
     }
 
-    /// A slice that is new, or has changed.
-    pub fn put(&mut self, slice: &EndpointSlice) {
-        self.remove(slice);
+    /// Takes a slice that is new or has changed, and says whether its endpoints have.
+    pub fn put(&mut self, slice: &Slice) -> bool {
+        let name = slice.metadata.name.as_ref();
+        let before = self.take(name);
         self.warn_if_misnamed(slice);
         let mut endpoints = endpoints(slice, &self.port);
         if endpoints.len() > MAX_KEPT - self.kept {
             endpoints.truncate(MAX_KEPT - self.kept);
             self.cut = true;
         }
+        let changed = before != endpoints;
         if !endpoints.is_empty() {
             self.kept += endpoints.len();
-            self.slices.insert(name(slice), endpoints);
+            self.slices.insert(text(name).to_owned(), endpoints);
         }
+        changed
     }
 
     /// A name that no port has would look like a Service without endpoints.
-    fn warn_if_misnamed(&mut self, slice: &EndpointSlice) {
-        let has_endpoints = slice.endpoints.as_ref().is_some_and(|endpoints| !endpoints.is_empty());
-        if has_endpoints && !self.misnamed && port_number(slice, &self.port).is_none() {
+    fn warn_if_misnamed(&mut self, slice: &Slice) {
+        if !slice.endpoints.0.is_empty()
+            && !self.misnamed
+            && port_number(slice, &self.port).is_none()
+        {
             self.misnamed = true;
-            let ports = slice.ports.iter().flatten().filter_map(|port| port.name.as_deref());
+            let ports =
+                slice.ports.0.iter().filter_map(|port| port.name.as_ref()).map(Name::as_str);
             let ports = ports.collect::<Vec<_>>().join(",");
             warn!(port = self.port, ports, "endpoints without a TCP port of this name");
         }
     }
 
-    /// A slice that is no more.
-    pub fn remove(&mut self, slice: &EndpointSlice) {
-        if let Some(endpoints) = self.slices.remove(&name(slice)) {
-            self.kept -= endpoints.len();
-        }
+    /// Forgets a slice that is gone, and says whether it had endpoints.
+    pub fn remove(&mut self, name: Option<&Name>) -> bool {
+        !self.take(name).is_empty()
+    }
+
+    fn take(&mut self, name: Option<&Name>) -> Vec<(ConnectEndpoint, EndpointState)> {
+        let endpoints = self.slices.remove(text(name)).unwrap_or_default();
+        self.kept -= endpoints.len();
+        endpoints
     }
 
     /// Whether there were more endpoints than are kept, so that only a new list tells
@@ -90,41 +100,28 @@ impl Slices {
     }
 }
 
-fn name(slice: &EndpointSlice) -> String {
-    slice.metadata.name.clone().unwrap_or_default()
+fn text(name: Option<&Name>) -> &str {
+    name.map(Name::as_str).unwrap_or_default()
 }
 
-fn endpoints(slice: &EndpointSlice, port: &str) -> Vec<(ConnectEndpoint, EndpointState)> {
-    // FQDN is deprecated, and nothing generates it.
-    if !matches!(slice.address_type.as_str(), "IPv4" | "IPv6") {
+fn endpoints(slice: &Slice, port: &str) -> Vec<(ConnectEndpoint, EndpointState)> {
+    if slice.address_type == AddressType::Other {
         return Vec::new();
     }
     let Some(port) = port_number(slice, port) else { return Vec::new() };
-    let with_address = slice.endpoints.iter().flatten().filter_map(|endpoint| {
-        // All of an endpoint's addresses are the same pod: the API asks for the first.
-        let ip: IpAddr = endpoint.addresses.first()?.parse().ok()?;
-        Some((ConnectEndpoint::from(SocketAddr::new(ip, port)), state(endpoint)))
+    let with_address = slice.endpoints.0.iter().filter_map(|endpoint| {
+        Some((ConnectEndpoint::from(SocketAddr::new(endpoint.ip?, port)), endpoint.state))
     });
     with_address.collect()
 }
 
 /// The number of the TCP port of this name.
-fn port_number(slice: &EndpointSlice, name: &str) -> Option<u16> {
-    let ports = slice.ports.iter().flatten();
+fn port_number(slice: &Slice, name: &str) -> Option<u16> {
+    let ports = slice.ports.0.iter();
     ports
-        .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
-        .filter(|port| port.name.as_deref() == Some(name))
+        .filter(|port| port.protocol.as_ref().is_none_or(|protocol| *protocol == Protocol::Tcp))
+        .filter(|port| port.name.as_ref().map(Name::as_str) == Some(name))
         .find_map(|port| u16::try_from(port.port?).ok().filter(|port| *port != 0))
-}
-
-/// What is not set means ready and not terminating, by the API's own words. An
-/// endpoint that is terminating may still be called ready, where its Service
-/// publishes addresses that are not.
-fn state(endpoint: &Endpoint) -> EndpointState {
-    let conditions = endpoint.conditions.as_ref();
-    let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
-    let terminating = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
-    if ready && !terminating { EndpointState::Ready } else { EndpointState::Draining }
 }
 
 #[cfg(test)]
@@ -133,20 +130,22 @@ mod tests {
 
     use super::*;
 
-    fn slice(name: &str, kind: &str, ports: Value, endpoints: Value) -> EndpointSlice {
+    fn slice(name: &str, kind: &str, ports: Value, endpoints: Value) -> Slice {
         serde_json::from_value(json!({
             "metadata": {"name": name}, "addressType": kind, "ports": ports, "endpoints": endpoints,
         }))
         .unwrap()
     }
 
-    fn of_zmq(name: &str, endpoints: Value) -> EndpointSlice {
+    fn of_zmq(name: &str, endpoints: Value) -> Slice {
         slice(name, "IPv4", json!([{"name": "zmq", "port": 5555}]), endpoints)
     }
 
-    fn known(slices: &[EndpointSlice]) -> Vec<(String, EndpointState)> {
+    fn known(slices: &[Slice]) -> Vec<(String, EndpointState)> {
         let mut known = Slices::new("zmq");
-        slices.iter().for_each(|slice| known.put(slice));
+        slices.iter().for_each(|slice| {
+            known.put(slice);
+        });
         known.endpoints().into_iter().map(|(key, state)| (key.to_string(), state)).collect()
     }
 
@@ -219,8 +218,22 @@ mod tests {
         assert!(slices.is_cut());
         assert_eq!(slices.kept, MAX_KEPT);
         for at in 0..6 {
-            slices.remove(&of_zmq(&at.to_string(), json!([])));
+            slices.remove(of_zmq(&at.to_string(), json!([])).metadata.name.as_ref());
         }
         assert_eq!(slices.kept, 0);
+    }
+
+    #[test]
+    fn only_a_slice_whose_endpoints_differ_is_a_change() {
+        let endpoints = json!([{"addresses": ["10.0.0.1"]}]);
+        let terminating = json!([{"addresses": ["10.0.0.1"], "conditions": {"terminating": true}}]);
+        let slice = of_zmq("a", endpoints);
+        let mut slices = Slices::new("zmq");
+        assert!(!slices.put(&of_zmq("a", json!([]))));
+        assert!(slices.put(&slice));
+        assert!(!slices.put(&slice));
+        assert!(slices.put(&of_zmq("a", terminating)));
+        assert!(slices.remove(slice.metadata.name.as_ref()));
+        assert!(!slices.remove(slice.metadata.name.as_ref()));
     }
 }

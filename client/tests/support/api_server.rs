@@ -82,6 +82,8 @@ struct State {
     oldest: u64,
     gone: Option<Gone>,
     failure: Option<u16>,
+    /// Instead of every list, or of every refusal's status.
+    body: Option<Bytes>,
     delay: Duration,
     watchers: Vec<Watcher>,
     /// How many watches have begun, and how many of them are silent for ever.
@@ -237,6 +239,20 @@ impl ApiServer {
         self.state().failure = status;
     }
 
+    /// Answers with this instead of each list, and with [`Self::fail_with`] instead of each
+    /// status.
+    pub fn answer_with(&self, body: impl Into<Bytes>) {
+        self.state().body = Some(body.into());
+    }
+
+    /// Sends this on all watches, as it is.
+    pub fn send(&self, bytes: impl Into<Bytes>) {
+        let bytes = bytes.into();
+        for watcher in &self.state().watchers {
+            let _ = watcher.lines.unbounded_send(Ok(Frame::data(bytes.clone())));
+        }
+    }
+
     /// Waits as long as this before each answer.
     pub fn delay_by(&self, delay: Duration) {
         self.state().delay = delay;
@@ -360,18 +376,19 @@ async fn answer(
     let query = parse(request.uri().query().unwrap_or_default());
     let watched = query.contains_key("watch");
     let from = query.get("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
-    let (delay, failure) = {
+    let (delay, failure, body) = {
         let mut state = state.lock().unwrap();
         state.asked.push(if watched { Asked::Watch(from) } else { Asked::List });
-        (state.delay, state.failure)
+        (state.delay, state.failure, state.body.clone())
     };
     tokio::time::sleep(delay).await;
     let selector = query.get("labelSelector").map(String::as_str).unwrap_or_default();
     let service = selector.strip_prefix("kubernetes.io/service-name=");
     let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
-    Ok(match (failure, service) {
-        (Some(code), _) => whole(code, &status(code)),
-        (None, Some(service)) if request.uri().path() == path => {
+    Ok(match (failure, service, body) {
+        (code, _, Some(body)) if code.is_some() || !watched => bytes(code.unwrap_or(200), body),
+        (Some(code), _, _) => whole(code, &status(code)),
+        (None, Some(service), _) if request.uri().path() == path => {
             if watched {
                 watch(&state, service, from, &query)
             } else {
@@ -415,7 +432,11 @@ fn watch(
 }
 
 fn whole(status: u16, body: &Json) -> Response<Body> {
-    let body = Full::new(Bytes::from(body.to_string())).map_err(|never| match never {});
+    bytes(status, body.to_string().into())
+}
+
+fn bytes(status: u16, body: Bytes) -> Response<Body> {
+    let body = Full::new(body).map_err(|never| match never {});
     Response::builder().status(status).body(body.boxed_unsync()).unwrap()
 }
 

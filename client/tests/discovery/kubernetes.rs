@@ -11,7 +11,6 @@ use zmq_echo_client::discovery::kubernetes::{Kubernetes, Patience, ServicePort, 
 use super::{Followed, until};
 use crate::log_schema::captured::Log;
 use crate::support::api_server::{ApiServer, Asked, Condition, Ending, Gone};
-use crate::support::{Server, dealer, echo, message};
 
 async fn source(api: &ApiServer) -> Kubernetes {
     ApiServer::source(&api.kubeconfig()).await
@@ -241,18 +240,6 @@ async fn an_api_that_nobody_serves_is_named() {
     let _followed = Followed::start(source);
     until("it is logged", || log.count("WARN").0 > 0).await;
     assert_eq!(log.count("refused"), (1, 1));
-}
-
-#[tokio::test]
-async fn an_endpoint_of_ipv6_is_one_to_connect_to() {
-    let server = Server::start_on("tcp://[::1]:0", &[]);
-    let api = ApiServer::start();
-    api.say(server.address(), Condition::Ready);
-    let mut followed = follow(&api).await;
-    followed.says(&[(&server.endpoint, Ready)]).await;
-    let endpoint = followed.endpoints.borrow().keys().next().unwrap().to_string();
-    let mut dealer = dealer(&endpoint).await;
-    assert_eq!(echo(&mut dealer, message(&[b"a"])).await, [b"a"]);
 }
 
 #[tokio::test]
