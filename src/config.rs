@@ -9,13 +9,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, Parser, ValueEnum};
+use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use zmtp::endpoint::{BindEndpoint, ConnectEndpoint};
 use zmtp::router::{Limits, RESERVED_PEERS};
 
 use crate::exit;
+use crate::log::LogFormat;
 use crate::metrics::LATENCY_BUCKETS;
 use crate::service::drain::DrainPolicy;
 use crate::side_port::address::HttpAddress;
@@ -388,28 +389,6 @@ impl FromStr for LogFilter {
         }
         EnvFilter::try_new(text).map_err(|error| format!("{error}; {right}"))?;
         Ok(Self(text.to_owned()))
-    }
-}
-
-/// How log records are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Text on a terminal, else JSON.
-    Auto,
-    /// One JSON object a line.
-    Json,
-    /// One line for people.
-    Text,
-}
-
-impl LogFormat {
-    /// Whether to write JSON, given whether stdout is a terminal.
-    pub fn is_json(self, terminal: bool) -> bool {
-        match self {
-            LogFormat::Auto => !terminal,
-            LogFormat::Json => true,
-            LogFormat::Text => false,
-        }
     }
 }
 

@@ -6,11 +6,10 @@
 //! of it is bounded: connections, header bytes, time.
 
 pub mod address;
+mod answer;
 mod connections;
 pub mod own_addresses;
 mod page;
-
-use self::own_addresses::OwnAddresses;
 
 use std::convert::Infallible;
 use std::io;
@@ -19,12 +18,11 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Notify};
@@ -34,23 +32,11 @@ use tracing::debug;
 use crate::metrics::{self, Metrics};
 use crate::probe;
 use crate::service::health::{Health, Phase};
+pub use answer::PATHS;
+use answer::{Answer, body, line, paths};
 use connections::{Connections, Id};
+use own_addresses::OwnAddresses;
 use page::Page;
-
-/// The paths that answer, with what they answer, for the status page and the README.
-pub const PATHS: [(&str, &str); 5] = [
-    (
-        "/",
-        "a live page of what /metrics says, for a browser; the service's name, version and these links as text for others",
-    ),
-    ("/metrics", "all series, in the Prometheus text format 0.0.4"),
-    (
-        "/livez",
-        "200 where an echo through the public endpoint came back within 500 ms, else 503; while draining, where the loop turned within the last second",
-    ),
-    ("/healthz", "the same as /livez"),
-    ("/readyz", "200 while new clients are welcome, else 503"),
-];
 
 /// Connections at a time, if there are descriptors for them. Beyond that, one of them
 /// gives way to the next: `side_port/connections.rs` says which.
@@ -84,8 +70,6 @@ pub struct SidePort {
     /// one at a time.
     last_echo: Mutex<Option<(Instant, Result<Duration, String>)>>,
 }
-
-type Answer = Response<Full<Bytes>>;
 
 /// Starts the thread that serves `side_port` on `listener`, for as long as the
 /// process lives, to at most so many `connections` at a time.
@@ -283,22 +267,4 @@ fn verdict(verdict: Result<String, String>) -> Answer {
         Ok(text) => line(StatusCode::OK, text),
         Err(text) => line(StatusCode::SERVICE_UNAVAILABLE, text),
     }
-}
-
-fn line(status: StatusCode, text: String) -> Answer {
-    body(status, "text/plain; charset=utf-8", text + "\n")
-}
-
-fn body(status: StatusCode, content_type: &'static str, content: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(content.into()));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    answer
-}
-
-fn paths() -> String {
-    PATHS.map(|(path, _)| path).join(" ")
 }

@@ -13,7 +13,7 @@ use super::Router;
 use crate::event::{Event, Observer};
 use crate::proto::wire;
 use crate::reason::Reason;
-use crate::router::RESERVED_PEERS;
+use crate::router::limits::RESERVED_PEERS;
 use crate::router::peer::Peer;
 use crate::router::ready::LISTENER;
 
