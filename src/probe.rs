@@ -16,6 +16,7 @@ use zeromq::{ReqSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqError,
 use zmtp::endpoint::ConnectEndpoint;
 
 use crate::metrics::PROBE_IDENTITY;
+use crate::units::milliseconds;
 
 /// The part of the limit after which a probe that is not connected asks the
 /// kernel whether anybody listens: 1/5.
@@ -169,11 +170,6 @@ fn verify(reply: &ZmqMessage, payload: &[u8]) -> Result<(), Failure> {
         }
         (frames, _) => Err(Failure(Step::Verify, format!("{frames} frames came back for one"))),
     }
-}
-
-/// A short time as a person reads it.
-pub fn milliseconds(duration: Duration) -> String {
-    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
 }
 
 /// How often a probe process looks how large it has become.

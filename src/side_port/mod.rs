@@ -32,6 +32,7 @@ use tracing::debug;
 use crate::metrics::{self, Metrics};
 use crate::probe;
 use crate::service::health::{Health, Phase};
+use crate::units::milliseconds;
 pub use answer::PATHS;
 use answer::{Answer, body, line, paths};
 use connections::{Connections, Id};
@@ -228,7 +229,7 @@ impl SidePort {
         if self.health.phase() != Phase::Draining {
             match self.shared_echo().await {
                 Ok(round_trip) => {
-                    return Ok(format!("alive, echoed in {}", probe::milliseconds(round_trip)));
+                    return Ok(format!("alive, echoed in {}", milliseconds(round_trip)));
                 }
                 // The listener may have closed under the echo.
                 Err(_) if self.health.phase() == Phase::Draining => {}
@@ -236,7 +237,7 @@ impl SidePort {
             }
         }
         let since = self.health.since_turn(Instant::now());
-        let text = format!("draining, the loop turned {} ago", probe::milliseconds(since));
+        let text = format!("draining, the loop turned {} ago", milliseconds(since));
         if since <= Health::TURN_LIMIT { Ok(text) } else { Err(text) }
     }
 

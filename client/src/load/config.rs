@@ -12,8 +12,9 @@ use clap::{CommandFactory, Parser, ValueEnum};
 
 use super::payload::PayloadSize;
 use crate::discovery::Source;
-use zmq_echo::config::{LogFilter, parse, parse_limit};
+use zmq_echo::config::{LogFilter, parse};
 use zmq_echo::exit;
+use zmq_echo::units::parse_limit;
 use zmtp::endpoint::ConnectEndpoint;
 
 /// The most requests outstanding at a time, all connections together: each costs a

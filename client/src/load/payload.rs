@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fastrand::Rng;
+use zmq_echo::units::{self, parse_bytes};
 
 /// The bytes of a payload's number, with which it starts.
 const NUMBER: usize = size_of::<u64>();
@@ -79,22 +80,11 @@ pub struct PayloadSize {
 }
 
 impl PayloadSize {
-    const UNITS: [(&str, u32); 3] = [("MiB", 20), ("KiB", 10), ("", 0)];
-
     /// A payload starts with its number, which no other of the run has.
     const LEAST: usize = NUMBER;
 
     /// Twice the largest message that the server takes at its defaults.
     const MOST: usize = 16 << 20;
-
-    fn parse_bytes(text: &str) -> Option<usize> {
-        let unit = |(unit, shift): (&str, u32)| {
-            let number: u32 = text.strip_suffix(unit)?.parse().ok()?;
-            Some(number.checked_mul(1 << shift)? as usize)
-        };
-        let bytes = Self::UNITS.into_iter().find_map(unit)?;
-        (Self::LEAST..=Self::MOST).contains(&bytes).then_some(bytes)
-    }
 }
 
 impl FromStr for PayloadSize {
@@ -103,23 +93,20 @@ impl FromStr for PayloadSize {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let right = "expected 8 to 16MiB, such as 64 or 4KiB, or a rising range such as 64-4KiB";
         let (least, most) = text.split_once('-').unwrap_or((text, text));
-        let bytes = |text| Self::parse_bytes(text).ok_or(right);
-        let size = Self { least: bytes(least)?, most: bytes(most)? };
+        let bytes = |text| {
+            let bytes = usize::try_from(parse_bytes(text)?).ok()?;
+            (Self::LEAST..=Self::MOST).contains(&bytes).then_some(bytes)
+        };
+        let size = Self { least: bytes(least).ok_or(right)?, most: bytes(most).ok_or(right)? };
         if size.least > size.most { Err(right) } else { Ok(size) }
     }
 }
 
 impl fmt::Display for PayloadSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let write = |f: &mut fmt::Formatter<'_>, bytes: usize| {
-            let whole = |(_, shift): &(&str, u32)| bytes.trailing_zeros() >= *shift;
-            let (unit, shift) = Self::UNITS.into_iter().find(whole).unwrap_or(("", 0));
-            write!(f, "{}{unit}", bytes >> shift)
-        };
-        write(f, self.least)?;
+        f.write_str(&units::bytes(self.least as u64))?;
         if self.least < self.most {
-            f.write_str("-")?;
-            write(f, self.most)?;
+            write!(f, "-{}", units::bytes(self.most as u64))?;
         }
         Ok(())
     }
