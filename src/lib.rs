@@ -11,7 +11,8 @@
 //! 5. [`metrics`]: every series, in a registry that is owned and passed.
 //! 6. [`log`]: one record a line on stdout, panics included; never in the way.
 //! 7. [`config`]: the flags of the server and the probe, validated once.
-//! 8. [`exit`]: the exit codes, a contract with whoever starts the process.
+//! 8. [`units`]: bytes and times, as people write and read them.
+//! 9. [`exit`]: the exit codes, a contract with whoever starts the process.
 //!
 //! The ROUTER socket is a library of its own, [`zmtp`]. The client and the load generator are
 //! in the package `zmq-echo-client`.
@@ -25,3 +26,4 @@ pub mod probe;
 pub mod server;
 pub mod service;
 pub mod side_port;
+pub mod units;

@@ -14,6 +14,7 @@ use zmtp::{Dealer, Message, Reason};
 
 use crate::log;
 use crate::metrics::PROBE_IDENTITY;
+use crate::units::milliseconds;
 
 /// The largest reply that is read. The right one has some fifty bytes.
 const REPLY_BYTES: usize = 4 << 10;
@@ -141,11 +142,6 @@ fn verify(reply: &Message, request: &Message) -> Result<(), Failure> {
         }
     };
     Err(Failure(Step::Verify, reason))
-}
-
-/// A short time as a person reads it.
-pub fn milliseconds(duration: Duration) -> String {
-    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
 }
 
 /// Runs one probe on a runtime of its own: the body of `zmq-echo-probe`.

@@ -7,8 +7,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use serde_json::Value as Json;
-use zmq_echo::config::LogFormat;
-use zmq_echo::log;
+use zmq_echo::log::{self, LogFormat};
 
 #[allow(dead_code, reason = "the default tests use the rest")]
 mod support;

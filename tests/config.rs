@@ -2,8 +2,9 @@
 //! would be right.
 
 use clap::CommandFactory;
-use zmq_echo::config::{LogFormat, ProbeConfig, ServerConfig};
+use zmq_echo::config::{ProbeConfig, ServerConfig};
 use zmq_echo::exit::{self, Exit};
+use zmq_echo::log::LogFormat;
 
 use crate::support::{SERVER, Server, command};
 

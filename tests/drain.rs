@@ -288,7 +288,7 @@ mod stuck {
         let timeout = std::env::var(TIMEOUT).unwrap();
         let termination = Termination::register().unwrap();
         let filter = tracing_subscriber::EnvFilter::new("info");
-        let logs = log::init(filter, zmq_echo::config::LogFormat::Json).unwrap();
+        let logs = log::init(filter, zmq_echo::log::LogFormat::Json).unwrap();
         let timeout = humantime::parse_duration(&timeout).unwrap();
         let policy = DrainPolicy { delay: Duration::ZERO, quiet: Duration::ZERO, timeout };
         termination.watchdog.spawn(policy, logs).unwrap();

@@ -4,8 +4,7 @@ use std::io::{BufRead, Read, Write};
 
 use rustix::process::Signal;
 use serde_json::Value as Json;
-use zmq_echo::config::LogFormat;
-use zmq_echo::log;
+use zmq_echo::log::{self, LogFormat};
 
 use crate::log_schema::assert_documented;
 use crate::support::{DEADLINE, Process, SERVER, Server, command, raw, sample, scrape, wait_until};

@@ -3,9 +3,8 @@
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-use zmq_echo::config::LogFormat;
 use zmq_echo::exit::Exit;
-use zmq_echo::log::{self, FLUSH_LIMIT};
+use zmq_echo::log::{self, FLUSH_LIMIT, LogFormat};
 use zmq_echo::service::termination::Termination;
 use zmq_echo_client::load::config::LoadConfig;
 use zmq_echo_client::load::progress::Progress;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use zmq_echo::probe::milliseconds;
+use zmq_echo::units::milliseconds;
 use zmtp::endpoint::ConnectEndpoint;
 
 /// A request that was not answered: where it was tried last, how often, and after

@@ -19,12 +19,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use prometheus::IntCounter;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::config::LogFormat;
 use crate::exit;
 use crate::metrics;
 
@@ -55,6 +55,28 @@ pub struct Logs {
     /// Bytes of the records that are not written yet.
     waiting: Arc<AtomicUsize>,
     dropped: IntCounter,
+}
+
+/// How log records are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// One line for people.
+    Text,
+}
+
+impl LogFormat {
+    /// Whether to write JSON, given whether stdout is a terminal.
+    pub fn is_json(self, terminal: bool) -> bool {
+        match self {
+            LogFormat::Auto => !terminal,
+            LogFormat::Json => true,
+            LogFormat::Text => false,
+        }
+    }
 }
 
 /// Makes stdout the log of this process and a panic in any thread its last record.

@@ -6,11 +6,10 @@
 //! of it is bounded: connections, header bytes, time.
 
 pub mod address;
+mod answer;
 mod connections;
 pub mod own_addresses;
 mod page;
-
-use self::own_addresses::OwnAddresses;
 
 use std::convert::Infallible;
 use std::io;
@@ -19,12 +18,11 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Notify};
@@ -34,23 +32,12 @@ use tracing::debug;
 use crate::metrics::{self, Metrics};
 use crate::probe;
 use crate::service::health::{Health, Phase};
+use crate::units::milliseconds;
+pub use answer::PATHS;
+use answer::{Answer, body, line, paths};
 use connections::{Connections, Id};
+use own_addresses::OwnAddresses;
 use page::Page;
-
-/// The paths that answer, with what they answer, for the status page and the README.
-pub const PATHS: [(&str, &str); 5] = [
-    (
-        "/",
-        "a live page of what /metrics says, for a browser; the service's name, version and these links as text for others",
-    ),
-    ("/metrics", "all series, in the Prometheus text format 0.0.4"),
-    (
-        "/livez",
-        "200 where an echo through the public endpoint came back within 500 ms, else 503; while draining, where the loop turned within the last second",
-    ),
-    ("/healthz", "the same as /livez"),
-    ("/readyz", "200 while new clients are welcome, else 503"),
-];
 
 /// Connections at a time, if there are descriptors for them. Beyond that, one of them
 /// gives way to the next: `side_port/connections.rs` says which.
@@ -84,8 +71,6 @@ pub struct SidePort {
     /// one at a time.
     last_echo: Mutex<Option<(Instant, Result<Duration, String>)>>,
 }
-
-type Answer = Response<Full<Bytes>>;
 
 /// Starts the thread that serves `side_port` on `listener`, for as long as the
 /// process lives, to at most so many `connections` at a time.
@@ -244,7 +229,7 @@ impl SidePort {
         if self.health.phase() != Phase::Draining {
             match self.shared_echo().await {
                 Ok(round_trip) => {
-                    return Ok(format!("alive, echoed in {}", probe::milliseconds(round_trip)));
+                    return Ok(format!("alive, echoed in {}", milliseconds(round_trip)));
                 }
                 // The listener may have closed under the echo.
                 Err(_) if self.health.phase() == Phase::Draining => {}
@@ -252,7 +237,7 @@ impl SidePort {
             }
         }
         let since = self.health.since_turn(Instant::now());
-        let text = format!("draining, the loop turned {} ago", probe::milliseconds(since));
+        let text = format!("draining, the loop turned {} ago", milliseconds(since));
         if since <= Health::TURN_LIMIT { Ok(text) } else { Err(text) }
     }
 
@@ -283,22 +268,4 @@ fn verdict(verdict: Result<String, String>) -> Answer {
         Ok(text) => line(StatusCode::OK, text),
         Err(text) => line(StatusCode::SERVICE_UNAVAILABLE, text),
     }
-}
-
-fn line(status: StatusCode, text: String) -> Answer {
-    body(status, "text/plain; charset=utf-8", text + "\n")
-}
-
-fn body(status: StatusCode, content_type: &'static str, content: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(content.into()));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    answer
-}
-
-fn paths() -> String {
-    PATHS.map(|(path, _)| path).join(" ")
 }

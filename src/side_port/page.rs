@@ -10,7 +10,7 @@ use hyper::header::{
     ACCEPT, CONTENT_SECURITY_POLICY, HeaderMap, HeaderValue, REFERRER_POLICY, VARY,
 };
 
-use super::{Answer, PATHS, body};
+use super::answer::{Answer, PATHS, body};
 use crate::metrics::{REVISION, VERSION};
 
 /// The page, but for the names in double braces.

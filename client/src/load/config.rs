@@ -10,9 +10,11 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 
+use super::payload::PayloadSize;
 use crate::discovery::Source;
-use zmq_echo::config::{LogFilter, parse, parse_limit};
+use zmq_echo::config::{LogFilter, parse};
 use zmq_echo::exit;
+use zmq_echo::units::parse_limit;
 use zmtp::endpoint::ConnectEndpoint;
 
 /// The most requests outstanding at a time, all connections together: each costs a
@@ -212,62 +214,6 @@ impl fmt::Display for Rate {
             Self::PerSecond(rate) => write!(f, "{rate}"),
             Self::Max => f.write_str("max"),
         }
-    }
-}
-
-/// How large a payload is, in bytes: drawn evenly from `least` to `most`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PayloadSize {
-    /// The smallest.
-    pub least: usize,
-    /// The largest.
-    pub most: usize,
-}
-
-impl PayloadSize {
-    const UNITS: [(&str, u32); 3] = [("MiB", 20), ("KiB", 10), ("", 0)];
-
-    /// A payload starts with its number, which no other of the run has.
-    const LEAST: usize = super::payload::NUMBER;
-
-    /// Twice the largest message that the server takes at its defaults.
-    const MOST: usize = 16 << 20;
-
-    fn parse_bytes(text: &str) -> Option<usize> {
-        let unit = |(unit, shift): (&str, u32)| {
-            let number: u32 = text.strip_suffix(unit)?.parse().ok()?;
-            Some(number.checked_mul(1 << shift)? as usize)
-        };
-        let bytes = Self::UNITS.into_iter().find_map(unit)?;
-        (Self::LEAST..=Self::MOST).contains(&bytes).then_some(bytes)
-    }
-}
-
-impl FromStr for PayloadSize {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let right = "expected 8 to 16MiB, such as 64 or 4KiB, or a rising range such as 64-4KiB";
-        let (least, most) = text.split_once('-').unwrap_or((text, text));
-        let bytes = |text| Self::parse_bytes(text).ok_or(right);
-        let size = Self { least: bytes(least)?, most: bytes(most)? };
-        if size.least > size.most { Err(right) } else { Ok(size) }
-    }
-}
-
-impl fmt::Display for PayloadSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let write = |f: &mut fmt::Formatter<'_>, bytes: usize| {
-            let whole = |(_, shift): &(&str, u32)| bytes.trailing_zeros() >= *shift;
-            let (unit, shift) = Self::UNITS.into_iter().find(whole).unwrap_or(("", 0));
-            write!(f, "{}{unit}", bytes >> shift)
-        };
-        write(f, self.least)?;
-        if self.least < self.most {
-            f.write_str("-")?;
-            write(f, self.most)?;
-        }
-        Ok(())
     }
 }
 

@@ -8,7 +8,9 @@
 //! outstanding, which take their turns in one future. They share what they count
 //! without a lock, and a request costs no task of its own.
 
+mod completion;
 pub mod config;
+mod error;
 pub mod payload;
 pub mod progress;
 pub mod recorder;
@@ -18,60 +20,14 @@ mod run;
 pub mod schedule;
 
 use std::io;
-use std::path::PathBuf;
 
-use crate::discovery::DiscoveryError;
 use zmq_echo::service::termination::TerminationSocket;
 
+pub use completion::{Completion, FAILURES};
 use config::{LoadConfig, Output};
+pub use error::LoadError;
 use progress::Progress;
 use result::LoadResult;
-
-/// A reply that is not its request's payload.
-const ALTERED: &str = "altered";
-
-/// A request that was due and never sent.
-const UNSENT: &str = "unsent";
-
-/// Why a request can fail, for the README. The client's other kinds do not occur: its
-/// bounds are those of the load.
-pub const FAILURES: [(&str, &str); 5] = [
-    (ALTERED, "the reply is not the payload that was sent"),
-    ("disconnected", "the connection broke on the last attempt"),
-    ("no_endpoint", "no endpoint could be reached before the deadline of all attempts"),
-    ("timed_out", "the last attempt had no reply in time"),
-    (UNSENT, "it was due and could not be sent, as the replies of others did not come"),
-];
-
-/// Why there is no result.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// No runtime, no timer, or no signals.
-    #[error("cannot start")]
-    Start(#[from] io::Error),
-    /// The source of endpoints cannot even be asked.
-    #[error("cannot discover endpoints")]
-    Discovery(#[from] DiscoveryError),
-    /// No request could have been answered.
-    #[error("no endpoint answers at {found} after {after}; expected a service that is running")]
-    NoEndpoint {
-        /// Where was looked: the endpoints, or their source where it names none.
-        found: String,
-        /// For how long.
-        after: humantime::FormattedDuration,
-    },
-    /// A signal came before the first request.
-    #[error("ended by a signal before the first request")]
-    Interrupted,
-    /// The result has nowhere to go.
-    #[error("{}: cannot write the report", path.display())]
-    Report {
-        /// Where it was to go.
-        path: PathBuf,
-        /// Why it did not.
-        source: io::Error,
-    },
-}
 
 /// Makes the load that `config` says and finds out how it is answered. `command` is
 /// for the result; a byte in `termination` ends the run, and the result is that of
@@ -130,15 +86,6 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_failures_that_are_the_clients_are_called_as_it_calls_them() {
-        let own = FAILURES.iter().map(|(kind, _)| kind);
-        let others = own.filter(|kind| ![ALTERED, UNSENT].contains(*kind));
-        for kind in others {
-            assert!(crate::RequestError::KINDS.contains(kind), "{kind}");
-        }
-    }
 
     #[test]
     fn a_command_line_can_be_given_to_a_shell_again() {

@@ -1,13 +1,15 @@
 //! What is sent: payloads of which no two are the same, and that tell whether a
 //! reply is theirs.
 
+use std::fmt;
+use std::str::FromStr;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use fastrand::Rng;
-
-use super::config::PayloadSize;
+use zmq_echo::units::{self, parse_bytes};
 
 /// The bytes of a payload's number, with which it starts.
-pub const NUMBER: usize = size_of::<u64>();
+const NUMBER: usize = size_of::<u64>();
 
 /// Where in the random bytes a payload may start: drawing an offset costs less than
 /// drawing every payload anew.
@@ -65,6 +67,48 @@ impl Payloads {
 
     fn rest(&self, payload: Payload) -> &[u8] {
         &self.random[payload.offset..][..payload.rest]
+    }
+}
+
+/// How large a payload is, in bytes: drawn evenly from `least` to `most`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PayloadSize {
+    /// The smallest.
+    pub least: usize,
+    /// The largest.
+    pub most: usize,
+}
+
+impl PayloadSize {
+    /// A payload starts with its number, which no other of the run has.
+    const LEAST: usize = NUMBER;
+
+    /// Twice the largest message that the server takes at its defaults.
+    const MOST: usize = 16 << 20;
+}
+
+impl FromStr for PayloadSize {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let right = "expected 8 to 16MiB, such as 64 or 4KiB, or a rising range such as 64-4KiB";
+        let (least, most) = text.split_once('-').unwrap_or((text, text));
+        let bytes = |text| {
+            let bytes = usize::try_from(parse_bytes(text)?).ok()?;
+            (Self::LEAST..=Self::MOST).contains(&bytes).then_some(bytes)
+        };
+        let size = Self { least: bytes(least).ok_or(right)?, most: bytes(most).ok_or(right)? };
+        if size.least > size.most { Err(right) } else { Ok(size) }
+    }
+}
+
+impl fmt::Display for PayloadSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&units::bytes(self.least as u64))?;
+        if self.least < self.most {
+            write!(f, "-{}", units::bytes(self.most as u64))?;
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
+use super::completion::Completion;
 use crate::discovery::{EndpointState, Endpoints};
 use zmtp::endpoint::ConnectEndpoint;
 
@@ -18,15 +19,6 @@ const WINDOW_DIGITS: u8 = 2;
 
 /// The most changes of the endpoints that are kept: a page shows no more.
 const MOST_CHANGES: usize = 1000;
-
-/// How one request ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Its own payload came back, from this endpoint.
-    Answered(Arc<ConnectEndpoint>),
-    /// It failed, for a reason of a closed set.
-    Failed(&'static str),
-}
 
 /// One request's times.
 #[derive(Debug, Clone, Copy)]
@@ -153,12 +145,12 @@ impl Recorder {
     }
 
     /// Counts one request that ended after `attempts`.
-    pub fn record(&mut self, times: Times, attempts: u32, outcome: Outcome) {
+    pub fn record(&mut self, times: Times, attempts: u32, completion: Completion) {
         self.advance(times.done);
         self.retried += u64::from(attempts.saturating_sub(1));
-        match outcome {
-            Outcome::Answered(endpoint) => self.answered(times, endpoint),
-            Outcome::Failed(kind) => self.failed(kind, 1),
+        match completion {
+            Completion::Answered(endpoint) => self.answered(times, endpoint),
+            Completion::Failed(kind) => self.failed(kind, 1),
         }
     }
 
@@ -276,7 +268,7 @@ mod tests {
             sent: due + Duration::from_millis(sent),
             done: due + Duration::from_millis(done),
         };
-        recorder.record(times, 1, Outcome::Answered(endpoint(1).into()));
+        recorder.record(times, 1, Completion::Answered(endpoint(1).into()));
     }
 
     #[test]
@@ -310,10 +302,10 @@ mod tests {
         let start = Instant::now();
         let mut recorder = Recorder::new(start, WIDTH);
         let times = Times { due: start, sent: start, done: start };
-        recorder.record(times, 1, Outcome::Answered(endpoint(1).into()));
-        recorder.record(times, 2, Outcome::Answered(endpoint(2).into()));
-        recorder.record(times, 3, Outcome::Failed("timed_out"));
-        recorder.record(times, 0, Outcome::Failed("no_endpoint"));
+        recorder.record(times, 1, Completion::Answered(endpoint(1).into()));
+        recorder.record(times, 2, Completion::Answered(endpoint(2).into()));
+        recorder.record(times, 3, Completion::Failed("timed_out"));
+        recorder.record(times, 0, Completion::Failed("no_endpoint"));
         assert_eq!((recorder.retried, recorder.answered, recorder.failures()), (3, 2, 2));
         assert_eq!(recorder.failed, [("no_endpoint", 1), ("timed_out", 1)].into());
         assert_eq!(recorder.endpoints, [(endpoint(1).into(), 1), (endpoint(2).into(), 1)].into());

@@ -11,13 +11,14 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::unconstrained;
 use tokio::time::{interval, sleep, timeout};
 
+use super::completion::{ALTERED, Completion, UNSENT};
 use super::config::{LoadConfig, Rate};
+use super::error::LoadError;
 use super::payload::Payloads;
 use super::progress::{Look, Progress};
-use super::recorder::{Outcome, Recorder, Times};
+use super::recorder::{Recorder, Times};
 use super::result::LoadResult;
 use super::schedule::{Schedule, Timer};
-use super::{ALTERED, LoadError, UNSENT};
 use crate::discovery::{Discovery, EndpointState, Endpoints};
 use crate::{Client, ClientConfig, ClientMetrics, Reply, RequestError};
 use zmq_echo::service::termination::{AsyncTermination, TerminationSocket};
@@ -191,10 +192,10 @@ impl<'a> Run<'a> {
             let reply = client.request(bytes).await;
             let done = Instant::now();
             let matches = |reply: &[u8]| self.payloads.borrow().matches(payload, reply);
-            let (attempts, outcome) = outcome(reply, matches);
-            let rests = due.is_none() && matches!(outcome, Outcome::Failed(_));
+            let (attempts, completion) = completion(reply, matches);
+            let rests = due.is_none() && matches!(completion, Completion::Failed(_));
             let times = Times { due: due.unwrap_or(sent), sent, done };
-            self.recorder.borrow_mut().record(times, attempts, outcome);
+            self.recorder.borrow_mut().record(times, attempts, completion);
             if rests {
                 sleep(AFTER_FAILURE).await;
             }
@@ -297,14 +298,16 @@ impl<'a> Run<'a> {
 }
 
 /// How many attempts a request took, and how it ended.
-fn outcome(
+fn completion(
     reply: Result<Reply, RequestError>,
     matches: impl FnOnce(&[u8]) -> bool,
-) -> (u32, Outcome) {
+) -> (u32, Completion) {
     match reply {
-        Ok(reply) if matches(&reply.payload) => (reply.attempts, Outcome::Answered(reply.endpoint)),
-        Ok(reply) => (reply.attempts, Outcome::Failed(ALTERED)),
-        Err(error) => (attempts(&error), Outcome::Failed(error.kind())),
+        Ok(reply) if matches(&reply.payload) => {
+            (reply.attempts, Completion::Answered(reply.endpoint))
+        }
+        Ok(reply) => (reply.attempts, Completion::Failed(ALTERED)),
+        Err(error) => (attempts(&error), Completion::Failed(error.kind())),
     }
 }
 

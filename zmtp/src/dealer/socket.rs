@@ -12,7 +12,6 @@ use rustix::io::ioctl_fionread;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tracing::debug;
 
 use super::DealerConfig;
 use crate::memory_pool::Share;
@@ -119,7 +118,6 @@ impl Dealer {
         });
         match arrival.await? {
             Arrival::Connected(peer) => {
-                debug!(address = %self.address, minor = peer.minor, "connected");
                 self.peer = Some(peer);
                 Ok(())
             }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
 
-use super::ALLOWANCE;
+use super::limits::ALLOWANCE;
 use super::places::Place;
 use super::progress::{Meter, Window};
 use super::ready::Bell;

@@ -26,14 +26,13 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::net::TcpListener;
 use tracing::debug;
 
-use self::draining::Noted;
 use super::busy_poll::BusyPoll;
 use super::clock::Clock;
+use super::limits::{ALLOWANCE, Limits};
 use super::peer::{Peer, Read, State};
 use super::places::Places;
 use super::progress::Meter;
 use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
-use super::{ALLOWANCE, Limits};
 use crate::event::{Event, Observer, Totals};
 use crate::message::Message;
 use crate::proto::command::{self, Command};
@@ -159,6 +158,14 @@ struct Batch {
     /// The identity that a reply has brought back, for the next message: what is
     /// passed on need not be counted, which takes longer than all else of a frame.
     identity: Option<Bytes>,
+}
+
+/// What a peer had sent at some moment and had not been looked at.
+#[derive(Debug)]
+struct Noted {
+    slot: usize,
+    /// [`Peer::handled`] once all of that has been looked at.
+    handled: u64,
 }
 
 impl<O: Observer> Router<O> {

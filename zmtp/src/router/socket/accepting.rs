@@ -12,7 +12,7 @@ use tracing::debug;
 use super::Router;
 use crate::event::{Event, Observer};
 use crate::reason::Reason;
-use crate::router::RESERVED_PEERS;
+use crate::router::limits::RESERVED_PEERS;
 use crate::router::peer::Peer;
 use crate::router::ready::LISTENER;
 

@@ -6,7 +6,7 @@ use super::Router;
 use crate::event::Observer;
 use crate::proto::command::encode_ping;
 use crate::reason::Reason;
-use crate::router::RESERVED_PEERS;
+use crate::router::limits::RESERVED_PEERS;
 use crate::router::peer::{Peer, State};
 use crate::router::progress::Window;
 use crate::router::ready::LISTENER;

@@ -4,21 +4,13 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::{Closed, Router};
+use super::{Closed, Noted, Router};
 use crate::event::{Event, Observer};
 use crate::reason::Reason;
 use crate::router::peer::{Peer, State};
 
 /// How many requests are thrown away before the deadline is looked at again.
 const DISCARDS: usize = 256;
-
-/// What a peer had sent at some moment and had not been looked at.
-#[derive(Debug)]
-pub(super) struct Noted {
-    slot: usize,
-    /// [`Peer::handled`] once all of that has been looked at.
-    handled: u64,
-}
 
 impl<O: Observer> Router<O> {
     /// When a byte of a client's request or of a reply to one moved last, or `None` while there

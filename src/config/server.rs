@@ -1,34 +1,24 @@
-//! The flags of the server and the probe, each also an environment variable,
-//! validated once. (The load generator's are with its other parts.)
-//!
-//! The structs live here, and not in `bin/`, so that tests can hold manifests and
-//! documents to the real parser.
+//! The server's flags.
 
 use std::ffi::OsString;
-use std::str::FromStr;
 use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, Parser, ValueEnum};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
-use zmtp::endpoint::{BindEndpoint, ConnectEndpoint};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use zmtp::endpoint::BindEndpoint;
 use zmtp::router::{Limits, RESERVED_PEERS};
 
+use super::latency_buckets::LatencyBuckets;
+use super::log_filter::LogFilter;
+use super::parsing::parse;
 use crate::exit;
-use crate::metrics::LATENCY_BUCKETS;
+use crate::log::LogFormat;
 use crate::service::drain::DrainPolicy;
 use crate::side_port::address::HttpAddress;
-
-/// The longest duration that a flag takes. What is longer is a mistake in the
-/// unit, and times near the end of the clock's range cannot be added to.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+use crate::units::{ByteSize, parse_duration, parse_limit};
 
 /// The longest wait awake. Beyond that it is a burnt CPU and no faster.
 const LONGEST_BUSY_POLL: Duration = Duration::from_millis(1);
-
-/// The most latency buckets: each is a series of its own in every replica.
-const MOST_BUCKETS: usize = 64;
 
 /// Echoes what ZeroMQ clients send to its ROUTER socket, until SIGTERM or SIGINT
 #[derive(Debug, Clone, Parser)]
@@ -107,7 +97,7 @@ pub struct ServerConfig {
     /// client has given up on.
     #[arg(
         long, env = "ZMQ_ECHO_LATENCY_BUCKETS", value_name = "SECONDS,…",
-        default_value_t = LatencyBuckets(LATENCY_BUCKETS.to_vec())
+        default_value_t = LatencyBuckets::default()
     )]
     pub latency_buckets: LatencyBuckets,
 
@@ -229,37 +219,6 @@ pub struct ServerConfig {
     pub busy_poll: Duration,
 }
 
-/// Sends one message to a ZeroMQ echo service and requires it back in time
-#[derive(Debug, Clone, Parser)]
-#[command(name = "zmq-echo-probe", version, after_help = exit::help(&exit::PROBE))]
-pub struct ProbeConfig {
-    /// The service's public endpoint, tcp://HOST:PORT
-    ///
-    /// The public one, because a check that takes another way than the clients
-    /// proves nothing about theirs. The default is the server's own.
-    #[arg(
-        long,
-        env = "ZMQ_ECHO_PROBE_ENDPOINT",
-        value_name = "ENDPOINT",
-        default_value = "tcp://127.0.0.1:5555"
-    )]
-    pub endpoint: ConnectEndpoint,
-
-    /// How long it may take in all, connecting included, such as 500ms
-    ///
-    /// The default, 500ms, is thousands of times what an echo takes, and well
-    /// below the period of any orchestrator's checks.
-    #[arg(
-        long, env = "ZMQ_ECHO_PROBE_TIMEOUT", value_name = "DURATION", default_value = "500ms",
-        value_parser = parse_limit
-    )]
-    pub timeout: Duration,
-
-    /// Print the round trip
-    #[arg(short, long)]
-    pub verbose: bool,
-}
-
 impl ServerConfig {
     /// Parses a command line, program name first, and what the environment adds.
     ///
@@ -319,210 +278,10 @@ impl ServerConfig {
     }
 }
 
-impl ProbeConfig {
-    /// Parses a command line, program name first, and what the environment adds.
-    ///
-    /// # Errors
-    ///
-    /// A message for the user: what is wrong, where, and what would be right.
-    pub fn parse_args<T: Into<OsString>>(
-        args: impl IntoIterator<Item = T>,
-    ) -> Result<Self, clap::Error> {
-        parse(args)
-    }
-}
-
-/// Parses, and where the environment is at fault names the variable: clap speaks of
-/// the flag alone.
-///
-/// # Errors
-///
-/// clap's.
-pub fn parse<C: Parser, T: Into<OsString>>(
-    args: impl IntoIterator<Item = T>,
-) -> Result<C, clap::Error> {
-    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    let parsed = C::try_parse_from(&args);
-    let arguments = C::command().mut_args(|arg| arg.env(None::<&'static str>));
-    if parsed.is_ok() || arguments.clone().try_get_matches_from(&args).is_err() {
-        return parsed;
-    }
-    for arg in C::command().get_arguments() {
-        let Some(variable) = arg.get_env() else { continue };
-        let Some(value) = std::env::var_os(variable) else { continue };
-        let name = arg.get_long().map(|long| format!("--{long}="));
-        let mut flag = OsString::from(name.unwrap_or_default());
-        flag.push(value);
-        let alone = [OsString::from(arguments.get_name()), flag];
-        if let Err(mut error) = arguments.clone().try_get_matches_from(alone) {
-            let origin = format!("this is the environment variable {}", variable.to_string_lossy());
-            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![origin.into()]));
-            return Err(error);
-        }
-    }
-    parsed
-}
-
-/// A filter for log records, as `tracing` understands it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogFilter(String);
-
-impl LogFilter {
-    /// The filter itself.
-    pub fn filter(&self) -> EnvFilter {
-        EnvFilter::new(&self.0)
-    }
-}
-
-impl FromStr for LogFilter {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let right = "expected off, error, warn, info, debug or trace, or directives such as info,zmq_echo=debug";
-        // A word alone would pass as the name of a target, and a misspelt level or an
-        // empty variable would silence the log.
-        let alone = |word: &str| !word.contains(['=', '[', ']']);
-        let mut words = text.split(',').map(str::trim).filter(|word| alone(word));
-        if words.any(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {
-            return Err(right.to_owned());
-        }
-        EnvFilter::try_new(text).map_err(|error| format!("{error}; {right}"))?;
-        Ok(Self(text.to_owned()))
-    }
-}
-
-/// How log records are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Text on a terminal, else JSON.
-    Auto,
-    /// One JSON object a line.
-    Json,
-    /// One line for people.
-    Text,
-}
-
-impl LogFormat {
-    /// Whether to write JSON, given whether stdout is a terminal.
-    pub fn is_json(self, terminal: bool) -> bool {
-        match self {
-            LogFormat::Auto => !terminal,
-            LogFormat::Json => true,
-            LogFormat::Text => false,
-        }
-    }
-}
-
-/// Upper bounds of histogram buckets, in seconds: positive, finite and rising.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LatencyBuckets(Vec<f64>);
-
-impl LatencyBuckets {
-    /// The bounds.
-    pub fn bounds(&self) -> &[f64] {
-        &self.0
-    }
-}
-
-impl FromStr for LatencyBuckets {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let right =
-            || "expected seconds, comma-separated and rising, such as 0.0001,0.001,0.01".to_owned();
-        let bounds: Vec<f64> = text
-            .split(',')
-            .map(|bound| bound.trim().parse())
-            .collect::<Result<_, _>>()
-            .map_err(|_| right())?;
-        let positive = bounds.iter().all(|bound| bound.is_finite() && *bound > 0.0);
-        let rising = bounds.windows(2).all(|pair| pair[0] < pair[1]);
-        if !positive || !rising {
-            return Err(right());
-        }
-        if bounds.len() > MOST_BUCKETS {
-            return Err(format!(
-                "expected {MOST_BUCKETS} bounds at most: each is a series of its own"
-            ));
-        }
-        Ok(Self(bounds))
-    }
-}
-
-impl std::fmt::Display for LatencyBuckets {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (index, bound) in self.0.iter().enumerate() {
-            write!(f, "{}{bound}", if index == 0 { "" } else { "," })?;
-        }
-        Ok(())
-    }
-}
-
-/// A number of bytes: digits and, where it is no plain number, KiB, MiB or GiB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ByteSize(u32);
-
-impl ByteSize {
-    const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("", 0)];
-
-    /// The least that makes sense of any limit: the kernel's least buffer.
-    const LEAST: u32 = 1 << 10;
-
-    /// The number.
-    pub fn bytes(self) -> usize {
-        self.0 as usize
-    }
-}
-
-impl FromStr for ByteSize {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let right = "expected 1KiB to 3GiB, such as 65536, 64KiB or 8MiB";
-        let unit = |(unit, shift): (&str, u32)| {
-            let number: u32 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
-            number.checked_mul(1 << shift)
-        };
-        let bytes = Self::UNITS.into_iter().find_map(unit).ok_or(right)?;
-        if bytes < Self::LEAST { Err(right) } else { Ok(Self(bytes)) }
-    }
-}
-
-impl std::fmt::Display for ByteSize {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let whole = |(_, shift): &(&str, u32)| self.0.trailing_zeros() >= *shift;
-        let (unit, shift) = Self::UNITS.into_iter().find(whole).unwrap_or(("", 0));
-        write!(f, "{}{unit}", self.0 >> shift)
-    }
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text).map_err(|error| {
-        format!("{error}; expected a number with its unit, such as 500ms, 1s or 2m")
-    })?;
-    if duration > LONGEST {
-        return Err(format!("expected {} at most", humantime::format_duration(LONGEST)));
-    }
-    Ok(duration)
-}
-
 fn parse_busy_poll(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text)?;
     if duration > LONGEST_BUSY_POLL {
         return Err("expected 1ms at most, such as 10us, or 0s for never".to_owned());
-    }
-    Ok(duration)
-}
-
-/// A flag's duration that is not zero, such as a timeout.
-///
-/// # Errors
-///
-/// What is wrong with it, and a value that would do.
-pub fn parse_limit(text: &str) -> Result<Duration, String> {
-    let duration = parse_duration(text)?;
-    if duration.is_zero() {
-        return Err("expected more than 0s, such as 500ms".to_owned());
     }
     Ok(duration)
 }

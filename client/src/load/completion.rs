@@ -1,0 +1,44 @@
+//! How one request can end.
+
+use std::sync::Arc;
+
+use zmtp::endpoint::ConnectEndpoint;
+
+/// How one request ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Completion {
+    /// Its own payload came back, from this endpoint.
+    Answered(Arc<ConnectEndpoint>),
+    /// It failed, for a reason of a closed set.
+    Failed(&'static str),
+}
+
+/// A reply that is not its request's payload.
+pub const ALTERED: &str = "altered";
+
+/// A request that was due and never sent.
+pub const UNSENT: &str = "unsent";
+
+/// Why a request can fail, for the README. The client's other kinds do not occur: its
+/// bounds are those of the load.
+pub const FAILURES: [(&str, &str); 5] = [
+    (ALTERED, "the reply is not the payload that was sent"),
+    ("disconnected", "the connection broke on the last attempt"),
+    ("no_endpoint", "no endpoint could be reached before the deadline of all attempts"),
+    ("timed_out", "the last attempt had no reply in time"),
+    (UNSENT, "it was due and could not be sent, as the replies of others did not come"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_failures_that_are_the_clients_are_called_as_it_calls_them() {
+        let own = FAILURES.iter().map(|(kind, _)| kind);
+        let others = own.filter(|kind| ![ALTERED, UNSENT].contains(*kind));
+        for kind in others {
+            assert!(crate::RequestError::KINDS.contains(kind), "{kind}");
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Why a run has no result.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::discovery::DiscoveryError;
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No runtime, no timer, or no signals.
+    #[error("cannot start")]
+    Start(#[from] io::Error),
+    /// The source of endpoints cannot even be asked.
+    #[error("cannot discover endpoints")]
+    Discovery(#[from] DiscoveryError),
+    /// No request could have been answered.
+    #[error("no endpoint answers at {found} after {after}; expected a service that is running")]
+    NoEndpoint {
+        /// Where was looked: the endpoints, or their source where it names none.
+        found: String,
+        /// For how long.
+        after: humantime::FormattedDuration,
+    },
+    /// A signal came before the first request.
+    #[error("ended by a signal before the first request")]
+    Interrupted,
+    /// The result has nowhere to go.
+    #[error("{}: cannot write the report", path.display())]
+    Report {
+        /// Where it was to go.
+        path: PathBuf,
+        /// Why it did not.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,123 @@
+//! Bytes and times, as people write and read them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The longest duration that a flag takes. What is longer is a mistake in the
+/// unit, and times near the end of the clock's range cannot be added to.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The units of bytes, each as a power of two. There is no kB or MB: some mean 1000 by
+/// it, some 1024.
+const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("", 0)];
+
+/// A limit in bytes, as a flag takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(u32);
+
+impl ByteSize {
+    /// The least that makes sense of any limit: the kernel's least buffer.
+    const LEAST: u64 = 1 << 10;
+
+    /// The most that any limit may be.
+    const MOST: u64 = 3 << 30;
+
+    /// The number.
+    pub fn bytes(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes = parse_bytes(text).filter(|bytes| (Self::LEAST..=Self::MOST).contains(bytes));
+        bytes
+            .and_then(|bytes| u32::try_from(bytes).ok())
+            .map(Self)
+            .ok_or("expected 1KiB to 3GiB, such as 65536, 64KiB or 8MiB")
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&bytes(self.0.into()))
+    }
+}
+
+/// Parses a number of bytes: a whole number, and KiB, MiB or GiB if it has a unit.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    UNITS.into_iter().find_map(|(unit, shift)| {
+        let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        number.checked_mul(1 << shift)
+    })
+}
+
+/// A number of bytes as [`parse_bytes`] takes it, in the largest unit of which it is a whole
+/// number.
+pub fn bytes(bytes: u64) -> String {
+    let whole = |(_, shift): &(&str, u32)| bytes.trailing_zeros() >= *shift;
+    let (unit, shift) = UNITS.into_iter().find(whole).unwrap_or(("", 0));
+    format!("{}{unit}", bytes >> shift)
+}
+
+/// Parses a flag's duration.
+///
+/// # Errors
+///
+/// What is wrong with it, and a value that would do.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| {
+        format!("{error}; expected a number with its unit, such as 500ms, 1s or 2m")
+    })?;
+    if duration > LONGEST {
+        return Err(format!("expected {} at most", humantime::format_duration(LONGEST)));
+    }
+    Ok(duration)
+}
+
+/// A flag's duration that is not zero, such as a timeout.
+///
+/// # Errors
+///
+/// What is wrong with it, and a value that would do.
+pub fn parse_limit(text: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text)?;
+    if duration.is_zero() {
+        return Err("expected more than 0s, such as 500ms".to_owned());
+    }
+    Ok(duration)
+}
+
+/// A short time in milliseconds.
+pub fn milliseconds(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_shown_as_they_are_parsed() {
+        for (text, number) in [("1023", 1023), ("1KiB", 1 << 10), ("1025", 1025), ("3GiB", 3 << 30)]
+        {
+            assert_eq!(parse_bytes(text), Some(number), "{text}");
+            assert_eq!(bytes(number), text);
+        }
+        assert_eq!(parse_bytes("64 KiB"), Some(64 << 10));
+        for text in ["", "KiB", "-1", "1.5MiB", "64kB", "1KiBKiB", "99999999999GiB"] {
+            assert_eq!(parse_bytes(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_limit_in_bytes_is_1_kib_to_3_gib() {
+        for (text, limit) in [("1KiB", Some(1 << 10)), ("3GiB", Some(3 << 30)), ("1023", None)] {
+            assert_eq!(text.parse::<ByteSize>().ok().map(ByteSize::bytes), limit, "{text}");
+        }
+        assert!("3221225473".parse::<ByteSize>().is_err());
+    }
+}
