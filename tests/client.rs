@@ -220,7 +220,7 @@ async fn closing_waits_for_what_is_outstanding_and_disconnects() {
     let server = Server::start(&[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     client.client.ready().await;
-    server.signal(rustix::process::Signal::STOP);
+    server.stop();
     let asked = client.spawn("asked before");
     until("it is outstanding", || client.outstanding(&server.endpoint) == 1).await;
     let closing = tokio::spawn(client.client.clone().close());

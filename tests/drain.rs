@@ -151,7 +151,7 @@ fn requests_that_came_while_the_process_stood_still_are_answered() {
     let mut client = raw::connect(server.address(), b"patient");
     server.signal(Signal::TERM);
     server.wait_for_record("stopped listening; connected peers are still served");
-    server.signal(Signal::STOP);
+    server.stop();
     client.write_all(&raw::frame(b"anybody there?", false).repeat(100)).unwrap();
     // The quiet period has to pass while nothing turns.
     std::thread::sleep(Duration::from_millis(1500));
@@ -171,7 +171,7 @@ fn a_message_that_began_while_the_process_stood_still_is_waited_for() {
     let request = raw::frame(&[5; 300_000], false);
     server.signal(Signal::TERM);
     server.wait_for_record("stopped listening; connected peers are still served");
-    server.signal(Signal::STOP);
+    server.stop();
     client.write_all(&request[..100_000]).unwrap();
     // The quiet period has to pass while nothing turns.
     std::thread::sleep(Duration::from_millis(1500));
@@ -190,7 +190,7 @@ fn a_crowd_that_only_pings_hides_no_request_from_the_end_of_the_drain() {
     let mut client = raw::connect(server.address(), b"patient");
     server.signal(Signal::TERM);
     server.wait_for_record("stopped listening; connected peers are still served");
-    server.signal(Signal::STOP);
+    server.stop();
     let ping = raw::command(b"\x04PING\0\0");
     crowd.iter_mut().for_each(|peer| peer.write_all(&ping).unwrap());
     client.write_all(&raw::frame(b"anybody there?", false)).unwrap();

@@ -399,7 +399,7 @@ fn a_second_signal_ends_it_at_once() {
     let mut stdout = run.stdout();
     server.wait_for_metric(r#"zmq_echo_requests_total{source="client"}"#, |count| count >= 10.0);
     // From here on nothing is answered, and the first signal would wait for it.
-    server.signal(Signal::STOP);
+    server.stop();
     // Two that come close together may be one to the kernel.
     wait_until("the second signal has ended it", || {
         run.signal(Signal::INT);

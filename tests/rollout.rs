@@ -281,7 +281,7 @@ impl Rollout {
     fn replace_dead(&mut self, at: usize) -> (Instant, Instant) {
         let old = &mut self.servers[at];
         let began = Instant::now();
-        old.signal(Signal::STOP);
+        old.stop();
         let (mut answered, mut since) = (None, began);
         wait_until("requests are in flight on it", || {
             let now = self.load.of(old, |status| status.answered);

@@ -171,6 +171,12 @@ impl Server {
         self.process.signal(signal);
     }
 
+    /// Stops it. The signal takes its time: what it does meanwhile is over when this returns.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        wait_until("the process has stopped", || self.proc("status").contains("State:\tT"));
+    }
+
     pub fn wait(&mut self) -> i32 {
         self.process.wait()
     }

@@ -20,7 +20,7 @@ impl FromStr for LogFilter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let right = "expected off, error, warn, info, debug or trace, or directives such as info,zmq_echo=debug";
+        let right = "expected off, error, warn, info, debug or trace, or directives such as info,zmtp=debug";
         // A word alone would pass as the name of a target, and a misspelt level or an
         // empty variable would silence the log.
         let alone = |word: &str| !word.contains(['=', '[', ']']);

@@ -48,7 +48,7 @@ pub struct ServerConfig {
 
     /// What to log: off, error, warn, info, debug, trace, or a tracing filter
     ///
-    /// A filter is a list such as info,zmq_echo=debug. The default, info, shows
+    /// A filter is a list such as info,zmtp=debug. The default, info, shows
     /// the service's life; debug adds each peer's faults, trace each request.
     #[arg(long, env = "ZMQ_ECHO_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     pub log_level: LogFilter,

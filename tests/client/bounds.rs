@@ -18,7 +18,7 @@ async fn full(config: ClientConfig) -> (Server, Counted, Vec<Asked>) {
     let outstanding = config.max_outstanding;
     let client = Counted::new(config, fixed(&[&server.endpoint]));
     client.client.ready().await;
-    server.signal(rustix::process::Signal::STOP);
+    server.stop();
     let asked = (0..outstanding).map(|_| client.spawn("payload")).collect();
     until("all are outstanding", || client.outstanding(&server.endpoint) == outstanding).await;
     (server, client, asked)

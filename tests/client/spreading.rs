@@ -67,7 +67,7 @@ async fn a_check_is_not_counted_as_load_by_the_server() {
     let config = ClientConfig { retries: 0, ..super::hasty() };
     let client = Counted::new(config, fixed(&[&server.endpoint]));
     client.client.ready().await;
-    server.signal(rustix::process::Signal::STOP);
+    server.stop();
     assert!(client.request("too early").await.is_err());
     assert_eq!(client.state(&server.endpoint), Some(State::Suspect));
     server.signal(rustix::process::Signal::CONT);

@@ -32,7 +32,7 @@ async fn one_that_is_killed_costs_each_request_there_one_more_attempt_at_most() 
     }
     let killed = async {
         // Stopped first, so that requests are certainly in flight there.
-        servers[1].signal(Signal::STOP);
+        servers[1].stop();
         until("requests are there", || client.outstanding(&endpoints[1]) >= 5).await;
         servers[1].signal(Signal::KILL);
         client.wait_for_state(&endpoints[1], Some(State::Connecting)).await;
@@ -113,7 +113,7 @@ async fn one_that_is_suspect_is_used_again_once_it_has_answered() {
     let server = Server::start(&[]);
     let client = Counted::new(ClientConfig { retries: 100, ..hasty() }, fixed(&[&server.endpoint]));
     client.client.ready().await;
-    server.signal(Signal::STOP);
+    server.stop();
     // Its first attempt makes the endpoint suspect, and the next is held back.
     let asked = client.spawn("held back");
     let failed = || client.metric("zmq_echo_client_checks_total{outcome=\"failed\"}") >= 2.0;
@@ -301,7 +301,7 @@ async fn a_connection_that_breaks_without_another_endpoint_is_an_error_that_says
     let server = Server::start(&[]);
     let client = Counted::new(ClientConfig { retries: 0, ..patient() }, fixed(&[&server.endpoint]));
     client.client.ready().await;
-    server.signal(Signal::STOP);
+    server.stop();
     let asked = client.spawn("unheard");
     until("it is outstanding", || client.outstanding(&server.endpoint) == 1).await;
     server.signal(Signal::KILL);

@@ -56,7 +56,7 @@ fn liveness_is_a_yes_where_the_server_echoes() {
 fn liveness_is_a_no_where_the_loop_hangs_and_the_port_is_still_open() {
     for server in Server::all() {
         let running = run(&server);
-        running.signal(Signal::STOP);
+        running.stop();
         TcpStream::connect(running.address()).expect("readiness by TCP sees no fault");
         let output = exec(&server, &running.endpoint);
         assert_eq!(output.status.code(), Some(1), "{output:?}");

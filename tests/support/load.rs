@@ -1,6 +1,5 @@
 //! The load generator's binary.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
@@ -9,13 +8,15 @@ use serde_json::Value as Json;
 /// The path of `zmq-echo-load`, in the profile of these tests.
 ///
 /// Cargo hands a test only the binaries of its own package, and this one is in `client/`. So
-/// the first test that needs it builds it, which takes a moment if it is up to date, and no
-/// test runs an outdated one.
+/// the first test that needs it has cargo build it, and no test runs an outdated one. It is
+/// built as the client's own tests need it, which `cargo test` has done before: then this takes
+/// a moment. (`cargo build` would choose other features of shared crates, and build all of them
+/// once more.)
 pub static LOAD: LazyLock<String> = LazyLock::new(|| {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--locked", "--offline", "--package", "zmq-echo-client"]);
-    build.args(["--bin", "zmq-echo-load", "--message-format", "json-render-diagnostics"]);
+    build.args(["test", "--no-run", "--locked", "--offline", "--test", "discovery"]);
+    build.args(["--message-format", "json-render-diagnostics"]);
     if !cfg!(debug_assertions) {
         build.arg("--release");
     }
@@ -25,8 +26,8 @@ pub static LOAD: LazyLock<String> = LazyLock::new(|| {
     let messages = String::from_utf8(built.stdout).expect("cargo writes UTF-8");
     let mut paths = messages.lines().filter_map(|line| {
         let message: Json = serde_json::from_str(line).ok()?;
-        message["executable"].as_str().map(PathBuf::from)
+        let is_load = message["target"]["name"] == "zmq-echo-load";
+        message["executable"].as_str().filter(|_| is_load).map(str::to_owned)
     });
-    let path = paths.next().expect("cargo names the executable");
-    path.into_os_string().into_string().expect("a path of UTF-8")
+    paths.next().expect("cargo names the executable")
 });
