@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::Shared;
 use super::error::RequestError;
 use super::member::{Attempt, Member};
 use super::reply::Reply;
+use super::slots::Slot;
 use super::time::after;
 
 /// How far a request has come.
@@ -35,11 +36,7 @@ pub(super) async fn run(shared: &Shared, payload: Bytes) -> Result<Reply, Reques
         queued: true,
     };
     let counted = Counted { shared, done: false };
-    let deadline = after(progress.started, shared.deadline);
-    let outcome = match timeout_at(deadline, attempts(shared, payload, &mut progress)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(progress.out_of_time()),
-    };
+    let outcome = attempts(shared, payload, &mut progress).await;
     counted.ended(&outcome, progress.started.elapsed());
     outcome
 }
@@ -53,40 +50,75 @@ async fn attempts(
     if payload.len() > limit {
         return Err(RequestError::TooLarge { size: payload.len(), limit });
     }
-    let mut slot = shared.slots.take().await.map_err(|_| progress.full())?;
+    let deadline = after(progress.started, shared.deadline);
+    let mut slot = take_slot(shared, progress, deadline).await?;
     progress.queued = false;
     loop {
-        let member = draw(shared, progress).await?;
+        let member = match shared.roster.pick(&progress.failed) {
+            Some(member) => member,
+            None => {
+                let drawing = draw(shared, progress);
+                timeout_at(deadline, drawing).await.map_err(|_| progress.out_of_time())??
+            }
+        };
         progress.current = Some(Arc::clone(&member));
         let is_retry = !progress.failed.is_empty();
-        let settled = member.attempt(payload.clone(), slot, is_retry).await;
-        match settled.attempt {
+        let attempt = member.attempt(payload.clone(), slot, is_retry);
+        // The connection has a deadline for each attempt: a timer here would cost as much as all
+        // else of a request.
+        let settled = if after(Instant::now(), shared.config.timeout) <= deadline {
+            attempt.await
+        } else {
+            timeout_at(deadline, attempt).await.map_err(|_| progress.out_of_time())?
+        };
+        let pause = match settled.attempt {
             Attempt::Answered(payload, memory) => {
                 // The room that it takes is the caller's from now on.
                 drop(memory);
-                let endpoint = Arc::clone(&member.endpoint);
-                return Ok(Reply { payload, endpoint, attempts: progress.attempts() });
+                let attempts = progress.attempts();
+                return Ok(Reply { payload, endpoint: Arc::clone(&member.endpoint), attempts });
             }
             Attempt::NotSent => {
-                progress.current = None;
                 progress.unsent = Some(member);
-                // It is drawn again only if its connection is there again.
-                tokio::task::yield_now().await;
+                Duration::ZERO
             }
             attempt => {
                 if progress.failed.len() as u64 >= u64::from(shared.config.retries) {
                     return Err(progress.given_up(&attempt));
                 }
-                let pause = shared.config.retry_backoff.pause(progress.failed.len() as u32);
-                progress.current = None;
                 progress.failed.push(member);
-                sleep(pause).await;
+                shared.config.retry_backoff.pause(progress.failed.len() as u32 - 1)
             }
+        };
+        progress.current = None;
+        if Instant::now() + pause >= deadline {
+            sleep_until(deadline).await;
+            return Err(progress.out_of_time());
+        }
+        match pause {
+            // The connection is drawn again only if it is there again.
+            Duration::ZERO => tokio::task::yield_now().await,
+            pause => sleep(pause).await,
         }
         slot = match settled.slot {
             Some(slot) => slot,
-            None => shared.slots.take().await.map_err(|_| progress.full())?,
+            None => take_slot(shared, progress, deadline).await?,
         };
+    }
+}
+
+async fn take_slot(
+    shared: &Shared,
+    progress: &Progress,
+    deadline: Instant,
+) -> Result<Slot, RequestError> {
+    if let Some(slot) = shared.slots.try_take() {
+        return Ok(slot);
+    }
+    match timeout_at(deadline, shared.slots.take()).await {
+        Ok(Ok(slot)) => Ok(slot),
+        Ok(Err(_)) => Err(progress.full()),
+        Err(_) => Err(progress.out_of_time()),
     }
 }
 

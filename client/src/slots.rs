@@ -44,17 +44,24 @@ impl Slots {
         }
     }
 
+    /// A slot, if one is free and nobody waits.
+    pub fn try_take(&self) -> Option<Slot> {
+        Arc::clone(&self.free).try_acquire_owned().ok().map(|permit| self.slot(permit))
+    }
+
     /// A slot, at once or in turn.
     pub async fn take(&self) -> Result<Slot, Full> {
-        let permit = match Arc::clone(&self.free).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let _waiting = self.wait()?;
-                Arc::clone(&self.free).acquire_owned().await.expect("it is never closed")
-            }
-        };
+        if let Some(slot) = self.try_take() {
+            return Ok(slot);
+        }
+        let _waiting = self.wait()?;
+        let permit = Arc::clone(&self.free).acquire_owned().await.expect("it is never closed");
+        Ok(self.slot(permit))
+    }
+
+    fn slot(&self, permit: OwnedSemaphorePermit) -> Slot {
         self.outstanding.inc();
-        Ok(Slot { _permit: permit, outstanding: self.outstanding.clone() })
+        Slot { _permit: permit, outstanding: self.outstanding.clone() }
     }
 
     fn wait(&self) -> Result<Waiting<'_>, Full> {
