@@ -184,6 +184,20 @@ async fn tries_come_ever_more_seldom() {
 }
 
 #[tokio::test]
+async fn watches_that_end_at_once_are_made_ever_more_seldom() {
+    let api = ApiServer::start();
+    api.say(address(1), Condition::Ready);
+    // The API ends each watch after this time.
+    let patience = Patience { watch: Duration::ZERO, ..Patience::default() };
+    let started = std::time::Instant::now();
+    let _followed = Followed::start(source(&api).await.with_patience(patience));
+    until("it watches again", || api.asked().len() >= 6).await;
+    // The least that four waits with jitter take: 50, 100, 200 and 400 ms.
+    assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
+    assert_eq!(lists(&api), 1);
+}
+
+#[tokio::test]
 async fn a_watch_on_which_no_byte_comes_is_noticed() {
     let api = ApiServer::start();
     api.say(address(1), Condition::Ready);
