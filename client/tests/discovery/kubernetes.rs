@@ -10,6 +10,7 @@ use zmq_echo_client::discovery::kubernetes::{Kubernetes, Patience, ServicePort, 
 
 use super::{Followed, until};
 use crate::log_schema::captured::Log;
+use crate::support::DEADLINE;
 use crate::support::api_server::{ApiServer, Asked, Condition, Ending, Gone};
 
 async fn source(api: &ApiServer) -> Kubernetes {
@@ -161,6 +162,45 @@ async fn an_api_that_fails_leaves_the_last_set() {
 }
 
 #[tokio::test]
+async fn an_answer_of_html_leaves_the_last_set() {
+    let log = Log::capture();
+    let api = ApiServer::start();
+    let followed = watched(&api).await;
+    api.answer_with("<html>");
+    api.compact(Gone::Event);
+    api.end_watches(Ending::Complete);
+    until("it lists again", || lists(&api) > 2).await;
+    followed.has_said_nothing_new();
+    assert_eq!(log.count("an answer that is not understood"), (1, 1));
+}
+
+#[tokio::test]
+async fn an_answer_above_the_limit_is_given_up() {
+    let endless = || " ".repeat(17 << 20);
+    let log = Log::capture();
+    let api = ApiServer::start();
+    api.say(address(1), Condition::Ready);
+    // No limit on time, which a slow machine would exceed first.
+    let patience = Patience { answer: DEADLINE, ..Patience::default() };
+    let mut followed = Followed::start(source(&api).await.with_patience(patience));
+    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    until("it watches", || api.watchers() == 1).await;
+    api.send(endless());
+    until("it lists anew", || lists(&api) == 2).await;
+    until("it watches", || api.watchers() == 1).await;
+    assert_eq!(log.count("more than 16777216 bytes").1, 1);
+    api.say(address(2), Condition::Ready);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Ready)]).await;
+    let log = Log::capture();
+    api.answer_with(endless());
+    api.compact(Gone::Status);
+    api.end_watches(Ending::Complete);
+    until("it lists again", || lists(&api) > 3).await;
+    followed.has_said_nothing_new();
+    assert_eq!(log.count("more than 16777216 bytes"), (1, 1));
+}
+
+#[tokio::test]
 async fn nothing_is_said_before_the_first_list() {
     let api = ApiServer::start();
     api.fail_with(Some(503));
@@ -181,6 +221,20 @@ async fn tries_come_ever_more_seldom() {
     until("it tries again", || api.asked().len() == 5).await;
     // The least that four waits with jitter take: 50, 100, 200 and 400 ms.
     assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn watches_that_end_at_once_are_made_ever_more_seldom() {
+    let api = ApiServer::start();
+    api.say(address(1), Condition::Ready);
+    // The API ends each watch after this time.
+    let patience = Patience { watch: Duration::ZERO, ..Patience::default() };
+    let started = std::time::Instant::now();
+    let _followed = Followed::start(source(&api).await.with_patience(patience));
+    until("it watches again", || api.asked().len() >= 6).await;
+    // The least that four waits with jitter take: 50, 100, 200 and 400 ms.
+    assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
+    assert_eq!(lists(&api), 1);
 }
 
 #[tokio::test]
