@@ -68,7 +68,7 @@ pub fn run(
     termination: Termination,
     logs: &Logs,
 ) -> Result<Exit, ServerError> {
-    let outcome = termination.watchdog.spawn(config.drain(), logs.clone())?;
+    let watchdog_exit = termination.watchdog.spawn(config.drain(), logs.clone())?;
     let listeners = config
         .bind
         .listen()
@@ -109,7 +109,7 @@ pub fn run(
     let turns =
         poll_loop::run(socket, termination.socket, drain, handler::handle, &metrics, &health);
     let exit = exit_of(&runtime.block_on(turns)?);
-    outcome.set(exit);
+    watchdog_exit.set(exit);
     Ok(exit)
 }
 

@@ -1,12 +1,10 @@
 //! What a client counts, in its caller's registry.
 
-use prometheus::core::Collector;
-use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, Result,
-};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry, Result};
 
 use super::error::RequestError;
 use zmq_echo::metrics::LATENCY_BUCKETS;
+use zmq_echo::metrics::series::{counter, counters, gauge, histogram};
 
 /// The series of one client, or of several that share them. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -101,15 +99,11 @@ impl ClientMetrics {
                 "zmq_echo_client_queued",
                 "Callers that wait because as many are outstanding as may be.",
             )?,
-            request_duration: register(
+            request_duration: histogram(
                 r,
-                Histogram::with_opts(
-                    HistogramOpts::new(
-                        "zmq_echo_client_request_duration_seconds",
-                        "Time from an answered request's start to its reply, all attempts included.",
-                    )
-                    .buckets(LATENCY_BUCKETS.to_vec()),
-                ),
+                "zmq_echo_client_request_duration_seconds",
+                "Time from an answered request's start to its reply, all attempts included.",
+                &LATENCY_BUCKETS,
             )?,
             known: gauge(r, "zmq_echo_client_endpoints_known", "Endpoints that the source names.")?,
             usable: gauge(
@@ -127,22 +121,4 @@ impl ClientMetrics {
     pub(super) fn failed(&self, error: &RequestError) {
         self.requests.with_label_values(&[error.kind()]).inc();
     }
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter> {
-    register(registry, IntCounter::new(name, help))
-}
-
-fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> Result<IntCounterVec> {
-    register(registry, IntCounterVec::new(Opts::new(name, help), &[label]))
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge> {
-    register(registry, IntGauge::new(name, help))
-}
-
-fn register<C: Collector + Clone + 'static>(registry: &Registry, made: Result<C>) -> Result<C> {
-    let collector = made?;
-    registry.register(Box::new(collector.clone()))?;
-    Ok(collector)
 }

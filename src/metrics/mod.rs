@@ -5,15 +5,16 @@
 //! scaled on, and an alert on it cannot fire.
 
 mod process;
+pub mod series;
 
-use prometheus::core::Collector;
 use prometheus::local::LocalHistogram;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Encoder, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Result, TextEncoder,
 };
 
 use self::process::Process;
+use self::series::{counter, counters, gauge, histogram, register, seconds};
 use zmtp::Reason;
 use zmtp::event::{Event, Observer, Totals};
 use zmtp::router::Limits;
@@ -124,54 +125,56 @@ struct LimitMetrics {
 }
 
 impl LimitMetrics {
-    fn new(r: &Registry) -> Self {
-        let seconds = |name, help| register(r, Gauge::new(name, help));
-        Self {
-            peers: gauge(r, "zmq_echo_limit_peers", "The most connections at a time."),
+    fn new(r: &Registry) -> Result<Self> {
+        Ok(Self {
+            peers: gauge(r, "zmq_echo_limit_peers", "The most connections at a time.")?,
             peers_per_address: gauge(
                 r,
                 "zmq_echo_limit_peers_per_address",
                 "Maximum connections from one address of another host; 0 for no limit.",
-            ),
+            )?,
             buffered_bytes: gauge(
                 r,
                 "zmq_echo_limit_buffered_bytes",
                 "The pool that peers share beyond their allowances.",
-            ),
-            message_bytes: gauge(r, "zmq_echo_limit_message_bytes", "The largest message."),
+            )?,
+            message_bytes: gauge(r, "zmq_echo_limit_message_bytes", "The largest message.")?,
             message_frames: gauge(
                 r,
                 "zmq_echo_limit_message_frames",
                 "The most frames of a message.",
-            ),
+            )?,
             metadata_bytes: gauge(
                 r,
                 "zmq_echo_limit_metadata_bytes",
                 "The most metadata of a handshake.",
-            ),
+            )?,
             socket_buffer_bytes: gauge(
                 r,
                 "zmq_echo_limit_socket_buffer_bytes",
                 "The kernel's buffer for a connection's requests, as asked for.",
-            ),
+            )?,
             handshake_seconds: seconds(
+                r,
                 "zmq_echo_limit_handshake_seconds",
                 "How long a handshake may take.",
-            ),
+            )?,
             stall_seconds: seconds(
+                r,
                 "zmq_echo_limit_stall_seconds",
                 "The window in which half a message has to bring a minimum of bytes.",
-            ),
+            )?,
             stall_bytes: gauge(
                 r,
                 "zmq_echo_limit_stall_bytes",
                 "The least that half a message has to bring in each window.",
-            ),
+            )?,
             heartbeat_seconds: seconds(
+                r,
                 "zmq_echo_limit_heartbeat_seconds",
                 "A heartbeat is sent after this much silence; 0 for never.",
-            ),
-        }
+            )?,
+        })
     }
 }
 
@@ -263,33 +266,38 @@ impl Metrics {
     /// `buckets` are the latency buckets' upper bounds in seconds, rising.
     /// `log_records_dropped` counts for the log, which is older than the registry.
     pub fn new(buckets: &[f64], log_records_dropped: IntCounter) -> Self {
+        Self::registered(buckets, log_records_dropped)
+            .expect("names and labels are valid, and each name is registered once")
+    }
+
+    fn registered(buckets: &[f64], log_records_dropped: IntCounter) -> Result<Self> {
         let registry = Registry::new();
         let r = &registry;
-        let requests = counters(r, "zmq_echo_requests_total", "Requests received.", "source");
+        let requests = counters(r, "zmq_echo_requests_total", "Requests received.", "source")?;
         let connections = counters(
             r,
             "zmq_echo_connections_total",
             "Connections accepted, by outcome of the handshake.",
             "outcome",
-        );
+        )?;
         let disconnections = counters(
             r,
             "zmq_echo_disconnections_total",
             "Peers that left, by how they did.",
             "reason",
-        );
+        )?;
         let undeliverable = counters(
             r,
             "zmq_echo_undeliverable_total",
             "Replies that could not be sent.",
             "reason",
-        );
+        )?;
         let failures = counters(
             r,
             "zmq_echo_handshake_failures_total",
             "Connections refused or lost before the handshake was done, by reason.",
             "reason",
-        );
+        )?;
         for reason in Reason::ALL {
             if reason.before_ready() {
                 failures.with_label_values(&[reason.as_str()]);
@@ -306,18 +314,18 @@ impl Metrics {
                     r,
                     "zmq_echo_malformed_requests_total",
                     "Messages of REQ peers that are no requests, which were dropped.",
-                ),
+                )?,
                 received_bytes: counter(
                     r,
                     "zmq_echo_received_bytes_total",
                     "Bytes of message frames received from clients, without the identity.",
-                ),
+                )?,
                 sent_bytes: counter(
                     r,
                     "zmq_echo_sent_bytes_total",
                     "Bytes of message frames sent to clients, without the identity.",
-                ),
-                peers: gauge(r, "zmq_echo_peers", "Connected peers."),
+                )?,
+                peers: gauge(r, "zmq_echo_peers", "Connected peers.")?,
                 established: connections.with_label_values(&["established"]),
                 failed: connections.with_label_values(&["failed"]),
                 failures,
@@ -327,62 +335,56 @@ impl Metrics {
                     r,
                     "zmq_echo_lost_requests_total",
                     "Requests whose peer left, or was closed, before they were answered.",
-                ),
+                )?,
                 discarded_requests: counter(
                     r,
                     "zmq_echo_discarded_requests_total",
                     "Requests that a drain received and did not answer.",
-                ),
+                )?,
                 discarded_bytes: counter(
                     r,
                     "zmq_echo_discarded_bytes_total",
                     "Bytes that a drain received and threw away without knowing how many requests they are.",
-                ),
+                )?,
                 pending_replies: gauge(
                     r,
                     "zmq_echo_pending_replies",
                     "Replies that the kernel has not taken yet.",
-                ),
+                )?,
                 buffered_bytes: gauge(
                     r,
                     "zmq_echo_buffered_bytes",
                     "Bytes held for peers: parts of messages, and replies.",
-                ),
-                request_duration: register(
+                )?,
+                request_duration: histogram(
                     r,
-                    Histogram::with_opts(
-                        HistogramOpts::new(
-                            "zmq_echo_request_duration_seconds",
-                            "Time from a client's request read to its reply handed to the kernel.",
-                        )
-                        .buckets(buckets.to_vec()),
-                    ),
-                ),
-                limits: LimitMetrics::new(r),
+                    "zmq_echo_request_duration_seconds",
+                    "Time from a client's request read to its reply handed to the kernel.",
+                    buckets,
+                )?,
+                limits: LimitMetrics::new(r)?,
             },
-            rejected: counter(r, "zmq_echo_rejected_total", "Requests that the handler refused."),
+            rejected: counter(r, "zmq_echo_rejected_total", "Requests that the handler refused.")?,
             undeliverable_deadline: undeliverable.with_label_values(&["deadline"]),
-            draining: gauge(r, "zmq_echo_draining", "1 while the server drains, else 0."),
-            drain_deadline: register(
+            draining: gauge(r, "zmq_echo_draining", "1 while the server drains, else 0.")?,
+            drain_deadline: seconds(
                 r,
-                Gauge::new(
-                    "zmq_echo_drain_deadline_timestamp_seconds",
-                    "When the drain is over at the latest, in Unix time; 0 before it begins.",
-                ),
-            ),
+                "zmq_echo_drain_deadline_timestamp_seconds",
+                "When the drain is over at the latest, in Unix time; 0 before it begins.",
+            )?,
             registry: registry.clone(),
         };
-        register(r, Ok(log_records_dropped));
+        register(r, log_records_dropped)?;
         let build_info = register(
             r,
             IntGaugeVec::new(
                 Opts::new("zmq_echo_build_info", "Always 1; what is running stands in the labels."),
                 &["version", "revision"],
-            ),
-        );
+            )?,
+        )?;
         build_info.with_label_values(&[VERSION, REVISION]).set(1);
-        registry.register(Box::new(Process::for_self())).expect("no other process_ series");
-        metrics
+        registry.register(Box::new(Process::for_self()))?;
+        Ok(metrics)
     }
 
     /// Everything in the text format of [`CONTENT_TYPE`].
@@ -402,25 +404,4 @@ pub fn log_records_dropped() -> IntCounter {
         "Log records dropped because stdout was not read.",
     )
     .expect("the name is valid")
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
-    register(registry, IntCounter::new(name, help))
-}
-
-fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
-    register(registry, IntCounterVec::new(Opts::new(name, help), &[label]))
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    register(registry, IntGauge::new(name, help))
-}
-
-fn register<C: Collector + Clone + 'static>(
-    registry: &Registry,
-    collector: prometheus::Result<C>,
-) -> C {
-    let collector = collector.expect("names and labels are valid");
-    registry.register(Box::new(collector.clone())).expect("each name is registered once");
-    collector
 }

@@ -79,7 +79,7 @@ impl Termination {
                 signal: which,
                 signalled_at: Arc::clone(&signalled_at),
             },
-            watchdog: Watchdog { stream: watchdog, signalled_at, outcome: Outcome::default() },
+            watchdog: Watchdog { stream: watchdog, signalled_at, exit: WatchdogExit::default() },
         })
     }
 }
@@ -140,21 +140,21 @@ impl AsyncTermination {
 pub struct Watchdog {
     stream: UnixStream,
     signalled_at: Arc<OnceLock<Instant>>,
-    outcome: Outcome,
+    exit: WatchdogExit,
 }
 
 /// The exit code that the watchdog uses: that of a missed deadline until the loop
 /// has said better.
 #[derive(Debug, Clone)]
-pub struct Outcome(Arc<AtomicU8>);
+pub struct WatchdogExit(Arc<AtomicU8>);
 
-impl Default for Outcome {
+impl Default for WatchdogExit {
     fn default() -> Self {
         Self(Arc::new(AtomicU8::new(Exit::Deadline.code())))
     }
 }
 
-impl Outcome {
+impl WatchdogExit {
     /// The loop has ended like this; only the way out is left.
     pub fn set(&self, exit: Exit) {
         self.0.store(exit.code(), Ordering::SeqCst);
@@ -168,8 +168,8 @@ impl Watchdog {
     /// # Errors
     ///
     /// Where no thread can be started.
-    pub fn spawn(mut self, policy: DrainPolicy, logs: Logs) -> io::Result<Outcome> {
-        let outcome = self.outcome.clone();
+    pub fn spawn(mut self, policy: DrainPolicy, logs: Logs) -> io::Result<WatchdogExit> {
+        let exit = self.exit.clone();
         thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
             if self.stream.read_exact(&mut [0]).is_err() {
                 return;
@@ -177,12 +177,12 @@ impl Watchdog {
             let signalled_at = *self.signalled_at.get_or_init(Instant::now);
             let patience = policy.timeout - policy.last_words();
             thread::sleep(patience.saturating_sub(signalled_at.elapsed()));
-            let code = self.outcome.0.load(Ordering::SeqCst);
+            let code = self.exit.0.load(Ordering::SeqCst);
             let timeout = policy.timeout.as_secs_f64();
             error!(timeout, code, "stuck at the drain deadline: leaving");
             logs.flush(policy.last_words());
             std::process::exit(code.into());
         })?;
-        Ok(outcome)
+        Ok(exit)
     }
 }

@@ -28,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::AbortHandle;
 use tracing::debug;
+use zmtp::listeners::ACCEPT_PAUSE;
 
 use crate::metrics::{self, Metrics};
 use crate::probe;
@@ -49,10 +50,6 @@ const CONNECTION_LIMIT: Duration = Duration::from_secs(5);
 
 /// For the request's head: the smallest buffer that hyper takes.
 const HEADER_BYTES: usize = 8 << 10;
-
-/// After an accept that failed, mostly for want of descriptors: trying again at
-/// once would spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long an echo may take for `/livez`, as with the probe binary.
 pub const LIVE_LIMIT: Duration = Duration::from_millis(500);

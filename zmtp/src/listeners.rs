@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -13,6 +14,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// waits for a CPU. The kernel cuts the number down to `net.core.somaxconn`, which is
 /// 4096 by default.
 const BACKLOG: i32 = 4096;
+
+/// How long to wait after an accept that failed. It fails mostly for lack of descriptors, and
+/// trying again at once would spin.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How many ports are tried if the kernel is to choose one that is free at several
 /// addresses.

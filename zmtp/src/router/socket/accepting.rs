@@ -4,13 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::Router;
 use crate::event::{Event, Observer};
+use crate::listeners::ACCEPT_PAUSE;
 use crate::reason::Reason;
 use crate::router::limits::RESERVED_PEERS;
 use crate::router::peer::Peer;
@@ -22,10 +23,6 @@ const ACCEPTS: usize = 16;
 /// More connections than wait in a listener's queue: Linux has them be 4,096 at most
 /// (net.core.somaxconn), unless it is told otherwise.
 const QUEUED: usize = 8 << 10;
-
-/// After an accept that failed, for want of descriptors mostly: trying again at
-/// once would spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl<O: Observer> Router<O> {
     /// The listeners' turn.
