@@ -13,11 +13,11 @@ use tracing::debug;
 use zmq_echo::probe;
 use zmtp::dealer::DealerConfig;
 use zmtp::memory_pool::MemoryPool;
-use zmtp::{Dealer, Message, Reason};
+use zmtp::{Dealer, Reason};
 
 use super::Shared;
-use super::member::{Attempt, Member, State, Submission, Ticket};
-use super::pending::{Arrival, Pending};
+use super::member::{Attempt, Member, State, Ticket};
+use super::pending::{Arrival, Pending, Tagged};
 use super::reply::ReplyMemory;
 use super::time::after;
 
@@ -33,7 +33,7 @@ const UNWRITTEN: usize = 64 << 10;
 pub(super) struct Connection {
     shared: Arc<Shared>,
     member: Arc<Member>,
-    queue: mpsc::Receiver<Submission>,
+    queue: mpsc::UnboundedReceiver<Ticket>,
     draining: watch::Receiver<bool>,
     /// Failures in a row: of connecting, of checks, of requests.
     failures: u32,
@@ -51,7 +51,7 @@ impl Connection {
     pub fn new(
         shared: Arc<Shared>,
         member: Arc<Member>,
-        queue: mpsc::Receiver<Submission>,
+        queue: mpsc::UnboundedReceiver<Ticket>,
     ) -> Self {
         let draining = member.draining.subscribe();
         Self { shared, member, queue, draining, failures: 0 }
@@ -127,7 +127,7 @@ impl Connection {
         loop {
             tokio::select! {
                 done = &mut work => return Some(done),
-                Some(submission) = self.queue.recv() => submission.ticket.settle(Attempt::NotSent),
+                Some(ticket) = self.queue.recv() => ticket.settle(Attempt::NotSent),
                 _ = self.draining.wait_for(|draining| *draining) => return None,
             }
         }
@@ -186,8 +186,8 @@ impl Connection {
             let is_sent = id < written;
             ticket.settle(if is_sent { Attempt::Disconnected } else { Attempt::NotSent });
         }
-        for (_, submission) in waiting {
-            submission.ticket.settle(Attempt::NotSent);
+        for (_, ticket) in waiting {
+            ticket.settle(Attempt::NotSent);
         }
         end
     }
@@ -210,7 +210,7 @@ struct Session<'a> {
     /// What this connection's replies take that their callers have not picked up.
     replies: MemoryPool,
     /// Requests that the socket has not been given yet, each with its deadline.
-    waiting: VecDeque<(Instant, Submission)>,
+    waiting: VecDeque<(Instant, Ticket)>,
     pending: Pending,
     /// Rings no later than the oldest attempt times out. It is set again only when
     /// it has rung, so that an attempt which is answered costs no timer.
@@ -239,7 +239,7 @@ impl Session<'_> {
             }
             tokio::select! {
                 _ = self.connection.queue.recv_many(&mut batch, BATCH) => self.submit(&mut batch),
-                received = self.dealer.recv() => {
+                received = self.dealer.recv_as(|received| received.into_tagged()) => {
                     let received = received.map(|message| self.arrived(message));
                     // What else has been read costs no further turn.
                     if let Err(reason) = received.and_then(|()| self.receive()) {
@@ -262,31 +262,36 @@ impl Session<'_> {
     }
 
     /// Takes what was submitted.
-    fn submit(&mut self, batch: &mut Vec<Submission>) {
+    fn submit(&mut self, batch: &mut Vec<Ticket>) {
         let deadline = after(Instant::now(), self.connection.shared.config.timeout);
         self.alarm.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        self.waiting.extend(batch.drain(..).map(|submission| (deadline, submission)));
+        self.waiting.extend(batch.drain(..).map(|ticket| (deadline, ticket)));
     }
 
     /// Hands to the socket what it is to write next.
     fn send_waiting(&mut self) {
         while self.dealer.unwritten() < UNWRITTEN
-            && let Some((deadline, Submission { payload, ticket })) = self.waiting.pop_front()
+            && let Some((deadline, ticket)) = self.waiting.pop_front()
         {
-            let id = self.pending.enter(ticket, deadline);
-            self.dealer.send_tagged(&id.to_be_bytes(), payload);
+            if ticket.is_abandoned() {
+                ticket.settle(Attempt::NotSent);
+                continue;
+            }
+            let id = self.pending.next_id();
+            self.dealer.send_tagged(&id.to_be_bytes(), ticket.payload());
+            self.pending.enter(ticket, deadline);
         }
     }
 
     /// Takes the messages that have been read already.
     fn receive(&mut self) -> Result<(), Reason> {
-        while let Some(message) = self.dealer.try_recv()? {
+        while let Some(message) = self.dealer.try_recv_as(|received| received.into_tagged())? {
             self.arrived(message);
         }
         Ok(())
     }
 
-    fn arrived(&mut self, message: Message) {
+    fn arrived(&mut self, message: Tagged) {
         let metrics = &self.connection.shared.metrics;
         match self.pending.arrived(message) {
             Arrival::Reply(ticket, payload) => {
@@ -317,7 +322,7 @@ impl Session<'_> {
         for _ in 0..self.pending.len() {
             tokio::select! {
                 biased;
-                received = self.dealer.recv() => self.arrived(received?),
+                received = self.dealer.recv_as(|received| received.into_tagged()) => self.arrived(received?),
                 () = tokio::task::yield_now() => break,
             }
             self.receive()?;
@@ -344,7 +349,7 @@ impl Session<'_> {
 
     fn take_unsent(&mut self, now: Instant) -> Option<Ticket> {
         self.waiting.front().filter(|(deadline, _)| *deadline <= now)?;
-        self.waiting.pop_front().map(|(_, submission)| submission.ticket)
+        self.waiting.pop_front().map(|(_, ticket)| ticket)
     }
 
     /// A request timed out: the endpoint gets no new one until a check of its own

@@ -48,17 +48,10 @@ pub(super) struct Member {
     state: AtomicU8,
     outstanding: AtomicUsize,
     answered: AtomicU64,
-    submissions: mpsc::Sender<Submission>,
+    submissions: mpsc::UnboundedSender<Ticket>,
     metrics: ClientMetrics,
     /// True from when it is to get nothing new.
     pub draining: watch::Sender<bool>,
-}
-
-/// A request on its way to a connection.
-#[derive(Debug)]
-pub(super) struct Submission {
-    pub payload: Bytes,
-    pub ticket: Ticket,
 }
 
 /// What an attempt came to.
@@ -76,31 +69,51 @@ pub(super) enum Attempt {
     NotSent,
 }
 
-/// An attempt's outcome, and the room that it took, for the next one.
+/// A request, and the room that it takes. Each attempt gives it back.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub payload: Bytes,
+    /// Held until the request has ended.
+    pub _slot: Slot,
+    /// Whether it had an attempt before.
+    pub is_retry: bool,
+}
+
+/// An attempt's outcome, and the request for the next one.
 #[derive(Debug)]
 pub(super) struct Settled {
     pub attempt: Attempt,
-    pub slot: Option<Slot>,
+    /// `None` if the client has ended.
+    pub request: Option<Request>,
 }
 
-/// An attempt at an endpoint: its caller, and the room that it takes until it is
-/// settled, whether its caller still waits or not.
+/// An attempt at an endpoint: its caller and the request, which keeps its room until the
+/// attempt is settled, whether its caller still waits or not.
 #[derive(Debug)]
 pub(super) struct Ticket {
-    caller: Option<(oneshot::Sender<Settled>, Slot)>,
+    caller: Option<(oneshot::Sender<Settled>, Request)>,
     member: Arc<Member>,
-    /// Whether the request had an attempt before.
-    is_retry: bool,
 }
 
 impl Ticket {
     /// Counts what the attempt came to, and tells its caller.
     pub fn settle(mut self, attempt: Attempt) {
         self.count(&attempt);
-        if let Some((caller, slot)) = self.caller.take() {
-            // A caller that has left leaves its slot behind, which is then dropped.
-            let _ = caller.send(Settled { attempt, slot: Some(slot) });
+        if let Some((caller, request)) = self.caller.take() {
+            // A caller that has left leaves its room behind, which is then free.
+            let _ = caller.send(Settled { attempt, request: Some(request) });
         }
+    }
+
+    /// What is sent.
+    pub fn payload(&self) -> &Bytes {
+        let (_, request) = self.caller.as_ref().expect("it is not settled");
+        &request.payload
+    }
+
+    /// Whether its caller has left.
+    pub fn is_abandoned(&self) -> bool {
+        self.caller.as_ref().is_none_or(|(caller, _)| caller.is_closed())
     }
 
     /// Each attempt is counted once. One that was not sent is none.
@@ -116,7 +129,7 @@ impl Ticket {
             Attempt::ReplyMemory => metrics.attempts_reply_memory.inc(),
         }
         metrics.attempts.inc();
-        if self.is_retry {
+        if self.caller.as_ref().is_some_and(|(_, request)| request.is_retry) {
             metrics.retries.inc();
         }
     }
@@ -135,7 +148,7 @@ impl Drop for Ticket {
 impl Member {
     pub fn new(
         endpoint: ConnectEndpoint,
-        submissions: mpsc::Sender<Submission>,
+        submissions: mpsc::UnboundedSender<Ticket>,
         metrics: ClientMetrics,
     ) -> Self {
         Self {
@@ -151,16 +164,16 @@ impl Member {
 
     /// One attempt: hands the request to the connection and waits for what it
     /// comes to, which the connection's own timeout bounds.
-    pub async fn attempt(self: &Arc<Self>, payload: Bytes, slot: Slot, is_retry: bool) -> Settled {
+    pub async fn attempt(self: &Arc<Self>, request: Request) -> Settled {
         let (sender, receiver) = oneshot::channel();
         self.outstanding.fetch_add(1, Relaxed);
-        let ticket = Ticket { caller: Some((sender, slot)), member: Arc::clone(self), is_retry };
-        // If the connection's task has ended, the ticket comes back. The queue has room for
-        // every slot.
-        if let Err(error) = self.submissions.try_send(Submission { payload, ticket }) {
-            error.into_inner().ticket.settle(Attempt::NotSent);
+        let ticket = Ticket { caller: Some((sender, request)), member: Arc::clone(self) };
+        // If the connection's task has ended, the ticket comes back. The queue is bounded by
+        // the slots.
+        if let Err(error) = self.submissions.send(ticket) {
+            error.0.settle(Attempt::NotSent);
         }
-        receiver.await.unwrap_or(Settled { attempt: Attempt::Disconnected, slot: None })
+        receiver.await.unwrap_or(Settled { attempt: Attempt::Disconnected, request: None })
     }
 
     pub fn state(&self) -> State {

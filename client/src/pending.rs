@@ -4,9 +4,11 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use zmtp::Message;
 
 use super::member::Ticket;
+
+/// A message as an id and a payload, or `None` if it has another shape.
+pub(super) type Tagged = Option<([u8; size_of::<u64>()], Bytes)>;
 
 /// The attempts that wait for their replies.
 ///
@@ -34,24 +36,22 @@ pub(super) enum Arrival {
 }
 
 impl Pending {
-    /// Has an attempt wait, and returns its id.
-    pub fn enter(&mut self, ticket: Ticket, deadline: Instant) -> u64 {
-        let id = self.first + self.tickets.len() as u64;
+    /// The id of the next attempt.
+    pub fn next_id(&self) -> u64 {
+        self.first + self.tickets.len() as u64
+    }
+
+    /// Has an attempt wait, which has that id.
+    pub fn enter(&mut self, ticket: Ticket, deadline: Instant) {
         self.tickets.push_back(Some((deadline, ticket)));
         self.count += 1;
-        id
     }
 
     /// Finds what a message answers.
-    pub fn arrived(&mut self, message: Message) -> Arrival {
-        let mut frames = message.into_frames();
-        let (Some(id), Some(payload), None) =
-            (frames.pop_front(), frames.pop_front(), frames.pop_front())
-        else {
-            return Arrival::Unknown;
-        };
-        let Ok(id) = id[..].try_into().map(u64::from_be_bytes) else { return Arrival::Unknown };
-        if id >= self.first + self.tickets.len() as u64 {
+    pub fn arrived(&mut self, message: Tagged) -> Arrival {
+        let Some((id, payload)) = message else { return Arrival::Unknown };
+        let id = u64::from_be_bytes(id);
+        if id >= self.next_id() {
             return Arrival::Unknown;
         }
         let entry = id.checked_sub(self.first).map(|at| &mut self.tickets[at as usize]);

@@ -80,7 +80,7 @@ fn drain(member: &Member, draining: bool) {
 
 fn connect(shared: &Arc<Shared>, endpoint: &ConnectEndpoint, connections: &mut JoinSet<()>) {
     info!(%endpoint, "endpoint added");
-    let (submissions, queue) = mpsc::channel(shared.config.slots());
+    let (submissions, queue) = mpsc::unbounded_channel();
     let member = Arc::new(Member::new(endpoint.clone(), submissions, shared.metrics.clone()));
     shared.roster.insert(Arc::clone(&member));
     connections.spawn(Connection::new(Arc::clone(shared), member, queue).run());

@@ -1,6 +1,7 @@
 //! A reply, and the memory that it takes until its caller has it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use zmtp::endpoint::ConnectEndpoint;
@@ -15,6 +16,8 @@ pub struct Reply {
     pub endpoint: Arc<ConnectEndpoint>,
     /// How many attempts it took, the answered one included.
     pub attempts: u32,
+    /// From the request to the reply, with all attempts and the pauses between them.
+    pub elapsed: Duration,
 }
 
 /// Replies of up to this many bytes take no memory from the pools: there are at most as many as

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::Shared;
 use super::error::RequestError;
-use super::member::{Attempt, Member};
+use super::member::{Attempt, Member, Request};
 use super::reply::Reply;
 use super::slots::Slot;
 use super::time::after;
@@ -37,7 +37,7 @@ pub(super) async fn run(shared: &Shared, payload: Bytes) -> Result<Reply, Reques
     };
     let counted = Counted { shared, done: false };
     let outcome = attempts(shared, payload, &mut progress).await;
-    counted.ended(&outcome, progress.started.elapsed());
+    counted.ended(&outcome);
     outcome
 }
 
@@ -51,8 +51,10 @@ async fn attempts(
         return Err(RequestError::TooLarge { size: payload.len(), limit });
     }
     let deadline = after(progress.started, shared.deadline);
-    let mut slot = take_slot(shared, progress, deadline).await?;
+    let slot = take_slot(shared, progress, deadline).await?;
     progress.queued = false;
+    let mut request = Request { payload, _slot: slot, is_retry: false };
+    let mut now = progress.started;
     loop {
         let member = match shared.roster.pick(&progress.failed) {
             Some(member) => member,
@@ -61,36 +63,38 @@ async fn attempts(
                 timeout_at(deadline, drawing).await.map_err(|_| progress.out_of_time())??
             }
         };
-        progress.current = Some(Arc::clone(&member));
-        let is_retry = !progress.failed.is_empty();
-        let attempt = member.attempt(payload.clone(), slot, is_retry);
+        let member = progress.current.insert(member);
+        let attempt = member.attempt(request);
         // The connection has a deadline for each attempt: a timer here would cost as much as all
         // else of a request.
-        let settled = if after(Instant::now(), shared.config.timeout) <= deadline {
+        let settled = if after(now, shared.config.timeout) <= deadline {
             attempt.await
         } else {
-            timeout_at(deadline, attempt).await.map_err(|_| progress.out_of_time())?
+            match timeout_at(deadline, attempt).await {
+                Ok(settled) => settled,
+                Err(_) => return Err(progress.out_of_time()),
+            }
         };
         let pause = match settled.attempt {
             Attempt::Answered(payload, memory) => {
                 // The room that it takes is the caller's from now on.
                 drop(memory);
-                let attempts = progress.attempts();
-                return Ok(Reply { payload, endpoint: Arc::clone(&member.endpoint), attempts });
+                let (endpoint, elapsed) =
+                    (Arc::clone(&member.endpoint), progress.started.elapsed());
+                return Ok(Reply { payload, endpoint, attempts: progress.attempts(), elapsed });
             }
             Attempt::NotSent => {
-                progress.unsent = Some(member);
+                progress.unsent = progress.current.take();
                 Duration::ZERO
             }
             attempt => {
                 if progress.failed.len() as u64 >= u64::from(shared.config.retries) {
                     return Err(progress.given_up(&attempt));
                 }
-                progress.failed.push(member);
+                progress.failed.extend(progress.current.take());
                 shared.config.retry_backoff.pause(progress.failed.len() as u32 - 1)
             }
         };
-        progress.current = None;
         if Instant::now() + pause >= deadline {
             sleep_until(deadline).await;
             return Err(progress.out_of_time());
@@ -100,10 +104,9 @@ async fn attempts(
             Duration::ZERO => tokio::task::yield_now().await,
             pause => sleep(pause).await,
         }
-        slot = match settled.slot {
-            Some(slot) => slot,
-            None => take_slot(shared, progress, deadline).await?,
-        };
+        now = Instant::now();
+        let Some(again) = settled.request else { return Err(RequestError::Closed) };
+        request = Request { is_retry: !progress.failed.is_empty(), ..again };
     }
 }
 
@@ -181,12 +184,12 @@ struct Counted<'a> {
 }
 
 impl Counted<'_> {
-    fn ended(mut self, outcome: &Result<Reply, RequestError>, elapsed: Duration) {
+    fn ended(mut self, outcome: &Result<Reply, RequestError>) {
         self.done = true;
         match outcome {
-            Ok(_) => {
+            Ok(reply) => {
                 self.shared.metrics.answered.inc();
-                self.shared.metrics.request_duration.observe(elapsed.as_secs_f64());
+                self.shared.metrics.request_duration.observe(reply.elapsed.as_secs_f64());
             }
             Err(error) => self.shared.metrics.failed(error),
         }

@@ -1,18 +1,24 @@
 //! The bound on requests outstanding: each holds a slot.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use prometheus::IntGauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::config::{ClientConfig, WhenFull};
 use super::metrics::ClientMetrics;
 
 /// As many slots as requests may be outstanding, and a bound on who waits for one.
+#[derive(Debug, Clone)]
+pub(super) struct Slots(Arc<Shared>);
+
 #[derive(Debug)]
-pub(super) struct Slots {
-    free: Arc<Semaphore>,
+struct Shared {
+    /// Free slots for whoever comes. Those that are handed to waiting callers are permits of
+    /// `handed`, so that a request which finds a slot costs one atomic operation.
+    free: AtomicUsize,
+    handed: Semaphore,
     waiting: AtomicUsize,
     max_waiting: usize,
     outstanding: IntGauge,
@@ -21,10 +27,7 @@ pub(super) struct Slots {
 
 /// The room that a request takes, free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct Slot {
-    _permit: OwnedSemaphorePermit,
-    outstanding: IntGauge,
-}
+pub(super) struct Slot(Arc<Shared>);
 
 /// No slot is free, and as many wait as may.
 #[derive(Debug)]
@@ -32,8 +35,9 @@ pub(super) struct Full;
 
 impl Slots {
     pub fn new(config: &ClientConfig, metrics: &ClientMetrics) -> Self {
-        Self {
-            free: Arc::new(Semaphore::new(config.slots())),
+        Self(Arc::new(Shared {
+            free: AtomicUsize::new(config.slots()),
+            handed: Semaphore::new(0),
             waiting: AtomicUsize::new(0),
             max_waiting: match config.when_full {
                 WhenFull::Wait => config.max_queued,
@@ -41,49 +45,69 @@ impl Slots {
             },
             outstanding: metrics.outstanding.clone(),
             queued: metrics.queued.clone(),
-        }
+        }))
     }
 
-    /// A slot, if one is free and nobody waits.
+    /// A slot, if one is free.
     pub fn try_take(&self) -> Option<Slot> {
-        Arc::clone(&self.free).try_acquire_owned().ok().map(|permit| self.slot(permit))
+        // One may have been handed to a caller that did not wait for it any longer.
+        let is_taken = self.0.take_free() || self.0.handed.try_acquire().is_ok_and(forget);
+        is_taken.then(|| self.slot())
     }
 
     /// A slot, at once or in turn.
     pub async fn take(&self) -> Result<Slot, Full> {
+        let may = |waiting| (waiting < self.0.max_waiting).then_some(waiting + 1);
         if let Some(slot) = self.try_take() {
             return Ok(slot);
         }
-        let _waiting = self.wait()?;
-        let permit = Arc::clone(&self.free).acquire_owned().await.expect("it is never closed");
-        Ok(self.slot(permit))
+        self.0.waiting.fetch_update(SeqCst, SeqCst, may).map_err(|_| Full)?;
+        self.0.queued.inc();
+        let _waiting = Waiting(&self.0);
+        // One that was given back before it was known that somebody waits.
+        if let Some(slot) = self.try_take() {
+            return Ok(slot);
+        }
+        forget(self.0.handed.acquire().await.expect("it is never closed"));
+        Ok(self.slot())
     }
 
-    fn slot(&self, permit: OwnedSemaphorePermit) -> Slot {
-        self.outstanding.inc();
-        Slot { _permit: permit, outstanding: self.outstanding.clone() }
-    }
-
-    fn wait(&self) -> Result<Waiting<'_>, Full> {
-        let may = |waiting| (waiting < self.max_waiting).then_some(waiting + 1);
-        self.waiting.fetch_update(Relaxed, Relaxed, may).map_err(|_| Full)?;
-        self.queued.inc();
-        Ok(Waiting(self))
+    fn slot(&self) -> Slot {
+        self.0.outstanding.inc();
+        Slot(Arc::clone(&self.0))
     }
 }
 
+impl Shared {
+    fn take_free(&self) -> bool {
+        self.free.fetch_update(SeqCst, SeqCst, |free| free.checked_sub(1)).is_ok()
+    }
+}
+
+/// Keeps what was acquired.
+fn forget(permit: SemaphorePermit<'_>) -> bool {
+    permit.forget();
+    true
+}
+
 /// A caller that waits, counted until it does not.
-struct Waiting<'a>(&'a Slots);
+struct Waiting<'a>(&'a Shared);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Relaxed);
+        self.0.waiting.fetch_sub(1, SeqCst);
         self.0.queued.dec();
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.outstanding.dec();
+        let slots = &self.0;
+        slots.outstanding.dec();
+        slots.free.fetch_add(1, SeqCst);
+        // Whoever begins to wait from here on looks at the free ones once more.
+        if slots.waiting.load(SeqCst) > 0 && slots.take_free() {
+            slots.handed.add_permits(1);
+        }
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::Sleep;
 use super::DealerConfig;
 use crate::memory_pool::Share;
 use crate::message::Message;
-use crate::proto::connection::{Arrival, Connection};
+use crate::proto::connection::{Arrival, Connection, Received};
 use crate::proto::out_queue::SLICES;
 use crate::proto::peer_info::{Local, PeerInfo, Role, SocketType};
 use crate::reason::Reason;
@@ -114,7 +114,7 @@ impl Dealer {
     pub(super) async fn shake_hands(&mut self) -> Result<(), Reason> {
         let arrival = poll_fn(|cx| {
             self.reads = 0;
-            self.poll_arrival(cx)
+            self.poll_arrival(cx, |received| received.into_message())
         });
         match arrival.await? {
             Arrival::Connected(peer) => {
@@ -157,7 +157,7 @@ impl Dealer {
 
     /// As [`Dealer::send`], for a message of a short first frame, which is copied, and one more.
     /// It is always taken.
-    pub fn send_tagged(&mut self, tag: &[u8], payload: Bytes) -> u64 {
+    pub fn send_tagged(&mut self, tag: &[u8], payload: &Bytes) -> u64 {
         self.connection.send_tagged(tag, payload, self.heard_at);
         self.sent += 1;
         self.sent - 1
@@ -188,9 +188,26 @@ impl Dealer {
 
     /// As [`Dealer::recv`].
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Reason>> {
+        self.poll_recv_as(cx, |received| received.into_message())
+    }
+
+    /// As [`Dealer::recv`], with the message made into something else.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Dealer::recv`].
+    pub async fn recv_as<M>(&mut self, make: fn(Received<'_>) -> M) -> Result<M, Reason> {
+        poll_fn(|cx| self.poll_recv_as(cx, make)).await
+    }
+
+    fn poll_recv_as<M>(
+        &mut self,
+        cx: &mut Context<'_>,
+        make: fn(Received<'_>) -> M,
+    ) -> Poll<Result<M, Reason>> {
         self.reads = 0;
         loop {
-            match std::task::ready!(self.poll_arrival(cx))? {
+            match std::task::ready!(self.poll_arrival(cx, make))? {
                 Arrival::Message(message) => {
                     self.ttl = None;
                     return Poll::Ready(Ok(message));
@@ -208,8 +225,21 @@ impl Dealer {
     ///
     /// As of [`Dealer::recv`].
     pub fn try_recv(&mut self) -> Result<Option<Message>, Reason> {
+        self.try_recv_as(|received| received.into_message())
+    }
+
+    /// As [`Dealer::try_recv`], with the message made into something else.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Dealer::recv`].
+    #[inline]
+    pub fn try_recv_as<M>(
+        &mut self,
+        make: impl FnOnce(Received<'_>) -> M + Copy,
+    ) -> Result<Option<M>, Reason> {
         loop {
-            match self.next_arrival()? {
+            match self.next_arrival(make)? {
                 Some(Arrival::Message(message)) => {
                     self.ttl = None;
                     return Ok(Some(message));
@@ -222,16 +252,24 @@ impl Dealer {
     }
 
     /// What has been read already.
-    fn next_arrival(&mut self) -> Result<Option<Arrival>, Reason> {
+    #[inline]
+    fn next_arrival<M>(
+        &mut self,
+        make: impl FnOnce(Received<'_>) -> M,
+    ) -> Result<Option<Arrival<M>>, Reason> {
         if let Some(reason) = self.ended {
             return Err(reason);
         }
-        self.connection.poll().inspect_err(|reason| self.ended = Some(*reason))
+        self.connection.poll_as(make).inspect_err(|reason| self.ended = Some(*reason))
     }
 
-    fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<Result<Arrival, Reason>> {
+    fn poll_arrival<M>(
+        &mut self,
+        cx: &mut Context<'_>,
+        make: fn(Received<'_>) -> M,
+    ) -> Poll<Result<Arrival<M>, Reason>> {
         loop {
-            match self.next_arrival() {
+            match self.next_arrival(make) {
                 Ok(Some(arrival)) => return Poll::Ready(Ok(arrival)),
                 Ok(None) => {}
                 Err(reason) => {

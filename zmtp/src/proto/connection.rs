@@ -53,18 +53,59 @@ pub struct ConnectionLimits {
     pub metadata_bytes: usize,
 }
 
-/// What has come.
+/// What has come. `M` is what a message is made into.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Arrival {
+pub enum Arrival<M = Message> {
     /// The handshake is done.
     Connected(PeerInfo),
     /// A message.
-    Message(Message),
+    Message(M),
     /// A PING, whose PONG is queued. With a TTL, the peer wants to be given up if nothing comes
     /// from it for so long (RFC 37, "ping-ttl").
     Ping(Option<Duration>),
     /// The answer to a PING of ours.
     Pong,
+}
+
+/// A message that has come whole, before it is made into something.
+#[derive(Debug)]
+pub enum Received<'a> {
+    /// A small one, as it lies in the buffer: headers and bodies.
+    Small(&'a [u8]),
+    /// A large one, taken out of the buffer.
+    Large(VecDeque<Bytes>),
+}
+
+impl Received<'_> {
+    /// As a message, with memory of its own.
+    pub fn into_message(self) -> Message {
+        match self {
+            Self::Small(bytes) => {
+                let mut frames = VecDeque::with_capacity(2);
+                frame::copy_frames(bytes, &mut frames);
+                frames.into()
+            }
+            Self::Large(frames) => frames.into(),
+        }
+    }
+
+    /// As a tag of N bytes and a payload, or `None` if it has another shape. It takes one
+    /// allocation less for each frame than [`Received::into_message`].
+    pub fn into_tagged<const N: usize>(self) -> Option<([u8; N], Bytes)> {
+        match self {
+            Self::Small(bytes) => {
+                let mut frames = frame::bodies(bytes);
+                let tag = frames.next()?.try_into().ok()?;
+                let payload = frames.next()?;
+                frames.next().is_none().then(|| (tag, Bytes::copy_from_slice(payload)))
+            }
+            Self::Large(mut frames) => {
+                let tag = frames.pop_front()?[..].try_into().ok()?;
+                let payload = frames.pop_front()?;
+                frames.is_empty().then_some((tag, payload))
+            }
+        }
+    }
 }
 
 /// A connection, from its first byte on.
@@ -146,8 +187,21 @@ impl Connection {
     /// Why the connection cannot go on. The caller closes it; what is queued may tell the
     /// peer why.
     pub fn poll(&mut self) -> Result<Option<Arrival>, Reason> {
+        self.poll_as(|received| received.into_message())
+    }
+
+    /// As [`Connection::poll`], with messages made into something else.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Connection::poll`].
+    #[inline]
+    pub fn poll_as<M>(
+        &mut self,
+        make: impl FnOnce(Received<'_>) -> M,
+    ) -> Result<Option<Arrival<M>>, Reason> {
         if self.handshake.is_some() {
-            return self.shake_hands();
+            return Ok(self.shake_hands()?.map(Arrival::Connected));
         }
         if !self.wants_bytes() {
             return Ok(None);
@@ -155,14 +209,14 @@ impl Connection {
         match self.scan.step(&self.buffer, &self.message_limits)? {
             Scanned::Message(end) => {
                 self.missing = 0;
-                Ok(Some(Arrival::Message(self.take_message(end))))
+                Ok(Some(Arrival::Message(self.take_message(end, make))))
             }
             Scanned::Command(body) => {
-                let arrival = self.obey(body)?;
+                let ping = self.obey(body)?;
                 if let Some(end) = self.scan.between_messages() {
                     self.buffer.advance(end);
                 }
-                Ok(Some(arrival))
+                Ok(Some(ping.map_or(Arrival::Pong, Arrival::Ping)))
             }
             Scanned::Partial(missing) => {
                 self.missing = missing;
@@ -171,7 +225,7 @@ impl Connection {
         }
     }
 
-    fn shake_hands(&mut self) -> Result<Option<Arrival>, Reason> {
+    fn shake_hands(&mut self) -> Result<Option<PeerInfo>, Reason> {
         let Some(handshake) = &mut self.handshake else { return Ok(None) };
         let mut input = self.buffer.split().freeze();
         let limit = self.limits.metadata_bytes;
@@ -181,7 +235,7 @@ impl Connection {
         match told {
             Ok(Some(info)) => {
                 self.handshake = None;
-                Ok(Some(Arrival::Connected(info)))
+                Ok(Some(info))
             }
             Ok(None) => Ok(None),
             Err(reason) => {
@@ -191,30 +245,32 @@ impl Connection {
         }
     }
 
-    fn take_message(&mut self, end: usize) -> Message {
-        let mut frames = VecDeque::with_capacity(2);
-        if end >= SLICED {
-            let mut bytes = self.buffer.split_to(end).freeze();
-            frame::split_frames(&mut bytes, end, &mut frames);
-            for frame in frames.iter_mut().filter(|frame| frame.len() < SLICED) {
-                *frame = Bytes::copy_from_slice(frame);
-            }
-        } else {
-            frame::copy_frames(&self.buffer[..end], &mut frames);
+    #[inline]
+    fn take_message<M>(&mut self, end: usize, make: impl FnOnce(Received<'_>) -> M) -> M {
+        if end < SLICED {
+            let made = make(Received::Small(&self.buffer[..end]));
             self.buffer.advance(end);
+            return made;
         }
-        frames.into()
+        let mut frames = VecDeque::with_capacity(2);
+        let mut bytes = self.buffer.split_to(end).freeze();
+        frame::split_frames(&mut bytes, end, &mut frames);
+        for frame in frames.iter_mut().filter(|frame| frame.len() < SLICED) {
+            *frame = Bytes::copy_from_slice(frame);
+        }
+        make(Received::Large(frames))
     }
 
-    fn obey(&mut self, body: std::ops::Range<usize>) -> Result<Arrival, Reason> {
+    /// Does what a command asks for. `Some` for a PING, with its TTL, and `None` for a PONG.
+    fn obey(&mut self, body: std::ops::Range<usize>) -> Result<Option<Option<Duration>>, Reason> {
         match Command::decode(&self.buffer[body])? {
             Command::Ping { ttl, context } => {
                 let before = self.out.len();
                 self.out.push_bytes(|out| command::encode_pong(out, context));
                 self.pongs += self.out.len() - before;
-                Ok(Arrival::Ping(ttl))
+                Ok(Some(ttl))
             }
-            Command::Pong => Ok(Arrival::Pong),
+            Command::Pong => Ok(None),
             Command::Error(reason) => {
                 self.refusal = Some(Bytes::copy_from_slice(reason));
                 Err(Reason::PeerError)
@@ -240,7 +296,7 @@ impl Connection {
 
     /// As [`Connection::send`], for a message of a short first frame, which is copied, and one
     /// more.
-    pub fn send_tagged(&mut self, tag: &[u8], payload: Bytes, now: Instant) {
+    pub fn send_tagged(&mut self, tag: &[u8], payload: &Bytes, now: Instant) {
         self.out.push_tagged(tag, payload, now);
     }
 

@@ -183,14 +183,24 @@ pub fn split_frames(bytes: &mut Bytes, end: usize, frames: &mut VecDeque<Bytes>)
 /// As [`split_frames`], for a message that takes all of `bytes`, with frames of their own
 /// memory.
 pub fn copy_frames(bytes: &[u8], frames: &mut VecDeque<Bytes>) {
-    let mut at = 0;
-    while let Ok(Some(header)) = Header::decode(&bytes[at..]) {
-        let start = at + header.bytes;
-        at = start + header.body as usize;
-        if !header.command {
-            frames.push_back(Bytes::copy_from_slice(&bytes[start..at]));
+    frames.extend(bodies(bytes).map(Bytes::copy_from_slice));
+}
+
+/// The bodies of the frames of a message that takes all of `bytes`; a [`Scan`] has found its
+/// end.
+#[inline]
+pub fn bodies(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        loop {
+            let header = Header::decode(rest).ok().flatten()?;
+            let (frame, behind) = rest.split_at(header.bytes + header.body as usize);
+            rest = behind;
+            if !header.command {
+                return Some(&frame[header.bytes..]);
+            }
         }
-    }
+    })
 }
 
 #[cfg(test)]

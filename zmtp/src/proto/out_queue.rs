@@ -69,7 +69,7 @@ impl OutQueue {
         let (mut parted, mut payload) = (0, 0);
         while let Some(frame) = frames.pop_front() {
             payload += frame.len();
-            parted += self.push_frame(frame, !frames.is_empty());
+            parted += self.push_frame(&frame, !frames.is_empty());
         }
         self.end_message(parted + self.tail.len() - before, read_at);
         payload
@@ -77,7 +77,7 @@ impl OutQueue {
 
     /// Appends a message of a short first frame, which is copied, and one more.
     #[inline]
-    pub fn push_tagged(&mut self, tag: &[u8], payload: Bytes, read_at: Instant) {
+    pub fn push_tagged(&mut self, tag: &[u8], payload: &Bytes, read_at: Instant) {
         let before = self.tail.len();
         encode_header(&mut self.tail, message_flags(true), tag.len());
         self.tail.extend_from_slice(tag);
@@ -87,15 +87,15 @@ impl OutQueue {
 
     /// Appends a frame. Returns how many bytes have become parts.
     #[inline(always)]
-    fn push_frame(&mut self, frame: Bytes, more: bool) -> usize {
+    fn push_frame(&mut self, frame: &Bytes, more: bool) -> usize {
         encode_header(&mut self.tail, message_flags(more), frame.len());
         if frame.len() < LARGE {
-            self.tail.extend_from_slice(&frame);
+            self.tail.extend_from_slice(frame);
             return 0;
         }
         let parted = self.tail.len() + frame.len();
         self.part_tail();
-        self.parts.push_back(frame);
+        self.parts.push_back(frame.clone());
         parted
     }
 
