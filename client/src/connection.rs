@@ -16,7 +16,7 @@ use zmtp::memory_pool::MemoryPool;
 use zmtp::{Dealer, Reason};
 
 use super::Shared;
-use super::member::{Attempt, Member, State, Ticket};
+use super::member::{Attempt, Member, Settled, State, Ticket};
 use super::pending::{Arrival, Pending, Tagged};
 use super::reply::ReplyMemory;
 use super::time::after;
@@ -37,6 +37,8 @@ pub(super) struct Connection {
     draining: watch::Receiver<bool>,
     /// Failures in a row: of connecting, of checks, of requests.
     failures: u32,
+    /// Attempts whose callers are to be told.
+    settled: Settled,
 }
 
 /// Why a connection is not used any more.
@@ -54,7 +56,8 @@ impl Connection {
         queue: mpsc::UnboundedReceiver<Ticket>,
     ) -> Self {
         let draining = member.draining.subscribe();
-        Self { shared, member, queue, draining, failures: 0 }
+        let settled = Settled::new(Arc::clone(&member));
+        Self { shared, member, queue, draining, failures: 0, settled }
     }
 
     /// Runs until the endpoint is drained.
@@ -127,7 +130,10 @@ impl Connection {
         loop {
             tokio::select! {
                 done = &mut work => return Some(done),
-                Some(ticket) = self.queue.recv() => ticket.settle(Attempt::NotSent),
+                Some(ticket) = self.queue.recv() => {
+                    self.settled.push(ticket, Attempt::NotSent);
+                    self.settled.tell();
+                }
                 _ = self.draining.wait_for(|draining| *draining) => return None,
             }
         }
@@ -175,19 +181,9 @@ impl Connection {
             retiring: false,
         };
         let end = session.run().await;
-        let Session { dealer, mut pending, waiting, .. } = session;
         // Before anybody is told, who would draw this endpoint again.
         if let End::Broken { suspect } = end {
-            self.set_state(if suspect { State::Suspect } else { State::Connecting });
-        }
-        let written = dealer.written();
-        while let Some((id, ticket)) = pending.take_any() {
-            // The server cannot act on a request of which a byte is missing.
-            let is_sent = id < written;
-            ticket.settle(if is_sent { Attempt::Disconnected } else { Attempt::NotSent });
-        }
-        for (_, ticket) in waiting {
-            ticket.settle(Attempt::NotSent);
+            session.connection.set_state(if suspect { State::Suspect } else { State::Connecting });
         }
         end
     }
@@ -199,6 +195,12 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        // What was submitted when nobody looked any more.
+        self.queue.close();
+        while let Ok(ticket) = self.queue.try_recv() {
+            self.settled.push(ticket, Attempt::NotSent);
+        }
+        self.settled.tell();
         self.shared.roster.remove(&self.member);
     }
 }
@@ -231,6 +233,7 @@ impl Session<'_> {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             self.send_waiting();
+            self.connection.settled.tell();
             if self.is_idle() && (self.retiring || self.draining()) {
                 return match self.retiring && !self.draining() {
                     true => End::Broken { suspect: false },
@@ -274,7 +277,7 @@ impl Session<'_> {
             && let Some((deadline, ticket)) = self.waiting.pop_front()
         {
             if ticket.is_abandoned() {
-                ticket.settle(Attempt::NotSent);
+                self.connection.settled.push(ticket, Attempt::NotSent);
                 continue;
             }
             let id = self.pending.next_id();
@@ -301,10 +304,11 @@ impl Session<'_> {
                 }
                 let memory = &self.connection.shared.reply_memory;
                 let room = ReplyMemory::take(payload.len(), &self.replies, memory);
-                ticket.settle(match room {
+                let attempt = match room {
                     Some(memory) => Attempt::Answered(payload, memory),
                     None => Attempt::ReplyMemory,
-                });
+                };
+                self.connection.settled.push(ticket, attempt);
             }
             Arrival::Late => {
                 self.alive = true;
@@ -333,10 +337,10 @@ impl Session<'_> {
             self.suspect();
         }
         while let Some(ticket) = self.pending.take_expired(now) {
-            ticket.settle(Attempt::TimedOut);
+            self.connection.settled.push(ticket, Attempt::TimedOut);
         }
         while let Some(ticket) = self.take_unsent(now) {
-            ticket.settle(Attempt::NotSent);
+            self.connection.settled.push(ticket, Attempt::NotSent);
         }
         self.alarm = self.first_deadline().map(|deadline| Box::pin(sleep_until(deadline)));
         Ok(())
@@ -391,6 +395,22 @@ impl Session<'_> {
         let endpoint = &self.connection.member.endpoint;
         debug!(%endpoint, reason = reason.as_str(), "connection lost");
         End::Broken { suspect: self.check.is_some() }
+    }
+}
+
+impl Drop for Session<'_> {
+    /// Tells those whose attempts are outstanding, also if the client ends at once.
+    fn drop(&mut self) {
+        let (settled, written) = (&mut self.connection.settled, self.dealer.written());
+        while let Some((id, ticket)) = self.pending.take_any() {
+            // The server cannot act on a request of which a byte is missing.
+            let is_sent = id < written;
+            settled.push(ticket, if is_sent { Attempt::Disconnected } else { Attempt::NotSent });
+        }
+        for (_, ticket) in self.waiting.drain(..) {
+            settled.push(ticket, Attempt::NotSent);
+        }
+        settled.tell();
     }
 }
 

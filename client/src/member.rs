@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
+use prometheus::local::LocalHistogram;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::discovery::{EndpointState, Endpoints};
 use super::metrics::ClientMetrics;
@@ -54,6 +57,17 @@ pub(super) struct Member {
     pub draining: watch::Sender<bool>,
 }
 
+/// A request, and the room that it takes. Each attempt gives it back.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub payload: Bytes,
+    /// Held until the request has ended.
+    pub _slot: Slot,
+    pub started: Instant,
+    /// Whether it had an attempt before.
+    pub is_retry: bool,
+}
+
 /// What an attempt came to.
 #[derive(Debug)]
 pub(super) enum Attempt {
@@ -69,21 +83,13 @@ pub(super) enum Attempt {
     NotSent,
 }
 
-/// A request, and the room that it takes. Each attempt gives it back.
+/// What a caller is told of its attempt.
 #[derive(Debug)]
-pub(super) struct Request {
-    pub payload: Bytes,
-    /// Held until the request has ended.
-    pub _slot: Slot,
-    /// Whether it had an attempt before.
-    pub is_retry: bool,
-}
-
-/// An attempt's outcome, and the request for the next one.
-#[derive(Debug)]
-pub(super) struct Settled {
+pub(super) struct Outcome {
     pub attempt: Attempt,
-    /// `None` if the client has ended.
+    /// From the start of the request, if it was answered.
+    pub elapsed: Duration,
+    /// For the next attempt. `None` if the client has ended.
     pub request: Option<Request>,
 }
 
@@ -91,57 +97,90 @@ pub(super) struct Settled {
 /// attempt is settled, whether its caller still waits or not.
 #[derive(Debug)]
 pub(super) struct Ticket {
-    caller: Option<(oneshot::Sender<Settled>, Request)>,
-    member: Arc<Member>,
+    caller: oneshot::Sender<Outcome>,
+    request: Request,
 }
 
 impl Ticket {
-    /// Counts what the attempt came to, and tells its caller.
-    pub fn settle(mut self, attempt: Attempt) {
-        self.count(&attempt);
-        if let Some((caller, request)) = self.caller.take() {
-            // A caller that has left leaves its room behind, which is then free.
-            let _ = caller.send(Settled { attempt, request: Some(request) });
-        }
-    }
-
     /// What is sent.
     pub fn payload(&self) -> &Bytes {
-        let (_, request) = self.caller.as_ref().expect("it is not settled");
-        &request.payload
+        &self.request.payload
     }
 
     /// Whether its caller has left.
     pub fn is_abandoned(&self) -> bool {
-        self.caller.as_ref().is_none_or(|(caller, _)| caller.is_closed())
-    }
-
-    /// Each attempt is counted once. One that was not sent is none.
-    fn count(&self, attempt: &Attempt) {
-        let metrics = &self.member.metrics;
-        match attempt {
-            Attempt::NotSent => return metrics.not_sent.inc(),
-            Attempt::Answered(..) => {
-                self.member.answered.fetch_add(1, Relaxed);
-            }
-            Attempt::TimedOut => metrics.attempts_timed_out.inc(),
-            Attempt::Disconnected => metrics.attempts_disconnected.inc(),
-            Attempt::ReplyMemory => metrics.attempts_reply_memory.inc(),
-        }
-        metrics.attempts.inc();
-        if self.caller.as_ref().is_some_and(|(_, request)| request.is_retry) {
-            metrics.retries.inc();
-        }
+        self.caller.is_closed()
     }
 }
 
-impl Drop for Ticket {
-    /// One that was not settled has lost its connection with its client.
-    fn drop(&mut self) {
-        if self.caller.is_some() {
-            self.count(&Attempt::Disconnected);
+/// Attempts of one endpoint that have ended, until their callers are told. They are counted
+/// together: a counter of its own for each costs more than all else of a reply.
+#[derive(Debug)]
+pub(super) struct Settled {
+    member: Arc<Member>,
+    ended: Vec<(Ticket, Attempt)>,
+    duration: LocalHistogram,
+}
+
+impl Settled {
+    pub fn new(member: Arc<Member>) -> Self {
+        let duration = member.metrics.request_duration.local();
+        Self { member, ended: Vec::new(), duration }
+    }
+
+    /// An attempt has ended.
+    pub fn push(&mut self, ticket: Ticket, attempt: Attempt) {
+        self.ended.push((ticket, attempt));
+    }
+
+    /// Counts what has ended, and tells the callers.
+    pub fn tell(&mut self) {
+        if self.ended.is_empty() {
+            return;
         }
-        self.member.outstanding.fetch_sub(1, Relaxed);
+        let now = Instant::now();
+        self.count(now);
+        for (ticket, attempt) in self.ended.drain(..) {
+            let elapsed = now.saturating_duration_since(ticket.request.started);
+            let outcome = Outcome { attempt, elapsed, request: Some(ticket.request) };
+            // A caller that has left leaves its room behind, which is then free.
+            let _ = ticket.caller.send(outcome);
+        }
+    }
+
+    /// Each attempt is counted once. One that was not sent is none.
+    fn count(&mut self, now: Instant) {
+        let [mut answered, mut timed_out, mut disconnected, mut memory, mut not_sent] = [0; 5];
+        let mut retries = 0;
+        for (ticket, attempt) in &self.ended {
+            match attempt {
+                Attempt::Answered(..) => {
+                    answered += 1;
+                    if !ticket.is_abandoned() {
+                        let elapsed = now.saturating_duration_since(ticket.request.started);
+                        self.duration.observe(elapsed.as_secs_f64());
+                    }
+                }
+                Attempt::TimedOut => timed_out += 1,
+                Attempt::Disconnected => disconnected += 1,
+                Attempt::ReplyMemory => memory += 1,
+                Attempt::NotSent => {
+                    not_sent += 1;
+                    continue;
+                }
+            }
+            retries += u64::from(ticket.request.is_retry);
+        }
+        let metrics = &self.member.metrics;
+        self.duration.flush();
+        metrics.attempts.inc_by(answered + timed_out + disconnected + memory);
+        metrics.retries.inc_by(retries);
+        metrics.attempts_timed_out.inc_by(timed_out);
+        metrics.attempts_disconnected.inc_by(disconnected);
+        metrics.attempts_reply_memory.inc_by(memory);
+        metrics.not_sent.inc_by(not_sent);
+        self.member.answered.fetch_add(answered, Relaxed);
+        self.member.outstanding.fetch_sub(self.ended.len(), Relaxed);
     }
 }
 
@@ -164,16 +203,19 @@ impl Member {
 
     /// One attempt: hands the request to the connection and waits for what it
     /// comes to, which the connection's own timeout bounds.
-    pub async fn attempt(self: &Arc<Self>, request: Request) -> Settled {
-        let (sender, receiver) = oneshot::channel();
+    pub async fn attempt(self: &Arc<Self>, request: Request) -> Outcome {
+        let (caller, outcome) = oneshot::channel();
         self.outstanding.fetch_add(1, Relaxed);
-        let ticket = Ticket { caller: Some((sender, request)), member: Arc::clone(self) };
-        // If the connection's task has ended, the ticket comes back. The queue is bounded by
-        // the slots.
-        if let Err(error) = self.submissions.send(ticket) {
-            error.0.settle(Attempt::NotSent);
+        // The queue is bounded by the slots.
+        if let Err(error) = self.submissions.send(Ticket { caller, request }) {
+            // The connection's task has ended.
+            let mut settled = Settled::new(Arc::clone(self));
+            settled.push(error.0, Attempt::NotSent);
+            settled.tell();
         }
-        receiver.await.unwrap_or(Settled { attempt: Attempt::Disconnected, request: None })
+        let lost =
+            |_| Outcome { attempt: Attempt::Disconnected, elapsed: Duration::ZERO, request: None };
+        outcome.await.unwrap_or_else(lost)
     }
 
     pub fn state(&self) -> State {

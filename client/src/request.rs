@@ -53,7 +53,7 @@ async fn attempts(
     let deadline = after(progress.started, shared.deadline);
     let slot = take_slot(shared, progress, deadline).await?;
     progress.queued = false;
-    let mut request = Request { payload, _slot: slot, is_retry: false };
+    let mut request = Request { payload, _slot: slot, started: progress.started, is_retry: false };
     let mut now = progress.started;
     loop {
         let member = match shared.roster.pick(&progress.failed) {
@@ -67,20 +67,19 @@ async fn attempts(
         let attempt = member.attempt(request);
         // The connection has a deadline for each attempt: a timer here would cost as much as all
         // else of a request.
-        let settled = if after(now, shared.config.timeout) <= deadline {
+        let outcome = if after(now, shared.config.timeout) <= deadline {
             attempt.await
         } else {
             match timeout_at(deadline, attempt).await {
-                Ok(settled) => settled,
+                Ok(outcome) => outcome,
                 Err(_) => return Err(progress.out_of_time()),
             }
         };
-        let pause = match settled.attempt {
+        let pause = match outcome.attempt {
             Attempt::Answered(payload, memory) => {
                 // The room that it takes is the caller's from now on.
                 drop(memory);
-                let (endpoint, elapsed) =
-                    (Arc::clone(&member.endpoint), progress.started.elapsed());
+                let (endpoint, elapsed) = (Arc::clone(&member.endpoint), outcome.elapsed);
                 return Ok(Reply { payload, endpoint, attempts: progress.attempts(), elapsed });
             }
             Attempt::NotSent => {
@@ -105,7 +104,7 @@ async fn attempts(
             pause => sleep(pause).await,
         }
         now = Instant::now();
-        let Some(again) = settled.request else { return Err(RequestError::Closed) };
+        let Some(again) = outcome.request else { return Err(RequestError::Closed) };
         request = Request { is_retry: !progress.failed.is_empty(), ..again };
     }
 }
@@ -187,10 +186,7 @@ impl Counted<'_> {
     fn ended(mut self, outcome: &Result<Reply, RequestError>) {
         self.done = true;
         match outcome {
-            Ok(reply) => {
-                self.shared.metrics.answered.inc();
-                self.shared.metrics.request_duration.observe(reply.elapsed.as_secs_f64());
-            }
+            Ok(_) => self.shared.metrics.answered.inc(),
             Err(error) => self.shared.metrics.failed(error),
         }
     }
