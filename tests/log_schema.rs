@@ -109,11 +109,18 @@ fn add_sources_under(path: &Path, files: &mut Vec<PathBuf>) {
 
 /// The module path of a file, which is the target of its records.
 fn target(file: &Path) -> String {
-    let path = file.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
-    let path = path.unwrap_or_else(|_| panic!("{}: a binary logs nothing", file.display()));
+    const LIBRARIES: [(&str, &str); 3] =
+        [("src", "zmq_echo"), ("client/src", "zmq_echo_client"), ("zmtp/src", "zmtp")];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = LIBRARIES
+        .iter()
+        .filter_map(|(folder, name)| Some((file.strip_prefix(root.join(folder)).ok()?, name)));
+    let (path, library) =
+        found.next().unwrap_or_else(|| panic!("{}: a binary logs nothing", file.display()));
     let path = path.with_extension("");
-    let parts = path.iter().map(|part| part.to_str().unwrap()).filter(|part| *part != "mod");
-    std::iter::once("zmq_echo").chain(parts).collect::<Vec<_>>().join("::")
+    let parts = path.iter().map(|part| part.to_str().unwrap());
+    let parts = parts.filter(|part| !["mod", "lib"].contains(part));
+    std::iter::once(*library).chain(parts).collect::<Vec<_>>().join("::")
 }
 
 /// Each use of a logging macro: its level and what stands in its brackets.
@@ -176,7 +183,7 @@ fn what_a_server_writes_in_its_life_is_documented() {
     let mut shell = command("sh");
     shell.args(["-c", "ulimit -n 400; exec \"$0\" \"$@\"", SERVER]);
     shell.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
-    shell.args(["--log-level", "zmq_echo=trace", "--drain-quiet", "100ms"]);
+    shell.args(["--log-level", "zmq_echo=trace,zmtp=trace", "--drain-quiet", "100ms"]);
     shell.envs(POD.map(|(variable, _, value)| (variable, value)));
     let mut server = Server::spawn(shell);
     let mut stranger = TcpStream::connect(server.address()).unwrap();
