@@ -2,6 +2,7 @@
 //! after the promise that it keeps.
 
 mod attacks;
+mod build_plan;
 mod busy_poll;
 mod client;
 mod config;
