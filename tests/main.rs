@@ -16,6 +16,5 @@ mod poll_loop;
 mod probe;
 mod readme;
 mod rollout;
-mod router;
 mod side_port;
 mod support;
