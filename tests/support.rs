@@ -43,6 +43,9 @@ use zmq_echo::log::PLACE;
 pub const SERVER: &str = env!("CARGO_BIN_EXE_zmq-echo-server");
 pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
 
+/// A filter that lets through all that the service and its socket log.
+pub const EVERY_RECORD: &str = "zmq_echo=trace,zmtp=trace";
+
 /// Where a server may be told that it runs: variable, field of each record, value.
 pub const POD: [(&str, &str, &str); 3] = [
     (PLACE[0].0, PLACE[0].1, "default"),
