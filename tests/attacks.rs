@@ -15,9 +15,7 @@ use std::net::TcpStream;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-use crate::support::{PROBE, Server, command, raw, wait_until};
+use crate::support::{PROBE, Server, command, raise_open_files, raw, wait_until};
 
 /// The most that may ever be resident at the default flags.
 const MEMORY: u64 = 160 << 20;
@@ -123,11 +121,4 @@ fn median_echo(peer: &mut TcpStream, count: usize) -> Duration {
 fn quantile(mut values: Vec<Duration>, quantile: f64) -> Duration {
     values.sort_unstable();
     values[((values.len() - 1) as f64 * quantile).round() as usize]
-}
-
-/// Every peer of a test costs this process a descriptor.
-pub fn raise_open_files() {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
-        .expect("the soft limit may be raised to the hard one");
 }

@@ -13,7 +13,8 @@ use zmq_echo::log::{self, LogFormat};
 mod support;
 
 use support::{
-    DEADLINE, POD, PROBE, Process, SERVER, command, get, raw, sample, scrape, wait_until,
+    DEADLINE, EVERY_RECORD, POD, PROBE, Process, SERVER, command, get, raw, sample, scrape,
+    wait_until,
 };
 
 /// syslog-ng in the foreground, with a configuration and a directory of its own.
@@ -83,7 +84,7 @@ impl Collector {
 fn server() -> Command {
     let mut server = command(SERVER);
     server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
-    server.args(["--log-level", "zmq_echo=trace"]);
+    server.args(["--log-level", EVERY_RECORD]);
     server.envs(POD.map(|(variable, _, value)| (variable, value)));
     server
 }

@@ -138,7 +138,7 @@ fn the_defaults_are_those_of_the_contract() {
 
 #[test]
 fn at_its_defaults_the_server_stays_under_160_mib_by_the_formula() {
-    // The process without a client, as `zmq_echo::router` has it, and its waiting records.
+    // The process without a client, as `zmtp::router` has it, and its waiting records.
     let rest = (6 << 20) + zmq_echo::log::QUEUE_BYTES;
     let config = ServerConfig::parse_args(["zmq-echo-server"]).unwrap();
     assert!(config.limits().most_memory() + rest < 160 << 20, "{}", config.limits().most_memory());

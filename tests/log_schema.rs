@@ -16,7 +16,7 @@ use serde_json::Value as Json;
 pub use self::documented::assert_documented;
 use self::documented::{LOGS, Records, SECTIONS, documented, documented_in, types};
 use crate::support::tables::table_of;
-use crate::support::{POD, SERVER, Server, command, raw};
+use crate::support::{EVERY_RECORD, POD, SERVER, Server, command, raw};
 
 /// Holds one record as text. Names alone: in text values have no types.
 #[track_caller]
@@ -107,20 +107,20 @@ fn add_sources_under(path: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
+/// The folders of the libraries.
+const LIBRARIES: [(&str, &str); 3] =
+    [("src", "zmq_echo"), ("zmtp/src", "zmtp"), ("client/src", "zmq_echo_client")];
+
 /// The module path of a file, which is the target of its records.
 fn target(file: &Path) -> String {
-    const LIBRARIES: [(&str, &str); 3] =
-        [("src", "zmq_echo"), ("client/src", "zmq_echo_client"), ("zmtp/src", "zmtp")];
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = LIBRARIES
+    let path = file.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().with_extension("");
+    let of_library = LIBRARIES
         .iter()
-        .filter_map(|(folder, name)| Some((file.strip_prefix(root.join(folder)).ok()?, name)));
-    let (path, library) =
-        found.next().unwrap_or_else(|| panic!("{}: a binary logs nothing", file.display()));
-    let path = path.with_extension("");
-    let parts = path.iter().map(|part| part.to_str().unwrap());
-    let parts = parts.filter(|part| !["mod", "lib"].contains(part));
-    std::iter::once(*library).chain(parts).collect::<Vec<_>>().join("::")
+        .find_map(|(folder, library)| Some((*library, path.strip_prefix(folder).ok()?)));
+    let (library, path) =
+        of_library.unwrap_or_else(|| panic!("{}: a binary logs nothing", file.display()));
+    let parts = path.iter().map(|part| part.to_str().unwrap()).filter(|part| *part != "mod");
+    std::iter::once(library).chain(parts).collect::<Vec<_>>().join("::")
 }
 
 /// Each use of a logging macro: its level and what stands in its brackets.
@@ -183,7 +183,7 @@ fn what_a_server_writes_in_its_life_is_documented() {
     let mut shell = command("sh");
     shell.args(["-c", "ulimit -n 400; exec \"$0\" \"$@\"", SERVER]);
     shell.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
-    shell.args(["--log-level", "zmq_echo=trace,zmtp=trace", "--drain-quiet", "100ms"]);
+    shell.args(["--log-level", EVERY_RECORD, "--drain-quiet", "100ms"]);
     shell.envs(POD.map(|(variable, _, value)| (variable, value)));
     let mut server = Server::spawn(shell);
     let mut stranger = TcpStream::connect(server.address()).unwrap();

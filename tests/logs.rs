@@ -7,7 +7,9 @@ use serde_json::Value as Json;
 use zmq_echo::log::{self, LogFormat};
 
 use crate::log_schema::assert_documented;
-use crate::support::{DEADLINE, Process, SERVER, Server, command, raw, sample, scrape, wait_until};
+use crate::support::{
+    DEADLINE, EVERY_RECORD, Process, SERVER, Server, command, raw, sample, scrape, wait_until,
+};
 
 /// Identities and payloads that would break a careless log.
 const NASTY: [&[u8]; 5] = [
@@ -29,7 +31,7 @@ fn provoke(server: &Server) {
 
 #[test]
 fn every_line_is_one_json_record_whatever_a_peer_sends() {
-    let server = Server::start(&["--log-level", "zmq_echo=trace"]);
+    let server = Server::start(&["--log-level", EVERY_RECORD]);
     provoke(&server);
     wait_until("the requests are logged", || {
         server.lines().iter().filter(|line| line.contains("\"request\"")).count() >= NASTY.len()
@@ -52,7 +54,7 @@ fn every_line_is_one_json_record_whatever_a_peer_sends() {
 fn every_line_is_one_text_record_whatever_a_peer_sends() {
     let mut server = command(SERVER);
     server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
-    server.args(["--log-level", "zmq_echo=trace", "--log-format", "text"]);
+    server.args(["--log-level", EVERY_RECORD, "--log-format", "text"]);
     let mut child = Process::spawn(&mut server);
     let mut stdout = child.stdout();
     let mut listening = String::new();
@@ -96,7 +98,7 @@ fn a_reader_that_stops_reading_costs_records_and_no_echo() {
     let mut server = command(SERVER);
     server.args([
         "--log-level",
-        "zmq_echo=trace",
+        EVERY_RECORD,
         "--bind",
         "tcp://127.0.0.1:0",
         "--http",

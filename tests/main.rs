@@ -2,6 +2,7 @@
 //! after the promise that it keeps.
 
 mod attacks;
+mod build_plan;
 mod busy_poll;
 mod client;
 mod config;
@@ -15,6 +16,5 @@ mod poll_loop;
 mod probe;
 mod readme;
 mod rollout;
-mod router;
 mod side_port;
 mod support;

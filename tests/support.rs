@@ -9,7 +9,10 @@ pub mod api_server;
 pub mod dns_server;
 #[path = "support/load.rs"]
 pub mod load;
+#[path = "support/open_files.rs"]
+mod open_files;
 #[path = "support/raw.rs"]
+#[allow(dead_code, reason = "the socket's own tests use the rest")]
 pub mod raw;
 #[path = "support/relay.rs"]
 pub mod relay;
@@ -18,8 +21,10 @@ pub mod tables;
 #[path = "support/waiting.rs"]
 mod waiting;
 
+#[allow(unused_imports, reason = "not every test binary opens many files")]
+pub use open_files::raise_open_files;
 #[allow(unused_imports, reason = "not every test binary waits in a runtime")]
-pub use waiting::{DEADLINE, runtime, until};
+pub use waiting::{DEADLINE, runtime, until, wait_until};
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -37,6 +42,9 @@ use zmq_echo::log::PLACE;
 
 pub const SERVER: &str = env!("CARGO_BIN_EXE_zmq-echo-server");
 pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
+
+/// A filter that lets through all that the service and its socket log.
+pub const EVERY_RECORD: &str = "zmq_echo=trace,zmtp=trace";
 
 /// Where a server may be told that it runs: variable, field of each record, value.
 pub const POD: [(&str, &str, &str); 3] = [
@@ -333,15 +341,6 @@ fn read_lines(stdout: impl BufRead + Send + 'static, log: Arc<Mutex<Log>>) {
         }
         log.lock().unwrap().ended = true;
     });
-}
-
-#[track_caller]
-pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
 }
 
 pub fn scrape(address: SocketAddr) -> Scrape {

@@ -7,6 +7,7 @@ pub mod dns_server;
 #[path = "../../tests/support/tables.rs"]
 pub mod tables;
 #[path = "../../tests/support/waiting.rs"]
+#[allow(dead_code, reason = "shared with the service's tests")]
 mod waiting;
 
 pub use waiting::{DEADLINE, runtime, until};

@@ -1,132 +1,16 @@
-//! A flood is served in turn with everybody else.
+//! A flood does not keep a server from its other peers.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::thread;
 
-use tokio::task::yield_now;
-use zmtp::router::Limits;
-
 use super::Attacked;
-use crate::router::{LIMITS, bound, dealer_of, on_runtime};
 use crate::support::raw;
-
-/// How many requests a peer that is no flood has under way at a time.
-const WINDOW: usize = 100;
-
-/// How many windows of the measured peer are answered.
-const WINDOWS: usize = 50;
-
-/// The most requests that a turn hands out.
-const TURN: usize = 512;
-
-/// As the poll loop: after this many requests the runtime has its turn.
-const BATCH: usize = 256;
-
-fn request() -> Vec<u8> {
-    raw::frame(&[1; 64], false)
-}
-
-/// A client that never waits: it reads what has come and writes what the kernel takes.
-struct Client {
-    stream: TcpStream,
-    /// Bytes that are to be written, of requests that repeat.
-    unwritten: usize,
-    written: usize,
-    read: usize,
-}
-
-impl Client {
-    fn new(stream: TcpStream) -> Self {
-        stream.set_nonblocking(true).unwrap();
-        Self { stream, unwritten: 0, written: 0, read: 0 }
-    }
-
-    /// Asks for `requests` more.
-    fn ask(&mut self, requests: usize) {
-        self.unwritten += requests * request().len();
-    }
-
-    fn is_answered(&self) -> bool {
-        self.unwritten == 0 && self.read == self.written
-    }
-
-    fn advance(&mut self) {
-        let mut bytes = vec![0; 64 << 10];
-        while let Some(count) = progress(self.stream.read(&mut bytes)) {
-            self.read += count;
-        }
-        let requests = request().repeat(WINDOW);
-        while self.unwritten > 0 {
-            let from = self.written % requests.len();
-            let most = self.unwritten.min(requests.len() - from);
-            let write = self.stream.write(&requests[from..from + most]);
-            let Some(count) = progress(write) else { return };
-            self.written += count;
-            self.unwritten -= count;
-        }
-    }
-}
-
-fn progress(moved: std::io::Result<usize>) -> Option<usize> {
-    match moved {
-        Ok(count) => Some(count),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-        Err(error) => panic!("{error}"),
-    }
-}
-
-/// The clients and the socket share one thread, and the clients have something to do
-/// between any two requests. So what is counted depends on no one's speed.
-#[test]
-fn a_flood_gets_no_more_turns_than_others_and_no_longer_ones() {
-    on_runtime(async {
-        let (mut socket, address, _) = bound(Limits { socket_buffer: 512 << 10, ..LIMITS });
-        let mut clients = Vec::new();
-        for identity in [b"measured".as_slice(), b"equal", b"another", b"flood"] {
-            clients.push(Client::new(dealer_of(&mut socket, address, identity).await));
-        }
-        let (mut windows, mut of_flood, mut received) = (0, 0, 0);
-        let mut next = None;
-        loop {
-            let (flood, others) = clients.split_last_mut().unwrap();
-            // It always has more to send than the kernel takes.
-            flood.ask(WINDOW);
-            for other in others.iter_mut().filter(|other| other.is_answered()) {
-                other.ask(WINDOW);
-            }
-            clients.iter_mut().for_each(Client::advance);
-            if clients[0].is_answered() {
-                windows += 1;
-            }
-            if windows == WINDOWS {
-                break;
-            }
-            let message = match next.take() {
-                Some(message) => message,
-                None => socket.recv().await,
-            };
-            of_flood += usize::from(message.frames()[0] == b"flood"[..]);
-            socket.send(message).unwrap();
-            received += 1;
-            if received % BATCH == 0 {
-                yield_now().await;
-            }
-            next = socket.try_recv();
-        }
-        eprintln!("{of_flood} requests of a flood in {WINDOWS} windows");
-        assert!(of_flood > WINDOWS * WINDOW, "{of_flood}: that is no flood");
-        // One that is under way when a window comes, and one before its turn.
-        let most = (2 * WINDOWS + 1) * TURN;
-        assert!(of_flood <= most, "{of_flood} requests of a flood in {WINDOWS} windows");
-    });
-}
 
 #[test]
 fn beside_a_flood_a_server_serves_its_other_peers() {
     let mut attacked = Attacked::start(&[]);
     let flood = raw::dealer(attacked.address(), 0, b"");
-    let writing = raw::flood(&flood, request().repeat(1000));
+    let writing = raw::flood(&flood, raw::frame(&[1; 64], false).repeat(1000));
     let mut replies = flood.try_clone().unwrap();
     let reading = thread::spawn(move || raw::read_until_closed(&mut replies));
     attacked.serves_its_neighbour();

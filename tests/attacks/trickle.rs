@@ -174,10 +174,22 @@ fn a_trickle_is_closed_as_stalled_while_a_slow_upload_goes_on() {
     attacked.is_unharmed();
 }
 
+/// A server with these limits, and a peer that is to keep to them.
+fn watched(stall_timeout: &str, stall_bytes: &str) -> (Attacked, TcpStream) {
+    let attacked =
+        Attacked::start(&["--stall-timeout", stall_timeout, "--stall-bytes", stall_bytes]);
+    let peer = raw::dealer(attacked.address(), 0, b"");
+    (attacked, peer)
+}
+
+fn none_was_stalled(mut attacked: Attacked) {
+    assert_eq!(attacked.disconnections("stalled"), 0.0);
+    attacked.is_unharmed();
+}
+
 #[test]
 fn a_trickle_just_below_the_least_rate_is_closed_wherever_its_pieces_fall() {
-    let mut attacked = Attacked::start(&["--stall-timeout", "1s", "--stall-bytes", "64KiB"]);
-    let mut peer = raw::dealer(attacked.address(), 0, b"");
+    let (mut attacked, mut peer) = watched("1s", "64KiB");
     peer.write_all(&raw::announced(0, 8 << 20)).unwrap();
     // Bursts of 40 KiB, each more than a window after the last one: on the average less
     // than the least rate, whatever a busy machine makes of the pauses.
@@ -192,8 +204,7 @@ fn a_trickle_just_below_the_least_rate_is_closed_wherever_its_pieces_fall() {
 
 #[test]
 fn a_message_that_is_whole_within_its_first_window_may_come_as_slowly_as_it_likes() {
-    let mut attacked = Attacked::start(&["--stall-timeout", "30s", "--stall-bytes", "1MiB"]);
-    let mut peer = raw::dealer(attacked.address(), 0, b"");
+    let (attacked, mut peer) = watched("30s", "1MiB");
     let message = raw::frame(b"twenty bytes, slowly", false);
     for _ in 0..3 {
         for byte in &message {
@@ -202,15 +213,13 @@ fn a_message_that_is_whole_within_its_first_window_may_come_as_slowly_as_it_like
         }
         assert!(raw::read(&mut peer, message.len()) == message);
     }
-    assert_eq!(attacked.disconnections("stalled"), 0.0);
-    attacked.is_unharmed();
+    none_was_stalled(attacked);
 }
 
 #[test]
 fn one_small_message_after_the_other_is_not_one_slow_message() {
     // Each is whole in its window, and together they never bring the bytes of one.
-    let mut attacked = Attacked::start(&["--stall-timeout", "2s", "--stall-bytes", "1MiB"]);
-    let mut peer = raw::dealer(attacked.address(), 0, b"");
+    let (attacked, mut peer) = watched("2s", "1MiB");
     let message = raw::frame(b"small", false);
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(7) {
@@ -221,8 +230,7 @@ fn one_small_message_after_the_other_is_not_one_slow_message() {
         assert!(raw::read(&mut peer, message.len()) == message);
         thread::sleep(Duration::from_millis(100));
     }
-    assert_eq!(attacked.disconnections("stalled"), 0.0);
-    attacked.is_unharmed();
+    none_was_stalled(attacked);
 }
 
 #[test]

@@ -69,6 +69,13 @@ fn pipeline(server: &Server, count: usize) -> (TcpStream, Vec<u8>) {
     (peer, request)
 }
 
+/// Time is what is tested: nothing moves for more than twice the quiet period.
+fn drains_and_nothing_moves(server: &Server) {
+    server.signal(Signal::TERM);
+    server.wait_for_record("stopped listening; connected peers are still served");
+    thread::sleep(Duration::from_millis(2600));
+}
+
 #[test]
 fn a_client_that_reads_slowly_gets_all_replies_to_what_it_pipelined() {
     const REQUESTS: usize = 117;
@@ -91,10 +98,7 @@ fn a_client_that_pauses_longer_than_the_quiet_period_and_then_reads_gets_all_rep
     const REQUESTS: usize = 140;
     let mut server = server();
     let (mut peer, request) = pipeline(&server, REQUESTS);
-    server.signal(Signal::TERM);
-    server.wait_for_record("stopped listening; connected peers are still served");
-    // Time is what is tested: nothing moves for more than twice the quiet period.
-    thread::sleep(Duration::from_millis(2600));
+    drains_and_nothing_moves(&server);
     for number in 0..REQUESTS {
         assert!(raw::read(&mut peer, request.len()) == request, "reply {number} is another one");
     }
@@ -131,10 +135,7 @@ fn a_message_that_pauses_halfway_for_longer_than_the_quiet_period_is_waited_for(
     let message = raw::frame(&[8; 1000], false);
     peer.write_all(&message[..500]).unwrap();
     server.wait_for_metric("zmq_echo_buffered_bytes", |held| held > 0.0);
-    server.signal(Signal::TERM);
-    server.wait_for_record("stopped listening; connected peers are still served");
-    // Time is what is tested.
-    thread::sleep(Duration::from_millis(2600));
+    drains_and_nothing_moves(&server);
     peer.write_all(&message[500..]).unwrap();
     assert!(raw::read(&mut peer, message.len()) == message);
     drop(peer);

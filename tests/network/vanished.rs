@@ -14,18 +14,25 @@ use crate::support::{Server, raw, wait_until};
 /// A host that has disappeared is noticed within this time while it is owed replies.
 const NOTICED: Duration = Duration::from_secs(120);
 
-fn server(args: &[&str]) -> Server {
-    Server::start_on(&format!("tcp://{SERVER}:0"), args)
+/// Runs `test` on a server's host, with peers of both kinds on another host, `each` of them:
+/// those that know PING (ZMTP 3.1), and those that do not (3.0).
+fn with_peers_elsewhere(
+    args: &[&str],
+    each: usize,
+    test: impl FnOnce(&Network, &Server, &mut [TcpStream]) + Send,
+) {
+    let network = Network::new();
+    network.server.run(|| {
+        let server = Server::start_on(&format!("tcp://{SERVER}:0"), args);
+        let minors = (0..2 * each).map(|number| (number % 2) as u8);
+        let dealer = |minor| raw::dealer(server.address(), minor, b"");
+        let mut peers: Vec<_> = network.peer.run(|| minors.map(dealer).collect());
+        test(&network, &server, &mut peers);
+    });
 }
 
 fn disconnections(server: &Server, reason: &str) -> f64 {
     server.metric(&format!("zmq_echo_disconnections_total{{reason=\"{reason}\"}}"))
-}
-
-/// Peers on the other host that know PING (ZMTP 3.1) and peers that do not (3.0).
-fn peers(network: &Network, address: SocketAddr, each: usize) -> Vec<TcpStream> {
-    let minors = (0..2 * each).map(|number| (number % 2) as u8);
-    network.peer.run(|| minors.map(|minor| raw::dealer(address, minor, b"")).collect())
 }
 
 #[track_caller]
@@ -48,23 +55,17 @@ fn are_closed_as_vanished(server: &Server, count: usize, within: Duration) {
 
 #[test]
 fn a_peer_that_does_not_read_is_closed_within_two_minutes_of_its_hosts_disappearing() {
-    let network = Network::new();
-    network.server.run(|| {
-        let server = server(&[]);
-        let mut peers = peers(&network, server.address(), 1);
-        let taken = server.flood_until_stuck(&mut peers, &raw::frame(&[3; 64 << 10], false));
+    with_peers_elsewhere(&[], 1, |network, server, peers| {
+        let taken = server.flood_until_stuck(peers, &raw::frame(&[3; 64 << 10], false));
         assert!(taken.iter().all(|taken| !taken.closed), "{taken:?}");
         network.cut();
-        are_closed_as_vanished(&server, peers.len(), NOTICED);
+        are_closed_as_vanished(server, peers.len(), NOTICED);
     });
 }
 
 #[test]
 fn a_peer_with_replies_in_flight_is_closed_within_two_minutes_of_its_hosts_disappearing() {
-    let network = Network::new();
-    network.server.run(|| {
-        let server = server(&["--socket-buffer", "64KiB"]);
-        let mut peers = peers(&network, server.address(), 2);
+    with_peers_elsewhere(&["--socket-buffer", "64KiB"], 2, |network, server, peers| {
         // The requests lie in the server's kernel when the cable is pulled, and their
         // replies leave afterwards: some fit the kernel's buffer for them, others do not.
         server.signal(Signal::STOP);
@@ -76,17 +77,14 @@ fn a_peer_with_replies_in_flight_is_closed_within_two_minutes_of_its_hosts_disap
         network.cut();
         server.signal(Signal::CONT);
         server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |count| count == 4.0);
-        are_closed_as_vanished(&server, peers.len(), NOTICED);
+        are_closed_as_vanished(server, peers.len(), NOTICED);
     });
 }
 
 #[test]
 fn an_idle_peer_is_closed_a_few_heartbeats_after_its_host_has_disappeared() {
-    let network = Network::new();
-    network.server.run(|| {
-        let server = server(&["--heartbeat-interval", "1s"]);
-        let mut peers = peers(&network, server.address(), 1);
-        for peer in &mut peers {
+    with_peers_elsewhere(&["--heartbeat-interval", "1s"], 1, |network, server, peers| {
+        for peer in peers {
             raw::echoes(peer, &raw::frame(b"here", false));
             // An acknowledgement may be delayed, and a peer that lacks one is not idle.
             wait_until_acknowledged(&network.server, peer.local_addr().unwrap(), Side::Remote);
@@ -97,8 +95,8 @@ fn an_idle_peer_is_closed_a_few_heartbeats_after_its_host_has_disappeared() {
         // Three intervals by keepalive, two by PING; the rest is for a busy machine.
         let passed = started.elapsed();
         assert!(passed < Duration::from_secs(20), "{passed:?}");
-        assert!(disconnections(&server, "vanished") >= 1.0, "the one that knows PING");
-        assert_eq!(disconnections(&server, "vanished") + disconnections(&server, "error"), 2.0);
+        assert!(disconnections(server, "vanished") >= 1.0, "the one that knows PING");
+        assert_eq!(disconnections(server, "vanished") + disconnections(server, "error"), 2.0);
     });
 }
 

@@ -1,11 +1,22 @@
 //! Waiting on conditions, and the runtime to wait in.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
 /// Conditions that hold within milliseconds on an idle machine get this long.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits on a condition.
+#[track_caller]
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
 
 /// Waits on a condition, without stopping the runtime that it needs.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {

@@ -24,8 +24,8 @@ pub const UNSENT: &str = "unsent";
 pub const FAILURES: [(&str, &str); 7] = [
     (ALTERED, "the reply is not the payload that was sent"),
     ("disconnected", "the connection broke on the last attempt"),
-    ("not_sent", "connections broke before it was written, until the deadline of all attempts"),
     ("no_endpoint", "no endpoint could be reached before the deadline of all attempts"),
+    ("not_sent", "connections broke before it was written, until the deadline of all attempts"),
     ("reply_memory", "its reply is larger than replies may be in all"),
     ("timed_out", "the last attempt had no reply in time"),
     (UNSENT, "it was due and could not be sent, as the replies of others did not come"),

@@ -2,12 +2,12 @@
 //!
 //! In layers that can be read and tested apart, above those of [`crate::proto`]:
 //!
-//! 1. [`progress`]: how fast the bytes of a peer move.
-//! 2. [`places`]: which peer makes room if there is none for the next.
-//! 3. [`peer`]: one connection.
-//! 4. [`ready`], [`clock`] and [`busy_poll`]: which peer has something to do, when, and how
+//! 1. `progress`: how fast the bytes of a peer move.
+//! 2. `places`: which peer makes room if there is none for the next.
+//! 3. `peer`: one connection.
+//! 4. `ready`, `clock` and `busy_poll`: which peer has something to do, when, and how
 //!    to wait for it.
-//! 5. [`socket`]: accepting, fairness, flow control, accounts, shutdown.
+//! 5. `socket`: accepting, fairness, flow control, accounts, shutdown.
 //!
 //! There is no task but the caller's: the socket owns the listeners and every connection,
 //! works while it is polled, and is gone when it is dropped.
@@ -26,7 +26,7 @@
 //! quarter of it for replies, which Linux makes twice as large as it is told. (The 4 KiB
 //! are what a peer costs at most without a byte buffered; it is about 1 KiB.) That is of an echo: replies are held against the pool when their batch
 //! is through, so a handler that makes more of its requests adds what it makes of a
-//! batch ([`socket`] says how much that is).
+//! batch (`socket` says how much that is).
 //!
 //! # What it leaves out
 //!

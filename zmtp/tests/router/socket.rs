@@ -1,4 +1,4 @@
-//! The server's own ROUTER socket, over real TCP, peer by peer.
+//! The socket over real TCP, peer by peer.
 //!
 //! Each test runs an echo on the socket in a thread of its own and talks to it with
 //! blocking streams, byte by byte where it matters, or with the crate's sockets.
@@ -9,30 +9,15 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use zeromq::{DealerSocket, ReqSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqMessage};
-use zmq_echo::metrics::{
-    LATENCY_BUCKETS, Metrics, SocketMetrics, SocketObserver, log_records_dropped,
-};
 use zmtp::Message;
 use zmtp::listeners::open_each;
 use zmtp::router::{Closed, Limits, Router};
 
-use crate::support::{DEADLINE, message, raw, runtime, wait_until};
-
-pub const LIMITS: Limits = Limits {
-    message_bytes: 8 << 20,
-    message_frames: 64,
-    metadata_bytes: 4 << 10,
-    peers: 100,
-    peers_per_address: 0,
-    handshake_timeout: Duration::from_secs(30),
-    stall_timeout: Duration::from_secs(30),
-    stall_bytes: 32 << 10,
-    buffer_bytes: 16 << 20,
-    socket_buffer: 64 << 10,
-    heartbeat_interval: Duration::ZERO,
-    busy_poll: Duration::from_micros(10),
-};
+use crate::counts::Counts;
+use crate::polled::{LIMITS, bound, dealer_of, on_runtime};
+use crate::support::{DEADLINE, raise_open_files, raw, runtime, wait_until};
 
 /// What to tell the thread that owns the socket.
 enum Order {
@@ -43,7 +28,7 @@ enum Order {
 /// An echo on a socket of its own.
 struct Echo {
     address: SocketAddr,
-    metrics: Metrics,
+    counts: Counts,
     orders: tokio::sync::mpsc::UnboundedSender<Order>,
     done: mpsc::Receiver<()>,
     thread: JoinHandle<Closed>,
@@ -56,14 +41,13 @@ impl Echo {
 
     fn start_on(listeners: Vec<TcpListener>, limits: Limits) -> Self {
         let address = listeners[0].local_addr().unwrap();
-        let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
+        let counts = Counts::default();
         let (orders, mut received) = tokio::sync::mpsc::unbounded_channel();
         let (done_sender, done) = mpsc::channel();
-        let socket_metrics = metrics.socket.clone();
+        let observer = counts.clone();
         let thread = thread::spawn(move || {
             runtime().block_on(async {
-                let mut socket =
-                    Router::bind(listeners, limits, SocketObserver::new(socket_metrics)).unwrap();
+                let mut socket = Router::bind(listeners, limits, observer).unwrap();
                 loop {
                     tokio::select! {
                         order = received.recv() => match order {
@@ -87,7 +71,7 @@ impl Echo {
                 }
             })
         });
-        Self { address, metrics, orders, done, thread }
+        Self { address, counts, orders, done, thread }
     }
 
     fn stop_listening(&self) {
@@ -119,11 +103,11 @@ impl Echo {
     }
 
     fn failures(&self, reason: &str) -> u64 {
-        self.metrics.socket.failures.with_label_values(&[reason]).get()
+        self.counts.get().failures(reason)
     }
 
     fn disconnections(&self, reason: &str) -> u64 {
-        self.metrics.socket.disconnections.with_label_values(&[reason]).get()
+        self.counts.get().disconnections(reason)
     }
 }
 
@@ -158,10 +142,6 @@ fn write_until_stuck(stream: &mut TcpStream, bytes: &[u8]) -> u64 {
     written
 }
 
-pub fn on_runtime<T>(future: impl Future<Output = T>) -> T {
-    runtime().block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
-}
-
 #[test]
 fn the_crates_req_and_dealer_sockets_get_their_echoes() {
     let echo = Echo::start(LIMITS);
@@ -183,8 +163,8 @@ fn the_crates_req_and_dealer_sockets_get_their_echoes() {
             assert_eq!(dealer.recv().await.unwrap().into_vec(), message.into_vec());
         }
     });
-    eventually(|| echo.metrics.socket.request_duration.get_sample_count() == 14);
-    assert_eq!(echo.metrics.socket.established.get(), 2);
+    eventually(|| echo.counts.get().replied == 14);
+    assert_eq!(echo.counts.get().established, 2);
 }
 
 #[test]
@@ -244,7 +224,7 @@ fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing_and_holds_up_nob
     let request = raw::frame(&[9; 100], false);
     let written = write_until_stuck(&mut slow, &request);
     assert!(written < 2 << 20, "{written}");
-    let held = echo.metrics.socket.buffered_bytes.get();
+    let held = echo.counts.get().buffered_bytes;
     assert!(held < 1 << 20, "{held}");
     let mut other = echo.dealer(0, b"");
     for _ in 0..100 {
@@ -252,8 +232,8 @@ fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing_and_holds_up_nob
     }
     let replies = raw::read(&mut slow, written as usize / request.len() * request.len());
     assert!(replies.chunks(request.len()).all(|reply| reply == request));
-    eventually(|| echo.metrics.socket.pending_replies.get() == 0);
-    eventually(|| echo.metrics.socket.buffered_bytes.get() < 200);
+    eventually(|| echo.counts.get().pending_replies == 0);
+    eventually(|| echo.counts.get().buffered_bytes < 200);
 }
 
 #[test]
@@ -264,11 +244,11 @@ fn an_identity_in_use_stays_with_its_connection() {
     raw::echoes(&mut second, &raw::frame(b"second", false));
     raw::echoes(&mut first, &raw::frame(b"first", false));
     first.shutdown(std::net::Shutdown::Both).unwrap();
-    eventually(|| echo.metrics.socket.peers.get() == 1);
+    eventually(|| echo.counts.get().peers == 1);
     let mut third = echo.dealer(0, b"me");
     raw::echoes(&mut third, &raw::frame(b"third", false));
     raw::echoes(&mut second, &raw::frame(b"second", false));
-    assert_eq!(echo.metrics.socket.disconnections.with_label_values(&["closed"]).get(), 1);
+    assert_eq!(echo.disconnections("closed"), 1);
 }
 
 #[test]
@@ -358,7 +338,7 @@ fn pings_from_one_who_does_not_read_are_bounded() {
     let mut stream = echo.dealer(1, b"");
     let written = write_until_stuck(&mut stream, &raw::command(b"\x04PING\0\0").repeat(1000));
     assert!(written < 2 << 20, "{written}");
-    assert!(echo.metrics.socket.buffered_bytes.get() < 1 << 20);
+    assert!(echo.counts.get().buffered_bytes < 1 << 20);
 }
 
 #[test]
@@ -418,8 +398,8 @@ fn wrong_peers_are_told_apart() {
         raw::read_until_closed(&mut stream);
         assert_eq!(echo.disconnections(reason), before + 1, "{reason}");
     }
-    assert_eq!(echo.metrics.socket.buffered_bytes.get(), 0);
-    assert_eq!(echo.metrics.socket.peers.get(), 0);
+    assert_eq!(echo.counts.get().buffered_bytes, 0);
+    assert_eq!(echo.counts.get().peers, 0);
 }
 
 #[test]
@@ -432,7 +412,7 @@ fn a_tcp_probe_that_sends_nothing_is_no_fault() {
     }
     let mut stream = echo.dealer(0, b"");
     raw::echoes(&mut stream, &raw::frame(b"a", false));
-    assert_eq!(echo.metrics.socket.failed.get(), 0);
+    assert_eq!(echo.counts.get().failed(), 0);
 }
 
 /// How many connections there are of each kind of client that is counted: as many counts
@@ -471,7 +451,7 @@ fn a_greeting_in_pieces_is_refused_for_its_reason_and_counted_once() {
         }
         assert_eq!(echo.failures("mechanism"), before + REFUSED as u64, "{name}");
     }
-    assert_eq!(echo.metrics.socket.failed.get(), 3 * REFUSED as u64);
+    assert_eq!(echo.counts.get().failed(), 3 * REFUSED as u64);
 }
 
 #[test]
@@ -494,7 +474,7 @@ fn a_peer_that_has_sent_part_of_a_greeting_is_no_tcp_probe_also_if_it_resets() {
                 }
             }
             failed += REFUSED as u64;
-            eventually(|| echo.metrics.socket.failed.get() == failed);
+            eventually(|| echo.counts.get().failed() == failed);
         }
         assert_eq!(echo.failures(reason), if reason == "error" { failed } else { 60 });
     }
@@ -535,7 +515,7 @@ fn a_refused_peer_is_told_why_and_not_reset_however_much_it_has_sent() {
             assert_eq!(echo.failures(reason), before + 1, "{reason}");
         }
     }
-    assert_eq!(echo.metrics.socket.failed.get(), 18);
+    assert_eq!(echo.counts.get().failed(), 18);
     // Nor as one of those that have left.
     let mut next = echo.dealer(0, b"");
     raw::echoes(&mut next, &raw::frame(b"a", false));
@@ -562,7 +542,7 @@ fn a_refused_peer_that_stays_or_sends_on_is_closed_soon() {
         assert!(written < 8 << 20, "it is read from without end");
     }
     assert_eq!(echo.failures("socket_type"), 2);
-    assert_eq!(echo.metrics.socket.failed.get(), 2);
+    assert_eq!(echo.counts.get().failed(), 2);
 }
 
 #[test]
@@ -627,8 +607,8 @@ fn identities_that_begin_with_a_zero_byte_are_served_whoever_else_has_them() {
             assert_eq!(raw::read(peer, 4), raw::frame(&[number as u8, round], false));
         }
     }
-    assert_eq!(echo.metrics.socket.peers.get(), peers.len() as i64);
-    assert_eq!(echo.metrics.socket.failed.get(), 0);
+    assert_eq!(echo.counts.get().peers, peers.len());
+    assert_eq!(echo.counts.get().failed(), 0);
 }
 
 #[test]
@@ -653,21 +633,21 @@ fn a_message_of_a_req_that_is_no_request_is_dropped_and_counted() {
             count += 1;
         }
         raw::echoes(&mut req, &raw::message(request));
-        assert_eq!(echo.metrics.socket.malformed_requests.get(), count);
+        assert_eq!(echo.counts.get().malformed, count);
     }
     let all: Vec<u8> = dropped.iter().chain(&answered).flat_map(|it| raw::message(it)).collect();
     req.write_all(&all.repeat(100)).unwrap();
     let replies: Vec<u8> = answered.iter().flat_map(|request| raw::message(request)).collect();
     assert!(raw::read(&mut req, 100 * replies.len()) == replies.repeat(100));
     count += 600;
-    assert_eq!(echo.metrics.socket.malformed_requests.get(), count);
+    assert_eq!(echo.counts.get().malformed, count);
     // From others any message is a request.
     for socket_type in ["DEALER", "ROUTER"] {
         let mut stream = echo.stream();
         raw::shake_hands(&mut stream, &hello(1, socket_type, b""));
         dropped.iter().for_each(|message| raw::echoes(&mut stream, &raw::message(message)));
     }
-    assert_eq!(echo.metrics.socket.malformed_requests.get(), count);
+    assert_eq!(echo.counts.get().malformed, count);
 }
 
 #[test]
@@ -726,8 +706,8 @@ fn a_full_pool_closes_the_peer_that_would_take_longest_to_clear() {
     let mut holders: Vec<TcpStream> = (0..3).map(|_| echo.dealer(0, b"")).collect();
     for (number, holder) in holders.iter_mut().enumerate() {
         holder.write_all(&half).unwrap();
-        let held = (number as i64 + 1) * (half.len() as i64);
-        eventually(|| echo.metrics.socket.buffered_bytes.get() >= held);
+        let held = (number + 1) * half.len();
+        eventually(|| echo.counts.get().buffered_bytes >= held);
     }
     let mut next = echo.dealer(0, b"");
     next.write_all(&half).unwrap();
@@ -738,7 +718,7 @@ fn a_full_pool_closes_the_peer_that_would_take_longest_to_clear() {
         stream.write_all(&rest).unwrap();
         raw::read(stream, 9 + (1 << 20));
     }
-    eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
+    eventually(|| echo.counts.get().buffered_bytes < 1000);
 }
 
 #[test]
@@ -752,11 +732,11 @@ fn a_peer_that_has_its_reply_holds_nothing_however_large_it_was() {
         // The start of the next message must not keep the memory of this one.
         stream.write_all(&[&raw::frame(&[1; 1 << 20], false), &next[..5]].concat()).unwrap();
         raw::read(&mut stream, 9 + (1 << 20));
-        eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
+        eventually(|| echo.counts.get().buffered_bytes < 1000);
         stream.write_all(&next[5..]).unwrap();
         assert_eq!(raw::read(&mut stream, next.len()), next);
     }
-    eventually(|| echo.metrics.socket.buffered_bytes.get() < 1000);
+    eventually(|| echo.counts.get().buffered_bytes < 1000);
 }
 
 #[test]
@@ -768,7 +748,7 @@ fn peers_over_the_limit_are_closed_at_once_and_others_come_in_when_there_is_room
     assert_eq!(echo.failures("peer_limit"), 1);
     raw::echoes(&mut inside[0], &raw::frame(b"a", false));
     inside.pop();
-    eventually(|| echo.metrics.socket.peers.get() == 19);
+    eventually(|| echo.counts.get().peers == 19);
     let mut late = echo.dealer(0, b"");
     raw::echoes(&mut late, &raw::frame(b"a", false));
 }
@@ -817,20 +797,20 @@ fn close_lets_every_reply_out_and_says_what_is_owed_and_discarded() {
     let written = write_until_stuck(&mut stuck, &large);
     let requests = request.repeat(100);
     reader.write_all(&requests).unwrap();
-    eventually(|| echo.metrics.socket.request_duration.get_sample_count() > 0);
+    eventually(|| echo.counts.get().replied > 0);
     let mut replies = vec![0; requests.len()];
     reader.read_exact(&mut replies).unwrap();
     // Data that nobody will answer must not turn the close into a reset.
     reader.write_all(&request).unwrap();
-    let pending = echo.metrics.socket.pending_replies.clone();
-    eventually(|| pending.get() > 0);
+    let counts = echo.counts.clone();
+    eventually(|| counts.get().pending_replies > 0);
     let closed = echo.close(Duration::from_millis(700));
     // The reader's last request was answered, or came too late and was counted.
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest).unwrap();
     assert!(rest.len() as u64 + closed.discarded * request.len() as u64 >= request.len() as u64);
     assert!(closed.owed > 0 && closed.owed <= written / large.len() as u64, "{closed:?}");
-    assert_eq!(closed.owed, pending.get() as u64);
+    assert_eq!(closed.owed, counts.get().pending_replies as u64);
     assert!(closed.owed_bytes > 0 && closed.discarded_bytes > 0, "{closed:?}");
 }
 
@@ -853,16 +833,18 @@ fn commands_within_a_message_do_not_make_it_young_again() {
 #[test]
 fn a_peer_that_ended_within_a_message_and_takes_no_reply_is_reported_when_the_socket_closes() {
     on_runtime(async {
-        let (mut socket, address, metrics) = bound(LIMITS);
+        let (mut socket, address, counts) = bound(LIMITS);
         let mut told = dealer_of(&mut socket, address, b"told").await;
         // Replies of half the allowance, until the kernel takes no more: it is still read from.
         loop {
-            socket.send(message(&[b"told", &[7; 4 << 10]]).into()).unwrap();
+            socket
+                .send(Message::from([b"told".as_slice(), &[7; 4 << 10]].map(Bytes::from_static)))
+                .unwrap();
             let _ = tokio::time::timeout(Duration::from_millis(2), socket.recv()).await;
-            if metrics.pending_replies.get() > 0 {
+            if counts.get().pending_replies > 0 {
                 // The kernel may have made more room meanwhile.
                 let _ = tokio::time::timeout(Duration::from_millis(300), socket.recv()).await;
-                if metrics.pending_replies.get() > 0 {
+                if counts.get().pending_replies > 0 {
                     break;
                 }
             }
@@ -883,11 +865,11 @@ fn replies_of_a_peer_that_resets_are_counted_as_undeliverable() {
     let mut stuck = echo.dealer(0, b"");
     // More than the kernel takes of a reply: it waits in the socket.
     write_until_stuck(&mut stuck, &raw::frame(&[3; 1 << 20], false));
-    eventually(|| echo.metrics.socket.pending_replies.get() > 0);
-    let pending = echo.metrics.socket.pending_replies.get();
+    eventually(|| echo.counts.get().pending_replies > 0);
+    let pending = echo.counts.get().pending_replies;
     drop(stuck);
-    eventually(|| echo.metrics.socket.undeliverable_peer_gone.get() == pending as u64);
-    eventually(|| echo.metrics.socket.pending_replies.get() == 0);
+    eventually(|| echo.counts.get().undeliverable == pending as u64);
+    eventually(|| echo.counts.get().pending_replies == 0);
 }
 
 #[test]
@@ -938,31 +920,6 @@ fn recv_can_be_dropped(limits: Limits) {
         }
         client.await.unwrap();
     });
-}
-
-/// A socket that the test itself polls, on its runtime.
-pub fn bound(limits: Limits) -> (Router<SocketObserver>, SocketAddr, SocketMetrics) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped()).socket;
-    (
-        Router::bind([listener], limits, SocketObserver::new(metrics.clone())).unwrap(),
-        address,
-        metrics,
-    )
-}
-
-/// An established DEALER on such a socket.
-pub async fn dealer_of(
-    socket: &mut Router<SocketObserver>,
-    address: SocketAddr,
-    identity: &'static [u8],
-) -> TcpStream {
-    let shaking = tokio::task::spawn_blocking(move || raw::dealer(address, 0, identity));
-    tokio::select! {
-        stream = shaking => stream.unwrap(),
-        message = socket.recv() => panic!("{message:?} before any was sent"),
-    }
 }
 
 #[test]
@@ -1019,7 +976,7 @@ fn readdressed(mut message: Message, identity: &'static [u8]) -> Message {
 #[test]
 fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
     on_runtime(async {
-        let (mut socket, address, metrics) = bound(LIMITS);
+        let (mut socket, address, counts) = bound(LIMITS);
         let mut told = dealer_of(&mut socket, address, b"told").await;
         let mut tells = dealer_of(&mut socket, address, b"tells").await;
         // It is the silence of the peer that is told which must not count.
@@ -1034,12 +991,11 @@ fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
             message = socket.recv() => panic!("{message:?}"),
         }
         // What is measured is let out when nobody has anything to do.
-        let observed = &metrics.request_duration;
-        while observed.get_sample_count() == 0 {
+        while counts.get().replied == 0 {
             let _ = tokio::time::timeout(Duration::from_millis(1), socket.recv()).await;
         }
-        assert!(observed.get_sample_sum() <= started.elapsed().as_secs_f64());
-        assert_eq!(observed.get_sample_count(), 1);
+        assert!(counts.get().latencies <= started.elapsed());
+        assert_eq!(counts.get().replied, 1);
     });
 }
 
@@ -1073,10 +1029,10 @@ fn what_others_make_a_peer_hold_is_bounded_by_the_pool() {
 fn a_peer_that_spoke_while_the_process_stood_still_has_not_vanished() {
     // More than the runtime tells of at a time.
     const PEERS: usize = 1500;
-    crate::attacks::raise_open_files();
+    raise_open_files();
     on_runtime(async {
         let limits = Limits { peers: 2 * PEERS, ..LIMITS };
-        let (mut socket, address, metrics) = bound(limits);
+        let (mut socket, address, counts) = bound(limits);
         let mut streams = Vec::new();
         for _ in 0..PEERS {
             streams.push(dealer_of(&mut socket, address, b"").await);
@@ -1094,11 +1050,11 @@ fn a_peer_that_spoke_while_the_process_stood_still_has_not_vanished() {
         // Who is silent after a PING vanishes all the same.
         streams.iter_mut().for_each(|stream| stream.write_all(&ping).unwrap());
         let since = Instant::now();
-        let vanished = metrics.disconnections.with_label_values(&["vanished"]);
-        while vanished.get() < PEERS as u64 {
+        let vanished = || counts.get().disconnections("vanished");
+        while vanished() < PEERS as u64 {
             let none = tokio::time::timeout(Duration::from_millis(50), socket.recv()).await;
             assert!(none.is_err(), "{none:?}");
-            assert!(since.elapsed() < DEADLINE, "{} have", vanished.get());
+            assert!(since.elapsed() < DEADLINE, "{} have", vanished());
         }
     });
 }

@@ -1,0 +1,9 @@
+//! The ROUTER socket, against peers made by hand and the zeromq crate's sockets.
+
+mod busy_poll;
+mod counts;
+mod fairness;
+mod polled;
+mod socket;
+#[allow(dead_code, reason = "shared with the service's tests")]
+mod support;
