@@ -15,10 +15,10 @@ use zmtp::dealer::DealerConfig;
 use zmtp::memory_pool::MemoryPool;
 use zmtp::{Dealer, Reason};
 
-use super::Shared;
 use super::member::{Attempt, Member, Settled, State, Ticket};
 use super::pending::{Arrival, Pending, Tagged};
 use super::reply::ReplyMemory;
+use super::shared::Shared;
 use super::time::after;
 
 /// How many requests are taken in one go: they cost one turn of the task and one write to the

@@ -75,17 +75,16 @@ mod pending;
 mod pool;
 mod reply;
 mod request;
+mod shared;
 mod slots;
 mod spread;
 mod time;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use zmtp::memory_pool::MemoryPool;
 
 pub use backoff::Backoff;
 pub use config::{ClientConfig, WhenFull};
@@ -95,8 +94,7 @@ pub use metrics::ClientMetrics;
 pub use reply::Reply;
 
 use discovery::{Discovery, Endpoints};
-use member::Roster;
-use slots::Slots;
+use shared::{Phase, Shared};
 
 /// A handle to the client; cloning is cheap. Dropping the last one ends its tasks
 /// at once, and whatever is outstanding with them; [`Client::close`] waits.
@@ -115,35 +113,6 @@ impl Drop for Handle {
     }
 }
 
-/// What callers and tasks share.
-#[derive(Debug)]
-struct Shared {
-    config: ClientConfig,
-    deadline: Duration,
-    metrics: ClientMetrics,
-    slots: Slots,
-    reply_memory: MemoryPool,
-    roster: Roster,
-    phase: watch::Sender<Phase>,
-}
-
-/// The life of a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Open,
-    /// Nothing new; what is outstanding is still read.
-    Closing,
-    Closed,
-}
-
-impl Shared {
-    /// Waits until nothing new is taken any more.
-    async fn closed(&self) {
-        // It cannot fail: the sender is this.
-        let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Open).await;
-    }
-}
-
 impl Client {
     /// Follows `discovery` and connects to what it names, in tasks on the current
     /// tokio runtime.
@@ -156,15 +125,7 @@ impl Client {
         discovery: Box<dyn Discovery>,
         metrics: ClientMetrics,
     ) -> Self {
-        let shared = Arc::new(Shared {
-            deadline: config.overall_deadline(),
-            slots: Slots::new(&config, &metrics),
-            reply_memory: MemoryPool::new(config.max_replies),
-            roster: Roster::new(metrics.clone()),
-            phase: watch::Sender::new(Phase::Open),
-            metrics,
-            config,
-        });
+        let shared = Arc::new(Shared::new(config, metrics));
         let pool = tokio::spawn(pool::run(Arc::clone(&shared), discovery)).abort_handle();
         Self(Arc::new(Handle { shared, pool }))
     }

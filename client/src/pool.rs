@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::connection::Connection;
 use super::discovery::{Discovery, EndpointState, Endpoints};
 use super::member::Member;
-use super::{Phase, Shared};
+use super::shared::{Phase, Shared};
 use zmtp::endpoint::ConnectEndpoint;
 
 /// Runs until the client is closed. Where it is aborted its tasks are as well.

@@ -6,10 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::Shared;
 use super::error::RequestError;
 use super::member::{Attempt, Member, Request};
 use super::reply::Reply;
+use super::shared::Shared;
 use super::slots::Slot;
 use super::time::after;
 

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tower::{BoxError, ServiceBuilder};
 use tracing::debug;
+use zmq_echo::log::chain;
 
 use super::answers::{Event, Status, Token, read_event, read_page};
 use super::following::{Outage, Publisher, Waits, until_unheard};
@@ -269,21 +270,6 @@ impl Failure {
         let message = if cut.is_empty() { cut } else { format!(": {cut}") };
         Self::Refused { code, message }
     }
-}
-
-/// An error and what it was caused by: hyper's own text says neither the address nor
-/// that the connection was refused.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = error.source();
-    }
-    text
 }
 
 struct Follower {

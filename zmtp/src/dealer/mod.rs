@@ -1,8 +1,8 @@
 //! The DEALER socket: one connection to one endpoint, bounded by its [`DealerConfig`] whatever
 //! the server does.
 //!
-//! 1. [`connect`]: from a name to a connection that is past its handshake.
-//! 2. [`socket`]: sends, receives, and notices when the server is lost.
+//! 1. `connect`: from a name to a connection that is past its handshake.
+//! 2. `socket`: sends, receives, and notices when the server is lost.
 //!
 //! There is no task but the caller's: the socket works while [`Dealer::recv`] is polled, and
 //! the connection is closed when the socket is dropped. It does not connect again by itself.

@@ -5,10 +5,6 @@ use std::time::Duration;
 use super::frame::{COMMAND, encode_header};
 use crate::reason::Reason;
 
-/// The longest body of a command between messages: PING and PONG, the only ones
-/// that are known there, take 23 bytes at most.
-pub const COMMAND_BYTES: usize = 255;
-
 /// The longest context of a PING (RFC 37, "ping-context = 0*16OCTET").
 const CONTEXT_BYTES: usize = 16;
 

@@ -5,8 +5,11 @@ use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 
-use super::command::COMMAND_BYTES;
 use crate::reason::Reason;
+
+/// The longest body of a command between messages: PING and PONG, the only ones
+/// that are known there, take 23 bytes at most.
+pub const COMMAND_BYTES: usize = 255;
 
 /// The longest header: flags and a size of eight bytes.
 const LONGEST_HEADER: usize = 9;

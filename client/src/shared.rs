@@ -1,0 +1,52 @@
+//! What callers and tasks share.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use zmtp::memory_pool::MemoryPool;
+
+use super::config::ClientConfig;
+use super::member::Roster;
+use super::metrics::ClientMetrics;
+use super::slots::Slots;
+
+/// What callers and tasks share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub config: ClientConfig,
+    pub deadline: Duration,
+    pub metrics: ClientMetrics,
+    pub slots: Slots,
+    pub reply_memory: MemoryPool,
+    pub roster: Roster,
+    pub phase: watch::Sender<Phase>,
+}
+
+/// The life of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Open,
+    /// Nothing new; what is outstanding is still read.
+    Closing,
+    Closed,
+}
+
+impl Shared {
+    pub fn new(config: ClientConfig, metrics: ClientMetrics) -> Self {
+        Self {
+            deadline: config.overall_deadline(),
+            slots: Slots::new(&config, &metrics),
+            reply_memory: MemoryPool::new(config.max_replies),
+            roster: Roster::new(metrics.clone()),
+            phase: watch::Sender::new(Phase::Open),
+            metrics,
+            config,
+        }
+    }
+
+    /// Waits until nothing new is taken any more.
+    pub async fn closed(&self) {
+        // It cannot fail: the sender is this.
+        let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Open).await;
+    }
+}
