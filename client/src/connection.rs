@@ -195,13 +195,13 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // What was submitted when nobody looked any more.
+        self.shared.roster.remove(&self.member);
+        // Drawn before that was known.
         self.queue.close();
         while let Ok(ticket) = self.queue.try_recv() {
             self.settled.push(ticket, Attempt::NotSent);
         }
         self.settled.tell();
-        self.shared.roster.remove(&self.member);
     }
 }
 
@@ -276,7 +276,7 @@ impl Session<'_> {
         while self.dealer.unwritten() < UNWRITTEN
             && let Some((deadline, ticket)) = self.waiting.pop_front()
         {
-            if ticket.is_abandoned() {
+            if ticket.is_abandoned() || !ticket.claim() {
                 self.connection.settled.push(ticket, Attempt::NotSent);
                 continue;
             }
@@ -367,14 +367,12 @@ impl Session<'_> {
         }
     }
 
-    /// The check was answered. The connection goes on if it has answered as well, or if that
-    /// can still come; otherwise it is made again.
+    /// The check was answered. The connection goes on if it has answered as well: something
+    /// since then, or what was sent after the request that was lost. Otherwise it is made again.
     fn checked(&mut self) {
         self.check = None;
-        self.retiring = !self.alive;
-        if self.alive {
-            self.show_state();
-        }
+        self.retiring = !self.alive && !self.pending.answers_after_a_loss();
+        self.show_state();
     }
 
     /// What callers may know of the connection.

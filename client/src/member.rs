@@ -1,7 +1,8 @@
 //! One endpoint as callers see it, and all of them together.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -57,6 +58,18 @@ pub(super) struct Member {
     pub draining: watch::Sender<bool>,
 }
 
+/// Decides who is first: the connection that hands a request to its socket, or the caller that
+/// gives it up.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    /// Whether this is the first one.
+    pub fn take(&self) -> bool {
+        !self.0.swap(true, AcqRel)
+    }
+}
+
 /// A request, and the room that it takes. Each attempt gives it back.
 #[derive(Debug)]
 pub(super) struct Request {
@@ -66,6 +79,8 @@ pub(super) struct Request {
     pub started: Instant,
     /// Whether it had an attempt before.
     pub is_retry: bool,
+    /// If its caller may give it up before the connection does.
+    pub claim: Option<Claim>,
 }
 
 /// What an attempt came to.
@@ -105,6 +120,12 @@ impl Ticket {
     /// What is sent.
     pub fn payload(&self) -> &Bytes {
         &self.request.payload
+    }
+
+    /// Whether it may be handed to the socket. If its caller has given it up before, it must
+    /// not, for the caller knows it as one that was not sent.
+    pub fn claim(&self) -> bool {
+        self.request.claim.as_ref().is_none_or(Claim::take)
     }
 
     /// Whether its caller has left.

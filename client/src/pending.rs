@@ -1,6 +1,6 @@
 //! What is outstanding on one connection, matched by id.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -14,48 +14,74 @@ pub(super) type Tagged = Option<([u8; size_of::<u64>()], Bytes)>;
 ///
 /// Ids count from 0, and every attempt of a connection has the same time, so that the first is
 /// the oldest and times out first.
-#[derive(Debug, Default)]
-pub(super) struct Pending {
-    /// The id of the first entry.
+#[derive(Debug)]
+pub(super) struct Pending<T = Ticket> {
+    /// Those that wait although most later ones have been answered, by their ids.
+    old: BTreeMap<u64, (Instant, T)>,
+    /// The id of the first entry of `tickets`.
     first: u64,
     /// `None` where a reply has come. The first entry is never `None`.
-    tickets: VecDeque<Option<(Instant, Ticket)>>,
-    /// How many are not `None`.
+    tickets: VecDeque<Option<(Instant, T)>>,
+    /// How many wait.
     count: usize,
+    /// The newest attempt that was answered, in time or late.
+    answered: Option<u64>,
+    /// The newest attempt that timed out.
+    expired: Option<u64>,
 }
+
+/// How many answered entries are kept at most, beside as many again as wait.
+const SPARE: usize = 1024;
 
 /// What a message from the server is.
 #[derive(Debug)]
-pub(super) enum Arrival {
+pub(super) enum Arrival<T = Ticket> {
     /// The reply to an attempt that waits.
-    Reply(Ticket, Bytes),
+    Reply(T, Bytes),
     /// A reply to one that does not wait any more, or a second one.
     Late,
     /// Nothing that was asked for.
     Unknown,
 }
 
-impl Pending {
+impl<T> Default for Pending<T> {
+    fn default() -> Self {
+        Self {
+            old: BTreeMap::new(),
+            first: 0,
+            tickets: VecDeque::new(),
+            count: 0,
+            answered: None,
+            expired: None,
+        }
+    }
+}
+
+impl<T> Pending<T> {
     /// The id of the next attempt.
     pub fn next_id(&self) -> u64 {
         self.first + self.tickets.len() as u64
     }
 
     /// Has an attempt wait, which has that id.
-    pub fn enter(&mut self, ticket: Ticket, deadline: Instant) {
+    pub fn enter(&mut self, ticket: T, deadline: Instant) {
         self.tickets.push_back(Some((deadline, ticket)));
         self.count += 1;
     }
 
     /// Finds what a message answers.
-    pub fn arrived(&mut self, message: Tagged) -> Arrival {
+    pub fn arrived(&mut self, message: Tagged) -> Arrival<T> {
         let Some((id, payload)) = message else { return Arrival::Unknown };
         let id = u64::from_be_bytes(id);
         if id >= self.next_id() {
             return Arrival::Unknown;
         }
-        let entry = id.checked_sub(self.first).map(|at| &mut self.tickets[at as usize]);
-        match entry.and_then(Option::take) {
+        self.answered = self.answered.max(Some(id));
+        let entry = match id.checked_sub(self.first) {
+            Some(at) => self.tickets[at as usize].take(),
+            None => self.old.remove(&id),
+        };
+        match entry {
             Some((_, ticket)) => {
                 self.count -= 1;
                 self.drop_answered();
@@ -67,17 +93,32 @@ impl Pending {
 
     /// When the oldest attempt times out.
     pub fn first_deadline(&self) -> Option<Instant> {
+        if let Some((_, (deadline, _))) = self.old.first_key_value() {
+            return Some(*deadline);
+        }
         self.tickets.front().map(|first| first.as_ref().expect("the first is there").0)
     }
 
     /// Takes the oldest attempt, if its deadline has passed.
-    pub fn take_expired(&mut self, now: Instant) -> Option<Ticket> {
+    pub fn take_expired(&mut self, now: Instant) -> Option<T> {
         self.first_deadline().filter(|deadline| *deadline <= now)?;
-        self.take_any().map(|(_, ticket)| ticket)
+        let (id, ticket) = self.take_any()?;
+        self.expired = Some(id);
+        Some(ticket)
+    }
+
+    /// Whether the newest attempt that timed out was answered late, or a newer one was answered:
+    /// then the connection works, and only some requests are lost.
+    pub fn answers_after_a_loss(&self) -> bool {
+        self.answered >= self.expired
     }
 
     /// Takes the oldest attempt, with its id.
-    pub fn take_any(&mut self) -> Option<(u64, Ticket)> {
+    pub fn take_any(&mut self) -> Option<(u64, T)> {
+        if let Some((id, (_, ticket))) = self.old.pop_first() {
+            self.count -= 1;
+            return Some((id, ticket));
+        }
         let id = self.first;
         let (_, ticket) = self.tickets.front_mut()?.take().expect("the first is there");
         self.count -= 1;
@@ -94,9 +135,81 @@ impl Pending {
     }
 
     fn drop_answered(&mut self) {
-        while let Some(None) = self.tickets.front() {
-            self.tickets.pop_front();
-            self.first += 1;
+        loop {
+            while let Some(None) = self.tickets.front() {
+                self.tickets.pop_front();
+                self.first += 1;
+            }
+            // One that is never answered must not keep the entries of all later ones.
+            if self.tickets.len() <= SPARE + 2 * self.count {
+                return;
+            }
+            if let Some(Some(entry)) = self.tickets.pop_front() {
+                self.old.insert(self.first, entry);
+                self.first += 1;
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn reply(id: u64) -> Tagged {
+        Some((id.to_be_bytes(), Bytes::new()))
+    }
+
+    /// Enters the next one, whose ticket is its id.
+    fn enter(pending: &mut Pending<u64>, start: Instant) -> u64 {
+        let id = pending.next_id();
+        pending.enter(id, start + Duration::from_millis(id));
+        id
+    }
+
+    #[test]
+    fn one_that_is_never_answered_does_not_make_it_grow_and_keeps_its_deadline() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        for id in 0..100_000 {
+            assert_eq!(enter(&mut pending, start), id);
+            if id % 40_000 != 7 {
+                let Arrival::Reply(ticket, _) = pending.arrived(reply(id)) else { panic!("{id}") };
+                assert_eq!(ticket, id);
+            }
+            assert!(pending.tickets.len() <= SPARE + 2 * pending.count + 1);
+        }
+        assert_eq!(pending.len(), 3);
+        assert_eq!(pending.first_deadline(), Some(start + Duration::from_millis(7)));
+        let now = start + Duration::from_millis(50_000);
+        assert_eq!(pending.take_expired(now), Some(7));
+        assert!(matches!(pending.arrived(reply(7)), Arrival::Late));
+        assert!(matches!(pending.arrived(reply(40_007)), Arrival::Reply(40_007, _)));
+        assert!(matches!(pending.arrived(reply(40_007)), Arrival::Late));
+        assert!(matches!(pending.arrived(reply(100_000)), Arrival::Unknown));
+        assert_eq!(pending.take_expired(now), None);
+        assert_eq!(pending.take_any(), Some((80_007, 80_007)));
+        assert!(pending.is_empty() && pending.take_any().is_none());
+    }
+
+    #[test]
+    fn a_connection_answers_after_a_loss_if_a_newer_attempt_or_the_lost_one_was_answered() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        for _ in 0..4 {
+            enter(&mut pending, start);
+        }
+        assert!(pending.answers_after_a_loss());
+        pending.arrived(reply(0));
+        assert_eq!(pending.take_expired(start + Duration::from_millis(1)), Some(1));
+        assert!(!pending.answers_after_a_loss());
+        pending.arrived(reply(2));
+        assert!(pending.answers_after_a_loss());
+        assert_eq!(pending.take_expired(start + Duration::from_millis(3)), Some(3));
+        assert!(!pending.answers_after_a_loss());
+        assert!(matches!(pending.arrived(reply(3)), Arrival::Late));
+        assert!(pending.answers_after_a_loss());
     }
 }

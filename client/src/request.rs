@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::error::RequestError;
-use super::member::{Attempt, Member, Request};
+use super::member::{Attempt, Claim, Member, Request};
 use super::reply::Reply;
 use super::shared::Shared;
 use super::slots::Slot;
@@ -53,7 +53,8 @@ async fn attempts(
     let deadline = after(progress.started, shared.deadline);
     let slot = take_slot(shared, progress, deadline).await?;
     progress.queued = false;
-    let mut request = Request { payload, _slot: slot, started: progress.started, is_retry: false };
+    let started = progress.started;
+    let mut request = Request { payload, _slot: slot, started, is_retry: false, claim: None };
     let mut now = progress.started;
     loop {
         let member = match shared.roster.pick(&progress.failed) {
@@ -64,15 +65,21 @@ async fn attempts(
             }
         };
         let member = progress.current.insert(member);
-        let attempt = member.attempt(request);
         // The connection has a deadline for each attempt: a timer here would cost as much as all
         // else of a request.
         let outcome = if after(now, shared.config.timeout) <= deadline {
-            attempt.await
+            member.attempt(request).await
         } else {
-            match timeout_at(deadline, attempt).await {
+            let claim = Claim::default();
+            request.claim = Some(claim.clone());
+            match timeout_at(deadline, member.attempt(request)).await {
                 Ok(outcome) => outcome,
-                Err(_) => return Err(progress.out_of_time()),
+                Err(_) => {
+                    if claim.take() {
+                        progress.unsent = progress.current.take();
+                    }
+                    return Err(progress.out_of_time());
+                }
             }
         };
         let pause = match outcome.attempt {
@@ -94,7 +101,7 @@ async fn attempts(
                 shared.config.retry_backoff.pause(progress.failed.len() as u32 - 1)
             }
         };
-        if Instant::now() + pause >= deadline {
+        if after(Instant::now(), pause) >= deadline {
             sleep_until(deadline).await;
             return Err(progress.out_of_time());
         }
@@ -105,7 +112,7 @@ async fn attempts(
         }
         now = Instant::now();
         let Some(again) = outcome.request else { return Err(RequestError::Closed) };
-        request = Request { is_retry: !progress.failed.is_empty(), ..again };
+        request = Request { is_retry: !progress.failed.is_empty(), claim: None, ..again };
     }
 }
 

@@ -48,6 +48,9 @@ impl Share {
     /// not free.
     pub fn resize(&mut self, bytes: usize) -> bool {
         let free = &self.pool.0.free;
+        if bytes == self.taken {
+            return true;
+        }
         if bytes > self.taken {
             let more = bytes - self.taken;
             if free.fetch_update(Relaxed, Relaxed, |free| free.checked_sub(more)).is_err() {

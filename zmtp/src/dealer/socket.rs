@@ -25,13 +25,20 @@ use crate::tcp_info::TcpInfo;
 /// What each socket may buffer without drawing on the pool: one read.
 const ALLOWANCE: usize = 64 << 10;
 
-/// How much later a silent server is judged again whose bytes have come but have not been read:
-/// the process may have stood still.
+/// How much later a server is judged again if bytes may have come that have not been read: the
+/// process may have stood still.
 const ANOTHER_TURN: Duration = Duration::from_millis(50);
 
 /// How many reads one poll makes without a message, before the caller's other futures have
 /// their turn: a server may send commands without end.
 const READS: usize = 32;
+
+/// The longest keepalive time that Linux takes.
+const KEEPALIVE: Duration = Duration::from_secs(32_767);
+
+/// Longer than a connection lasts. The clock has an end, and "never" is often said by a very
+/// long time.
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A message that was not taken, because as many bytes wait to be written as may.
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +66,17 @@ pub struct Dealer {
     unwritable: Option<Reason>,
     ended: Option<Reason>,
     heard_at: Instant,
-    /// Whether a message has been written since the server was heard.
-    asked: bool,
+    /// Messages that were written, without those that the server has answered or is known to
+    /// have read.
+    unanswered: u64,
+    /// When the PING left whose PONG is waited for.
     pinged_at: Option<Instant>,
+    /// PINGs that left and have no PONG.
+    pings: u32,
+    /// How many messages were queued before the last PING.
+    sent_before_ping: u64,
+    /// When it was last looked whether the server is lost.
+    looked_at: Instant,
     /// How long the server may be silent, by the last PING that came from it.
     ttl: Option<Duration>,
     alarm: Pin<Box<Sleep>>,
@@ -78,7 +93,7 @@ impl Dealer {
         let _ = socket.set_tcp_nodelay(true);
         if !config.heartbeat_interval.is_zero() {
             // For servers that know no PING. The kernel counts in seconds.
-            let interval = config.heartbeat_interval.max(Duration::from_secs(1));
+            let interval = config.heartbeat_interval.clamp(Duration::from_secs(1), KEEPALIVE);
             let keepalive =
                 TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(2);
             let _ = socket.set_tcp_keepalive(&keepalive);
@@ -94,16 +109,19 @@ impl Dealer {
             address,
             connection: Connection::new(local, config.limits),
             peer: None,
-            heartbeat_interval: config.heartbeat_interval,
-            heartbeat_timeout: config.heartbeat_timeout,
+            heartbeat_interval: config.heartbeat_interval.min(YEAR),
+            heartbeat_timeout: config.heartbeat_timeout.min(YEAR),
             send_bytes: config.send_bytes,
             memory: config.memory.as_ref().map(|pool| pool.share()),
             sent: 0,
             unwritable: None,
             ended: None,
             heard_at: now,
-            asked: false,
+            unanswered: 0,
             pinged_at: None,
+            pings: 0,
+            sent_before_ping: 0,
+            looked_at: now,
             ttl: None,
             alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
             is_set: false,
@@ -168,6 +186,11 @@ impl Dealer {
         self.connection.unwritten()
     }
 
+    /// The memory that it holds beyond its own struct, in bytes.
+    pub fn held(&self) -> usize {
+        self.connection.held()
+    }
+
     /// How many messages the kernel has taken whole.
     pub fn written(&self) -> u64 {
         self.sent - self.connection.unwritten_messages() as u64
@@ -208,12 +231,8 @@ impl Dealer {
         self.reads = 0;
         loop {
             match std::task::ready!(self.poll_arrival(cx, make))? {
-                Arrival::Message(message) => {
-                    self.ttl = None;
-                    return Poll::Ready(Ok(message));
-                }
-                Arrival::Ping(ttl) => self.ttl = ttl,
-                Arrival::Pong => self.ttl = None,
+                Arrival::Message(message) => return Poll::Ready(Ok(message)),
+                Arrival::Ping(_) | Arrival::Pong => {}
                 Arrival::Connected(_) => return Poll::Ready(Err(Reason::Command)),
             }
         }
@@ -240,12 +259,8 @@ impl Dealer {
     ) -> Result<Option<M>, Reason> {
         loop {
             match self.next_arrival(make)? {
-                Some(Arrival::Message(message)) => {
-                    self.ttl = None;
-                    return Ok(Some(message));
-                }
-                Some(Arrival::Ping(ttl)) => self.ttl = ttl,
-                Some(_) => self.ttl = None,
+                Some(Arrival::Message(message)) => return Ok(Some(message)),
+                Some(_) => {}
                 None => return Ok(None),
             }
         }
@@ -260,7 +275,37 @@ impl Dealer {
         if let Some(reason) = self.ended {
             return Err(reason);
         }
-        self.connection.poll_as(make).inspect_err(|reason| self.ended = Some(*reason))
+        let arrival =
+            self.connection.poll_as(make).inspect_err(|reason| self.ended = Some(*reason))?;
+        match &arrival {
+            Some(Arrival::Message(_)) => {
+                self.ttl = None;
+                self.unanswered = self.unanswered.saturating_sub(1);
+                // It has left the buffer, and less never fails.
+                let _ = self.charge();
+            }
+            Some(Arrival::Ping(ttl)) => self.pinged(*ttl),
+            Some(Arrival::Pong) => self.ponged(),
+            Some(Arrival::Connected(_)) | None => {}
+        }
+        Ok(arrival)
+    }
+
+    /// The server has sent a PING.
+    fn pinged(&mut self, ttl: Option<Duration>) {
+        self.ttl = ttl;
+        if ttl.is_some_and(|ttl| self.alarm.deadline() > (self.heard_at + ttl).into()) {
+            self.is_set = false;
+        }
+    }
+
+    /// The server has sent a PONG: it has read what was sent before the PING.
+    fn ponged(&mut self) {
+        self.ttl = None;
+        self.pings = self.pings.saturating_sub(1);
+        if self.pings == 0 {
+            self.unanswered = self.unanswered.min(self.sent - self.sent_before_ping);
+        }
     }
 
     fn poll_arrival<M>(
@@ -278,8 +323,11 @@ impl Dealer {
                     return Poll::Ready(Err(reason));
                 }
             }
-            if self.unwritable.is_none() {
-                self.unwritable = self.write(cx).err();
+            let was_full = !self.connection.wants_bytes();
+            self.try_to_write(cx);
+            if was_full && self.connection.wants_bytes() {
+                // Something may lie in the buffer behind the PINGs.
+                continue;
             }
             if self.reads == READS {
                 cx.waker().wake_by_ref();
@@ -288,12 +336,24 @@ impl Dealer {
             self.reads += 1;
             let ended = match self.read(cx) {
                 Ok(true) => continue,
-                Ok(false) => self.unwritable.or_else(|| self.keep_watch(cx)),
-                Err(reason) => Some(reason),
+                Ok(false) => self.keep_watch(cx),
+                Err(reason) => Some(self.unwritable.unwrap_or(reason)),
             };
             let Some(reason) = ended else { return Poll::Pending };
             self.ended = Some(reason);
             return Poll::Ready(Err(reason));
+        }
+    }
+
+    /// Writes, unless that has failed before. A failure does not end the connection yet: there
+    /// may be messages to read, and reading then shows that it has ended.
+    fn try_to_write(&mut self, cx: &mut Context<'_>) {
+        if self.unwritable.is_none()
+            && let Err(reason) = self.write(cx)
+        {
+            self.unwritable = Some(reason);
+            self.connection.stop_answering();
+            self.is_set = false;
         }
     }
 
@@ -313,7 +373,7 @@ impl Dealer {
                 Ok(count) => {
                     let before = self.connection.unwritten_messages();
                     self.connection.advance(count);
-                    self.asked |= self.connection.unwritten_messages() < before;
+                    self.unanswered += (before - self.connection.unwritten_messages()) as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     match self.stream.poll_write_ready(cx) {
@@ -358,7 +418,6 @@ impl Dealer {
 
     fn heard(&mut self) {
         self.heard_at = Instant::now();
-        self.asked = false;
         self.pinged_at = None;
         self.ttl = None;
     }
@@ -384,30 +443,30 @@ impl Dealer {
             }
             self.is_set = false;
             let now = Instant::now();
-            if ioctl_fionread(&self.stream).is_ok_and(|unread| unread > 0) {
+            if self.connection.wants_bytes()
+                && ioctl_fionread(&self.stream).is_ok_and(|unread| unread > 0)
+            {
                 // The process has stood still: the server may have spoken, but unheard.
                 self.alarm.as_mut().reset((now + ANOTHER_TURN).into());
                 self.is_set = true;
                 continue;
             }
-            if let Some(reason) = self.look(now) {
+            if let Some(reason) = self.unwritable.or_else(|| self.look(now)) {
                 return Some(reason);
             }
-            if self.connection.unwritten() > 0 && self.unwritable.is_none() {
-                // A PING.
-                self.unwritable = self.write(cx).err();
-                if self.unwritable.is_some() {
-                    return self.unwritable;
-                }
-            }
+            // A PING.
+            self.try_to_write(cx);
         }
     }
 
     /// When the server is to be looked at next. Never, if nothing may be asked of it.
     fn next_look(&self) -> Option<Instant> {
+        if self.unwritable.is_some() {
+            return Some(Instant::now() + ANOTHER_TURN);
+        }
         let ttl = self.ttl.map(|ttl| self.heard_at + ttl);
         let beat = (!self.heartbeat_interval.is_zero()).then(|| match self.pinged_at {
-            Some(at) => at + self.heartbeat_timeout.min(self.heartbeat_interval),
+            Some(at) => (at + self.heartbeat_timeout).min(self.looked_at + self.heartbeat_interval),
             None => self.heard_at + self.heartbeat_interval,
         });
         let earliest = Instant::now() + Duration::from_millis(1);
@@ -418,8 +477,9 @@ impl Dealer {
     ///
     /// A host that acknowledges what it is sent is up, and a server that works on requests may
     /// take its time: libzmq answers no PING while its pipe is full. So a PONG is waited for
-    /// only if no message has been written since the server was heard.
+    /// only if the server has answered all messages, or has read them as far as is known.
     fn look(&mut self, now: Instant) -> Option<Reason> {
+        self.looked_at = now;
         if self.ttl.is_some_and(|ttl| now >= self.heard_at + ttl) {
             return Some(Reason::Vanished);
         }
@@ -432,13 +492,16 @@ impl Dealer {
         }
         match self.pinged_at {
             None => {
-                if self.peer.as_ref().is_some_and(|peer| peer.minor > 0) {
+                if self.knows_ping() {
                     self.connection.ping();
+                    self.pings = self.pings.saturating_add(1);
+                    self.sent_before_ping = self.sent;
                 }
                 self.pinged_at = Some(now);
             }
             Some(at) if now >= at + self.heartbeat_timeout => {
-                if !self.asked && self.peer.as_ref().is_some_and(|peer| peer.minor > 0) {
+                let is_idle = self.unanswered == 0 && self.connection.unwritten() == 0;
+                if is_idle && self.knows_ping() {
                     return Some(Reason::Vanished);
                 }
                 self.pinged_at = Some(now);
@@ -446,6 +509,10 @@ impl Dealer {
             Some(_) => {}
         }
         None
+    }
+
+    fn knows_ping(&self) -> bool {
+        self.peer.as_ref().is_some_and(|peer| peer.minor > 0)
     }
 }
 

@@ -38,9 +38,9 @@ const MOST_READ: usize = 64 << 10;
 /// keeps all of it.
 const SLICED: usize = 16 << 10;
 
-/// How many bytes of PONGs may wait. A peer that sends PINGs and reads nothing is not read
-/// from any more.
-const PONGS: usize = 8 << 10;
+/// How many PONGs may wait, some 8 KiB. If a peer sends PINGs and reads nothing, we stop
+/// reading from it.
+const PONGS: usize = 256;
 
 /// What a peer may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,8 +124,10 @@ pub struct Connection {
     /// Room for the next read.
     appetite: usize,
     out: OutQueue,
-    /// Bytes of PONGs since the queue was empty.
-    pongs: usize,
+    /// Where in the queue each PONG ends that has not left.
+    pongs: VecDeque<u64>,
+    /// Whether PINGs are answered.
+    answers: bool,
     /// Why the peer said that it refuses us.
     refusal: Option<Bytes>,
 }
@@ -148,7 +150,8 @@ impl Connection {
             missing: 0,
             appetite: LEAST_READ,
             out,
-            pongs: 0,
+            pongs: VecDeque::new(),
+            answers: true,
             refusal: None,
         }
     }
@@ -177,7 +180,7 @@ impl Connection {
     /// Whether more bytes may be read: not while so many PONGs wait that the peer seems to read
     /// nothing.
     pub fn wants_bytes(&self) -> bool {
-        self.pongs < PONGS
+        self.pongs.len() < PONGS
     }
 
     /// The next thing that the bytes so far say, or `None` if more are needed.
@@ -254,6 +257,10 @@ impl Connection {
         }
         let mut frames = VecDeque::with_capacity(2);
         let mut bytes = self.buffer.split_to(end).freeze();
+        if end > MOST_READ && self.buffer.len() <= MOST_READ {
+            // Otherwise the rest would keep the memory of a large message for good.
+            self.buffer = BytesMut::from(&self.buffer[..]);
+        }
         frame::split_frames(&mut bytes, end, &mut frames);
         for frame in frames.iter_mut().filter(|frame| frame.len() < SLICED) {
             *frame = Bytes::copy_from_slice(frame);
@@ -265,9 +272,10 @@ impl Connection {
     fn obey(&mut self, body: std::ops::Range<usize>) -> Result<Option<Option<Duration>>, Reason> {
         match Command::decode(&self.buffer[body])? {
             Command::Ping { ttl, context } => {
-                let before = self.out.len();
-                self.out.push_bytes(|out| command::encode_pong(out, context));
-                self.pongs += self.out.len() - before;
+                if self.answers {
+                    self.out.push_bytes(|out| command::encode_pong(out, context));
+                    self.pongs.push_back(self.out.queued());
+                }
                 Ok(Some(ttl))
             }
             Command::Pong => Ok(None),
@@ -305,6 +313,13 @@ impl Connection {
         self.out.push_bytes(command::encode_ping);
     }
 
+    /// Stops answering PINGs, because nothing can be written any more. What has come can still
+    /// be taken.
+    pub fn stop_answering(&mut self) {
+        self.answers = false;
+        self.pongs = VecDeque::new();
+    }
+
     /// Queues our READY although the peer's has not come, on the side that listens.
     pub fn stop_waiting(&mut self) {
         if let Some(handshake) = &mut self.handshake {
@@ -335,8 +350,8 @@ impl Connection {
     /// The first `count` of these bytes have been written.
     pub fn advance(&mut self, count: usize) {
         self.out.advance(count, |_, _| {});
-        if self.out.is_empty() {
-            self.pongs = 0;
+        while self.pongs.front().is_some_and(|end| *end <= self.out.left()) {
+            self.pongs.pop_front();
         }
     }
 
@@ -348,6 +363,7 @@ impl Connection {
     /// The memory that it holds, beyond its own struct.
     pub fn held(&self) -> usize {
         let handshake = self.handshake.as_ref().map_or(0, |handshake| handshake.held());
-        self.buffer.capacity() + self.out.held() + handshake
+        let pongs = self.pongs.capacity() * size_of::<u64>();
+        self.buffer.capacity() + self.out.held() + pongs + handshake
     }
 }

@@ -42,6 +42,16 @@ impl OutQueue {
         (self.queued - self.sent) as usize
     }
 
+    /// How many bytes were queued since the start.
+    pub fn queued(&self) -> u64 {
+        self.queued
+    }
+
+    /// How many bytes have left since the start.
+    pub fn left(&self) -> u64 {
+        self.sent
+    }
+
     /// Whether everything has left.
     pub fn is_empty(&self) -> bool {
         self.queued == self.sent

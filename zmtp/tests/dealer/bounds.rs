@@ -1,0 +1,207 @@
+//! What a server cannot make the socket hold.
+
+use std::io::{ErrorKind, Write};
+use std::sync::mpsc;
+use std::thread;
+
+use zmtp::memory_pool::MemoryPool;
+
+use super::*;
+
+/// One read, beside what the socket always has.
+const LITTLE: usize = 80 << 10;
+
+/// 128 TiB, and what does not fit in a signed number.
+const HUGE: [u64; 3] = [1 << 47, 1 << 63, u64::MAX];
+
+#[tokio::test]
+async fn an_announced_size_beyond_the_limit_ends_the_connection_and_costs_no_memory() {
+    let limit = DealerConfig::default().limits.message_bytes as u64;
+    let mut headers = Vec::new();
+    for size in HUGE.into_iter().chain([limit + 1]) {
+        headers.push((raw::announced(0, size), Reason::MessageLimit));
+        // Behind another frame of the same message.
+        let second = [raw::frame(b"first", true), raw::announced(0, size)].concat();
+        headers.push((second, Reason::MessageLimit));
+    }
+    for size in HUGE.into_iter().chain([256]) {
+        headers.push((raw::announced(4, size), Reason::Command));
+    }
+    for (header, reason) in headers {
+        let sent = header.clone();
+        let (address, server) = router(1, move |mut stream| {
+            stream.write_all(&sent).unwrap();
+            raw::read_until_closed(&mut stream);
+        });
+        let mut dealer = connected(address).await;
+        assert_eq!(next(&mut dealer).await, Err(reason), "{header:?}");
+        assert!(dealer.held() < LITTLE, "{} for {header:?}", dealer.held());
+        drop(dealer);
+        server.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_announced_size_beyond_the_limit_ends_the_handshake() {
+    for size in HUGE.into_iter().chain([(4 << 10) + 1]) {
+        for (flags, expected) in [(4, Reason::Metadata), (0, Reason::DataBeforeReady)] {
+            let (address, server) = server(move |mut stream| {
+                stream.write_all(&raw::greeting(1)).unwrap();
+                stream.write_all(&raw::announced(flags, size)).unwrap();
+                raw::read_until_closed(&mut stream);
+            });
+            let error = connect_to(&[address], &config()).await.unwrap_err();
+            assert!(
+                matches!(error, ConnectError::Handshake { reason, .. } if reason == expected),
+                "{error:?} for {size}"
+            );
+            server.join().unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn frames_and_commands_without_end_meet_a_limit_and_a_message_at_the_limit_does_not() {
+    let ping = ping(0, b"");
+    for (endless, reason) in [
+        (raw::frame(b"", true), Reason::FrameLimit),
+        (raw::frame(&[7; 64 << 10], true), Reason::MessageLimit),
+        ([raw::frame(b"", true), ping.repeat(1 << 20)].concat(), Reason::MessageLimit),
+    ] {
+        let (address, server) = router(1, move |mut stream| {
+            let mut reader = stream.try_clone().unwrap();
+            thread::spawn(move || raw::read_until_closed(&mut reader));
+            while stream.write_all(&endless).is_ok() {}
+        });
+        let mut dealer = connected(address).await;
+        assert_eq!(next(&mut dealer).await, Err(reason));
+        let most = 2 * DealerConfig::default().limits.message_bytes + (192 << 10);
+        assert!(dealer.held() <= most, "{}", dealer.held());
+        drop(dealer);
+        server.join().unwrap();
+    }
+    let limits = DealerConfig::default().limits;
+    let part = vec![b'p'; limits.message_bytes / limits.message_frames];
+    let (address, server) = router(1, move |mut stream| {
+        stream.write_all(&raw::message(&vec![&part[..]; limits.message_frames])).unwrap();
+    });
+    let mut dealer = connected(address).await;
+    let message = next(&mut dealer).await.unwrap();
+    assert_eq!(message.frames().len(), limits.message_frames);
+    assert_eq!(message.bytes(), limits.message_bytes);
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_sends_pings_and_reads_nothing_is_not_read_from_until_it_does() {
+    let ping = ping(0, &[9; 16]);
+    let pong = raw::command(&[&b"\x04PONG"[..], &[9; 16]].concat());
+    let (stuck, is_stuck) = mpsc::channel();
+    let (address, server) = router(1, move |mut stream| {
+        socket2::SockRef::from(&stream).set_send_buffer_size(32 << 10).unwrap();
+        // So slow that the other side has certainly stopped.
+        stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+        let mut sent = 0;
+        loop {
+            match stream.write(&ping[sent % ping.len()..]) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        stuck.send(()).unwrap();
+        let mut writer = stream.try_clone().unwrap();
+        let rest = ping[sent % ping.len()..].to_vec();
+        let last = thread::spawn(move || {
+            writer.write_all(&rest).unwrap();
+            writer.write_all(&raw::frame(b"at last", false)).unwrap();
+        });
+        for _ in 0..sent.div_ceil(ping.len()) {
+            assert_eq!(raw::read(&mut stream, pong.len()), pong);
+        }
+        last.join().unwrap();
+    });
+    let mut dealer = connected(address).await;
+    while is_stuck.try_recv().is_err() {
+        tokio::select! {
+            told = dealer.recv() => panic!("{told:?}"),
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+        assert!(dealer.unwritten() < 16 << 10, "{} of PONGs", dealer.unwritten());
+        assert!(dealer.held() < 192 << 10, "{}", dealer.held());
+    }
+    assert_eq!(payload(&mut dealer).await, b"at last");
+    // Until the server has all PONGs and leaves.
+    end(&mut dealer).await;
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_message_behind_more_pings_than_may_wait_is_received() {
+    let (address, server) = router(1, |mut stream| {
+        // In one read.
+        stream.write_all(&[ping(0, b"").repeat(1000), raw::frame(b"behind", false)].concat())?;
+        stream.read_exact(&mut [0]).map(|()| stream)
+    });
+    let mut dealer = connected(address).await;
+    // The kernel has everything by the time it is read, or most of it.
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(payload(&mut dealer).await, b"behind");
+    assert!(server.join().unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn a_timer_beside_recv_fires_while_commands_come_without_end() {
+    let (address, server) =
+        router(1, |stream| raw::flood(&stream, raw::command(b"\x04PONG").repeat(10_000)));
+    let mut dealer = connected(address).await;
+    for _ in 0..20 {
+        tokio::select! {
+            biased;
+            told = dealer.recv() => panic!("{told:?}"),
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+    }
+    drop(dealer);
+    server.join().unwrap().join().unwrap();
+}
+
+#[tokio::test]
+async fn two_large_messages_that_do_not_fit_the_pool_together_cost_one_connection() {
+    const SIZE: usize = 3 << 20;
+    let whole = raw::frame(&vec![b'a'; SIZE], false);
+    let (first_half, second_half) = (whole[..SIZE / 2].to_vec(), whole[SIZE / 2..].to_vec());
+    let (go, may_go) = mpsc::channel();
+    let (one, server) = router(1, move |mut stream| {
+        stream.write_all(&first_half).unwrap();
+        may_go.recv().unwrap();
+        stream.write_all(&second_half).unwrap();
+        stream
+    });
+    let (other, other_server) = router(1, |mut stream| {
+        stream.write_all(&raw::frame(&vec![b'b'; SIZE], false)).map_err(drop)
+    });
+    // Room for one of them.
+    let memory = MemoryPool::new(2 * SIZE);
+    let config = DealerConfig { memory: Some(memory.clone()), ..config() };
+    let mut one = connect_to(&[one], &config).await.unwrap();
+    while memory.taken() < SIZE / 3 {
+        tokio::select! {
+            told = one.recv() => panic!("{told:?}"),
+            () = tokio::time::sleep(Duration::from_millis(1)) => {}
+        }
+    }
+    // What is left of the pool is less than the other message.
+    let rest = memory.take(2 * SIZE - memory.taken() - SIZE / 3).unwrap();
+    let mut other = connect_to(&[other], &config).await.unwrap();
+    assert_eq!(next(&mut other).await, Err(Reason::PoolFull));
+    drop((other, rest));
+    let _ = other_server.join().unwrap();
+    go.send(()).unwrap();
+    let message = next(&mut one).await.unwrap();
+    assert_eq!(message.bytes(), SIZE);
+    // From now on it is the caller's, and so is its memory, although nothing more is read.
+    assert_eq!(memory.taken(), 0);
+    assert!(one.held() < LITTLE, "{}", one.held());
+    server.join().unwrap();
+}

@@ -1,0 +1,184 @@
+//! PING, PONG and TTL, and what a silent server is worth.
+
+use std::io::{ErrorKind, Write};
+use std::task::Poll;
+use std::time::Instant;
+
+use super::*;
+
+/// Short, for servers that do not answer.
+const INTERVAL: Duration = Duration::from_millis(50);
+const TIMEOUT: Duration = Duration::from_millis(150);
+
+async fn with_heartbeats(address: SocketAddr) -> Dealer {
+    let config =
+        DealerConfig { heartbeat_interval: INTERVAL, heartbeat_timeout: TIMEOUT, ..config() };
+    connect_to(&[address], &config).await.expect("it connects")
+}
+
+#[tokio::test]
+async fn each_ping_is_answered_with_its_context_between_frames_too() {
+    let (address, server) = router(0, |mut stream| {
+        for context in [&b""[..], b"c", &[0xff; 16]] {
+            stream.write_all(&ping(0, context)).unwrap();
+            assert_eq!(read_command(&mut stream, "PONG"), context);
+            stream.write_all(&raw::frame(b"one", true)).unwrap();
+            stream.write_all(&ping(0, context)).unwrap();
+            assert_eq!(read_command(&mut stream, "PONG"), context);
+            stream.write_all(&raw::frame(b"two", false)).unwrap();
+        }
+        stream
+    });
+    let mut dealer = connected(address).await;
+    for _ in 0..3 {
+        let message = next(&mut dealer).await.unwrap();
+        assert_eq!(*message.frames(), [&b"one"[..], b"two"]);
+    }
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_silent_server_of_3_1_gets_pings_and_stays_while_it_answers_them() {
+    let (address, server) = router(1, |mut stream| {
+        for _ in 0..5 {
+            // No TTL, no context.
+            assert_eq!(read_command(&mut stream, "PING"), [0, 0]);
+            stream.write_all(&raw::command(b"\x04PONG")).unwrap();
+        }
+        stream.write_all(&raw::frame(b"still here", false)).unwrap();
+        stream
+    });
+    let config = DealerConfig { heartbeat_interval: INTERVAL, ..config() };
+    let started = Instant::now();
+    let mut dealer = connect_to(&[address], &config).await.unwrap();
+    assert_eq!(payload(&mut dealer).await, b"still here");
+    assert!(started.elapsed() >= 5 * INTERVAL);
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_silent_server_of_3_0_gets_none_and_costs_a_look_for_each_interval() {
+    let (address, server) = router(0, |mut stream| {
+        stream.set_read_timeout(Some(20 * INTERVAL)).unwrap();
+        let read = stream.read(&mut [0]);
+        stream.write_all(&raw::frame(b"done", false)).unwrap();
+        read.expect_err("nothing comes").kind()
+    });
+    let started = Instant::now();
+    let mut dealer = with_heartbeats(address).await;
+    let mut looks = 0;
+    let received = std::future::poll_fn(|cx| {
+        looks += 1;
+        dealer.poll_recv(cx)
+    });
+    timeout(DEADLINE, received).await.unwrap().unwrap();
+    let intervals = started.elapsed().div_duration_f64(INTERVAL);
+    assert!(f64::from(looks) < 3.0 * intervals + 10.0, "{looks} looks in {intervals} intervals");
+    assert_eq!(server.join().unwrap(), ErrorKind::WouldBlock);
+}
+
+#[tokio::test]
+async fn a_server_that_answers_no_ping_is_given_up_after_the_timeout() {
+    let (address, server) = router(1, |mut stream| raw::read_until_closed(&mut stream));
+    let started = Instant::now();
+    let mut dealer = with_heartbeats(address).await;
+    assert_eq!(next(&mut dealer).await, Err(Reason::Vanished));
+    assert!(started.elapsed() >= INTERVAL + TIMEOUT, "{:?}", started.elapsed());
+    drop(dealer);
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_works_on_messages_may_be_silent_until_it_has_answered_all() {
+    let (address, server) = router(1, |mut stream| {
+        let [first, second] = [(); 2].map(|()| raw::read_frame(&mut stream).1);
+        // Each takes long, and no PING is answered meanwhile.
+        for request in [first, second] {
+            thread::sleep(3 * (INTERVAL + TIMEOUT));
+            stream.write_all(&raw::frame(&request, false)).unwrap();
+        }
+        raw::read_until_closed(&mut stream);
+    });
+    let mut dealer = with_heartbeats(address).await;
+    dealer.send(message(b"first")).unwrap();
+    dealer.send(message(b"second")).unwrap();
+    assert_eq!(payload(&mut dealer).await, b"first");
+    assert_eq!(payload(&mut dealer).await, b"second");
+    assert_eq!(next(&mut dealer).await, Err(Reason::Vanished));
+    drop(dealer);
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_message_that_is_never_answered_delays_no_heartbeat_once_it_is_known_to_be_read() {
+    let (address, server) = router(1, |mut stream| {
+        raw::read_frame(&mut stream);
+        read_command(&mut stream, "PING");
+        stream.write_all(&raw::command(b"\x04PONG")).unwrap();
+        raw::read_until_closed(&mut stream);
+    });
+    let mut dealer = with_heartbeats(address).await;
+    dealer.send(message(b"never answered")).unwrap();
+    assert_eq!(next(&mut dealer).await, Err(Reason::Vanished));
+    drop(dealer);
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn the_ttl_that_a_server_sets_itself_is_kept_whatever_our_own_interval() {
+    for heartbeat_interval in [Duration::ZERO, Duration::from_secs(3600)] {
+        let (go, may_go) = std::sync::mpsc::channel();
+        let (address, server) = router(1, move |mut stream| {
+            may_go.recv().unwrap();
+            stream.write_all(&ping(3, b"")).unwrap();
+            raw::read_until_closed(&mut stream);
+        });
+        let config = DealerConfig { heartbeat_interval, ..config() };
+        let mut dealer = connect_to(&[address], &config).await.unwrap();
+        // It waits already, for an hour.
+        let polled = std::future::poll_fn(|cx| Poll::Ready(dealer.poll_recv(cx).is_pending()));
+        assert!(polled.await);
+        go.send(()).unwrap();
+        let started = Instant::now();
+        assert_eq!(next(&mut dealer).await, Err(Reason::Vanished));
+        assert!(started.elapsed() >= Duration::from_millis(290), "{:?}", started.elapsed());
+        drop(dealer);
+        server.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn whatever_comes_after_a_ping_ends_its_ttl() {
+    for (behind, messages) in [(raw::frame(b"one", false), 2), (raw::command(b"\x04PONG"), 1)] {
+        let (address, server) = router(1, move |mut stream| {
+            stream.write_all(&[ping(1, b""), behind].concat()).unwrap();
+            thread::sleep(Duration::from_millis(500));
+            stream.write_all(&raw::frame(b"two", false)).unwrap();
+            stream
+        });
+        let mut dealer = connected(address).await;
+        for _ in 0..messages {
+            payload(&mut dealer).await;
+        }
+        server.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn heartbeats_may_be_set_to_never_by_a_very_long_time() {
+    let (address, server) = router(1, |mut stream| {
+        stream.write_all(&ping(0, b"")).unwrap();
+        read_command(&mut stream, "PONG");
+        stream.write_all(&raw::frame(b"here", false)).unwrap();
+        stream
+    });
+    let config = DealerConfig {
+        connect_timeout: Duration::MAX,
+        heartbeat_interval: Duration::MAX,
+        heartbeat_timeout: Duration::MAX,
+        ..config()
+    };
+    let mut dealer = connect_to(&[address], &config).await.unwrap();
+    assert_eq!(payload(&mut dealer).await, b"here");
+    server.join().unwrap();
+}
