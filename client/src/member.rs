@@ -70,7 +70,8 @@ impl Claim {
     }
 }
 
-/// A request, and the room that it takes. Each attempt gives it back.
+/// A request, and the room that it takes. Each attempt gives it back. It is boxed, as it passes
+/// through many hands.
 #[derive(Debug)]
 pub(super) struct Request {
     pub payload: Bytes,
@@ -105,7 +106,7 @@ pub(super) struct Outcome {
     /// From the start of the request, if it was answered.
     pub elapsed: Duration,
     /// For the next attempt. `None` if the client has ended.
-    pub request: Option<Request>,
+    pub request: Option<Box<Request>>,
 }
 
 /// An attempt at an endpoint: its caller and the request, which keeps its room until the
@@ -113,7 +114,7 @@ pub(super) struct Outcome {
 #[derive(Debug)]
 pub(super) struct Ticket {
     caller: oneshot::Sender<Outcome>,
-    request: Request,
+    request: Box<Request>,
 }
 
 impl Ticket {
@@ -224,7 +225,7 @@ impl Member {
 
     /// One attempt: hands the request to the connection and waits for what it
     /// comes to, which the connection's own timeout bounds.
-    pub async fn attempt(self: &Arc<Self>, request: Request) -> Outcome {
+    pub async fn attempt(self: &Arc<Self>, request: Box<Request>) -> Outcome {
         let (caller, outcome) = oneshot::channel();
         self.outstanding.fetch_add(1, Relaxed);
         // The queue is bounded by the slots.

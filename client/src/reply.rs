@@ -27,7 +27,7 @@ pub(super) const SMALL: usize = 4 << 10;
 /// What a reply has taken of its connection's pool and of the client's.
 #[derive(Debug)]
 pub(super) struct ReplyMemory {
-    _shares: Option<[Share; 2]>,
+    _shares: Option<Box<[Share; 2]>>,
 }
 
 impl ReplyMemory {
@@ -36,6 +36,7 @@ impl ReplyMemory {
         if bytes <= SMALL {
             return Some(Self { _shares: None });
         }
-        Some(Self { _shares: Some([connection.take(bytes)?, client.take(bytes)?]) })
+        let shares = [connection.take(bytes)?, client.take(bytes)?];
+        Some(Self { _shares: Some(Box::new(shares)) })
     }
 }

@@ -54,7 +54,8 @@ async fn attempts(
     let slot = take_slot(shared, progress, deadline).await?;
     progress.queued = false;
     let started = progress.started;
-    let mut request = Request { payload, _slot: slot, started, is_retry: false, claim: None };
+    let request = Request { payload, _slot: slot, started, is_retry: false, claim: None };
+    let mut request = Box::new(request);
     let mut now = progress.started;
     loop {
         let member = match shared.roster.pick(&progress.failed) {
@@ -112,7 +113,8 @@ async fn attempts(
         }
         now = Instant::now();
         let Some(again) = outcome.request else { return Err(RequestError::Closed) };
-        request = Request { is_retry: !progress.failed.is_empty(), claim: None, ..again };
+        request = again;
+        (request.is_retry, request.claim) = (!progress.failed.is_empty(), None);
     }
 }
 
