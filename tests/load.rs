@@ -454,7 +454,7 @@ fn without_a_terminal_a_line_now_and_then_says_how_it_goes() {
 }
 
 /// A value that each flag refuses, and a part of what would be right.
-const REFUSED: [(&str, &str, &str); 18] = [
+const REFUSED: [(&str, &str, &str); 21] = [
     ("--discover", "zmq-echo", "such as dns://zmq-echo-headless:5555"),
     ("--rate", "0", "expected 1 to 10000000 requests a second, such as 5000, or max"),
     ("--rate", "fast", "such as 5000, or max"),
@@ -470,6 +470,9 @@ const REFUSED: [(&str, &str, &str); 18] = [
     ("--timeout", "0s", "more than 0s"),
     ("--retries", "101", "101 is not in 0..=100"),
     ("--max-failures", "some", "invalid"),
+    ("--max-reply", "17 apples", "such as 65536, 64KiB or 8MiB"),
+    ("--max-connection-replies", "1", "such as 65536, 64KiB or 8MiB"),
+    ("--max-replies", "4GiB", "such as 65536, 64KiB or 8MiB"),
     ("--output", "xml", "[possible values: table, json]"),
     ("--report", "", "a value is required"),
     ("--log-level", "verbose", "expected off, error, warn, info, debug or trace"),

@@ -14,6 +14,7 @@ use super::payload::PayloadSize;
 use crate::discovery::Source;
 use zmq_echo::config::{LogFilter, parse};
 use zmq_echo::exit;
+use zmq_echo::units::ByteSize;
 use zmq_echo::units::parse_limit;
 use zmtp::endpoint::ConnectEndpoint;
 
@@ -120,6 +121,30 @@ pub struct LoadConfig {
     /// promise.
     #[arg(long, env = "ZMQ_ECHO_LOAD_MAX_FAILURES", value_name = "REQUESTS", default_value_t = 0)]
     pub max_failures: u64,
+
+    /// The largest reply that is read, such as 16MiB
+    ///
+    /// A larger one ends its connection as soon as its size is announced. The default, 16MiB,
+    /// is the largest --size.
+    #[arg(long, env = "ZMQ_ECHO_LOAD_MAX_REPLY", value_name = "BYTES", default_value = "16MiB")]
+    pub max_reply: ByteSize,
+
+    /// Memory for one connection's replies until they are checked
+    ///
+    /// Replies of up to 4KiB do not count. The default, 64MiB, holds four of the largest.
+    #[arg(
+        long,
+        env = "ZMQ_ECHO_LOAD_MAX_CONNECTION_REPLIES",
+        value_name = "BYTES",
+        default_value = "64MiB"
+    )]
+    pub max_connection_replies: ByteSize,
+
+    /// Memory for one client's replies, on all its connections and until they are checked
+    ///
+    /// The default, 256MiB, is a quarter of what may be in flight.
+    #[arg(long, env = "ZMQ_ECHO_LOAD_MAX_REPLIES", value_name = "BYTES", default_value = "256MiB")]
+    pub max_replies: ByteSize,
 
     /// How to print the result
     ///

@@ -99,6 +99,9 @@ fn client_config(config: &LoadConfig) -> ClientConfig {
         // attempt has ended than the worker that makes the next.
         max_outstanding: config.in_flight as usize * 2,
         max_payload: config.size.most,
+        max_reply: config.max_reply.bytes(),
+        max_connection_replies: config.max_connection_replies.bytes(),
+        max_replies: config.max_replies.bytes(),
         ..ClientConfig::default()
     }
 }
