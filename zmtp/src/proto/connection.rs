@@ -367,3 +367,131 @@ impl Connection {
         self.buffer.capacity() + self.out.held() + pongs + handshake
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::proto::peer_info::{Role, SocketType};
+
+    const LIMITS: ConnectionLimits =
+        ConnectionLimits { message_bytes: 100_000, message_frames: 8, metadata_bytes: 512 };
+
+    fn side(role: Role, socket_type: SocketType) -> Connection {
+        Connection::new(Local { role, socket_type, identity: Bytes::new() }, LIMITS)
+    }
+
+    /// Moves up to `most` bytes from one side to the other.
+    fn carry(from: &mut Connection, to: &mut Connection, most: usize) -> usize {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let count = from.slices(&mut slices);
+        let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+        let count = bytes.len().min(most);
+        to.read_buffer().extend_from_slice(&bytes[..count]);
+        to.received(count);
+        from.advance(count);
+        count
+    }
+
+    fn message() -> impl Strategy<Value = Message> {
+        let small = vec(any::<u8>(), 0..300);
+        let large = (any::<u8>(), 8_000usize..20_000).prop_map(|(byte, size)| vec![byte; size]);
+        vec(prop_oneof![4 => small, 1 => large].prop_map(Bytes::from), 1..=4)
+            .prop_map(Message::from_iter)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn two_sides_get_each_others_messages_wherever_bytes_are_cut(
+            sent in [vec(message(), 0..6), vec(message(), 0..6)],
+            pings in vec(0usize..2, 0..4),
+            cuts in vec(1usize..20_000, 1..12),
+        ) {
+            let mut sides =
+                [side(Role::Connecting, SocketType::Dealer), side(Role::Listening, SocketType::Router)];
+            let mut got = [Vec::new(), Vec::new()];
+            let (mut pongs, mut connected) = (0, 0);
+            let mut cuts = cuts.iter().cycle();
+            let mut idle = 0;
+            while idle < 4 {
+                for me in [0, 1] {
+                    let [one, other] = &mut sides;
+                    let (from, to) = if me == 0 { (other, one) } else { (one, other) };
+                    let moved = carry(from, to, *cuts.next().unwrap());
+                    idle = if moved == 0 { idle + 1 } else { 0 };
+                    let before = sides[me].held();
+                    while let Some(arrival) = sides[me].poll().unwrap() {
+                        match arrival {
+                            Arrival::Message(message) => got[1 - me].push(message),
+                            Arrival::Pong => pongs += 1,
+                            Arrival::Ping(ttl) => prop_assert_eq!(ttl, None),
+                            Arrival::Connected(_) => {
+                                connected += 1;
+                                for message in &sent[me] {
+                                    sides[me].send(message.clone(), Instant::now());
+                                }
+                                pings.iter().filter(|side| **side == me).for_each(|_| sides[me].ping());
+                            }
+                        }
+                    }
+                    // One read, or one message that is not whole.
+                    prop_assert!(sides[me].buffered() <= 2 * LIMITS.message_bytes + before + MOST_READ);
+                }
+            }
+            prop_assert_eq!(connected, 2);
+            prop_assert_eq!(pongs, pings.len());
+            let [one, other] = &sent;
+            prop_assert_eq!(&got[0], one);
+            prop_assert_eq!(&got[1], other);
+            prop_assert!(sides.iter().all(|side| side.unwritten_messages() == 0));
+        }
+
+        #[test]
+        fn any_bytes_end_in_arrivals_or_a_named_reason_in_both_roles(
+            listens in any::<bool>(),
+            greeted in any::<bool>(),
+            noise in vec(prop_oneof![0u8..8, any::<u8>()], 0..3_000),
+            cuts in vec(1usize..500, 1..12),
+        ) {
+            let (role, socket_type, peer) = match listens {
+                true => (Role::Listening, SocketType::Router, side(Role::Connecting, SocketType::Dealer)),
+                false => (Role::Connecting, SocketType::Dealer, side(Role::Listening, SocketType::Router)),
+            };
+            let mut peer = peer;
+            let mut connection = side(role, socket_type);
+            if greeted {
+                for _ in 0..4 {
+                    carry(&mut connection, &mut peer, usize::MAX);
+                    let _ = peer.poll();
+                    carry(&mut peer, &mut connection, usize::MAX);
+                    prop_assert!(connection.poll().is_ok());
+                }
+            }
+            let mut rest = &noise[..];
+            for cut in cuts.iter().cycle() {
+                let (read, left) = rest.split_at((*cut).min(rest.len()));
+                rest = left;
+                connection.read_buffer().extend_from_slice(read);
+                connection.received(read.len());
+                loop {
+                    match connection.poll() {
+                        Ok(Some(Arrival::Message(message))) => {
+                            prop_assert!(message.bytes() <= LIMITS.message_bytes);
+                            prop_assert!(message.frames().len() <= LIMITS.message_frames);
+                        }
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                        Err(_) => return Ok(()),
+                    }
+                }
+                if rest.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
+}

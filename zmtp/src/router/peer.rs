@@ -79,6 +79,8 @@ pub enum Read {
 #[derive(Debug)]
 pub struct Peer {
     stream: TcpStream,
+    /// Which of the connections that have had its slot.
+    pub generation: u64,
     /// Where it comes from, and whether it may have to give way.
     pub place: Place,
     /// Puts the peer on the ready list.
@@ -152,7 +154,13 @@ pub struct Peer {
 
 impl Peer {
     /// A connection that was accepted at `now`. The start of the greeting is queued.
-    pub fn new(stream: TcpStream, place: Place, bell: Arc<Bell>, now: Instant) -> Self {
+    pub fn new(
+        stream: TcpStream,
+        generation: u64,
+        place: Place,
+        bell: Arc<Bell>,
+        now: Instant,
+    ) -> Self {
         let local = Local {
             role: Role::Listening,
             socket_type: SocketType::Router,
@@ -163,6 +171,7 @@ impl Peer {
         out.push_bytes(|out| handshake.start(out));
         Self {
             stream,
+            generation,
             place,
             waker: Waker::from(Arc::clone(&bell)),
             bell,

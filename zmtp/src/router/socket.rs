@@ -23,6 +23,7 @@ use std::task::{Context, Poll, Wake};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
+use slab::Slab;
 use tokio::net::TcpListener;
 use tracing::debug;
 
@@ -69,6 +70,14 @@ const SPARE: usize = 1 << 20;
 /// The frames that are kept room for from one message to the next.
 const SPARE_FRAMES: usize = 64;
 
+/// One connection of a [`Router`]. Unlike an identity, it never names another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PeerId {
+    slot: usize,
+    /// Which of the connections that have had this slot.
+    generation: u64,
+}
+
 /// Why a reply was not queued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
@@ -112,8 +121,9 @@ pub struct Router<O> {
     listeners: Vec<TcpListener>,
     places: Places,
     listener_bell: Arc<Bell>,
-    peers: Vec<Option<Box<Peer>>>,
-    free: Vec<usize>,
+    peers: Slab<Box<Peer>>,
+    /// Connections so far, which number the next one.
+    accepted: u64,
     identities: HashMap<Bytes, usize>,
     next_identity: u32,
     ready: ReadyList,
@@ -163,7 +173,7 @@ struct Batch {
 /// What a peer had sent at some moment and had not been looked at.
 #[derive(Debug)]
 struct Noted {
-    slot: usize,
+    peer_id: PeerId,
     /// [`Peer::handled`] once all of that has been looked at.
     handled: u64,
 }
@@ -199,8 +209,8 @@ impl<O: Observer> Router<O> {
             listeners: listeners.collect::<io::Result<_>>()?,
             places: Places::new(limits.peers_per_address),
             listener_bell,
-            peers: Vec::new(),
-            free: Vec::new(),
+            peers: Slab::new(),
+            accepted: 0,
             identities: HashMap::new(),
             next_identity: 0,
             clock: Clock::new(&ready),
@@ -246,18 +256,11 @@ impl<O: Observer> Router<O> {
         };
         // Nearly always the peer whose request was handed out last.
         if let Some(batch) = &mut self.batch
-            && let Some(peer) = &mut self.peers[batch.slot]
+            && let Some(peer) = self.peers.get(batch.slot)
             && is_same(&peer.identity, &identity)
         {
-            let sent = peer.queue(&mut frames, batch.read_at);
-            self.sent += if peer.is_client { sent } else { 0 };
             batch.identity = Some(identity);
-            if peer.out.len() >= batch.write_at && !peer.blocked {
-                batch.write_at = WRITE;
-                let slot = batch.slot;
-                // What fails here fails again when the batch is through.
-                let _ = self.flush(slot);
-            }
+            self.queue_for_batch(&mut frames);
         } else if let Some(slot) = self.identities.get(&identity).copied() {
             self.queue_for_another(slot, &mut frames);
         } else {
@@ -284,6 +287,49 @@ impl<O: Observer> Router<O> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
+    /// As [`Router::recv`], with the connection in place of the identity.
+    pub async fn recv_from(&mut self) -> (PeerId, Message) {
+        let message = self.recv().await;
+        self.from(message)
+    }
+
+    /// As [`Router::try_recv`], with the connection in place of the identity.
+    pub fn try_recv_from(&mut self) -> Option<(PeerId, Message)> {
+        let message = self.try_recv()?;
+        Some(self.from(message))
+    }
+
+    /// The connection that a message just came from, and the message without the identity.
+    fn from(&mut self, mut message: Message) -> (PeerId, Message) {
+        let batch = self.batch.as_mut().expect("a message is of a batch");
+        // For the next message: see `Batch::identity`.
+        batch.identity = message.frames_mut().pop_front();
+        let slot = batch.slot;
+        (PeerId { slot, generation: self.peers[slot].generation }, message)
+    }
+
+    /// Queues a reply for one connection: as [`Router::send`], without the identity.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`] if it has ended, even if its peer has come back by the same identity.
+    pub fn send_to(&mut self, to: PeerId, message: Message) -> Result<(), SendError> {
+        let mut frames = message.into_frames();
+        if frames.is_empty() {
+            return Err(SendError::NoPayload);
+        }
+        let peer = self.peers.get(to.slot);
+        if peer.is_none_or(|peer| peer.generation != to.generation) {
+            return Err(SendError::NoPeer(frames.into()));
+        }
+        if self.batch.as_ref().is_some_and(|batch| batch.slot == to.slot) {
+            self.queue_for_batch(&mut frames);
+        } else {
+            self.queue_for_another(to.slot, &mut frames);
+        }
+        Ok(())
+    }
+
     /// The next message that is already here, or `None`. Does not wait.
     #[inline(always)]
     pub fn try_recv(&mut self) -> Option<Message> {
@@ -295,10 +341,25 @@ impl<O: Observer> Router<O> {
         self.open()
     }
 
+    /// Queues a reply for the peer whose request was handed out last.
+    #[inline(always)]
+    fn queue_for_batch(&mut self, frames: &mut VecDeque<Bytes>) {
+        let Some(batch) = &mut self.batch else { return };
+        let peer = &mut self.peers[batch.slot];
+        let sent = peer.queue(frames, batch.read_at);
+        self.sent += if peer.is_client { sent } else { 0 };
+        if peer.out.len() >= batch.write_at && !peer.blocked {
+            batch.write_at = WRITE;
+            let slot = batch.slot;
+            // What fails here fails again when the batch is through.
+            let _ = self.flush(slot);
+        }
+    }
+
     /// Queues a reply for a peer that is not the batch's: it leaves at that peer's turn.
     #[inline(never)]
     fn queue_for_another(&mut self, slot: usize, frames: &mut VecDeque<Bytes>) {
-        let peer = self.peers[slot].as_mut().expect("an identity in use has a peer");
+        let peer = &mut self.peers[slot];
         let read_at = self.batch.as_ref().map_or(peer.read_at, |batch| batch.read_at);
         if peer.out.is_empty() {
             // However long ago the request came, the reply waits from now on.
@@ -341,7 +402,7 @@ impl<O: Observer> Router<O> {
     fn next_of_batch(&mut self) -> Option<Message> {
         let batch = self.batch.as_mut()?;
         let slot = batch.slot;
-        let peer = self.peers[slot].as_mut().expect("a batch has a peer");
+        let peer = &mut self.peers[slot];
         let reason = loop {
             if batch.taken == MESSAGES && !batch.bytes.is_empty() {
                 self.end_batch(0);
@@ -395,7 +456,7 @@ impl<O: Observer> Router<O> {
     fn end_batch(&mut self, missing: usize) {
         let Some(batch) = self.batch.take() else { return };
         let Batch { slot, bytes, whole, taken, commands, read_at, .. } = batch;
-        let peer = self.peers[slot].as_mut().expect("a batch has a peer");
+        let peer = &mut self.peers[slot];
         peer.adapt(whole - bytes.len(), taken, MESSAGES, READ);
         peer.missing = missing;
         // Memory of its own moves back where most of it is needed still, else it would
@@ -403,7 +464,7 @@ impl<O: Observer> Router<O> {
         peer.partial = if bytes.len() < whole / 2 { bytes.to_vec() } else { bytes.into() };
         peer.track_message(taken > commands, read_at);
         let flushed = self.flush(slot);
-        let peer = self.peers[slot].as_mut().expect("a batch has a peer");
+        let peer = &mut self.peers[slot];
         self.spare = if peer.out.is_empty() {
             std::mem::take(&mut peer.out)
         } else {
@@ -421,7 +482,7 @@ impl<O: Observer> Router<O> {
 
     /// One peer's turn.
     fn visit(&mut self, slot: usize) {
-        let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(peer) = self.peers.get_mut(slot) else { return };
         peer.bell.answer();
         peer.blocked = false;
         match self.serve(slot) {
@@ -433,7 +494,7 @@ impl<O: Observer> Router<O> {
 
     fn serve(&mut self, slot: usize) -> Result<(), Reason> {
         let flushed = self.flush(slot);
-        let peer = self.peers[slot].as_mut().expect("the visit has looked");
+        let peer = &mut self.peers[slot];
         let shaking = matches!(peer.state, State::Handshake(_));
         match peer.state {
             // Whatever the peer sent before it left decides the reason, not our failed
@@ -506,7 +567,7 @@ impl<O: Observer> Router<O> {
     }
 
     fn begin_batch(&mut self, batch: Batch) {
-        let peer = self.peers[batch.slot].as_mut().expect("who was read from is there");
+        let peer = &mut self.peers[batch.slot];
         if peer.out.is_empty() {
             std::mem::swap(&mut peer.out, &mut self.spare);
         }
@@ -514,7 +575,7 @@ impl<O: Observer> Router<O> {
     }
 
     fn establish(&mut self, slot: usize, info: PeerInfo) {
-        let peer = self.peers[slot].as_mut().expect("who was read from is there");
+        let peer = &mut self.peers[slot];
         peer.is_req = info.socket_type == SocketType::Req;
         peer.doubted = false;
         peer.state = State::Established;
@@ -543,7 +604,7 @@ impl<O: Observer> Router<O> {
 
     /// Writes what waits for the peer, as far as the kernel takes it.
     fn flush(&mut self, slot: usize) -> Result<(), Reason> {
-        let peer = self.peers[slot].as_mut().expect("the caller has looked");
+        let peer = &mut self.peers[slot];
         let before = peer.out.len();
         if before == 0 {
             return Ok(());
@@ -570,7 +631,7 @@ impl<O: Observer> Router<O> {
     /// Brings the accounts up to date after a turn, sees to it that the peer gets
     /// its next one, and that the pool is not overdrawn.
     fn settle(&mut self, slot: usize) {
-        let peer = self.peers[slot].as_mut().expect("who had its turn is there");
+        let peer = &mut self.peers[slot];
         if peer.out.is_empty() {
             if peer.out.held() > 0 {
                 peer.out = OutQueue::default();
@@ -600,8 +661,8 @@ impl<O: Observer> Router<O> {
     fn evict(&mut self) {
         // A look at every peer, but only for a connection that ends by it.
         let now = Instant::now();
-        let holders = self.peers.iter().enumerate().filter_map(|(slot, peer)| {
-            let peer = peer.as_ref().filter(|peer| peer.charged > ALLOWANCE)?;
+        let holders = self.peers.iter().filter_map(|(slot, peer)| {
+            let peer = Some(peer).filter(|peer| peer.charged > ALLOWANCE)?;
             let age = peer.holds_since().map_or(Duration::ZERO, |since| now - since);
             Some((age >= YOUNG, peer.seconds_to_clear(now), age, slot))
         });
@@ -613,7 +674,7 @@ impl<O: Observer> Router<O> {
     }
 
     fn account(&mut self, slot: usize, held: usize, owed: usize) {
-        let Some(peer) = self.peers[slot].as_mut() else { return };
+        let Some(peer) = self.peers.get_mut(slot) else { return };
         self.pooled += held.saturating_sub(ALLOWANCE);
         self.pooled -= peer.charged.saturating_sub(ALLOWANCE);
         self.buffered = self.buffered + held - peer.charged;
@@ -623,11 +684,10 @@ impl<O: Observer> Router<O> {
 
     fn close_peer(&mut self, slot: usize, reason: Reason) {
         self.account(slot, 0, 0);
-        let Some(mut peer) = self.peers[slot].take() else { return };
+        let Some(mut peer) = self.peers.try_remove(slot) else { return };
         if self.batch.as_ref().is_some_and(|batch| batch.slot == slot) {
             self.batch = None;
         }
-        self.free.push(slot);
         self.places.leave(&mut peer.place);
         self.observer.event(Event::Undeliverable(peer.out.replies() as u64));
         if peer.has_messages() {
@@ -647,7 +707,7 @@ impl<O: Observer> Router<O> {
     }
 
     fn open(&self) -> usize {
-        self.peers.len() - self.free.len()
+        self.peers.len()
     }
 
     /// Reports the totals that are kept apart while there is work.

@@ -1,9 +1,11 @@
 //! A socket that the test itself polls, on the test's runtime.
 
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use zmtp::router::{Limits, Router};
+use zmtp::Message;
+use zmtp::router::{Limits, Router, SendError};
 
 use crate::counts::Counts;
 use crate::support::{DEADLINE, raw, runtime};
@@ -46,4 +48,50 @@ pub async fn dealer_of(
         stream = shaking => stream.unwrap(),
         message = socket.recv() => panic!("{message:?} before any was sent"),
     }
+}
+
+#[test]
+fn a_reply_to_a_connection_never_reaches_another_one_of_the_same_identity() {
+    on_runtime(async {
+        let (mut socket, address, _) = bound(LIMITS);
+        let mut first = dealer_of(&mut socket, address, b"me").await;
+        first.write_all(&raw::frame(b"one", false)).unwrap();
+        let (asker, request) = socket.recv_from().await;
+        assert_eq!(request, [b"one".as_slice().into()].into());
+        socket.send_to(asker, request).unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(50), socket.recv()).await.is_err());
+        assert_eq!(raw::read_frame(&mut first).1, b"one");
+        drop(first);
+        while socket.connections() > 0 {
+            let _ = tokio::time::timeout(Duration::from_millis(1), socket.recv()).await;
+        }
+        // By the same identity, and in the same slot.
+        let mut second = dealer_of(&mut socket, address, b"me").await;
+        let late = Message::from([b"late".as_slice().into()]);
+        assert_eq!(socket.send_to(asker, late.clone()), Err(SendError::NoPeer(late)));
+        second.write_all(&raw::frame(b"two", false)).unwrap();
+        let (asker, request) = socket.recv_from().await;
+        assert_eq!(socket.send_to(asker, Message::default()), Err(SendError::NoPayload));
+        socket.send_to(asker, request).unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(50), socket.recv()).await.is_err());
+        assert_eq!(raw::read_frame(&mut second).1, b"two");
+    });
+}
+
+#[test]
+fn connections_are_told_apart_while_another_one_is_served() {
+    on_runtime(async {
+        let (mut socket, address, _) = bound(LIMITS);
+        let mut one = dealer_of(&mut socket, address, b"one").await;
+        let mut other = dealer_of(&mut socket, address, b"other").await;
+        one.write_all(&raw::frame(b"of one", false)).unwrap();
+        let (first, request) = socket.recv_from().await;
+        other.write_all(&raw::frame(b"of other", false)).unwrap();
+        let (second, _) = socket.recv_from().await;
+        assert_ne!(first, second);
+        // Not the peer whose request was handed out last.
+        socket.send_to(first, request).unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(50), socket.recv()).await.is_err());
+        assert_eq!(raw::read_frame(&mut one).1, b"of one");
+    });
 }

@@ -65,14 +65,12 @@ impl<O: Observer> Router<O> {
             };
             self.close_peer(slot, Reason::PeerLimit);
         }
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.peers.push(None);
-            self.peers.len() - 1
-        });
+        let slot = self.peers.vacant_key();
         let place = self.places.take(from.ip(), of_this_host, slot, now);
-        let peer = Peer::new(stream, place, self.ready.bell(slot), now);
+        self.accepted += 1;
+        let peer = Peer::new(stream, self.accepted, place, self.ready.bell(slot), now);
         peer.bound_kernel_buffers(self.limits.socket_buffer);
-        self.peers[slot] = Some(Box::new(peer));
+        self.peers.insert(Box::new(peer));
         self.turns.push(slot);
     }
 

@@ -74,7 +74,7 @@ impl<O: Observer> Router<O> {
     /// Sets the peer's alarm, unless one comes before what is due next: it is set
     /// again then. So a busy peer's alarm is not touched with each message.
     pub(super) fn set_alarm(&mut self, slot: usize) {
-        let peer = self.peers[slot].as_ref().expect("the caller has looked");
+        let peer = &self.peers[slot];
         let Some((at, _)) = self.next_due(peer) else { return };
         if peer.alarm_at.is_some_and(|alarm| alarm <= at) {
             return;
@@ -82,15 +82,15 @@ impl<O: Observer> Router<O> {
         self.alarm(slot, at);
         if self.clock.alarms() > 4 * (self.peers.len() + RESERVED_PEERS) {
             let peers = &self.peers;
-            self.clock.retain(|at, token| match peers.get(token) {
-                Some(peer) => peer.as_ref().is_some_and(|peer| peer.alarm_at == Some(at)),
-                None => true,
+            let is_wanted = |peer: &Peer, at| peer.alarm_at == Some(at);
+            self.clock.retain(|at, token| {
+                token == LISTENER || peers.get(token).is_some_and(|peer| is_wanted(peer, at))
             });
         }
     }
 
     fn alarm(&mut self, slot: usize, at: Instant) {
-        self.peers[slot].as_mut().expect("the caller has looked").alarm_at = Some(at);
+        self.peers[slot].alarm_at = Some(at);
         self.clock.set(at, slot);
     }
 
@@ -102,12 +102,12 @@ impl<O: Observer> Router<O> {
                 self.turns.push(LISTENER);
                 continue;
             }
-            let Some(peer) = self.peers[token].as_mut() else { continue };
+            let Some(peer) = self.peers.get_mut(token) else { continue };
             if peer.alarm_at != Some(at) {
                 continue;
             }
             peer.alarm_at = None;
-            let peer = self.peers[token].as_ref().expect("as above");
+            let peer = &self.peers[token];
             match self.next_due(peer).filter(|(at, _)| *at <= now) {
                 None => self.set_alarm(token),
                 Some((_, Due::Window)) => self.judge_window(token, now),
@@ -121,7 +121,7 @@ impl<O: Observer> Router<O> {
                 Some((_, Due::Close(Reason::HandshakeTimeout)))
                     if !peer.doubted && peer.unread() > 0 =>
                 {
-                    self.peers[token].as_mut().expect("as above").doubted = true;
+                    self.peers[token].doubted = true;
                     self.alarm(token, now + ANOTHER_TURN);
                 }
                 Some((_, Due::Ready)) => self.send_ready(token),
@@ -133,7 +133,7 @@ impl<O: Observer> Router<O> {
     /// The window of half a message is over: the next one begins, or the peer is closed.
     fn judge_window(&mut self, slot: usize, now: Instant) {
         let least = self.limits.stall_bytes;
-        let peer = self.peers[slot].as_mut().expect("the alarm's peer is there");
+        let peer = &mut self.peers[slot];
         let (received, unread) = (peer.received, peer.unread());
         if !peer.window.has_progress(received, unread, peer.missing, least) {
             self.close_peer(slot, Reason::Stalled);
@@ -151,7 +151,7 @@ impl<O: Observer> Router<O> {
     /// waited for only if no reply has left since the peer spoke last.
     fn look(&mut self, slot: usize, now: Instant) {
         let interval = self.limits.heartbeat_interval;
-        let peer = self.peers[slot].as_mut().expect("the alarm's peer is there");
+        let peer = &mut self.peers[slot];
         let is_read = !peer.is_paused() && peer.ended.is_none();
         if is_read && peer.unread() > 0 {
             self.alarm(slot, now + ANOTHER_TURN);

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::{Closed, Noted, Router};
+use super::{Closed, Noted, PeerId, Router};
 use crate::event::{Event, Observer};
 use crate::reason::Reason;
 use crate::router::peer::{Peer, State};
@@ -21,7 +21,7 @@ impl<O: Observer> Router<O> {
     pub fn active_at(&self) -> Option<Instant> {
         // Without a peer there has been nothing since the connections were made.
         let mut last = self.bound_at;
-        for peer in self.peers.iter().flatten() {
+        for (_, peer) in &self.peers {
             if !peer.is_client || !matches!(peer.state, State::Established) {
                 continue;
             }
@@ -36,12 +36,12 @@ impl<O: Observer> Router<O> {
     /// Notes what has come by now and not been looked at, here or in the kernel. Whether it
     /// holds requests is known afterwards.
     pub fn note_arrived(&mut self) {
-        let peers = self.peers.iter().enumerate();
+        let peers = self.peers.iter();
         self.noted = peers
             .filter_map(|(slot, peer)| {
-                let peer = peer.as_ref()?;
                 let handled = peer.received + peer.unread() as u64;
-                (handled > peer.handled()).then_some(Noted { slot, handled })
+                let peer_id = PeerId { slot, generation: peer.generation };
+                (handled > peer.handled()).then_some(Noted { peer_id, handled })
             })
             .collect();
     }
@@ -49,9 +49,10 @@ impl<O: Observer> Router<O> {
     /// Whether something of what was noted is still to be read.
     pub fn has_arrived(&mut self) -> bool {
         let peers = &self.peers;
-        self.noted.retain(|noted| match &peers[noted.slot] {
-            Some(peer) => peer.ended.is_none() && peer.handled() < noted.handled,
-            None => false,
+        self.noted.retain(|noted| {
+            let peer = peers.get(noted.peer_id.slot);
+            let peer = peer.filter(|peer| peer.generation == noted.peer_id.generation);
+            peer.is_some_and(|peer| peer.ended.is_none() && peer.handled() < noted.handled)
         });
         let in_hand = self.batch.as_ref().is_some_and(|batch| !batch.bytes.is_empty());
         in_hand || !self.noted.is_empty()
@@ -63,12 +64,11 @@ impl<O: Observer> Router<O> {
     pub async fn close(mut self, deadline: Instant) -> Closed {
         self.closing = true;
         self.end_batch(0);
-        for slot in 0..self.peers.len() {
-            match &self.peers[slot] {
-                Some(peer) if matches!(peer.state, State::Handshake(_) | State::Refused(_)) => {
-                    self.close_peer(slot, Reason::Closed);
-                }
-                _ => self.turns.push(slot),
+        let slots: Vec<usize> = self.peers.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            match &self.peers[slot].state {
+                State::Handshake(_) | State::Refused(_) => self.close_peer(slot, Reason::Closed),
+                State::Established | State::HalfClosed => self.turns.push(slot),
             }
         }
         let left = poll_fn(|cx| {
@@ -85,7 +85,7 @@ impl<O: Observer> Router<O> {
         let _ = tokio::time::timeout_at(deadline.into(), left).await;
         self.end_batch(0);
         let counted = self.closed;
-        for peer in self.peers.iter_mut().flatten() {
+        for (_, peer) in &mut self.peers {
             let (messages, payload, bytes) = peer.take_kept(&self.message_limits);
             self.received += if peer.is_client { payload } else { 0 };
             self.closed.discarded += messages;

@@ -32,7 +32,7 @@ impl<O: Observer> Router<O> {
     /// Takes from `bytes` what belongs to the peer's handshake. If that completes it, the
     /// peer is established and `bytes` holds its first messages; or it is refused.
     pub(super) fn shake_hands(&mut self, slot: usize, bytes: &mut Bytes) -> Result<(), Reason> {
-        let peer = self.peers[slot].as_mut().expect("who was read from is there");
+        let peer = &mut self.peers[slot];
         let State::Handshake(handshake) = &mut peer.state else { return Ok(()) };
         let metadata = self.limits.metadata_bytes;
         match peer.out.push_bytes(|out| handshake.feed(bytes, metadata, out)) {
@@ -57,7 +57,7 @@ impl<O: Observer> Router<O> {
 
     /// The peer's READY has not come: it may be waiting for ours.
     pub(super) fn send_ready(&mut self, slot: usize) {
-        let peer = self.peers[slot].as_mut().expect("whose alarm came is there");
+        let peer = &mut self.peers[slot];
         peer.ready_at = None;
         if let State::Handshake(handshake) = &mut peer.state {
             peer.out.push_bytes(|out| handshake.send_ready(out));
@@ -78,7 +78,7 @@ impl<O: Observer> Router<O> {
 
     fn refuse(&mut self, slot: usize, reason: Reason) {
         let timeout = self.limits.handshake_timeout;
-        let peer = self.peers[slot].as_mut().expect("who was read from is there");
+        let peer = &mut self.peers[slot];
         let until = (Instant::now() + REFUSED_FOR).min(peer.accepted_at + timeout);
         let refused = Refused { until, unread: REFUSED_BYTES, half_closed: false };
         let before = std::mem::replace(&mut peer.state, State::Refused(refused));
@@ -90,7 +90,7 @@ impl<O: Observer> Router<O> {
 
     /// A refused peer's turn, when it has been sent what the kernel takes.
     pub(super) fn dismiss(&mut self, slot: usize) -> Result<(), Reason> {
-        let peer = self.peers[slot].as_mut().expect("the visit has looked");
+        let peer = &mut self.peers[slot];
         let all_sent = peer.out.is_empty();
         let State::Refused(refused) = &mut peer.state else { return Ok(()) };
         if all_sent && !std::mem::replace(&mut refused.half_closed, true) {
