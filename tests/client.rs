@@ -2,10 +2,13 @@
 
 mod bounds;
 mod draining;
+mod heartbeats;
+mod losses;
 mod peers;
 mod replies;
 mod spreading;
 mod trouble;
+mod unsent;
 
 use std::collections::BTreeSet;
 use std::future::Future;

@@ -240,10 +240,13 @@ impl Session<'_> {
                     false => End::Drained,
                 };
             }
+            // Those that wait go on as soon as the kernel has taken what is before them.
+            let room = if self.waiting.is_empty() { 0 } else { UNWRITTEN };
             tokio::select! {
                 _ = self.connection.queue.recv_many(&mut batch, BATCH) => self.submit(&mut batch),
-                received = self.dealer.recv_as(|received| received.into_tagged()) => {
-                    let received = received.map(|message| self.arrived(message));
+                received = self.dealer.recv_or_room(room, |received| received.into_tagged()) => {
+                    let received =
+                        received.map(|message| message.into_iter().for_each(|it| self.arrived(it)));
                     // What else has been read costs no further turn.
                     if let Err(reason) = received.and_then(|()| self.receive()) {
                         return self.broken(reason);

@@ -1,14 +1,18 @@
 //! Nothing grows: what is outstanding, what waits, what is sent.
 
+use std::io::{Read, Write};
+use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use zmq_echo_client::discovery::EndpointState::Ready;
 use zmq_echo_client::{ClientConfig, Reply, RequestError, State, WhenFull};
 
-use super::peers::Peer;
+use super::peers::{Peer, by_hand};
 use super::{Counted, Teller, fixed, hasty, patient, until};
-use crate::support::Server;
+use crate::support::{Server, raw};
 
 type Asked = JoinHandle<Result<Reply, RequestError>>;
 
@@ -114,4 +118,125 @@ async fn a_payload_too_large_is_refused_and_costs_no_connection() {
     let refused = client.client.request(vec![1; 101].into()).await;
     assert_eq!(refused.unwrap_err(), RequestError::TooLarge { size: 101, limit: 100 });
     assert_eq!(client.metric("zmq_echo_client_attempts_total"), 1.0);
+}
+
+const DISCONNECTED: &str = "zmq_echo_client_attempt_failures_total{reason=\"disconnected\"}";
+
+#[tokio::test]
+async fn a_reply_above_the_limit_ends_its_connection_and_nothing_else() {
+    let server = Server::start(&[]);
+    let config = ClientConfig { max_reply: 1000, retries: 0, ..patient() };
+    let client = Counted::new(config, fixed(&[&server.endpoint]));
+    let echo = |size: usize| client.client.request(vec![1; size].into());
+    assert_eq!(echo(1000).await.unwrap().payload.len(), 1000);
+    for lost in 1..=3 {
+        let error = echo(1001).await.unwrap_err();
+        assert!(matches!(error, RequestError::Disconnected { .. }), "{error}");
+        assert_eq!(client.metric(DISCONNECTED), f64::from(lost));
+        assert_eq!(echo(1000).await.unwrap().payload.len(), 1000);
+    }
+}
+
+#[tokio::test]
+async fn a_reply_that_announces_128_tib_ends_its_connection_and_nothing_else() {
+    let endpoint = by_hand(|mut stream| {
+        if raw::welcome(&mut stream).is_ok() {
+            let [id, _] = [(); 2].map(|()| raw::read_frame(&mut stream).1);
+            let reply = [raw::frame(&id, true), raw::announced(0, 1 << 47)].concat();
+            let _ = stream.write_all(&reply);
+            let _ = stream.read(&mut [0]);
+        }
+    });
+    let client = Counted::new(ClientConfig { retries: 0, ..patient() }, fixed(&[&endpoint]));
+    for _ in 0..3 {
+        let error = client.request("small").await.unwrap_err();
+        assert!(matches!(error, RequestError::Disconnected { .. }), "{error}");
+    }
+}
+
+/// Ten requests whose replies come while nobody picks them up; what has become of them by then,
+/// but for those that were not sent, which go on.
+async fn picked_up_late(client: &Counted, size: usize) -> Vec<Result<Reply, RequestError>> {
+    let totals = ["attempts", "not_sent"].map(|name| format!("zmq_echo_client_{name}_total"));
+    let ended = || totals.iter().map(|total| client.metric(total)).sum::<f64>();
+    let goal = ended() + 10.0;
+    client.client.ready().await;
+    let mut asked: Vec<_> =
+        (0..10).map(|_| Box::pin(client.client.request(vec![1; size].into()))).collect();
+    for request in &mut asked {
+        assert!(futures_util::poll!(request).is_pending());
+    }
+    until("all attempts have ended", || ended() == goal).await;
+    let (mut got, mut unsent) = (Vec::new(), Vec::new());
+    for mut request in asked {
+        match futures_util::poll!(&mut request) {
+            Poll::Ready(ended) => got.push(ended),
+            Poll::Pending => unsent.push(request),
+        }
+    }
+    join_all(unsent).await;
+    got
+}
+
+#[tokio::test]
+async fn replies_that_nobody_picks_up_are_bounded_for_each_connection() {
+    const SIZE: usize = 300 << 10;
+    let server = Server::start(&[]);
+    let config = ClientConfig { max_connection_replies: 3 * SIZE + 1, retries: 0, ..patient() };
+    let client = Counted::new(config, fixed(&[&server.endpoint]));
+    // The room is given back each time.
+    for _ in 0..2 {
+        let got = picked_up_late(&client, SIZE).await;
+        assert_eq!(got.iter().filter(|got| got.is_ok()).count(), 3);
+        for error in got.into_iter().filter_map(Result::err) {
+            assert!(matches!(error, RequestError::ReplyMemory { attempts: 1, .. }), "{error}");
+        }
+    }
+    // Small ones are bounded by the number of requests.
+    assert!(picked_up_late(&client, 4 << 10).await.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn replies_that_nobody_picks_up_are_bounded_for_all_connections() {
+    const SIZE: usize = 300 << 10;
+    let servers = [Server::start(&[]), Server::start(&[])];
+    let config = ClientConfig { max_replies: 3 * SIZE + 1, retries: 0, ..patient() };
+    let endpoints = servers.each_ref().map(|server| server.endpoint.as_str());
+    let client = Counted::new(config, fixed(&endpoints));
+    for endpoint in endpoints {
+        client.wait_for_state(endpoint, Some(State::Ready)).await;
+    }
+    let got = picked_up_late(&client, SIZE).await;
+    let answered = got.iter().filter(|got| got.is_ok()).count();
+    assert!((1..=3).contains(&answered), "{answered} were answered");
+    for error in got.into_iter().filter_map(Result::err) {
+        // Replies under way count as well: one that finds no room ends its connection.
+        let expected =
+            matches!(error, RequestError::ReplyMemory { .. } | RequestError::Disconnected { .. });
+        assert!(expected, "{error}");
+    }
+    assert!(client.client.request(vec![1; SIZE].into()).await.is_ok(), "there is room again");
+}
+
+#[tokio::test]
+async fn replies_that_nobody_asked_for_hold_nothing() {
+    const STRAYS: usize = 64;
+    let endpoint = by_hand(|mut stream| {
+        thread::spawn(move || {
+            raw::welcome(&mut stream).ok()?;
+            let [id, payload] = [(); 2].map(|()| raw::read_frame(&mut stream).1);
+            let stray = raw::message(&[&u64::MAX.to_be_bytes(), &vec![1; 1 << 20]]);
+            for _ in 0..STRAYS {
+                stream.write_all(&stray).ok()?;
+            }
+            stream.write_all(&raw::message(&[&id, &payload])).ok()?;
+            stream.read(&mut [0]).ok()
+        });
+    });
+    // Of which one is half, while it is under way.
+    let config = ClientConfig { max_replies: 4 << 20, retries: 0, ..patient() };
+    let client = Counted::new(config, fixed(&[&endpoint]));
+    assert_eq!(client.request("asked for").await.unwrap().payload, "asked for");
+    let strays = client.metric("zmq_echo_client_stray_replies_total{kind=\"unknown\"}");
+    assert_eq!(strays, STRAYS as f64);
 }

@@ -104,6 +104,11 @@ impl Network {
         network
     }
 
+    /// Pulls the cable out of the server's host: no packet passes, and no host says so.
+    pub fn cut_server(&self) {
+        self.server.ip(&format!("link set {CABLE} down"));
+    }
+
     /// Pulls the cable out of the peer's host: no packet passes, and no host says so.
     pub fn cut(&self) {
         self.peer.ip(&format!("link set {CABLE} down"));

@@ -6,10 +6,14 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::process::Signal;
+use tokio::time::timeout;
+use zmtp::Reason;
+use zmtp::dealer::{DealerConfig, connect_to};
 
 use crate::namespace::{Namespace, Network, SERVER};
-use crate::support::{Server, raw, wait_until};
+use crate::support::{DEADLINE, Server, raw, runtime, wait_until};
 
 /// A host that has disappeared is noticed within this time while it is owed replies.
 const NOTICED: Duration = Duration::from_secs(120);
@@ -98,6 +102,37 @@ fn an_idle_peer_is_closed_a_few_heartbeats_after_its_host_has_disappeared() {
         assert!(disconnections(server, "vanished") >= 1.0, "the one that knows PING");
         assert_eq!(disconnections(server, "vanished") + disconnections(server, "error"), 2.0);
     });
+}
+
+#[test]
+fn a_dealer_notices_within_seconds_that_its_server_has_disappeared_idle_or_not() {
+    for outstanding in [false, true] {
+        let network = Network::new();
+        let server = network.server.run(|| server(&[]));
+        network.peer.run(|| {
+            runtime().block_on(async {
+                let config = DealerConfig { connect_timeout: DEADLINE, ..DealerConfig::default() };
+                let mut dealer = connect_to(&[server.address()], &config).await.unwrap();
+                dealer.send([Bytes::from_static(b"here")].into()).unwrap();
+                dealer.recv().await.expect("an echo");
+                if outstanding {
+                    // Its host acknowledges the request, and nobody answers it.
+                    server.signal(Signal::STOP);
+                    dealer.send([Bytes::from_static(b"asked")].into()).unwrap();
+                    assert!(timeout(Duration::from_millis(500), dealer.recv()).await.is_err());
+                    assert_eq!(dealer.written(), 2);
+                }
+                network.cut_server();
+                let started = Instant::now();
+                let told = timeout(DEADLINE, dealer.recv()).await.expect("it is noticed");
+                assert_eq!(told, Err(Reason::Vanished));
+                // One interval and the timeout; the rest is for a busy machine.
+                let passed = started.elapsed();
+                assert!(passed < Duration::from_secs(20), "{passed:?}");
+                eprintln!("noticed after {passed:?}, outstanding {outstanding}");
+            });
+        });
+    }
 }
 
 /// Which end of a connection an address names.

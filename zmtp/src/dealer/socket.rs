@@ -225,6 +225,25 @@ impl Dealer {
         poll_fn(|cx| self.poll_recv_as(cx, make)).await
     }
 
+    /// As [`Dealer::recv_as`], but also returns, with `None`, once fewer than `below` bytes wait
+    /// to be written: there is room for the next message then.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Dealer::recv`].
+    pub async fn recv_or_room<M>(
+        &mut self,
+        below: usize,
+        make: fn(Received<'_>) -> M,
+    ) -> Result<Option<M>, Reason> {
+        poll_fn(|cx| match self.poll_recv_as(cx, make) {
+            Poll::Ready(received) => Poll::Ready(received.map(Some)),
+            Poll::Pending if self.unwritten() < below => Poll::Ready(Ok(None)),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
     fn poll_recv_as<M>(
         &mut self,
         cx: &mut Context<'_>,

@@ -42,6 +42,25 @@ async fn an_announced_size_beyond_the_limit_ends_the_connection_and_costs_no_mem
 }
 
 #[tokio::test]
+async fn an_announced_size_within_the_limit_costs_memory_as_it_comes() {
+    let limit = DealerConfig::default().limits.message_bytes;
+    for sent in [0, 100, 1 << 20] {
+        let (address, server) = router(1, move |mut stream| {
+            stream.write_all(&raw::announced(0, limit as u64)).unwrap();
+            stream.write_all(&vec![1; sent]).unwrap();
+            // So that it is known to be read.
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            raw::read_until_closed(&mut stream);
+        });
+        let mut dealer = connected(address).await;
+        assert_eq!(next(&mut dealer).await, Err(Reason::Error));
+        assert!(dealer.held() < LITTLE + 3 * sent, "{} for {sent}", dealer.held());
+        drop(dealer);
+        server.join().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn an_announced_size_beyond_the_limit_ends_the_handshake() {
     for size in HUGE.into_iter().chain([(4 << 10) + 1]) {
         for (flags, expected) in [(4, Reason::Metadata), (0, Reason::DataBeforeReady)] {
