@@ -10,3 +10,4 @@ mod sizes;
 mod slow_reader;
 mod support;
 mod yardstick;
+mod zeromq_router;
