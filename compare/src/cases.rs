@@ -1,4 +1,8 @@
-//! What is measured, and how fast the server has promised to be there.
+//! What is measured, for how long, and how fast the server has promised to be there.
+
+use std::time::Duration;
+
+use clap::Args;
 
 /// A load: so many connections, each with so many messages in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +51,26 @@ const fn case(
     of_tcp: f64,
 ) -> Case {
     Case { name, load: Load { connections, in_flight, payload }, of_libzmq, of_tcp }
+}
+
+/// The times of a measurement.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Times {
+    /// How many seconds a measurement counts
+    #[arg(long = "seconds", default_value = "1", value_parser = parse_seconds)]
+    pub window: Duration,
+
+    /// How many seconds it is under load before they begin to count
+    #[arg(long, default_value = "0.3", value_parser = parse_seconds)]
+    pub warm_up: Duration,
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.01..=3600.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "expected seconds from 0.01 to 3600, such as 1 or 0.3".to_owned())
 }
 
 /// The case of that name.

@@ -8,7 +8,7 @@ use zmq_echo_compare::awake;
 use zmq_echo_compare::run::{self, RunArgs};
 use zmq_echo_compare::serve::Server;
 
-/// Measures zmq-echo-server beside libzmq, the zeromq crate and raw TCP
+/// Measures zmq-echo-server beside libzmq, the zeromq crate, rzmq and raw TCP
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 struct Cli {

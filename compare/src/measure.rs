@@ -3,9 +3,9 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::cases::Load;
+use crate::cases::{Load, Times};
 use crate::generator::{self, Generator};
 use crate::pin::{self, Cpus};
 use crate::process::Server;
@@ -31,15 +31,6 @@ pub struct Sample {
     pub cpu: f64,
 }
 
-/// The times of a measurement.
-#[derive(Debug, Clone, Copy)]
-pub struct Times {
-    /// Under load, and not yet counted.
-    pub warm_up: Duration,
-    /// Counted.
-    pub window: Duration,
-}
-
 /// Starts `side`, puts it under `load` and counts.
 ///
 /// # Errors
@@ -59,8 +50,7 @@ pub fn throughput(
         let before = process.cpu_time()?;
         let window = generator.run(times.window)?;
         Ok((window, process.cpu_time()? - before))
-    })
-    .with_context(|| side.name())?;
+    })?;
     let messages = window.messages as f64;
     let microseconds = |quantile| window.latency.value_at_quantile(quantile) as f64 / 1e3;
     Ok(Sample {
@@ -82,9 +72,9 @@ pub fn idle(side: Side, binaries: &Binaries, connections: usize) -> Result<u64> 
     let connect = |count| -> Result<Vec<_>> {
         (0..count).map(|_| generator::connect(process.address, side.protocol())).collect()
     };
-    let _first = connect(FIRST_CONNECTIONS).with_context(|| side.name())?;
+    let _first = connect(FIRST_CONNECTIONS)?;
     let before = settled(&process)?;
-    let _idle = connect(connections).with_context(|| side.name())?;
+    let _idle = connect(connections)?;
     Ok(settled(&process)?.saturating_sub(before) / connections as u64)
 }
 

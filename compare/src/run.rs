@@ -2,17 +2,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::awake::Awake;
-use crate::cases::{self, CASES, Case};
+use crate::cases::{self, CASES, Case, Times};
 use crate::machine::{self, Machine};
-use crate::measure::{self, Times};
+use crate::measure::{self, Sample};
 use crate::pin::{self, Cpus};
-use crate::results::{Idle, Results};
+use crate::results::{Idle, Outcome, Results};
 use crate::sides::{Binaries, Side, build_server};
 
 /// Where the whole of the results goes.
@@ -36,13 +35,9 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
 
-    /// How many seconds a measurement counts
-    #[arg(long, default_value_t = 1.0, value_parser = parse_seconds)]
-    pub seconds: f64,
-
-    /// How many seconds a server is under load before they begin to count
-    #[arg(long, default_value_t = 0.3, value_parser = parse_seconds)]
-    pub warm_up: f64,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its documentation would become the command's")]
+    pub times: Times,
 
     /// Measure this case only; may be given several times
     ///
@@ -91,6 +86,10 @@ impl RunArgs {
     fn is_whole(&self) -> bool {
         self.cases.is_empty() && self.server.is_none()
     }
+
+    fn measured_cases(&self) -> &[Case] {
+        if self.cases.is_empty() { &CASES } else { &self.cases }
+    }
 }
 
 /// Measures, prints, and writes the files where every case was measured. Returns
@@ -98,8 +97,8 @@ impl RunArgs {
 ///
 /// # Errors
 ///
-/// Where a server cannot be built or run, does not echo, or a file cannot be
-/// written.
+/// Where a server cannot be built, one that the comparison cannot do without does not
+/// echo, or a file cannot be written.
 pub fn run(args: &RunArgs) -> Result<bool> {
     let cpus = Cpus { server: args.server_cpu, generator: args.generator_cpu };
     cpus.check()?;
@@ -109,37 +108,14 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         server: args.server.clone().map_or_else(build_server, Ok)?,
         baseline: args.baseline.clone(),
     };
-    let sides = binaries.sides();
-    let cases = if args.cases.is_empty() { &CASES[..] } else { &args.cases };
-
     if machine::tracks_connections() {
         eprintln!("a firewall tracks connections here, which costs each packet; see the README");
     }
-    let mut results = Results::new(machine, &sides, cases);
-    let times = Times {
-        warm_up: Duration::from_secs_f64(args.warm_up),
-        window: Duration::from_secs_f64(args.seconds),
-    };
-    let awake = (!args.may_sleep).then(|| Awake::keep(cpus.server)).transpose()?;
-    for round in 1..=args.rounds {
-        for (index, case) in cases.iter().enumerate() {
-            eprint!("round {round} of {}, {}:", args.rounds, case.name);
-            let mut samples = Vec::with_capacity(sides.len());
-            for side in order(&sides, round) {
-                let sample = measure::throughput(side, &binaries, case.load, times, cpus)?;
-                eprint!(" {} {:.0}/s", side.name(), sample.rate);
-                samples.push((side, sample));
-            }
-            eprintln!();
-            results.add(index, samples);
-        }
-    }
-    drop(awake);
+    let comparison = Comparison { args, cpus, sides: binaries.sides(), binaries };
+    let mut results = Results::new(machine, &comparison.sides, args.measured_cases());
+    comparison.servers(&mut results)?;
     if args.connections > 0 {
-        for side in sides.into_iter().filter(|side| has_idle_memory(*side)) {
-            let bytes = measure::idle(side, &binaries, args.connections)?;
-            results.add_idle(Idle { side, connections: args.connections, bytes });
-        }
+        comparison.idle(&mut results)?;
     }
 
     println!("{results}");
@@ -148,6 +124,71 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         show_summary(Path::new(PAGE), &results.summary())?;
     }
     Ok(!args.check || results.floors_met())
+}
+
+/// What a run measures with.
+struct Comparison<'a> {
+    args: &'a RunArgs,
+    cpus: Cpus,
+    binaries: Binaries,
+    sides: Vec<Side>,
+}
+
+impl Comparison<'_> {
+    /// Each server under each load.
+    fn servers(&self, results: &mut Results) -> Result<()> {
+        let _awake = self.keep_awake(&[self.cpus.server])?;
+        for round in 1..=self.args.rounds {
+            for (index, case) in self.args.measured_cases().iter().enumerate() {
+                eprint!("round {round} of {}, {}:", self.args.rounds, case.name);
+                let mut outcomes = Vec::with_capacity(self.sides.len());
+                for side in order(&self.sides, round) {
+                    // A side that hangs would take ten seconds of each round to fail again.
+                    if results.has_failed(index, side) {
+                        continue;
+                    }
+                    let outcome = self.throughput(side, case)?;
+                    match &outcome {
+                        Ok(sample) => eprint!(" {} {:.0}/s", side.name(), sample.rate),
+                        Err(failure) => eprint!(" {} {failure}", side.name()),
+                    }
+                    outcomes.push((side, outcome));
+                }
+                eprintln!();
+                results.add(index, outcomes);
+            }
+        }
+        Ok(())
+    }
+
+    fn throughput(&self, side: Side, case: &Case) -> Result<Outcome<Sample>> {
+        let times = self.args.times;
+        tolerated(side, measure::throughput(side, &self.binaries, case.load, times, self.cpus))
+    }
+
+    /// What idle connections take of each server.
+    fn idle(&self, results: &mut Results) -> Result<()> {
+        let connections = self.args.connections;
+        for &side in self.sides.iter().filter(|side| has_idle_memory(**side)) {
+            let bytes = tolerated(side, measure::idle(side, &self.binaries, connections))?;
+            results.add_idle(Idle { side, connections, bytes });
+        }
+        Ok(())
+    }
+
+    /// Until what it returns is dropped.
+    fn keep_awake(&self, cpus: &[usize]) -> Result<Vec<Awake>> {
+        let cpus = cpus.iter().filter(|_| !self.args.may_sleep);
+        cpus.map(|cpu| Awake::keep(*cpu)).collect()
+    }
+}
+
+/// An error is a result like another if the comparison can do without this side.
+fn tolerated<T>(side: Side, result: Result<T>) -> Result<Outcome<T>> {
+    match result {
+        Err(error) if side.may_fail() => Ok(Err(error.into())),
+        result => result.map(Ok).with_context(|| side.name()),
+    }
 }
 
 /// The order of a round. The server and the baseline run one after the other, and
@@ -177,13 +218,6 @@ fn replaced(page: &str, summary: &str) -> Option<String> {
     let (before, rest) = page.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;
     Some(format!("{before}{BEGIN}\n{summary}\n{END}{after}"))
-}
-
-fn parse_seconds(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|seconds| (0.01..=3600.0).contains(seconds))
-        .ok_or_else(|| "expected seconds from 0.01 to 3600, such as 1 or 0.3".to_owned())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! `zmq-echo-server`, the real process, held to what libzmq's clients expect.
+//! `zmq-echo-server`, the real process, held to what libzmq's clients expect; and what it is
+//! compared with.
 
 mod clients;
 mod crowd;
