@@ -1,5 +1,7 @@
 //! From samples to medians, ratios, floors and Markdown.
 
+mod dealers;
+
 use std::fmt;
 
 use anyhow::Error;
@@ -9,6 +11,8 @@ use crate::machine::Machine;
 use crate::measure::Sample;
 use crate::sides::Side;
 
+pub use dealers::{Dealers, Pairing};
+
 /// Everything that a run has shown.
 #[derive(Debug)]
 pub struct Results {
@@ -17,6 +21,8 @@ pub struct Results {
     rounds: usize,
     cases: Vec<CaseResults>,
     idle: Vec<Idle>,
+    /// The other measurement: of clients.
+    pub dealers: Dealers,
 }
 
 /// The samples of one case, round by round.
@@ -76,7 +82,8 @@ impl Results {
     pub fn new(machine: Machine, sides: &[Side], cases: &[Case]) -> Self {
         let empty = |&case| CaseResults { case, rounds: Vec::new(), failed: Vec::new() };
         let cases = cases.iter().map(empty).collect();
-        Self { machine, sides: sides.to_vec(), rounds: 0, cases, idle: Vec::new() }
+        let (idle, dealers) = (Vec::new(), Dealers::default());
+        Self { machine, sides: sides.to_vec(), rounds: 0, cases, idle, dealers }
     }
 
     /// Adds one round of one case: an outcome of each side that has not failed it before.
@@ -270,6 +277,9 @@ impl fmt::Display for Results {
         }
         if !self.idle.is_empty() {
             writeln!(f, "## Idle connections\n\n{}", self.memory())?;
+        }
+        if !self.dealers.is_empty() {
+            writeln!(f, "## DEALER clients\n\n{}", self.dealers)?;
         }
         writeln!(f, "## Floors of {}\n\n{}", Side::Server.name(), self.promises())
     }
