@@ -1,4 +1,8 @@
-//! What is measured, and how fast the server has promised to be there.
+//! What is measured, for how long, and how fast the server has promised to be there.
+
+use std::time::Duration;
+
+use clap::Args;
 
 /// A load: so many connections, each with so many messages in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +39,12 @@ pub const CASES: [Case; 6] = [
     case("64KiB-4x10", 4, 10, 64 << 10, 1.4, 0.6),
 ];
 
+/// How many messages a DEALER keeps in flight when clients are measured.
+pub const DEALER_IN_FLIGHT: [u32; 2] = [1, 100];
+
+/// Bytes of such a message's only frame.
+pub const DEALER_PAYLOAD: usize = 64;
+
 /// The most memory that an idle connection may take of the server, in bytes.
 pub const IDLE_CEILING: u64 = 4 << 10;
 
@@ -47,6 +57,34 @@ const fn case(
     of_tcp: f64,
 ) -> Case {
     Case { name, load: Load { connections, in_flight, payload }, of_libzmq, of_tcp }
+}
+
+/// The times of a measurement.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Times {
+    /// How many seconds a measurement counts
+    #[arg(long = "seconds", default_value = "1", value_parser = parse_seconds)]
+    pub window: Duration,
+
+    /// How many seconds it is under load before they begin to count
+    #[arg(long, default_value = "0.3", value_parser = parse_seconds)]
+    pub warm_up: Duration,
+}
+
+impl Times {
+    /// As arguments for another process.
+    pub fn arguments(self) -> [String; 4] {
+        let seconds = |time: Duration| time.as_secs_f64().to_string();
+        ["--seconds".into(), seconds(self.window), "--warm-up".into(), seconds(self.warm_up)]
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.01..=3600.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "expected seconds from 0.01 to 3600, such as 1 or 0.3".to_owned())
 }
 
 /// The case of that name.

@@ -60,8 +60,9 @@ impl fmt::Display for Machine {
         write!(
             f,
             "{date}, {cpu}, {cores} cores, {kernel}; commit {revision}, libzmq \
-             {major}.{minor}.{patch}, zeromq {zeromq}, tokio {tokio}, {rustc}.",
+             {major}.{minor}.{patch}, zeromq {zeromq}, rzmq {rzmq}, tokio {tokio}, {rustc}.",
             zeromq = locked("zeromq"),
+            rzmq = locked("rzmq"),
             tokio = locked("tokio"),
         )
     }
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_versions_of_what_is_compared_are_known() {
-        for package in ["zeromq", "tokio"] {
+        for package in ["zeromq", "rzmq", "tokio"] {
             assert_ne!(locked(package), "unknown", "{package}");
         }
     }

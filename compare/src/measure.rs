@@ -1,11 +1,13 @@
-//! One server under one load for a second; and one under nothing but connections.
+//! One server under one load for a second; one under nothing but connections; and one
+//! client.
 
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::cases::Load;
+use crate::cases::{Load, Times};
+use crate::dealer::{self, Dealer, DealerArgs};
 use crate::generator::{self, Generator};
 use crate::pin::{self, Cpus};
 use crate::process::Server;
@@ -31,15 +33,6 @@ pub struct Sample {
     pub cpu: f64,
 }
 
-/// The times of a measurement.
-#[derive(Debug, Clone, Copy)]
-pub struct Times {
-    /// Under load, and not yet counted.
-    pub warm_up: Duration,
-    /// Counted.
-    pub window: Duration,
-}
-
 /// Starts `side`, puts it under `load` and counts.
 ///
 /// # Errors
@@ -59,8 +52,7 @@ pub fn throughput(
         let before = process.cpu_time()?;
         let window = generator.run(times.window)?;
         Ok((window, process.cpu_time()? - before))
-    })
-    .with_context(|| side.name())?;
+    })?;
     let messages = window.messages as f64;
     let microseconds = |quantile| window.latency.value_at_quantile(quantile) as f64 / 1e3;
     Ok(Sample {
@@ -69,6 +61,24 @@ pub fn throughput(
         p99: microseconds(0.99),
         cpu: cpu.as_secs_f64() * 1e6 / messages,
     })
+}
+
+/// Starts `side` on the servers' CPU and `dealer` on the generator's, and measures the client.
+///
+/// # Errors
+///
+/// If the server does not start, or the client fails.
+pub fn dealer(
+    dealer: Dealer,
+    side: Side,
+    binaries: &Binaries,
+    in_flight: u32,
+    times: Times,
+    cpus: Cpus,
+) -> Result<dealer::Sample> {
+    let process = pin::scoped(cpus.server, || Server::start(side.command(binaries)?))?;
+    let args = DealerArgs { dealer, endpoint: process.endpoint(), in_flight, times };
+    pin::scoped(cpus.generator, || args.measure())
 }
 
 /// Bytes of the server's memory that each of `connections` takes which has
@@ -82,9 +92,9 @@ pub fn idle(side: Side, binaries: &Binaries, connections: usize) -> Result<u64> 
     let connect = |count| -> Result<Vec<_>> {
         (0..count).map(|_| generator::connect(process.address, side.protocol())).collect()
     };
-    let _first = connect(FIRST_CONNECTIONS).with_context(|| side.name())?;
+    let _first = connect(FIRST_CONNECTIONS)?;
     let before = settled(&process)?;
-    let _idle = connect(connections).with_context(|| side.name())?;
+    let _idle = connect(connections)?;
     Ok(settled(&process)?.saturating_sub(before) / connections as u64)
 }
 

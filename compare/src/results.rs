@@ -1,11 +1,17 @@
 //! From samples to medians, ratios, floors and Markdown.
 
+mod dealers;
+
 use std::fmt;
+
+use anyhow::Error;
 
 use crate::cases::{Case, IDLE_CEILING};
 use crate::machine::Machine;
 use crate::measure::Sample;
 use crate::sides::Side;
+
+pub use dealers::{Dealers, Pairing};
 
 /// Everything that a run has shown.
 #[derive(Debug)]
@@ -15,6 +21,8 @@ pub struct Results {
     rounds: usize,
     cases: Vec<CaseResults>,
     idle: Vec<Idle>,
+    /// The other measurement: of clients.
+    pub dealers: Dealers,
 }
 
 /// The samples of one case, round by round.
@@ -22,20 +30,43 @@ pub struct Results {
 struct CaseResults {
     case: Case,
     rounds: Vec<Round>,
+    /// The sides that have failed this case, each once.
+    failed: Vec<(Side, Failure)>,
 }
 
-/// A sample of each side, all taken within seconds.
+/// A sample of each side that has not failed, all taken within seconds.
 type Round = Vec<(Side, Sample)>;
 
+/// What a measurement has come to.
+pub type Outcome<T> = Result<T, Failure>;
+
+/// Why a side has no figures in a case; shown in place of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure(String);
+
+impl From<Error> for Failure {
+    /// The error and its causes, in one line that a table's cell can hold.
+    fn from(error: Error) -> Self {
+        let words = format!("{error:#}").replace('|', "/");
+        Self(words.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed: {}", self.0)
+    }
+}
+
 /// What an idle connection takes of a side.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Idle {
     /// Whose memory.
     pub side: Side,
     /// How many there were.
     pub connections: usize,
     /// Bytes for each.
-    pub bytes: u64,
+    pub bytes: Outcome<u64>,
 }
 
 /// A promise and what became of it.
@@ -49,21 +80,40 @@ struct Floor {
 impl Results {
     /// Nothing measured yet.
     pub fn new(machine: Machine, sides: &[Side], cases: &[Case]) -> Self {
-        let cases = cases.iter().map(|&case| CaseResults { case, rounds: Vec::new() }).collect();
-        Self { machine, sides: sides.to_vec(), rounds: 0, cases, idle: Vec::new() }
+        let empty = |&case| CaseResults { case, rounds: Vec::new(), failed: Vec::new() };
+        let cases = cases.iter().map(empty).collect();
+        let (idle, dealers) = (Vec::new(), Dealers::default());
+        Self { machine, sides: sides.to_vec(), rounds: 0, cases, idle, dealers }
     }
 
-    /// Adds one round of one case, a sample of each side.
+    /// Adds one round of one case: an outcome of each side that has not failed it before.
     ///
     /// # Panics
     ///
-    /// If a side is missing.
-    pub fn add(&mut self, case: usize, samples: Vec<(Side, Sample)>) {
-        for side in &self.sides {
-            assert!(samples.iter().any(|(of, _)| of == side), "no sample of {}", side.name());
+    /// If a side is missing, or one failed that the floors depend on.
+    pub fn add(&mut self, case: usize, outcomes: Vec<(Side, Outcome<Sample>)>) {
+        let results = &mut self.cases[case];
+        let mut round = Round::new();
+        for (side, outcome) in outcomes {
+            match outcome {
+                Ok(sample) => round.push((side, sample)),
+                Err(failure) => {
+                    assert!(side.may_fail(), "{}: {failure}", side.name());
+                    results.failed.push((side, failure));
+                }
+            }
         }
-        self.cases[case].rounds.push(samples);
-        self.rounds = self.rounds.max(self.cases[case].rounds.len());
+        for &side in &self.sides {
+            let known = results.failure(side).is_some() || sample(&round, side).is_some();
+            assert!(known, "no sample of {}", side.name());
+        }
+        results.rounds.push(round);
+        self.rounds = self.rounds.max(results.rounds.len());
+    }
+
+    /// Whether `side` has failed `case` in a round before.
+    pub fn has_failed(&self, case: usize, side: Side) -> bool {
+        self.cases[case].failure(side).is_some()
     }
 
     /// Adds a measurement of idle connections.
@@ -80,7 +130,7 @@ impl Results {
         let rates = self.cases.iter().flat_map(|results| {
             let case = results.case;
             [(Side::Libzmq, case.of_libzmq), (Side::Tcp, case.of_tcp)].map(|(side, floor)| {
-                let ratio = results.ratio(Side::Server, side, rate);
+                let ratio = results.ratio(Side::Server, side, rate).unwrap_or(0.0);
                 Floor {
                     of: format!("{}, of {}", case.name, side.name()),
                     promised: format!("{floor:.2}"),
@@ -89,11 +139,12 @@ impl Results {
                 }
             })
         });
-        let memory = self.idle.iter().filter(|idle| idle.side == Side::Server).map(|idle| Floor {
+        let server = self.idle.iter().filter(|idle| idle.side == Side::Server);
+        let memory = server.map(|idle| Floor {
             of: format!("bytes an idle connection, of {}", idle.connections),
             promised: format!("at most {IDLE_CEILING}"),
-            measured: idle.bytes.to_string(),
-            met: idle.bytes <= IDLE_CEILING,
+            measured: shown(idle.bytes.as_ref()),
+            met: idle.bytes.as_ref().is_ok_and(|bytes| *bytes <= IDLE_CEILING),
         });
         rates.chain(memory).collect()
     }
@@ -110,13 +161,14 @@ impl Results {
         for side in Side::ALWAYS {
             text.push_str(&format!("\n| {} |", side.name()));
             for results in &self.cases {
-                text.push_str(&format!(" {} |", thousands(results.median(side, rate))));
+                let rate = results.median(side, rate).map(thousands);
+                text.push_str(&format!(" {} |", rate.unwrap_or_else(|| "failed".to_owned())));
             }
         }
-        for other in [Side::Libzmq, Side::Crate, Side::Tcp] {
+        for other in [Side::Libzmq, Side::Crate, Side::Rzmq, Side::Tcp] {
             text.push_str(&format!("\n| of {} |", other.name()));
             for results in &self.cases {
-                text.push_str(&format!(" {:.2} |", results.ratio(Side::Server, other, rate)));
+                text.push_str(&format!(" {} |", factor(results.ratio(Side::Server, other, rate))));
             }
         }
         text.push_str(&format!("\n\n{}\n", self.machine));
@@ -125,17 +177,41 @@ impl Results {
 }
 
 impl CaseResults {
-    fn median(&self, side: Side, value: Figure) -> f64 {
-        median(self.rounds.iter().map(|round| value(sample(round, side))).collect())
+    /// The cells of a side that has not failed.
+    fn figures(&self, side: Side) -> String {
+        let median = |value: Figure| self.median(side, value).unwrap_or(0.0);
+        format!(
+            "{rate} | {of_libzmq} | {of_tcp} | {p50:.0} | {p99:.0} | {cpu:.2} |\n",
+            rate = thousands(median(rate)),
+            of_libzmq = factor(self.ratio(side, Side::Libzmq, rate)),
+            of_tcp = factor(self.ratio(side, Side::Tcp, rate)),
+            p50 = median(|sample| sample.p50),
+            p99 = median(|sample| sample.p99),
+            cpu = median(|sample| sample.cpu),
+        )
     }
 
-    /// The median of the rounds' ratios: in a round, both ran within seconds.
-    fn ratio(&self, side: Side, other: Side, value: Figure) -> f64 {
-        median(self.ratios(side, other, value))
+    fn failure(&self, side: Side) -> Option<&Failure> {
+        self.failed.iter().find(|(of, _)| *of == side).map(|(_, failure)| failure)
     }
 
-    fn ratios(&self, side: Side, other: Side, value: Figure) -> Vec<f64> {
-        let ratio = |round: &Round| value(sample(round, side)) / value(sample(round, other));
+    /// `None` of a side that has failed, in whatever round.
+    fn median(&self, side: Side, value: Figure) -> Option<f64> {
+        let values = || self.rounds.iter().filter_map(|round| sample(round, side)).map(value);
+        self.failure(side).is_none().then(|| median(values().collect()))
+    }
+
+    /// The median of the rounds' ratios: in a round, both ran within seconds. `None` if one
+    /// of the two has failed.
+    fn ratio(&self, side: Side, other: Side, value: Figure) -> Option<f64> {
+        self.ratios(side, other, value).map(median)
+    }
+
+    fn ratios(&self, side: Side, other: Side, value: Figure) -> Option<Vec<f64>> {
+        if self.failure(side).or(self.failure(other)).is_some() {
+            return None;
+        }
+        let ratio = |round| Some(value(sample(round, side)?) / value(sample(round, other)?));
         self.rounds.iter().map(ratio).collect()
     }
 }
@@ -147,9 +223,8 @@ fn rate(sample: &Sample) -> f64 {
     sample.rate
 }
 
-fn sample(round: &Round, side: Side) -> &Sample {
-    let found = round.iter().find(|(of, _)| *of == side);
-    &found.expect("a round has a sample of each side").1
+fn sample(round: &Round, side: Side) -> Option<&Sample> {
+    round.iter().find(|(of, _)| *of == side).map(|(_, sample)| sample)
 }
 
 /// With fewer rounds, all of them show the same too often by chance.
@@ -203,6 +278,9 @@ impl fmt::Display for Results {
         if !self.idle.is_empty() {
             writeln!(f, "## Idle connections\n\n{}", self.memory())?;
         }
+        if !self.dealers.is_empty() {
+            writeln!(f, "## DEALER clients\n\n{}", self.dealers)?;
+        }
         writeln!(f, "## Floors of {}\n\n{}", Side::Server.name(), self.promises())
     }
 }
@@ -216,18 +294,11 @@ impl Results {
         );
         for results in &self.cases {
             for &side in &self.sides {
-                let median = |value: Figure| results.median(side, value);
-                text.push_str(&format!(
-                    "| {case} | {side} | {rate} | {of_libzmq:.2} | {of_tcp:.2} | {p50:.0} | {p99:.0} | {cpu:.2} |\n",
-                    case = results.case.name,
-                    side = side.name(),
-                    rate = thousands(median(rate)),
-                    of_libzmq = results.ratio(side, Side::Libzmq, rate),
-                    of_tcp = results.ratio(side, Side::Tcp, rate),
-                    p50 = median(|sample| sample.p50),
-                    p99 = median(|sample| sample.p99),
-                    cpu = median(|sample| sample.cpu),
-                ));
+                text.push_str(&format!("| {} | {} | ", results.case.name, side.name()));
+                match results.failure(side) {
+                    Some(failure) => text.push_str(&format!("{failure} | | | | | |\n")),
+                    None => text.push_str(&results.figures(side)),
+                }
             }
         }
         text
@@ -241,7 +312,8 @@ impl Results {
              |---|--:|--:|--:|--:|---|\n",
         );
         for results in &self.cases {
-            let spread = |value| Spread::of(results.ratios(Side::Server, Side::Baseline, value));
+            let ratios = |value| results.ratios(Side::Server, Side::Baseline, value);
+            let spread = |value| Spread::of(ratios(value).unwrap_or_default());
             let (rates, cpu) = (spread(rate), spread(|sample| sample.cpu));
             let (case, verdict) = (results.case.name, rates.verdict());
             text.push_str(&format!("| {case} | {rates} | {cpu} | {verdict} |\n"));
@@ -253,6 +325,7 @@ impl Results {
         let mut text =
             String::from("| server | connections | resident bytes each |\n|---|--:|--:|\n");
         for Idle { side, connections, bytes } in &self.idle {
+            let bytes = shown(bytes.as_ref());
             text.push_str(&format!("| {} | {connections} | {bytes} |\n", side.name()));
         }
         text
@@ -279,6 +352,14 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
+fn shown(outcome: Result<&u64, &Failure>) -> String {
+    outcome.map_or_else(ToString::to_string, ToString::to_string)
+}
+
+fn factor(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"))
+}
+
 /// A rate in thousands where that loses nothing.
 fn thousands(rate: f64) -> String {
     match rate {
@@ -300,8 +381,23 @@ mod tests {
         let mut results = Results::new(Machine::here(), &Side::ALWAYS, &CASES[..1]);
         // The second round ran on a machine of half the speed.
         for speed in [1.0, 0.5, 1.0] {
-            let rates = [server, 100.0, 80.0, 150.0].map(|rate| sample(rate * speed));
+            let rates = [server, 100.0, 80.0, 90.0, 150.0].map(|rate| Ok(sample(rate * speed)));
             results.add(0, Side::ALWAYS.into_iter().zip(rates).collect());
+        }
+        results
+    }
+
+    /// rzmq failed in the second of three rounds.
+    fn with_a_failure() -> Results {
+        let mut results = Results::new(Machine::here(), &Side::ALWAYS, &CASES[..1]);
+        for round in 1..=3 {
+            let running = Side::ALWAYS.into_iter().filter(|side| !results.has_failed(0, *side));
+            let outcome = |side| match (side, round) {
+                (Side::Rzmq, 2) => Err(Error::msg("a | b").context("no reply\nfor 10s").into()),
+                _ => Ok(sample(140.0)),
+            };
+            let outcomes = running.map(|side| (side, outcome(side))).collect();
+            results.add(0, outcomes);
         }
         results
     }
@@ -311,7 +407,7 @@ mod tests {
         let sides = [Side::Server, Side::Baseline, Side::Libzmq, Side::Tcp];
         let mut results = Results::new(Machine::here(), &sides, &CASES[..1]);
         for &ratio in ratios {
-            let rates = [ratio * 50.0, 50.0, 25.0, 75.0].map(sample);
+            let rates = [ratio * 50.0, 50.0, 25.0, 75.0].map(|rate| Ok(sample(rate)));
             // The order in which they ran changes nothing.
             results.add(0, sides.into_iter().zip(rates).rev().collect());
         }
@@ -330,6 +426,32 @@ mod tests {
     }
 
     #[test]
+    fn a_side_that_fails_a_case_has_the_reason_in_its_row() {
+        let results = with_a_failure();
+        let row = "| 64B-1x1 | rzmq | failed: no reply for 10s: a / b | | | | | |\n";
+        assert!(results.to_string().contains(row), "{results}");
+        assert!(results.summary().contains("\n| rzmq | failed |\n"));
+        assert!(results.summary().contains("\n| of rzmq | – |\n"));
+    }
+
+    #[test]
+    fn the_floors_do_not_depend_on_a_side_that_may_fail() {
+        let mut results = with_a_failure();
+        let bytes = Err(Error::msg("refused").into());
+        results.add_idle(Idle { side: Side::Rzmq, connections: 10, bytes });
+        assert!(results.to_string().contains("| rzmq | 10 | failed: refused |"));
+        assert!(results.floors().iter().all(|floor| !floor.of.contains("rzmq")));
+        assert_eq!(results.floors().len(), 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "libzmq: failed: gone")]
+    fn a_run_without_a_yardstick_is_no_result() {
+        let mut results = Results::new(Machine::here(), &Side::ALWAYS, &CASES[..1]);
+        results.add(0, vec![(Side::Libzmq, Err(Error::msg("gone").into()))]);
+    }
+
+    #[test]
     fn without_a_baseline_the_results_do_not_speak_of_one() {
         assert!(!results(140.0).to_string().contains("baseline"));
         assert!(!results(140.0).summary().contains("baseline"));
@@ -338,7 +460,8 @@ mod tests {
     #[test]
     fn a_ratio_is_that_of_the_rounds_whatever_the_machine_did_between_them() {
         let results = results(140.0);
-        assert!((results.cases[0].ratio(Side::Server, Side::Libzmq, rate) - 1.4).abs() < 1e-9);
+        let ratio = results.cases[0].ratio(Side::Server, Side::Libzmq, rate).unwrap();
+        assert!((ratio - 1.4).abs() < 1e-9);
         assert!(results.floors_met());
     }
 
@@ -348,7 +471,7 @@ mod tests {
         assert!(!results.floors_met());
         assert!(results.to_string().contains("| 64B-1x1, of libzmq | 1.40 | 1.30 | **missed** |"));
         assert!(results.to_string().contains("| 64B-1x1, of raw TCP | 0.60 | 0.87 | met |"));
-        results.add_idle(Idle { side: Side::Server, connections: 10, bytes: IDLE_CEILING + 1 });
+        results.add_idle(Idle { side: Side::Server, connections: 10, bytes: Ok(IDLE_CEILING + 1) });
         assert!(results.to_string().contains("| 4097 | **missed** |"));
     }
 

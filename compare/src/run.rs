@@ -2,17 +2,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::awake::Awake;
-use crate::cases::{self, CASES, Case};
+use crate::cases::{self, CASES, Case, DEALER_IN_FLIGHT, Times};
+use crate::dealer::{self, Dealer};
 use crate::machine::{self, Machine};
-use crate::measure::{self, Times};
+use crate::measure::{self, Sample};
 use crate::pin::{self, Cpus};
-use crate::results::{Idle, Results};
+use crate::results::{Dealers, Idle, Outcome, Pairing, Results};
 use crate::sides::{Binaries, Side, build_server};
 
 /// Where the whole of the results goes.
@@ -29,6 +29,9 @@ const fn has_idle_memory(side: Side) -> bool {
     !matches!(side, Side::Tcp)
 }
 
+/// The ROUTERs at which DEALERs are measured.
+const DEALER_SERVERS: [Side; 3] = [Side::Server, Side::Libzmq, Side::Crate];
+
 /// How a comparison is run.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
@@ -36,13 +39,9 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
 
-    /// How many seconds a measurement counts
-    #[arg(long, default_value_t = 1.0, value_parser = parse_seconds)]
-    pub seconds: f64,
-
-    /// How many seconds a server is under load before they begin to count
-    #[arg(long, default_value_t = 0.3, value_parser = parse_seconds)]
-    pub warm_up: f64,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its documentation would become the command's")]
+    pub times: Times,
 
     /// Measure this case only; may be given several times
     ///
@@ -50,11 +49,17 @@ pub struct RunArgs {
     #[arg(long = "case", value_name = "NAME", value_parser = cases::by_name)]
     pub cases: Vec<Case>,
 
+    /// Measure the DEALER clients; without --case, nothing else
+    ///
+    /// The results are then printed and no file is changed.
+    #[arg(long)]
+    pub dealers: bool,
+
     /// How many idle connections to weigh; 0 leaves that out
     #[arg(long, default_value_t = 1000)]
     pub connections: usize,
 
-    /// Let the servers' CPU sleep while it waits
+    /// Let a CPU sleep while the server or the client on it waits
     #[arg(long)]
     pub may_sleep: bool,
 
@@ -89,7 +94,15 @@ pub struct RunArgs {
 impl RunArgs {
     /// Whether the results are those that the files show.
     fn is_whole(&self) -> bool {
-        self.cases.is_empty() && self.server.is_none()
+        self.cases.is_empty() && !self.dealers && self.server.is_none()
+    }
+
+    fn measured_cases(&self) -> &[Case] {
+        if self.cases.is_empty() && !self.dealers { &CASES } else { &self.cases }
+    }
+
+    fn measures_dealers(&self) -> bool {
+        self.cases.is_empty() || self.dealers
     }
 }
 
@@ -98,8 +111,8 @@ impl RunArgs {
 ///
 /// # Errors
 ///
-/// Where a server cannot be built or run, does not echo, or a file cannot be
-/// written.
+/// Where a server cannot be built, one that the comparison cannot do without does not
+/// echo, or a file cannot be written.
 pub fn run(args: &RunArgs) -> Result<bool> {
     let cpus = Cpus { server: args.server_cpu, generator: args.generator_cpu };
     cpus.check()?;
@@ -109,37 +122,17 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         server: args.server.clone().map_or_else(build_server, Ok)?,
         baseline: args.baseline.clone(),
     };
-    let sides = binaries.sides();
-    let cases = if args.cases.is_empty() { &CASES[..] } else { &args.cases };
-
     if machine::tracks_connections() {
         eprintln!("a firewall tracks connections here, which costs each packet; see the README");
     }
-    let mut results = Results::new(machine, &sides, cases);
-    let times = Times {
-        warm_up: Duration::from_secs_f64(args.warm_up),
-        window: Duration::from_secs_f64(args.seconds),
-    };
-    let awake = (!args.may_sleep).then(|| Awake::keep(cpus.server)).transpose()?;
-    for round in 1..=args.rounds {
-        for (index, case) in cases.iter().enumerate() {
-            eprint!("round {round} of {}, {}:", args.rounds, case.name);
-            let mut samples = Vec::with_capacity(sides.len());
-            for side in order(&sides, round) {
-                let sample = measure::throughput(side, &binaries, case.load, times, cpus)?;
-                eprint!(" {} {:.0}/s", side.name(), sample.rate);
-                samples.push((side, sample));
-            }
-            eprintln!();
-            results.add(index, samples);
-        }
+    let comparison = Comparison { args, cpus, sides: binaries.sides(), binaries };
+    let mut results = Results::new(machine, &comparison.sides, args.measured_cases());
+    comparison.servers(&mut results)?;
+    if args.measures_dealers() {
+        comparison.dealers(&mut results.dealers)?;
     }
-    drop(awake);
-    if args.connections > 0 {
-        for side in sides.into_iter().filter(|side| has_idle_memory(*side)) {
-            let bytes = measure::idle(side, &binaries, args.connections)?;
-            results.add_idle(Idle { side, connections: args.connections, bytes });
-        }
+    if args.connections > 0 && !args.measured_cases().is_empty() {
+        comparison.idle(&mut results)?;
     }
 
     println!("{results}");
@@ -148,6 +141,106 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         show_summary(Path::new(PAGE), &results.summary())?;
     }
     Ok(!args.check || results.floors_met())
+}
+
+/// What a run measures with.
+struct Comparison<'a> {
+    args: &'a RunArgs,
+    cpus: Cpus,
+    binaries: Binaries,
+    sides: Vec<Side>,
+}
+
+impl Comparison<'_> {
+    /// Each server under each load.
+    fn servers(&self, results: &mut Results) -> Result<()> {
+        let _awake = self.keep_awake(&[self.cpus.server])?;
+        for round in 1..=self.args.rounds {
+            for (index, case) in self.args.measured_cases().iter().enumerate() {
+                eprint!("round {round} of {}, {}:", self.args.rounds, case.name);
+                let mut outcomes = Vec::with_capacity(self.sides.len());
+                for side in order(&self.sides, round) {
+                    // A side that hangs would take ten seconds of each round to fail again.
+                    if results.has_failed(index, side) {
+                        continue;
+                    }
+                    let outcome = self.throughput(side, case)?;
+                    match &outcome {
+                        Ok(sample) => eprint!(" {} {:.0}/s", side.name(), sample.rate),
+                        Err(failure) => eprint!(" {} {failure}", side.name()),
+                    }
+                    outcomes.push((side, outcome));
+                }
+                eprintln!();
+                results.add(index, outcomes);
+            }
+        }
+        Ok(())
+    }
+
+    fn throughput(&self, side: Side, case: &Case) -> Result<Outcome<Sample>> {
+        let times = self.args.times;
+        tolerated(side, measure::throughput(side, &self.binaries, case.load, times, self.cpus))
+    }
+
+    /// Each client at each of some servers. Both sleep while they wait, so both CPUs are
+    /// kept awake.
+    fn dealers(&self, results: &mut Dealers) -> Result<()> {
+        let _awake = self.keep_awake(&[self.cpus.server, self.cpus.generator])?;
+        for round in 1..=self.args.rounds {
+            for (in_flight, server) in
+                DEALER_IN_FLIGHT.into_iter().flat_map(|n| DEALER_SERVERS.map(|server| (n, server)))
+            {
+                eprint!("round {round} of {}, ", self.args.rounds);
+                eprint!("DEALERs at {}, {in_flight} in flight:", server.name());
+                for client in Dealer::ALL {
+                    let pairing = Pairing { in_flight, server, client };
+                    if results.has_failed(pairing) {
+                        continue;
+                    }
+                    let outcome = self.dealer(pairing);
+                    match &outcome {
+                        Ok(sample) => eprint!(" {} {:.0}/s", client.name(), sample.rate),
+                        Err(failure) => eprint!(" {} {failure}", client.name()),
+                    }
+                    results.add(pairing, outcome);
+                }
+                eprintln!();
+            }
+        }
+        Ok(())
+    }
+
+    /// No floor depends on it, so every error is a result.
+    fn dealer(&self, pairing: Pairing) -> Outcome<dealer::Sample> {
+        let Pairing { in_flight, server, client } = pairing;
+        let times = self.args.times;
+        Ok(measure::dealer(client, server, &self.binaries, in_flight, times, self.cpus)?)
+    }
+
+    /// What idle connections take of each server.
+    fn idle(&self, results: &mut Results) -> Result<()> {
+        let connections = self.args.connections;
+        for &side in self.sides.iter().filter(|side| has_idle_memory(**side)) {
+            let bytes = tolerated(side, measure::idle(side, &self.binaries, connections))?;
+            results.add_idle(Idle { side, connections, bytes });
+        }
+        Ok(())
+    }
+
+    /// Until what it returns is dropped.
+    fn keep_awake(&self, cpus: &[usize]) -> Result<Vec<Awake>> {
+        let cpus = cpus.iter().filter(|_| !self.args.may_sleep);
+        cpus.map(|cpu| Awake::keep(*cpu)).collect()
+    }
+}
+
+/// An error is a result like another if the comparison can do without this side.
+fn tolerated<T>(side: Side, result: Result<T>) -> Result<Outcome<T>> {
+    match result {
+        Err(error) if side.may_fail() => Ok(Err(error.into())),
+        result => result.map(Ok).with_context(|| side.name()),
+    }
 }
 
 /// The order of a round. The server and the baseline run one after the other, and
@@ -177,13 +270,6 @@ fn replaced(page: &str, summary: &str) -> Option<String> {
     let (before, rest) = page.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;
     Some(format!("{before}{BEGIN}\n{summary}\n{END}{after}"))
-}
-
-fn parse_seconds(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|seconds| (0.01..=3600.0).contains(seconds))
-        .ok_or_else(|| "expected seconds from 0.01 to 3600, such as 1 or 0.3".to_owned())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! killed.
 
 mod libzmq;
+mod rzmq;
 mod tcp;
 mod zeromq_crate;
 
@@ -17,6 +18,8 @@ pub enum Server {
     Libzmq,
     /// The server's poll loop over the zeromq crate's ROUTER
     Crate,
+    /// On the ROUTER of the rzmq crate
+    Rzmq,
     /// On TCP alone
     Tcp,
 }
@@ -31,6 +34,7 @@ impl Server {
         match self {
             Server::Libzmq => libzmq::run(),
             Server::Crate => zeromq_crate::run(),
+            Server::Rzmq => rzmq::run(),
             Server::Tcp => tcp::run(),
         }
     }

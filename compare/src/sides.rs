@@ -25,6 +25,8 @@ pub enum Side {
     Libzmq,
     /// The server's poll loop over the zeromq crate's ROUTER
     Crate,
+    /// A ROUTER of the rzmq crate
+    Rzmq,
     /// A TCP echo that knows nothing of messages
     Tcp,
 }
@@ -32,7 +34,7 @@ pub enum Side {
 impl Side {
     /// The sides of every run, in the order of the tables' rows. A run with a baseline
     /// has [`Side::Baseline`] as well; see [`Binaries::sides`].
-    pub const ALWAYS: [Side; 4] = [Side::Server, Side::Libzmq, Side::Crate, Side::Tcp];
+    pub const ALWAYS: [Side; 5] = [Side::Server, Side::Libzmq, Side::Crate, Side::Rzmq, Side::Tcp];
 
     /// For the tables.
     pub const fn name(self) -> &'static str {
@@ -41,7 +43,16 @@ impl Side {
             Side::Baseline => "baseline",
             Side::Libzmq => "libzmq",
             Side::Crate => "zeromq crate",
+            Side::Rzmq => "rzmq",
             Side::Tcp => "raw TCP",
+        }
+    }
+
+    /// Whether a run goes on if this side fails a case. No floor depends on such a side.
+    pub const fn may_fail(self) -> bool {
+        match self {
+            Side::Server | Side::Baseline | Side::Libzmq | Side::Tcp => false,
+            Side::Crate | Side::Rzmq => true,
         }
     }
 
@@ -49,7 +60,9 @@ impl Side {
     pub const fn protocol(self) -> Protocol {
         match self {
             Side::Tcp => Protocol::Raw,
-            Side::Server | Side::Baseline | Side::Libzmq | Side::Crate => Protocol::Zmtp,
+            Side::Server | Side::Baseline | Side::Libzmq | Side::Crate | Side::Rzmq => {
+                Protocol::Zmtp
+            }
         }
     }
 
@@ -67,6 +80,7 @@ impl Side {
             }
             Side::Libzmq => "libzmq",
             Side::Crate => "crate",
+            Side::Rzmq => "rzmq",
             Side::Tcp => "tcp",
         };
         let this = std::env::current_exe().context("asking for the path of this program")?;

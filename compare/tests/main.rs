@@ -1,7 +1,9 @@
-//! `zmq-echo-server`, the real process, held to what libzmq's clients expect.
+//! `zmq-echo-server`, the real process, held to what libzmq's clients expect; and what it is
+//! compared with.
 
 mod clients;
 mod crowd;
+mod dealers;
 mod heartbeat;
 mod pool;
 mod reconnect;
@@ -10,3 +12,4 @@ mod sizes;
 mod slow_reader;
 mod support;
 mod yardstick;
+mod zeromq_router;

@@ -1,7 +1,6 @@
 //! The library's own client, which stands on the crate's DEALER, at other servers'
 //! ROUTERs.
 
-use std::process::Command;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -9,16 +8,10 @@ use zmq_echo_client::discovery::Fixed;
 use zmq_echo_client::{Client, ClientConfig, ClientMetrics, State};
 use zmq_echo_compare::process::Server;
 
-use crate::support::{PATIENCE, server};
+use crate::support::{PATIENCE, compared, server};
 
 const CALLERS: usize = 50;
 const REQUESTS_EACH: usize = 500;
-
-fn compared(kind: &str) -> Server {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zmq-echo-compare"));
-    command.args(["serve", kind]);
-    Server::start(command).expect("the server starts")
-}
 
 fn client(servers: &[Server]) -> Client {
     let endpoints = servers.iter().map(|server| server.endpoint().parse().expect("an endpoint"));

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +30,13 @@ pub fn server(flags: &[&str]) -> Server {
 pub fn server_on(endpoint: &str, flags: &[&str]) -> Server {
     let mut command = server_command(server_binary(), endpoint);
     command.args(flags);
+    Server::start(command).expect("the server starts")
+}
+
+/// One of the servers that are compared with.
+pub fn compared(kind: &str) -> Server {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zmq-echo-compare"));
+    command.args(["serve", kind]);
     Server::start(command).expect("the server starts")
 }
 
