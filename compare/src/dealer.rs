@@ -5,6 +5,7 @@
 
 mod libzmq;
 mod zeromq_crate;
+mod zmtp;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -19,6 +20,8 @@ use crate::process;
 /// A client that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dealer {
+    /// The library's own DEALER
+    Zmtp,
     /// A DEALER of libzmq
     Libzmq,
     /// The zeromq crate's DEALER
@@ -27,11 +30,12 @@ pub enum Dealer {
 
 impl Dealer {
     /// The clients of every run, in the order of the table's rows.
-    pub const ALL: [Dealer; 2] = [Dealer::Libzmq, Dealer::Crate];
+    pub const ALL: [Dealer; 3] = [Dealer::Zmtp, Dealer::Libzmq, Dealer::Crate];
 
     /// For the table.
     pub const fn name(self) -> &'static str {
         match self {
+            Dealer::Zmtp => "zmtp",
             Dealer::Libzmq => "libzmq",
             Dealer::Crate => "zeromq crate",
         }
@@ -39,6 +43,7 @@ impl Dealer {
 
     fn connect(self, endpoint: &str) -> Result<Box<dyn PipelineClient>> {
         Ok(match self {
+            Dealer::Zmtp => Box::new(zmtp::Client::connect(endpoint)?),
             Dealer::Libzmq => Box::new(libzmq::Client::connect(endpoint)?),
             Dealer::Crate => Box::new(zeromq_crate::Client::connect(endpoint)?),
         })
