@@ -39,6 +39,12 @@ pub const CASES: [Case; 6] = [
     case("64KiB-4x10", 4, 10, 64 << 10, 1.4, 0.6),
 ];
 
+/// How many messages a DEALER keeps in flight when clients are measured.
+pub const DEALER_IN_FLIGHT: [u32; 2] = [1, 100];
+
+/// Bytes of such a message's only frame.
+pub const DEALER_PAYLOAD: usize = 64;
+
 /// The most memory that an idle connection may take of the server, in bytes.
 pub const IDLE_CEILING: u64 = 4 << 10;
 
@@ -63,6 +69,14 @@ pub struct Times {
     /// How many seconds it is under load before they begin to count
     #[arg(long, default_value = "0.3", value_parser = parse_seconds)]
     pub warm_up: Duration,
+}
+
+impl Times {
+    /// As arguments for another process.
+    pub fn arguments(self) -> [String; 4] {
+        let seconds = |time: Duration| time.as_secs_f64().to_string();
+        ["--seconds".into(), seconds(self.window), "--warm-up".into(), seconds(self.warm_up)]
+    }
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

@@ -10,14 +10,16 @@
 //! 6. [`measure`]: one server under one load; one under idle connections.
 //! 7. [`generator`]: the load itself, which verifies every reply.
 //! 8. [`wire`]: just enough ZMTP for it.
-//! 9. [`process`]: a process, its CPU time and its memory.
-//! 10. [`pin`]: a CPU for the server, another for the generator.
-//! 11. [`awake`]: keeps a CPU from sleeping.
-//! 12. [`results`]: medians, ratios, floors, Markdown.
-//! 13. [`machine`]: where, when and of what versions the numbers are.
+//! 9. [`dealer`]: DEALERs as clients, each in a process that is measured.
+//! 10. [`process`]: a process, its CPU time and its memory.
+//! 11. [`pin`]: a CPU for the server, another for the generator.
+//! 12. [`awake`]: keeps a CPU from sleeping.
+//! 13. [`results`]: medians, ratios, floors, Markdown.
+//! 14. [`machine`]: where, when and of what versions the numbers are.
 
 pub mod awake;
 pub mod cases;
+pub mod dealer;
 pub mod generator;
 pub mod machine;
 pub mod measure;

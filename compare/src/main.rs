@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use zmq_echo_compare::awake;
+use zmq_echo_compare::dealer::DealerArgs;
 use zmq_echo_compare::run::{self, RunArgs};
 use zmq_echo_compare::serve::Server;
 
@@ -26,6 +27,8 @@ enum Command {
     /// Be one of the servers that are compared with
     #[command(subcommand)]
     Serve(Server),
+    /// Be one of the clients that are compared
+    Dealer(DealerArgs),
     /// Keep a CPU awake until stdin ends
     #[command(hide = true)]
     Spin,
@@ -37,6 +40,10 @@ fn main() -> Result<ExitCode> {
         Command::Run(args) => run::run(&args)?,
         Command::Serve(server) => {
             server.run()?;
+            true
+        }
+        Command::Dealer(args) => {
+            args.run()?;
             true
         }
         Command::Spin => awake::spin(),

@@ -1,4 +1,5 @@
-//! One server under one load for a second; and one under nothing but connections.
+//! One server under one load for a second; one under nothing but connections; and one
+//! client.
 
 use std::thread;
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::cases::{Load, Times};
+use crate::dealer::{self, Dealer, DealerArgs};
 use crate::generator::{self, Generator};
 use crate::pin::{self, Cpus};
 use crate::process::Server;
@@ -59,6 +61,24 @@ pub fn throughput(
         p99: microseconds(0.99),
         cpu: cpu.as_secs_f64() * 1e6 / messages,
     })
+}
+
+/// Starts `side` on the servers' CPU and `dealer` on the generator's, and measures the client.
+///
+/// # Errors
+///
+/// If the server does not start, or the client fails.
+pub fn dealer(
+    dealer: Dealer,
+    side: Side,
+    binaries: &Binaries,
+    in_flight: u32,
+    times: Times,
+    cpus: Cpus,
+) -> Result<dealer::Sample> {
+    let process = pin::scoped(cpus.server, || Server::start(side.command(binaries)?))?;
+    let args = DealerArgs { dealer, endpoint: process.endpoint(), in_flight, times };
+    pin::scoped(cpus.generator, || args.measure())
 }
 
 /// Bytes of the server's memory that each of `connections` takes which has

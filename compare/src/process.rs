@@ -1,7 +1,7 @@
-//! A server as a process of its own, and what the kernel tells about it.
+//! A server or a client as a process of its own, and what the kernel tells about it.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -64,13 +64,7 @@ impl Server {
     ///
     /// Where the process is gone.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let mut nanoseconds = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
-            let on_cpu = schedstat.split(' ').next().context("an empty schedstat")?;
-            nanoseconds += on_cpu.parse::<u64>()?;
-        }
-        Ok(Duration::from_nanos(nanoseconds))
+        cpu_time(self.pid())
     }
 
     /// Resident memory in bytes.
@@ -96,14 +90,8 @@ impl Server {
     pub fn terminate(mut self, limit: Duration) -> Result<ExitStatus> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).context("sending SIGTERM")?;
-        let deadline = Instant::now() + limit;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        bail!("the server still runs {limit:?} after SIGTERM")
+        ended_within(&mut self.child, limit)?
+            .with_context(|| format!("the server still ran {limit:?} after SIGTERM"))
     }
 }
 
@@ -114,9 +102,59 @@ impl Drop for Server {
     }
 }
 
+/// The time that all threads of a process have spent on a CPU.
+///
+/// # Errors
+///
+/// If there is no such process.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let mut nanoseconds = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
+        let on_cpu = schedstat.split(' ').next().context("an empty schedstat")?;
+        nanoseconds += on_cpu.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanoseconds))
+}
+
+/// What a command writes to stdout, which has to fit into a pipe.
+///
+/// # Errors
+///
+/// If it cannot be started, does not end within `limit`, or fails; then with what it wrote
+/// to stderr.
+pub fn output(mut command: Command, limit: Duration) -> Result<String> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {command:?}"))?;
+    let status = ended_within(&mut child, limit)?;
+    let output = child.wait_with_output()?;
+    match status {
+        None => bail!("no result within {limit:?}"),
+        Some(status) if status.success() => Ok(String::from_utf8(output.stdout)?),
+        Some(status) => bail!("{status}: {}", String::from_utf8_lossy(&output.stderr).trim()),
+    }
+}
+
+/// Its exit status, or `None` if it had to be killed.
+fn ended_within(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + limit;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.kill()?;
+    Ok(None)
+}
+
 /// Its lines, read to the end even where nobody wants them: a server must not be
 /// measured against a full pipe.
-fn read_lines(stdout: impl std::io::Read + Send + 'static) -> Receiver<String> {
+fn read_lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, lines) = channel();
     thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {

@@ -1,5 +1,7 @@
 //! From samples to medians, ratios, floors and Markdown.
 
+mod dealers;
+
 use std::fmt;
 
 use anyhow::Error;
@@ -9,6 +11,8 @@ use crate::machine::Machine;
 use crate::measure::Sample;
 use crate::sides::Side;
 
+pub use dealers::{Dealers, Pairing};
+
 /// Everything that a run has shown.
 #[derive(Debug)]
 pub struct Results {
@@ -17,6 +21,8 @@ pub struct Results {
     rounds: usize,
     cases: Vec<CaseResults>,
     idle: Vec<Idle>,
+    /// The other measurement: of clients.
+    pub dealers: Dealers,
 }
 
 /// The samples of one case, round by round.
@@ -76,7 +82,8 @@ impl Results {
     pub fn new(machine: Machine, sides: &[Side], cases: &[Case]) -> Self {
         let empty = |&case| CaseResults { case, rounds: Vec::new(), failed: Vec::new() };
         let cases = cases.iter().map(empty).collect();
-        Self { machine, sides: sides.to_vec(), rounds: 0, cases, idle: Vec::new() }
+        let (idle, dealers) = (Vec::new(), Dealers::default());
+        Self { machine, sides: sides.to_vec(), rounds: 0, cases, idle, dealers }
     }
 
     /// Adds one round of one case: an outcome of each side that has not failed it before.
@@ -263,15 +270,24 @@ impl fmt::Display for Spread {
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "# Results\n\nWritten by the run of {}", self.machine)?;
-        writeln!(f, "Medians of {} rounds; how to read them: [README](README.md).\n", self.rounds)?;
-        writeln!(f, "{}", self.throughput())?;
+        let rounds = self.rounds.max(self.dealers.rounds());
+        writeln!(f, "Medians of {rounds} rounds; how to read them: [README](README.md).\n")?;
+        if !self.cases.is_empty() {
+            writeln!(f, "{}", self.throughput())?;
+        }
         if self.sides.contains(&Side::Baseline) {
             writeln!(f, "## Compared with the baseline\n\n{}", self.against_baseline())?;
         }
         if !self.idle.is_empty() {
             writeln!(f, "## Idle connections\n\n{}", self.memory())?;
         }
-        writeln!(f, "## Floors of {}\n\n{}", Side::Server.name(), self.promises())
+        if !self.dealers.is_empty() {
+            writeln!(f, "## DEALER clients\n\n{}", self.dealers)?;
+        }
+        if !self.cases.is_empty() {
+            writeln!(f, "## Floors of {}\n\n{}", Side::Server.name(), self.promises())?;
+        }
+        Ok(())
     }
 }
 

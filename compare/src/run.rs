@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::awake::Awake;
-use crate::cases::{self, CASES, Case, Times};
+use crate::cases::{self, CASES, Case, DEALER_IN_FLIGHT, Times};
+use crate::dealer::{self, Dealer};
 use crate::machine::{self, Machine};
 use crate::measure::{self, Sample};
 use crate::pin::{self, Cpus};
-use crate::results::{Idle, Outcome, Results};
+use crate::results::{Dealers, Idle, Outcome, Pairing, Results};
 use crate::sides::{Binaries, Side, build_server};
 
 /// Where the whole of the results goes.
@@ -27,6 +28,9 @@ const END: &str = "<!-- results of compare/ end -->";
 const fn has_idle_memory(side: Side) -> bool {
     !matches!(side, Side::Tcp)
 }
+
+/// The ROUTERs at which DEALERs are measured.
+const DEALER_SERVERS: [Side; 3] = [Side::Server, Side::Libzmq, Side::Crate];
 
 /// How a comparison is run.
 #[derive(Debug, Clone, Args)]
@@ -45,11 +49,17 @@ pub struct RunArgs {
     #[arg(long = "case", value_name = "NAME", value_parser = cases::by_name)]
     pub cases: Vec<Case>,
 
+    /// Measure the DEALER clients; without --case, nothing else
+    ///
+    /// The results are then printed and no file is changed.
+    #[arg(long)]
+    pub dealers: bool,
+
     /// How many idle connections to weigh; 0 leaves that out
     #[arg(long, default_value_t = 1000)]
     pub connections: usize,
 
-    /// Let the servers' CPU sleep while it waits
+    /// Let a CPU sleep while the server or the client on it waits
     #[arg(long)]
     pub may_sleep: bool,
 
@@ -84,11 +94,15 @@ pub struct RunArgs {
 impl RunArgs {
     /// Whether the results are those that the files show.
     fn is_whole(&self) -> bool {
-        self.cases.is_empty() && self.server.is_none()
+        self.cases.is_empty() && !self.dealers && self.server.is_none()
     }
 
     fn measured_cases(&self) -> &[Case] {
-        if self.cases.is_empty() { &CASES } else { &self.cases }
+        if self.cases.is_empty() && !self.dealers { &CASES } else { &self.cases }
+    }
+
+    fn measures_dealers(&self) -> bool {
+        self.cases.is_empty() || self.dealers
     }
 }
 
@@ -114,7 +128,10 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     let comparison = Comparison { args, cpus, sides: binaries.sides(), binaries };
     let mut results = Results::new(machine, &comparison.sides, args.measured_cases());
     comparison.servers(&mut results)?;
-    if args.connections > 0 {
+    if args.measures_dealers() {
+        comparison.dealers(&mut results.dealers)?;
+    }
+    if args.connections > 0 && !args.measured_cases().is_empty() {
         comparison.idle(&mut results)?;
     }
 
@@ -164,6 +181,41 @@ impl Comparison<'_> {
     fn throughput(&self, side: Side, case: &Case) -> Result<Outcome<Sample>> {
         let times = self.args.times;
         tolerated(side, measure::throughput(side, &self.binaries, case.load, times, self.cpus))
+    }
+
+    /// Each client at each of some servers. Both sleep while they wait, so both CPUs are
+    /// kept awake.
+    fn dealers(&self, results: &mut Dealers) -> Result<()> {
+        let _awake = self.keep_awake(&[self.cpus.server, self.cpus.generator])?;
+        for round in 1..=self.args.rounds {
+            for (in_flight, server) in
+                DEALER_IN_FLIGHT.into_iter().flat_map(|n| DEALER_SERVERS.map(|server| (n, server)))
+            {
+                eprint!("round {round} of {}, ", self.args.rounds);
+                eprint!("DEALERs at {}, {in_flight} in flight:", server.name());
+                for client in Dealer::ALL {
+                    let pairing = Pairing { in_flight, server, client };
+                    if results.has_failed(pairing) {
+                        continue;
+                    }
+                    let outcome = self.dealer(pairing);
+                    match &outcome {
+                        Ok(sample) => eprint!(" {} {:.0}/s", client.name(), sample.rate),
+                        Err(failure) => eprint!(" {} {failure}", client.name()),
+                    }
+                    results.add(pairing, outcome);
+                }
+                eprintln!();
+            }
+        }
+        Ok(())
+    }
+
+    /// No floor depends on it, so every error is a result.
+    fn dealer(&self, pairing: Pairing) -> Outcome<dealer::Sample> {
+        let Pairing { in_flight, server, client } = pairing;
+        let times = self.args.times;
+        Ok(measure::dealer(client, server, &self.binaries, in_flight, times, self.cpus)?)
     }
 
     /// What idle connections take of each server.

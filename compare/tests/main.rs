@@ -3,6 +3,7 @@
 
 mod clients;
 mod crowd;
+mod dealers;
 mod heartbeat;
 mod pool;
 mod reconnect;
