@@ -270,8 +270,11 @@ impl fmt::Display for Spread {
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "# Results\n\nWritten by the run of {}", self.machine)?;
-        writeln!(f, "Medians of {} rounds; how to read them: [README](README.md).\n", self.rounds)?;
-        writeln!(f, "{}", self.throughput())?;
+        let rounds = self.rounds.max(self.dealers.rounds());
+        writeln!(f, "Medians of {rounds} rounds; how to read them: [README](README.md).\n")?;
+        if !self.cases.is_empty() {
+            writeln!(f, "{}", self.throughput())?;
+        }
         if self.sides.contains(&Side::Baseline) {
             writeln!(f, "## Compared with the baseline\n\n{}", self.against_baseline())?;
         }
@@ -281,7 +284,10 @@ impl fmt::Display for Results {
         if !self.dealers.is_empty() {
             writeln!(f, "## DEALER clients\n\n{}", self.dealers)?;
         }
-        writeln!(f, "## Floors of {}\n\n{}", Side::Server.name(), self.promises())
+        if !self.cases.is_empty() {
+            writeln!(f, "## Floors of {}\n\n{}", Side::Server.name(), self.promises())?;
+        }
+        Ok(())
     }
 }
 

@@ -49,6 +49,11 @@ impl Dealers {
         self.row(pairing).is_some_and(|row| row.failure.is_some())
     }
 
+    /// How often the pairings were measured.
+    pub fn rounds(&self) -> usize {
+        self.rows.iter().map(|row| row.samples.len()).max().unwrap_or(0)
+    }
+
     /// Whether nothing was measured.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
