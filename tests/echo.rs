@@ -1,6 +1,8 @@
 //! What is sent comes back, whole, to whoever sent it.
 
 use zeromq::{ReqSocket, Socket, SocketSend};
+use zmtp::Dealer;
+use zmtp::dealer::DealerConfig;
 
 use crate::support::{Server, echo, message, receive};
 
@@ -30,6 +32,16 @@ async fn a_req_client_is_answered_request_by_request() {
     for number in 0..100 {
         let text = format!("request {number}");
         assert_eq!(echo(&mut req, text.clone().into()).await, [text.as_bytes()]);
+    }
+}
+
+#[tokio::test]
+async fn the_librarys_dealer_is_used_as_one_of_the_crate() {
+    let server = Server::start(&[]);
+    let endpoint = server.endpoint.parse().unwrap();
+    let mut dealer = Dealer::connect(&endpoint, &DealerConfig::default()).await.unwrap();
+    for frames in [&[b"one".as_slice()][..], &[b"", b"two", b"three"]] {
+        assert_eq!(echo(&mut dealer, message(frames)).await, frames);
     }
 }
 

@@ -108,7 +108,7 @@ fn an_idle_peer_is_closed_a_few_heartbeats_after_its_host_has_disappeared() {
 fn a_dealer_notices_within_seconds_that_its_server_has_disappeared_idle_or_not() {
     for outstanding in [false, true] {
         let network = Network::new();
-        let server = network.server.run(|| server(&[]));
+        let server = network.server.run(|| Server::start_on(&format!("tcp://{SERVER}:0"), &[]));
         network.peer.run(|| {
             runtime().block_on(async {
                 let config = DealerConfig { connect_timeout: DEADLINE, ..DealerConfig::default() };
@@ -117,7 +117,7 @@ fn a_dealer_notices_within_seconds_that_its_server_has_disappeared_idle_or_not()
                 dealer.recv().await.expect("an echo");
                 if outstanding {
                     // Its host acknowledges the request, and nobody answers it.
-                    server.signal(Signal::STOP);
+                    server.stop();
                     dealer.send([Bytes::from_static(b"asked")].into()).unwrap();
                     assert!(timeout(Duration::from_millis(500), dealer.recv()).await.is_err());
                     assert_eq!(dealer.written(), 2);

@@ -35,3 +35,8 @@ pub use event::{Event, Observer};
 pub use message::Message;
 pub use reason::Reason;
 pub use router::Router;
+
+/// The README's program is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -6,6 +6,7 @@
 use async_trait::async_trait;
 use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
 
+use crate::dealer::{Dealer, Unsent};
 use crate::event::Observer;
 use crate::message::Message;
 use crate::router::{Router, SendError};
@@ -57,5 +58,30 @@ impl<O: Observer + Send> SocketSend for Router<O> {
     /// Takes no waiting, see [`Router::send`].
     async fn send(&mut self, message: ZmqMessage) -> ZmqResult<()> {
         Router::send(self, message.into()).map_err(Into::into)
+    }
+}
+
+#[async_trait]
+impl SocketRecv for Dealer {
+    /// Cancel-safe, see [`Dealer::recv`].
+    async fn recv(&mut self) -> ZmqResult<ZmqMessage> {
+        match Dealer::recv(self).await {
+            Ok(message) => message.try_into(),
+            Err(reason) => Err(ZmqError::Socket(reason.as_str())),
+        }
+    }
+}
+
+#[async_trait]
+impl SocketSend for Dealer {
+    /// Takes no waiting: the message is queued, and written while [`Dealer::recv`] is polled.
+    async fn send(&mut self, message: ZmqMessage) -> ZmqResult<()> {
+        match Dealer::send(self, message.into()) {
+            Ok(_) => Ok(()),
+            Err(Unsent(message)) => Err(ZmqError::ReturnToSender {
+                reason: "the queue of unwritten messages is full",
+                message: message.try_into()?,
+            }),
+        }
     }
 }
