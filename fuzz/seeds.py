@@ -55,24 +55,30 @@ for choice, limit in ((1, 100), (2, 600)):
     write("decoder", f"limit-{limit}", bytes([choice, 0, 200]) + largest * 3)
     write("decoder", f"over-{limit}", bytes([choice, 0, 200]) + largest + frame(0, bytes(limit + 1)))
 
-# Limits and whether the greeting is given, how many cuts, the cuts, the stream.
-for kind in (b"REQ", b"DEALER", b"ROUTER", b"PUB"):
-    name = kind.decode().lower()
-    write("handshake", name, b"\x01\x01\x3f\x05" + GREETING + ready(kind, b"identity") + MESSAGES)
-    write("handshake", f"{name}-greeted", b"\x07\x00\x02" + ready(kind))
-write("handshake", "long-identity", b"\x07\x00\xff" + ready(b"REQ", b"i" * 256))
-write("handshake", "zero-identity", b"\x07\x00\xff" + ready(b"REQ", b"\x00i"))
-write("handshake", "twice", b"\x07\x00\xff" + frame(4, ready(b"REQ", b"i")[2:] + b"\x08identity" + bytes(4)))
-write("handshake", "name", b"\x07\x00\xff" + frame(4, ready(b"REQ", b"i")[2:] + b"\x03a b" + bytes(4)))
-write("handshake", "version", b"\x01\x00\x09" + GREETING[:10] + b"\x01\x05\x00\x00")
-for spare in (20, 21):
-    # The longest READY for the smaller limit, and one byte more.
-    body = ready(b"REQ")[2:] + b"\x01X" + struct.pack(">I", spare) + bytes(spare)
-    write("handshake", f"metadata-{len(body)}", b"\x06\x00\x20" + frame(4, body))
-write("handshake", "curve", b"\x01\x00\x20" + GREETING.replace(b"NULL", b"CURV"))
-write("handshake", "http", b"\x01\x00\x20GET / HTTP/1.1\r\n\r\n")
-write("handshake", "error-greeted", b"\x07\x00\x20" + ERROR)
-write("handshake", "data-greeted", b"\x07\x00\x20" + MESSAGES)
+# Limits, whether the greeting is given and the role; how many cuts, the cuts, the stream.
+for role, name_of in ((0, "{}"), (4, "{}-connecting")):
+    def handshake(name, greeted, rest):
+        write("handshake", name_of.format(name), bytes([(11 if greeted else 1) | role]) + rest)
+
+    for kind in (b"REQ", b"REP", b"DEALER", b"ROUTER", b"PUB"):
+        name = kind.decode().lower()
+        handshake(name, False, b"\x01\x3f\x05" + GREETING + ready(kind, b"identity") + MESSAGES)
+        handshake(f"{name}-greeted", True, b"\x00\x02" + ready(kind))
+    handshake("long-identity", True, b"\x00\xff" + ready(b"DEALER", b"i" * 256))
+    handshake("zero-identity", True, b"\x00\xff" + ready(b"DEALER", b"\x00i"))
+    twice = ready(b"DEALER", b"i")[2:] + b"\x08identity" + bytes(4)
+    handshake("twice", True, b"\x00\xff" + frame(4, twice))
+    handshake("name", True, b"\x00\xff" + frame(4, ready(b"DEALER", b"i")[2:] + b"\x03a b" + bytes(4)))
+    handshake("version", False, b"\x00\x09" + GREETING[:10] + b"\x01\x05\x00\x00")
+    for spare in (17, 18):
+        # The longest READY for the smaller limit, and one byte more.
+        body = ready(b"DEALER")[2:] + b"\x01X" + struct.pack(">I", spare) + bytes(spare)
+        data = bytes([10 | role]) + b"\x00\x20" + frame(4, body)
+        write("handshake", name_of.format(f"metadata-{len(body)}"), data)
+    handshake("curve", False, b"\x00\x20" + GREETING.replace(b"NULL", b"CURV"))
+    handshake("http", False, b"\x00\x20GET / HTTP/1.1\r\n\r\n")
+    handshake("error-greeted", True, b"\x00\x20" + ERROR)
+    handshake("data-greeted", True, b"\x00\x20" + MESSAGES)
 
 
 # The socket's limits, one or two peers and how they leave; how each begins; steps.
@@ -112,3 +118,21 @@ write("session", "req", b"\x00" + REQ + raw(frame(0, b"") + request + frame(1, b
 announced = b"\x02" + bytes(5) + b"\x07\xff\xff"
 write("session", "announced", b"\x00" + DEALER + raw(announced) + (SEND + raw(b"half")) * 4)
 write("session", "probe", b"\x00" + RAW)
+
+
+# How it begins, whether it reads and how it goes; steps: bytes, messages, PINGs, repetitions.
+def steps(data):
+    parts = [data[at : at + 31] for at in range(0, len(data), 31)]
+    return b"".join(bytes([len(part) << 3]) + part for part in parts)
+
+
+for choice in (3, 2, 7, 15, 11):
+    start = bytes([choice])
+    write("dealer", f"messages-{choice}", start + steps(MESSAGES) + b"\x1c\x8c\x9d\x1d\x86\x1c")
+    write("dealer", f"pings-{choice}", start + b"\x86\xff\xff\x1c")
+    write("dealer", f"large-{choice}", start + b"\xcc\xdc\x17\x1c\x0f")
+for name, end in BROKEN.items():
+    write("dealer", name, b"\x0b" + b"\x1c" + steps(end) + b"\x1c")
+write("dealer", "greeted", b"\x09" + steps(ready(b"ROUTER") + MESSAGES))
+write("dealer", "raw", b"\x08" + steps(GREETING + ready(b"REP") + MESSAGES))
+write("dealer", "refused", b"\x09" + steps(ERROR))

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use zmq_echo_fuzz::{End, Story, cuts, story};
 use zmtp::Reason;
-use zmtp::proto::wire::{self, COMMAND_BYTES, Command, MessageLimits, Scan, Scanned};
+use zmtp::proto::command::{self, COMMAND_BYTES, Command};
+use zmtp::proto::frame::{self, MessageLimits, Scan, Scanned};
 
 /// Small ones are met often, large ones let long sizes through.
 const LIMITS: [MessageLimits; 4] = [
@@ -70,13 +71,13 @@ fn scan_held(
         match scan.step(held, limits)? {
             Scanned::Message(end) => {
                 let mut frames = VecDeque::new();
-                wire::split_frames(&mut Bytes::copy_from_slice(held), end, &mut frames);
+                frame::split_frames(&mut Bytes::copy_from_slice(held), end, &mut frames);
                 held.drain(..end);
                 let last = frames.len() - 1;
-                for (index, frame) in frames.iter().enumerate() {
-                    let flags = wire::message_flags(index < last);
-                    wire::encode_header(&mut story.replies, flags, frame.len());
-                    story.replies.extend_from_slice(frame);
+                for (index, body) in frames.iter().enumerate() {
+                    let flags = frame::message_flags(index < last);
+                    frame::encode_header(&mut story.replies, flags, body.len());
+                    story.replies.extend_from_slice(body);
                 }
                 story.messages.push(frames.iter().map(|frame| frame.to_vec()).collect());
             }
@@ -84,10 +85,10 @@ fn scan_held(
                 match Command::decode(&held[body])? {
                     Command::Ping { ttl, context } => {
                         story.ttl |= ttl.is_some();
-                        wire::encode_pong(&mut story.replies, context);
+                        command::encode_pong(&mut story.replies, context);
                     }
                     Command::Pong => {}
-                    Command::Error => return Err(Reason::PeerError),
+                    Command::Error(_) => return Err(Reason::PeerError),
                     Command::Ready(_) => return Err(Reason::Command),
                 }
                 if let Some(end) = scan.between_messages() {

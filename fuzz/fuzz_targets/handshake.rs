@@ -1,14 +1,17 @@
 //! Any bytes, read in any pieces, are a peer, the start of one, or a named failure,
 //! the same as in one piece, which is the model's, and so is what is sent. Little is
-//! held.
+//! held. Both roles: a ROUTER that listens, and a DEALER that connects.
 #![no_main]
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use zmq_echo_fuzz::{Announced, End, Hello, READY, START, cuts, greeting, hello};
+use zmq_echo_fuzz::{Announced, End, Hello, READY, START, cuts, greeting, hello, hello_to_dealer};
 use zmtp::Reason;
-use zmtp::proto::handshake::{Handshake, PeerInfo};
-use zmtp::proto::wire;
+use zmtp::proto::greeting::GREETING;
+use zmtp::proto::handshake::Handshake;
+use zmtp::proto::mechanism::Mechanism;
+use zmtp::proto::mechanism::null::Null;
+use zmtp::proto::peer_info::{Local, PeerInfo, Role, SocketType};
 
 /// The least that a READY of a longest identity needs is between the two.
 const METADATA: [usize; 2] = [64, 4 << 10];
@@ -18,14 +21,19 @@ fuzz_target!(|input: &[u8]| {
     let Some((cuts, noise)) = cuts(input) else { return };
     let metadata = METADATA[usize::from(choice & 1)];
     // Half of the inputs are past the greeting, which takes long to guess.
-    let greeted: &[u8] = if choice & 2 == 0 { b"" } else { &greeting(choice >> 2) };
+    let greeted: &[u8] = if choice & 2 == 0 { b"" } else { &greeting(choice >> 3) };
     let stream = Bytes::from([greeted, noise].concat());
+    let role = if choice & 4 == 0 { Role::Listening } else { Role::Connecting };
 
-    let whole = shake(&stream, &[stream.len().max(1)], metadata, false);
-    assert_eq!(whole, shake(&stream, &cuts, metadata, false), "cut at {cuts:?}");
+    let whole = shake(role, &stream, &[stream.len().max(1)], metadata, false);
+    assert_eq!(whole, shake(role, &stream, &cuts, metadata, false), "cut at {cuts:?}");
+    if role == Role::Connecting {
+        assert_eq!(whole, hello_to_dealer(&stream, metadata));
+        return;
+    }
     assert_eq!(whole, hello(&stream, metadata));
     // Where our READY does not wait for the peer's, nothing else follows it.
-    let mut waited = shake(&stream, &cuts, metadata, true);
+    let mut waited = shake(role, &stream, &cuts, metadata, true);
     if waited.sent != whole.sent {
         assert!(whole.greeted);
         assert_eq!(waited.sent, [&greeting(1), READY].concat());
@@ -36,9 +44,16 @@ fuzz_target!(|input: &[u8]| {
 
 /// What the state machine makes of `stream`, read in pieces of `cuts` bytes in turn, with
 /// our READY sent between two of them if one `waits` for it.
-fn shake(stream: &Bytes, cuts: &[usize], metadata: usize, waits: bool) -> Hello {
-    let mut handshake = Handshake::default();
-    let mut out = greeting(1)[..START].to_vec();
+fn shake(role: Role, stream: &Bytes, cuts: &[usize], metadata: usize, waits: bool) -> Hello {
+    let socket_type = match role {
+        Role::Listening => SocketType::Router,
+        Role::Connecting => SocketType::Dealer,
+    };
+    let local = Local { role, socket_type, identity: Bytes::new() };
+    let mut handshake = Handshake::new(local, Mechanism::Null(Null::default()));
+    let mut out = Vec::new();
+    handshake.start(&mut out);
+    let started = out.len();
     let mut at = 0;
     let mut told = Ok(None);
     for cut in cuts.iter().cycle() {
@@ -48,9 +63,13 @@ fn shake(stream: &Bytes, cuts: &[usize], metadata: usize, waits: bool) -> Hello 
         at = end - input.len();
         // Memory grows by doubling, and never for what has only been announced.
         assert!(handshake.held() <= 2 * at.max(8), "{} for {at}", handshake.held());
-        assert!(handshake.held() <= 2 * (metadata + 9).max(wire::GREETING));
+        assert!(handshake.held() <= 2 * (metadata + 9).max(GREETING));
         assert_eq!(handshake.untouched(), at == 0);
         assert_eq!(handshake.has_greeted(), out.len() > START);
+        if role == Role::Connecting {
+            // All that it has to say comes first.
+            assert_eq!(out.len(), started);
+        }
         if waits && told == Ok(None) && handshake.owes_ready() {
             handshake.send_ready(&mut out);
         }
@@ -59,10 +78,12 @@ fn shake(stream: &Bytes, cuts: &[usize], metadata: usize, waits: bool) -> Hello 
         }
         assert!(input.is_empty(), "what belongs to a handshake is taken");
     }
-    let greeted = handshake.owes_ready() || out.ends_with(READY);
+    // READY, or the ERROR in its place, has been sent or is owed.
+    let greeted = role == Role::Connecting || handshake.owes_ready() || out.len() > GREETING;
     let told = match told {
-        Ok(Some(PeerInfo { knows_ping, is_req, identity })) => {
+        Ok(Some(PeerInfo { minor, socket_type, identity })) => {
             assert!(identity.len() <= 255);
+            let (knows_ping, is_req) = (minor > 0, socket_type == SocketType::Req);
             Ok(Announced { bytes: at, knows_ping, is_req, identity: identity.to_vec() })
         }
         Ok(None) => Err(if at == 0 { End::Whole } else { End::Within }),

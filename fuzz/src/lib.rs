@@ -14,6 +14,9 @@ const CONTEXT_BYTES: usize = 16;
 /// The server's READY.
 pub const READY: &[u8] = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER";
 
+/// The READY of a DEALER without an identity.
+pub const DEALER_READY: &[u8] = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06DEALER";
+
 /// How a stream of bytes ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -163,7 +166,7 @@ pub fn hello(stream: &[u8], metadata_bytes: usize) -> Hello {
     let Some(body) = rest.get(header..header + size as usize) else {
         return ends(true, End::Within);
     };
-    match announced(body) {
+    match announced(body, &["REQ", "DEALER", "ROUTER"]) {
         Ok((is_req, identity)) => {
             let bytes = 64 + header + body.len();
             let sent = [&greeting(1), READY].concat();
@@ -174,8 +177,32 @@ pub fn hello(stream: &[u8], metadata_bytes: usize) -> Hello {
     }
 }
 
-/// What a READY announces: whether the peer is a REQ, and its identity.
-fn announced(body: &[u8]) -> Result<(bool, Vec<u8>), Reason> {
+/// As [`hello`], for a DEALER that connects: it has said all before, and may be answered by
+/// another few types.
+pub fn hello_to_dealer(stream: &[u8], metadata_bytes: usize) -> Hello {
+    let sent = [&greeting(1)[..], DEALER_READY].concat();
+    let mut told = hello(stream, metadata_bytes).told;
+    // They differ in what the READY may say alone.
+    if stream.len() > 64
+        && matches!(told, Ok(_) | Err(End::Fault(Reason::SocketType | Reason::Identity)))
+        && let Ok(Some((_, header, size))) = head(&stream[64..])
+    {
+        let end = 64 + header + size as usize;
+        told = announced(&stream[64 + header..end], &["REP", "DEALER", "ROUTER"])
+            .map(|(is_req, identity)| Announced {
+                bytes: end,
+                knows_ping: stream[10] > 3 || stream[11] > 0,
+                is_req,
+                identity,
+            })
+            .map_err(End::Fault);
+    }
+    Hello { sent, greeted: true, told }
+}
+
+/// What a READY announces: whether the peer is a REQ, and its identity. It may be one of
+/// `types`.
+fn announced(body: &[u8], types: &[&str]) -> Result<(bool, Vec<u8>), Reason> {
     let mut cursor = Cursor(body);
     let name = cursor.short().ok_or(Reason::Command)?;
     match name {
@@ -204,7 +231,7 @@ fn announced(body: &[u8]) -> Result<(bool, Vec<u8>), Reason> {
     }
     let socket_type = socket_types.pop().unwrap_or_default();
     let identity = identities.pop().unwrap_or_default();
-    if !matches!(socket_type, b"REQ" | b"DEALER" | b"ROUTER") {
+    if !types.iter().any(|name| name.as_bytes() == socket_type) {
         return Err(Reason::SocketType);
     }
     if identity.len() > 255 {

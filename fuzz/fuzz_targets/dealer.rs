@@ -1,0 +1,231 @@
+//! A DEALER against a server that says whatever the input says, over TCP, in pieces, with
+//! pauses and half-closes: it gets the model's messages and no others, ends for the model's
+//! reason or goes on, answers the model's PINGs, and holds no more than it promises.
+#![no_main]
+
+use std::cell::RefCell;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::Duration;
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+use zmq_echo_fuzz::{DEALER_READY, End, frame, greeting, hello_to_dealer, ready, story};
+use zmtp::dealer::{ConnectError, DealerConfig, connect_to};
+use zmtp::memory_pool::MemoryPool;
+use zmtp::proto::connection::ConnectionLimits;
+use zmtp::{Dealer, Reason};
+
+/// How long anything may take: on a busy machine far more than it takes.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+const LIMITS: ConnectionLimits =
+    ConnectionLimits { message_bytes: 64 << 10, message_frames: 16, metadata_bytes: 512 };
+
+/// The most that may wait to be written.
+const SEND: usize = 32 << 10;
+
+/// What it holds at most: `zmtp::dealer`, "What it can take". What it sends here is small.
+const MOST: usize = SEND + 2 * LIMITS.message_bytes + (192 << 10);
+
+/// The most that the server sends, so that inputs stay fast.
+const STREAM: usize = 512 << 10;
+
+thread_local! {
+    static WORLD: RefCell<Option<(Runtime, TcpListener)>> = const { RefCell::new(None) };
+}
+
+fuzz_target!(|input: &[u8]| {
+    WORLD.with_borrow_mut(|world| {
+        let (runtime, listener) = world.get_or_insert_with(|| {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            // Rust's own start would have the process ignore it, libFuzzer's does not.
+            runtime.block_on(async { drop(signal(SignalKind::pipe()).unwrap()) });
+            (runtime, TcpListener::bind("127.0.0.1:0").unwrap())
+        });
+        runtime.block_on(play(listener, input));
+    });
+});
+
+/// What the server sends, piece by piece, and how it goes.
+struct Script {
+    pieces: Vec<Vec<u8>>,
+    /// It leaves by a reset, or says that nothing more comes.
+    abort: bool,
+    /// Whether it reads what it is sent.
+    reads: bool,
+}
+
+impl Script {
+    fn new(input: &[u8]) -> Option<Self> {
+        let (choice, mut rest) = input.split_first()?;
+        let mut pieces = vec![match choice & 3 {
+            0 => Vec::new(),
+            1 => greeting(1).to_vec(),
+            2 => [&greeting(0)[..], &ready("ROUTER", b"")].concat(),
+            _ => [&greeting(1)[..], &ready("ROUTER", b"me")].concat(),
+        }];
+        let mut total = 0;
+        while let Some((step, behind)) = rest.split_first() {
+            rest = behind;
+            let size = usize::from(*step >> 3);
+            let piece = match step % 8 {
+                0..4 => {
+                    let (bytes, behind) = rest.split_at(size.min(rest.len()));
+                    rest = behind;
+                    bytes.to_vec()
+                }
+                4 | 5 => {
+                    let mut message = Vec::new();
+                    let size = if size < 16 { size } else { (size - 15) * 5000 };
+                    frame(&mut message, step & 1, &vec![*step; size]);
+                    message
+                }
+                6 => {
+                    let mut ping = Vec::new();
+                    frame(&mut ping, 4, &[b"\x04PING\0\0", &[*step; 16][..size.min(16)]].concat());
+                    ping
+                }
+                _ => {
+                    let last = pieces.last().expect("the first");
+                    last.repeat((4 << size.min(10)).min((64 << 10) / last.len().max(1)))
+                }
+            };
+            total += piece.len();
+            if total > STREAM {
+                break;
+            }
+            pieces.push(piece);
+        }
+        Some(Self { pieces, abort: choice & 4 != 0, reads: choice & 8 != 0 || choice & 4 == 0 })
+    }
+}
+
+async fn play(listener: &TcpListener, input: &[u8]) {
+    let Some(script) = Script::new(input) else { return };
+    let memory = MemoryPool::new(MOST);
+    let config = DealerConfig {
+        limits: LIMITS,
+        connect_timeout: DEADLINE,
+        heartbeat_interval: Duration::ZERO,
+        send_bytes: SEND,
+        memory: Some(memory.clone()),
+        ..DealerConfig::default()
+    };
+    let address = listener.local_addr().unwrap();
+    let stream = script.pieces.concat();
+    let (abort, reads) = (script.abort, script.reads);
+    let server = {
+        let listener = listener.try_clone().unwrap();
+        std::thread::spawn(move || serve(&listener.accept().unwrap().0, &script))
+    };
+    let hello = hello_to_dealer(&stream, LIMITS.metadata_bytes);
+    let connected = connect_to(&[address], &config).await;
+    let mut dealer = match (connected, &hello.told) {
+        (Ok(dealer), Ok(_)) => dealer,
+        (Err(ConnectError::Handshake { reason, .. }), told) => {
+            let expected = match told {
+                Err(End::Fault(fault)) => *fault,
+                _ => Reason::Error,
+            };
+            assert!(
+                reason == expected || (abort && reason == Reason::Error),
+                "{reason:?} {told:?}"
+            );
+            let _ = server.join().unwrap();
+            return;
+        }
+        (told, expected) => panic!("{told:?} for {expected:?}"),
+    };
+    let announced = hello.told.expect("it is connected");
+    let model =
+        story(&stream[announced.bytes..], LIMITS.message_bytes, LIMITS.message_frames, false);
+
+    let mut sent = 0u64;
+    let mut messages = Vec::new();
+    let reason = loop {
+        // Two frames each time that something has come.
+        if dealer.send([Bytes::new(), Bytes::from(vec![7; 100])].into()).is_ok() {
+            sent += 1;
+        }
+        let received = timeout(DEADLINE, dealer.recv()).await.expect("it ends in time");
+        holds_little(&dealer, &memory);
+        match received {
+            Ok(message) => {
+                messages
+                    .push(message.frames().iter().map(|frame| frame.to_vec()).collect::<Vec<_>>());
+            }
+            Err(reason) => break reason,
+        }
+    };
+    assert!(dealer.written() <= sent);
+    assert_eq!(dealer.recv().await, Err(reason));
+    drop(dealer);
+    assert_eq!(memory.taken(), 0);
+    let got = server.join().unwrap();
+
+    // None that the bytes do not contain, and all of them unless the connection was broken.
+    assert!(model.messages.starts_with(&messages), "{} messages", messages.len());
+    let lost = reason == Reason::Error && (abort || !reads);
+    let vanished = reason == Reason::Vanished && model.ttl;
+    if lost || vanished {
+        return;
+    }
+    assert_eq!(messages.len(), model.messages.len());
+    let expected = match model.end {
+        End::Whole => Reason::Closed,
+        End::Within => {
+            // Half a command is none of a message.
+            assert!(matches!(reason, Reason::Error | Reason::Closed), "{reason:?}");
+            reason
+        }
+        End::Fault(fault) => fault,
+    };
+    assert_eq!(reason, expected);
+    let ours = [&greeting(1)[..], DEALER_READY].concat();
+    assert!(got.starts_with(&ours[..ours.len().min(got.len())]));
+}
+
+fn holds_little(dealer: &Dealer, memory: &MemoryPool) {
+    assert!(dealer.held() <= MOST, "{}", dealer.held());
+    assert!(memory.taken() <= dealer.held(), "{} of {}", memory.taken(), dealer.held());
+}
+
+/// Sends the pieces, each with a pause now and then, and says that nothing more comes, or
+/// breaks the connection. What it has read.
+fn serve(mut stream: &TcpStream, script: &Script) -> Vec<u8> {
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let reader = script.reads.then(|| {
+        let mut reader = stream.try_clone().unwrap();
+        std::thread::spawn(move || {
+            let mut got = Vec::new();
+            match reader.read_to_end(&mut got) {
+                Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
+                _ => got,
+            }
+        })
+    });
+    // Where nobody reads, both sides may be stuck, and the server leaves.
+    stream
+        .set_write_timeout(Some(Duration::from_millis(if script.reads { 60_000 } else { 50 })))
+        .unwrap();
+    for (number, piece) in script.pieces.iter().enumerate() {
+        if stream.write_all(piece).is_err() {
+            break;
+        }
+        if number % 4 == 1 {
+            std::thread::yield_now();
+        }
+    }
+    if script.abort {
+        // Unread bytes make this a reset.
+        let _ = stream.shutdown(Shutdown::Both);
+    } else {
+        let _ = stream.shutdown(Shutdown::Write);
+    }
+    reader.map(|reader| reader.join().unwrap()).unwrap_or_default()
+}
