@@ -8,8 +8,8 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use zmq_echo_fuzz::{End, Story, cuts, story};
 use zmtp::Reason;
-use zmtp::proto::command::{self, COMMAND_BYTES, Command};
-use zmtp::proto::frame::{self, MessageLimits, Scan, Scanned};
+use zmtp::proto::command::{self, Command};
+use zmtp::proto::frame::{self, COMMAND_BYTES, MessageLimits, Scan, Scanned};
 
 /// Small ones are met often, large ones let long sizes through.
 const LIMITS: [MessageLimits; 4] = [
