@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 use zmtp::dealer::{ConnectError, DealerConfig};
 use zmtp::endpoint::ConnectEndpoint;
@@ -15,6 +15,12 @@ use zmtp::{Dealer, Message, Reason};
 use crate::log;
 use crate::metrics::PROBE_IDENTITY;
 use crate::units::milliseconds;
+
+/// The part of the limit in which a refused connection is tried again: 1/5.
+const RETRIED: u32 = 5;
+
+/// The pause before a refused connection is tried again.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The largest reply that is read. The right one has some fifty bytes.
 const REPLY_BYTES: usize = 4 << 10;
@@ -104,7 +110,7 @@ async fn echo(
         ..DealerConfig::default()
     };
     config.limits.message_bytes = REPLY_BYTES;
-    let mut dealer = Dealer::connect(endpoint, &config).await.map_err(Failure::to_connect)?;
+    let mut dealer = connect(endpoint, &config, started, limit).await?;
     // A REQ's request: an empty frame, then its payload (RFC 28).
     let request = Message::from([Bytes::new(), unique()]);
     dealer.send(request.clone()).expect("nothing is queued");
@@ -115,6 +121,27 @@ async fn echo(
             Err(Failure(Step::Send, "the peer does not read".to_owned()))
         }
         Err(_) => Err(Failure(Step::Receive, "no reply".to_owned())),
+    }
+}
+
+/// Connects. A connection that is refused, or a name that is unknown, is tried again for the
+/// first [`RETRIED`] of the limit: a Job that waits for its service needs no loop of its own.
+async fn connect(
+    endpoint: &ConnectEndpoint,
+    config: &DealerConfig,
+    started: Instant,
+    limit: Duration,
+) -> Result<Dealer, Failure> {
+    loop {
+        let left = limit.saturating_sub(started.elapsed());
+        let config = DealerConfig { connect_timeout: left, ..config.clone() };
+        match Dealer::connect(endpoint, &config).await {
+            Ok(dealer) => return Ok(dealer),
+            Err(error) if !error.is_of_handshake() && started.elapsed() < limit / RETRIED => {
+                sleep(PAUSE.min(limit / RETRIED)).await;
+            }
+            Err(error) => return Err(Failure::to_connect(error)),
+        }
     }
 }
 
