@@ -302,12 +302,14 @@ impl Dealer {
             Some(Arrival::Message(_)) => {
                 self.ttl = None;
                 self.unanswered = self.unanswered.saturating_sub(1);
-                // It has left the buffer, and less never fails.
-                let _ = self.charge();
             }
             Some(Arrival::Ping(ttl)) => self.pinged(*ttl),
             Some(Arrival::Pong) => self.ponged(),
             Some(Arrival::Connected(_)) | None => {}
+        }
+        if arrival.is_some() {
+            // It has left the buffer, and less never fails.
+            let _ = self.charge();
         }
         Ok(arrival)
     }
