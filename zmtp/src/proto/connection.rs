@@ -160,10 +160,9 @@ impl Connection {
     /// [`Connection::received`].
     pub fn read_buffer(&mut self) -> &mut BytesMut {
         let held = self.buffer.len();
-        // Grows with what has come, not with what is announced.
-        let room = self.missing.min(held).max(self.appetite);
-        if self.buffer.capacity() - held < room {
-            self.buffer.reserve(room);
+        if self.buffer.capacity() - held < self.appetite {
+            // Grows with what has come, not with what is announced.
+            self.buffer.reserve(self.missing.min(held).max(self.appetite));
         }
         &mut self.buffer
     }
