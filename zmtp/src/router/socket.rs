@@ -256,11 +256,14 @@ impl<O: Observer> Router<O> {
         };
         // Nearly always the peer whose request was handed out last.
         if let Some(batch) = &mut self.batch
-            && let Some(peer) = self.peers.get(batch.slot)
+            && let Some(peer) = self.peers.get_mut(batch.slot)
             && is_same(&peer.identity, &identity)
         {
             batch.identity = Some(identity);
-            self.queue_for_batch(&mut frames);
+            if let Some(slot) = queue_for_batch(batch, peer, &mut frames, &mut self.sent) {
+                // What fails here fails again when the batch is through.
+                let _ = self.flush(slot);
+            }
         } else if let Some(slot) = self.identities.get(&identity).copied() {
             self.queue_for_another(slot, &mut frames);
         } else {
@@ -318,12 +321,15 @@ impl<O: Observer> Router<O> {
         if frames.is_empty() {
             return Err(SendError::NoPayload);
         }
-        let peer = self.peers.get(to.slot);
-        if peer.is_none_or(|peer| peer.generation != to.generation) {
+        let peer = self.peers.get_mut(to.slot);
+        let Some(peer) = peer.filter(|peer| peer.generation == to.generation) else {
             return Err(SendError::NoPeer(frames.into()));
-        }
-        if self.batch.as_ref().is_some_and(|batch| batch.slot == to.slot) {
-            self.queue_for_batch(&mut frames);
+        };
+        if let Some(batch) = self.batch.as_mut().filter(|batch| batch.slot == to.slot) {
+            if let Some(slot) = queue_for_batch(batch, peer, &mut frames, &mut self.sent) {
+                // What fails here fails again when the batch is through.
+                let _ = self.flush(slot);
+            }
         } else {
             self.queue_for_another(to.slot, &mut frames);
         }
@@ -339,21 +345,6 @@ impl<O: Observer> Router<O> {
     /// How many connections are open, those in the handshake included.
     pub fn connections(&self) -> usize {
         self.open()
-    }
-
-    /// Queues a reply for the peer whose request was handed out last.
-    #[inline(always)]
-    fn queue_for_batch(&mut self, frames: &mut VecDeque<Bytes>) {
-        let Some(batch) = &mut self.batch else { return };
-        let peer = &mut self.peers[batch.slot];
-        let sent = peer.queue(frames, batch.read_at);
-        self.sent += if peer.is_client { sent } else { 0 };
-        if peer.out.len() >= batch.write_at && !peer.blocked {
-            batch.write_at = WRITE;
-            let slot = batch.slot;
-            // What fails here fails again when the batch is through.
-            let _ = self.flush(slot);
-        }
     }
 
     /// Queues a reply for a peer that is not the batch's: it leaves at that peer's turn.
@@ -753,6 +744,24 @@ impl<O: Observer> Router<O> {
         }
         Poll::Pending
     }
+}
+
+/// Queues a reply for the peer whose request was handed out last. Returns its slot if so much
+/// is queued that it is written at once.
+#[inline(always)]
+fn queue_for_batch(
+    batch: &mut Batch,
+    peer: &mut Peer,
+    frames: &mut VecDeque<Bytes>,
+    sent: &mut usize,
+) -> Option<usize> {
+    let bytes = peer.queue(frames, batch.read_at);
+    *sent += if peer.is_client { bytes } else { 0 };
+    if peer.out.len() < batch.write_at || peer.blocked {
+        return None;
+    }
+    batch.write_at = WRITE;
+    Some(batch.slot)
 }
 
 /// Whether two identities are the same; mostly in the same place.
