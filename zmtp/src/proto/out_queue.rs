@@ -78,8 +78,16 @@ impl OutQueue {
         let before = self.tail.len();
         let (mut parted, mut payload) = (0, 0);
         while let Some(frame) = frames.pop_front() {
+            let flags = message_flags(!frames.is_empty());
+            encode_header(&mut self.tail, flags, frame.len());
             payload += frame.len();
-            parted += self.push_frame(&frame, !frames.is_empty());
+            if frame.len() < LARGE {
+                self.tail.extend_from_slice(&frame);
+            } else {
+                parted += self.tail.len() + frame.len();
+                self.part_tail();
+                self.parts.push_back(frame);
+            }
         }
         self.end_message(parted + self.tail.len() - before, read_at);
         payload
@@ -91,22 +99,16 @@ impl OutQueue {
         let before = self.tail.len();
         encode_header(&mut self.tail, message_flags(true), tag.len());
         self.tail.extend_from_slice(tag);
-        let parted = self.push_frame(payload, false);
-        self.end_message(parted + self.tail.len() - before, read_at);
-    }
-
-    /// Appends a frame. Returns how many bytes have become parts.
-    #[inline(always)]
-    fn push_frame(&mut self, frame: &Bytes, more: bool) -> usize {
-        encode_header(&mut self.tail, message_flags(more), frame.len());
-        if frame.len() < LARGE {
-            self.tail.extend_from_slice(frame);
-            return 0;
+        encode_header(&mut self.tail, message_flags(false), payload.len());
+        let mut parted = 0;
+        if payload.len() < LARGE {
+            self.tail.extend_from_slice(payload);
+        } else {
+            parted = self.tail.len() + payload.len();
+            self.part_tail();
+            self.parts.push_back(payload.clone());
         }
-        let parted = self.tail.len() + frame.len();
-        self.part_tail();
-        self.parts.push_back(frame.clone());
-        parted
+        self.end_message(parted + self.tail.len() - before, read_at);
     }
 
     #[inline(always)]
