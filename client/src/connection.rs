@@ -114,8 +114,6 @@ impl Connection {
             connect_timeout: config.connect_timeout,
             heartbeat_interval: config.heartbeat_interval,
             heartbeat_timeout: config.heartbeat_timeout,
-            // One batch of requests goes beyond it at most.
-            send_bytes: usize::MAX,
             memory: Some(self.shared.reply_memory.clone()),
             ..DealerConfig::default()
         };

@@ -1,5 +1,7 @@
 //! Why connections end: one closed set for logs, metrics and tests.
 
+use std::io;
+
 /// Why a connection was refused or closed.
 ///
 /// Before the handshake is done it is the reason of a failed handshake, after it
@@ -74,6 +76,15 @@ impl Reason {
         Reason::PoolFull,
         Reason::Vanished,
     ];
+
+    /// The reason for the end of a connection that `error` has broken. The kernel says that a
+    /// connection has timed out if keepalive or retransmissions were in vain.
+    pub fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::TimedOut => Self::Vanished,
+            _ => Self::Error,
+        }
+    }
 
     /// The word for logs and metric labels.
     pub const fn as_str(self) -> &'static str {

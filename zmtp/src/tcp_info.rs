@@ -10,6 +10,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
 /// The start of the kernel's `struct tcp_info` (`linux/tcp.h`), up to `tcpi_notsent_bytes`, which
 /// Linux has had since 4.6. Its layout only ever grows at its end.
 const BYTES: usize = 148;
@@ -67,6 +70,18 @@ impl TcpInfo {
             _ => self.last_ack >= SEVERAL_UNANSWERED,
         }
     }
+}
+
+/// The longest keepalive time that the kernel takes, in seconds.
+const LONGEST: Duration = Duration::from_secs(32_767);
+
+/// Has the kernel probe a silent peer after `interval`, and twice more: ZMTP 3.0 knows no PING,
+/// and some that announce 3.1 do not either. The kernel counts in seconds.
+pub fn keep_alive(stream: &TcpStream, interval: Duration) {
+    let interval = interval.clamp(Duration::from_secs(1), LONGEST);
+    let keepalive = TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(2);
+    // A connection that is broken already says so when it is read.
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
 /// `getsockopt(TCP_INFO)`. No maintained crate wraps it without a C compiler or bindgen, hence

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::io::ioctl_fionread;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
@@ -22,7 +21,7 @@ use crate::proto::connection::{Arrival, Connection, Received};
 use crate::proto::out_queue::SLICES;
 use crate::proto::peer_info::{Local, PeerInfo, Role, SocketType};
 use crate::reason::Reason;
-use crate::tcp_info::TcpInfo;
+use crate::tcp_info::{TcpInfo, keep_alive};
 
 /// What each socket may buffer without drawing on the pool: one read.
 const ALLOWANCE: usize = 64 << 10;
@@ -34,9 +33,6 @@ const ANOTHER_TURN: Duration = Duration::from_millis(50);
 /// How many reads one poll makes without a message, before the caller's other futures have
 /// their turn: a server may send commands without end.
 const READS: usize = 32;
-
-/// The longest keepalive time that Linux takes.
-const KEEPALIVE: Duration = Duration::from_secs(32_767);
 
 /// Longer than a connection lasts. The clock has an end, and "never" is often said by a very
 /// long time.
@@ -91,14 +87,9 @@ pub struct Dealer {
 impl Dealer {
     /// A connection that was just made. The handshake comes first.
     pub(super) fn new(stream: TcpStream, address: SocketAddr, config: &DealerConfig) -> Self {
-        let socket = SockRef::from(&stream);
-        let _ = socket.set_tcp_nodelay(true);
+        let _ = stream.set_nodelay(true);
         if !config.heartbeat_interval.is_zero() {
-            // For servers that know no PING. The kernel counts in seconds.
-            let interval = config.heartbeat_interval.clamp(Duration::from_secs(1), KEEPALIVE);
-            let keepalive =
-                TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(2);
-            let _ = socket.set_tcp_keepalive(&keepalive);
+            keep_alive(&stream, config.heartbeat_interval);
         }
         let local = Local {
             role: Role::Connecting,
@@ -401,11 +392,11 @@ impl Dealer {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     match self.stream.poll_write_ready(cx) {
                         Poll::Ready(Ok(())) => {}
-                        Poll::Ready(Err(error)) => return Err(reason_of(&error)),
+                        Poll::Ready(Err(error)) => return Err(Reason::of(&error)),
                         Poll::Pending => return Ok(()),
                     }
                 }
-                Err(error) => return Err(reason_of(&error)),
+                Err(error) => return Err(Reason::of(&error)),
             }
         }
         Ok(())
@@ -431,7 +422,7 @@ impl Dealer {
                 self.heard();
                 self.charge().map(|()| true)
             }
-            Poll::Ready(Err(error)) => Err(reason_of(&error)),
+            Poll::Ready(Err(error)) => Err(Reason::of(&error)),
         }
     }
 
@@ -532,14 +523,5 @@ impl Dealer {
 
     fn knows_ping(&self) -> bool {
         self.peer.as_ref().is_some_and(|peer| peer.minor > 0)
-    }
-}
-
-/// The reason for the end of a connection that `error` has broken. The kernel says that a
-/// connection has timed out if keepalive or retransmissions were in vain.
-fn reason_of(error: &io::Error) -> Reason {
-    match error.kind() {
-        io::ErrorKind::TimedOut => Reason::Vanished,
-        _ => Reason::Error,
     }
 }

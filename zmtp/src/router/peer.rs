@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rustix::io::ioctl_fionread;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
@@ -26,7 +26,7 @@ use crate::proto::mechanism::null::Null;
 use crate::proto::out_queue::{OutQueue, SLICES};
 use crate::proto::peer_info::{Local, Role, SocketType};
 use crate::reason::Reason;
-use crate::tcp_info::TcpInfo;
+use crate::tcp_info::{TcpInfo, keep_alive};
 
 /// The least room for a read behind a message in memory of its own, so that small
 /// frames behind a large one do not take a system call each.
@@ -223,13 +223,9 @@ impl Peer {
         let _ = socket.set_tcp_nodelay(true);
     }
 
-    /// Has the kernel probe a silent peer: ZMTP 3.0 knows no PING, and some that announce 3.1
-    /// do not either. The kernel counts in seconds.
+    /// Has the kernel probe the peer when it is silent.
     pub fn keep_alive(&self, interval: Duration) {
-        let interval = interval.max(Duration::from_secs(1));
-        let keepalive =
-            TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(2);
-        let _ = SockRef::from(&self.stream).set_tcp_keepalive(&keepalive);
+        keep_alive(&self.stream, interval);
     }
 
     /// Reads once into `scratch`, which is the socket's and has `limit` bytes, or

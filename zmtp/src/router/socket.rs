@@ -510,7 +510,7 @@ impl<O: Observer> Router<O> {
         let (kept, received) = (peer.has_messages(), peer.received);
         let (mut bytes, own) = match peer.poll_read(&mut self.scratch, READ) {
             Poll::Pending => return Ok(()),
-            Poll::Ready(Err(error)) => return Err(reason_of(&error)),
+            Poll::Ready(Err(error)) => return Err(Reason::of(&error)),
             Poll::Ready(Ok(Read::End)) => {
                 let whole = !shaking && peer.partial.is_empty();
                 let reason = if whole { Reason::Closed } else { Reason::Error };
@@ -616,7 +616,7 @@ impl<O: Observer> Router<O> {
         if peer.paused_at.is_some() {
             peer.pause_or_resume(peer.moved_at);
         }
-        result.map_err(|error| reason_of(&error))
+        result.map_err(|error| Reason::of(&error))
     }
 
     /// Brings the accounts up to date after a turn, sees to it that the peer gets
@@ -814,14 +814,5 @@ fn obey(peer: &mut Peer, body: &[u8], is_last: bool) -> Result<(), Reason> {
         }
         Command::Error(_) => Err(Reason::PeerError),
         Command::Ready(_) => Err(Reason::Command),
-    }
-}
-
-/// The reason for the end of a connection that `error` has broken. The kernel says that a
-/// connection has timed out if keepalive or retransmissions were in vain.
-fn reason_of(error: &io::Error) -> Reason {
-    match error.kind() {
-        io::ErrorKind::TimedOut => Reason::Vanished,
-        _ => Reason::Error,
     }
 }
