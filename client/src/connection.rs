@@ -43,7 +43,7 @@ pub(super) struct Connection {
 
 /// Why a connection is not used any more.
 enum End {
-    /// The endpoint is not wanted, and nothing is outstanding.
+    /// The endpoint is no longer wanted, and no request is outstanding.
     Drained,
     /// The connection broke, and the endpoint may be `suspect` as well.
     Broken { suspect: bool },

@@ -1,8 +1,8 @@
 //! The flags of the server and the probe, each also an environment variable,
 //! validated once. (The load generator's are with its other parts.)
 //!
-//! The structs live here, and not in `bin/`, so that tests can hold manifests and
-//! documents to the real parser.
+//! The structs live here instead of in `bin/`, so that tests can check manifests and documents
+//! against the real parser.
 //!
 //! 1. `server`: the server's flags, and what they make together.
 //! 2. `probe`: the probe's flags.

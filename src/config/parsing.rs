@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue};
 
-/// Parses, and where the environment is at fault names the variable: clap speaks of
-/// the flag alone.
+/// Parses the arguments. If a value from the environment is wrong, the error names the
+/// variable; clap names only the flag.
 ///
 /// # Errors
 ///

@@ -128,7 +128,7 @@ async fn each_failed_attempt_is_counted_once() {
     };
     let endpoints = endpoints.each_ref().map(String::as_str);
     let client = Counted::new(config, fixed(&endpoints));
-    // Some of the replies count towards the memory, and not all fit at a time.
+    // Large replies count towards the memory, and it is too small for all of them at once.
     let sizes: Vec<_> = (0..REQUESTS).map(|_| random.lock().unwrap().usize(..10 << 10)).collect();
     let client = &client;
     let asked = sizes.chunks(REQUESTS / 20).map(|sizes| async move {

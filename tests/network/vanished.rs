@@ -116,7 +116,7 @@ fn a_dealer_notices_within_seconds_that_its_server_has_disappeared_idle_or_not()
                 dealer.send([Bytes::from_static(b"here")].into()).unwrap();
                 dealer.recv().await.expect("an echo");
                 if outstanding {
-                    // Its host acknowledges the request, and nobody answers it.
+                    // Its host acknowledges the request, but the stopped process does not answer.
                     server.stop();
                     dealer.send([Bytes::from_static(b"asked")].into()).unwrap();
                     assert!(timeout(Duration::from_millis(500), dealer.recv()).await.is_err());

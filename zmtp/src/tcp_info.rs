@@ -72,7 +72,7 @@ impl TcpInfo {
     }
 }
 
-/// The longest keepalive time that the kernel takes, in seconds.
+/// The longest keepalive time that Linux takes.
 const LONGEST: Duration = Duration::from_secs(32_767);
 
 /// Has the kernel probe a silent peer after `interval`, and twice more: ZMTP 3.0 knows no PING,

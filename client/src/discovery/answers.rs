@@ -20,7 +20,7 @@ const MAX_PORTS: usize = 100;
 /// A name of an object or a port: a DNS subdomain is the longest.
 pub type Name = Text<253>;
 
-/// A version or the place where a list goes on. The API's own have up to a few hundred bytes.
+/// A resource version or a continue token. The API server's own have a few hundred bytes at most.
 pub type Token = Text<4096>;
 
 /// A text that is kept, of at most `MAX` bytes.
@@ -144,7 +144,7 @@ pub struct Metadata {
 pub enum AddressType {
     IPv4,
     IPv6,
-    /// FQDN is deprecated, and nothing generates it.
+    /// The address type FQDN is deprecated; no controller generates it.
     #[default]
     #[serde(other)]
     Other,
@@ -340,7 +340,7 @@ pub fn read_event(json: &[u8]) -> serde_json::Result<Event> {
 mod tests {
     use super::*;
 
-    /// The names of the slices of a page, and where the list stands.
+    /// The names of a page's slices, and the token for the next page.
     fn page(json: &str) -> serde_json::Result<(Vec<String>, PageMetadata)> {
         let mut names = Vec::new();
         let each = |slice: Slice| names.push(slice.metadata.name.unwrap_or_default().into_string());

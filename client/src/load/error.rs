@@ -17,7 +17,7 @@ pub enum LoadError {
     /// No request could have been answered.
     #[error("no endpoint answers at {found} after {after}; expected a service that is running")]
     NoEndpoint {
-        /// Where was looked: the endpoints, or their source where it names none.
+        /// The endpoints that were tried, or their source if it names none.
         found: String,
         /// For how long.
         after: humantime::FormattedDuration,
