@@ -126,7 +126,7 @@ async fn take_slot(
     if let Some(slot) = shared.slots.try_take() {
         return Ok(slot);
     }
-    match timeout_at(deadline, shared.slots.take()).await {
+    match timeout_at(deadline, shared.slots.wait()).await {
         Ok(Ok(slot)) => Ok(slot),
         Ok(Err(_)) => Err(progress.full()),
         Err(_) => Err(progress.out_of_time()),

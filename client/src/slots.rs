@@ -55,12 +55,9 @@ impl Slots {
         is_taken.then(|| self.slot())
     }
 
-    /// A slot, at once or in turn.
-    pub async fn take(&self) -> Result<Slot, Full> {
+    /// Waits in turn for a slot, if [`Slots::try_take`] has none.
+    pub async fn wait(&self) -> Result<Slot, Full> {
         let may = |waiting| (waiting < self.0.max_waiting).then_some(waiting + 1);
-        if let Some(slot) = self.try_take() {
-            return Ok(slot);
-        }
         self.0.waiting.fetch_update(SeqCst, SeqCst, may).map_err(|_| Full)?;
         self.0.queued.inc();
         let _waiting = Waiting(&self.0);
