@@ -19,7 +19,7 @@ use crate::memory_pool::Share;
 use crate::message::Message;
 use crate::proto::connection::{Arrival, Connection, Received};
 use crate::proto::out_queue::SLICES;
-use crate::proto::peer_info::{Local, PeerInfo, Role, SocketType};
+use crate::proto::peer_info::{Local, PeerInfo, Role};
 use crate::reason::Reason;
 use crate::tcp_info::{TcpInfo, keep_alive};
 
@@ -144,11 +144,6 @@ impl Dealer {
     /// The address that it is connected to.
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// The type of the server's socket.
-    pub fn peer_type(&self) -> SocketType {
-        self.peer.as_ref().map_or(SocketType::Router, |peer| peer.socket_type)
     }
 
     /// Queues a message, and returns its number. It is written when [`Dealer::recv`] is polled.
