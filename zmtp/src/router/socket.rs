@@ -368,7 +368,11 @@ impl<O: Observer> Router<O> {
     /// The next message that takes no waiting.
     #[inline(always)]
     fn next(&mut self) -> Option<Message> {
-        self.next_of_batch().or_else(|| self.next_of_turns())
+        // Without a combinator, which would move the message once more.
+        if let Some(message) = self.next_of_batch() {
+            return Some(message);
+        }
+        self.next_of_turns()
     }
 
     /// The first message of the turns that are due.
