@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -88,8 +89,21 @@ impl Failure {
 ///
 /// [`ProbeError`] if that did not happen within `limit`.
 pub async fn check(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, ProbeError> {
+    check_at(endpoint, &[], limit).await
+}
+
+/// The same for an endpoint whose `addresses` are known, as [`Dealer::connect_at`] uses them.
+///
+/// # Errors
+///
+/// As of [`check`].
+pub async fn check_at(
+    endpoint: &ConnectEndpoint,
+    addresses: &[SocketAddr],
+    limit: Duration,
+) -> Result<Duration, ProbeError> {
     let started = Instant::now();
-    match echo(endpoint, started, limit).await {
+    match echo(endpoint, addresses, started, limit).await {
         Ok(()) => Ok(started.elapsed()),
         Err(failure) => Err(failure.of(endpoint, started.elapsed())),
     }
@@ -97,6 +111,7 @@ pub async fn check(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Durati
 
 async fn echo(
     endpoint: &ConnectEndpoint,
+    addresses: &[SocketAddr],
     started: Instant,
     limit: Duration,
 ) -> Result<(), Failure> {
@@ -110,7 +125,7 @@ async fn echo(
         ..DealerConfig::default()
     };
     config.limits.message_bytes = REPLY_BYTES;
-    let mut dealer = connect(endpoint, &config, started, limit).await?;
+    let mut dealer = connect(endpoint, addresses, &config, started, limit).await?;
     // A REQ's request: an empty frame, then its payload (RFC 28).
     let request = Message::from([Bytes::new(), unique()]);
     dealer.send(request.clone()).expect("nothing is queued");
@@ -128,6 +143,7 @@ async fn echo(
 /// first [`RETRIED`] of the limit: a Job that waits for its service needs no loop of its own.
 async fn connect(
     endpoint: &ConnectEndpoint,
+    addresses: &[SocketAddr],
     config: &DealerConfig,
     started: Instant,
     limit: Duration,
@@ -135,7 +151,7 @@ async fn connect(
     loop {
         let left = limit.saturating_sub(started.elapsed());
         let config = DealerConfig { connect_timeout: left, ..config.clone() };
-        match Dealer::connect(endpoint, &config).await {
+        match Dealer::connect_at(endpoint, addresses, &config).await {
             Ok(dealer) => return Ok(dealer),
             Err(error) if !error.is_of_handshake() && started.elapsed() < limit / RETRIED => {
                 sleep(PAUSE.min(limit / RETRIED)).await;

@@ -19,7 +19,7 @@ use futures_util::future::{BoxFuture, join_all};
 use prometheus::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use zmq_echo_client::discovery::{Discovery, EndpointState, Endpoints, Fixed};
+use zmq_echo_client::discovery::{Discovery, Endpoint, EndpointState, Endpoints, Fixed};
 use zmq_echo_client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
 use zmtp::endpoint::ConnectEndpoint;
 
@@ -51,7 +51,8 @@ impl Teller {
     }
 
     fn say(&self, endpoints: &[(&str, EndpointState)]) {
-        let parsed = endpoints.iter().map(|(endpoint, state)| (parse(endpoint), *state));
+        let known = |state| Endpoint::new(state, Vec::new());
+        let parsed = endpoints.iter().map(|(endpoint, state)| (parse(endpoint), known(*state)));
         self.0.send_replace(parsed.collect());
     }
 }

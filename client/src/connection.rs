@@ -2,6 +2,7 @@
 //! back, and knows when the endpoint had better not be used.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use zmtp::dealer::DealerConfig;
 use zmtp::memory_pool::MemoryPool;
 use zmtp::{Dealer, Reason};
 
+use super::discovery::{Endpoint, EndpointState};
 use super::member::{Attempt, Member, Settled, State, Ticket};
 use super::pending::{Arrival, Pending, Tagged};
 use super::reply::ReplyMemory;
@@ -34,7 +36,8 @@ pub(super) struct Connection {
     shared: Arc<Shared>,
     member: Arc<Member>,
     queue: mpsc::UnboundedReceiver<Ticket>,
-    draining: watch::Receiver<bool>,
+    /// What the source says of the endpoint.
+    wanted: watch::Receiver<Endpoint>,
     /// Failures in a row: of connecting, of checks, of requests.
     failures: u32,
     /// Attempts whose callers are to be told.
@@ -55,9 +58,9 @@ impl Connection {
         member: Arc<Member>,
         queue: mpsc::UnboundedReceiver<Ticket>,
     ) -> Self {
-        let draining = member.draining.subscribe();
+        let wanted = member.wanted.subscribe();
         let settled = Settled::new(Arc::clone(&member));
-        Self { shared, member, queue, draining, failures: 0, settled }
+        Self { shared, member, queue, wanted, failures: 0, settled }
     }
 
     /// Runs until the endpoint is drained.
@@ -91,7 +94,10 @@ impl Connection {
         let config = self.dealer_config();
         let endpoint = Arc::clone(&self.member.endpoint);
         loop {
-            match self.unconnected(Dealer::connect(&endpoint, &config)).await? {
+            // They may be others each time.
+            let addresses = self.addresses();
+            let connecting = Dealer::connect_at(&endpoint, &addresses, &config);
+            match self.unconnected(connecting).await? {
                 Ok(dealer) => {
                     debug!(%endpoint, "connected");
                     self.shared.metrics.connected.inc();
@@ -132,7 +138,7 @@ impl Connection {
                     self.settled.push(ticket, Attempt::NotSent);
                     self.settled.tell();
                 }
-                _ = self.draining.wait_for(|draining| *draining) => return None,
+                _ = self.wanted.wait_for(is_draining) => return None,
             }
         }
     }
@@ -153,7 +159,9 @@ impl Connection {
         Box::pin(async move {
             loop {
                 sleep(pause).await;
-                match probe::check(&member.endpoint, shared.config.timeout).await {
+                let addresses = member.wanted.borrow().addresses.clone();
+                let limit = shared.config.timeout;
+                match probe::check_at(&member.endpoint, &addresses, limit).await {
                     Ok(_) => break shared.metrics.checks_answered.inc(),
                     Err(error) => debug!(%error, "still suspect"),
                 }
@@ -184,6 +192,10 @@ impl Connection {
             session.connection.set_state(if suspect { State::Suspect } else { State::Connecting });
         }
         end
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        self.wanted.borrow().addresses.clone()
     }
 
     fn set_state(&self, state: State) {
@@ -256,7 +268,7 @@ impl Session<'_> {
                     }
                 }
                 () = due(&mut self.check) => self.checked(),
-                Ok(()) = self.connection.draining.changed() => self.show_state(),
+                Ok(()) = self.connection.wanted.changed() => self.show_state(),
             }
         }
     }
@@ -387,7 +399,7 @@ impl Session<'_> {
     }
 
     fn draining(&self) -> bool {
-        *self.connection.draining.borrow()
+        is_draining(&self.connection.wanted.borrow())
     }
 
     fn broken(&self, reason: Reason) -> End {
@@ -411,6 +423,10 @@ impl Drop for Session<'_> {
         }
         settled.tell();
     }
+}
+
+fn is_draining(wanted: &Endpoint) -> bool {
+    wanted.state == EndpointState::Draining
 }
 
 /// Waits for a future that may not be there.

@@ -151,8 +151,8 @@ impl Client {
         self.0.shared.roster.statuses()
     }
 
-    /// Sees each change of the endpoints that get requests, and of those that are
-    /// being drained. Not in it are those that cannot be reached.
+    /// Sees each change of the endpoints that get requests, of those that are being
+    /// drained, and of their addresses. Not in it are those that cannot be reached.
     pub fn changes(&self) -> watch::Receiver<Endpoints> {
         self.0.shared.roster.changes()
     }

@@ -11,7 +11,7 @@ use prometheus::local::LocalHistogram;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::discovery::{EndpointState, Endpoints};
+use super::discovery::{Endpoint, EndpointState, Endpoints};
 use super::metrics::ClientMetrics;
 use super::reply::ReplyMemory;
 use super::slots::Slot;
@@ -54,8 +54,8 @@ pub(super) struct Member {
     answered: AtomicU64,
     submissions: mpsc::UnboundedSender<Ticket>,
     metrics: ClientMetrics,
-    /// True from when it is to get nothing new.
-    pub draining: watch::Sender<bool>,
+    /// What the source says of it.
+    pub wanted: watch::Sender<Endpoint>,
 }
 
 /// Decides who is first: the connection that hands a request to its socket, or the caller that
@@ -209,6 +209,7 @@ impl Settled {
 impl Member {
     pub fn new(
         endpoint: ConnectEndpoint,
+        wanted: Endpoint,
         submissions: mpsc::UnboundedSender<Ticket>,
         metrics: ClientMetrics,
     ) -> Self {
@@ -219,7 +220,7 @@ impl Member {
             answered: AtomicU64::new(0),
             submissions,
             metrics,
-            draining: watch::Sender::new(false),
+            wanted: watch::Sender::new(wanted),
         }
     }
 
@@ -348,7 +349,7 @@ impl Roster {
         self.metrics.usable.add(usable.len() as i64 - before as i64);
         let now: Endpoints = members
             .iter()
-            .filter_map(|(endpoint, member)| Some((endpoint.clone(), shown(member.state())?)))
+            .filter_map(|(endpoint, member)| Some((endpoint.clone(), shown(member)?)))
             .collect();
         self.changes.send_if_modified(|last| {
             let modified = *last != now;
@@ -370,11 +371,12 @@ impl Drop for Roster {
     }
 }
 
-/// An endpoint's state in what [`Roster::changes`] shows.
-fn shown(state: State) -> Option<EndpointState> {
-    match state {
-        State::Ready => Some(EndpointState::Ready),
-        State::Draining => Some(EndpointState::Draining),
-        State::Connecting | State::Suspect => None,
-    }
+/// An endpoint in what [`Roster::changes`] shows.
+fn shown(member: &Member) -> Option<Endpoint> {
+    let state = match member.state() {
+        State::Ready => EndpointState::Ready,
+        State::Draining => EndpointState::Draining,
+        State::Connecting | State::Suspect => return None,
+    };
+    Some(Endpoint { state, ..member.wanted.borrow().clone() })
 }

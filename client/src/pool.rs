@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::connection::Connection;
-use super::discovery::{Discovery, EndpointState, Endpoints};
+use super::discovery::{Discovery, Endpoint, EndpointState, Endpoints};
 use super::member::Member;
 use super::shared::{Phase, Shared};
 use zmtp::endpoint::ConnectEndpoint;
@@ -46,16 +46,16 @@ pub(super) async fn run(shared: Arc<Shared>, discovery: Box<dyn Discovery>) {
 fn reconcile(shared: &Arc<Shared>, wanted: &Endpoints, connections: &mut JoinSet<()>) {
     shared.roster.set_known(wanted.len());
     for member in shared.roster.members_where(|endpoint| !wanted.contains_key(endpoint)) {
-        drain(&member, true);
+        let addresses = member.wanted.borrow().addresses.clone();
+        want(&member, &Endpoint::new(EndpointState::Draining, addresses));
     }
-    for (endpoint, state) in wanted {
-        let draining = *state == EndpointState::Draining;
+    for (endpoint, known) in wanted {
         match shared.roster.get(endpoint) {
             // One that is still draining may be wanted again.
-            Some(member) => drain(&member, draining),
-            None if draining => {}
+            Some(member) => want(&member, known),
+            None if known.state == EndpointState::Draining => {}
             None if shared.roster.len() < shared.config.max_endpoints => {
-                connect(shared, endpoint, connections);
+                connect(shared, endpoint, known, connections);
             }
             // Its turn comes when another has gone.
             None => {}
@@ -70,18 +70,30 @@ fn warn_if_too_many(shared: &Shared, endpoints: usize) {
     }
 }
 
-fn drain(member: &Member, draining: bool) {
-    let changed =
-        member.draining.send_if_modified(|now| std::mem::replace(now, draining) != draining);
-    if changed {
+/// Tells the endpoint's connection what the source says of it now.
+fn want(member: &Member, known: &Endpoint) {
+    let mut before = None;
+    member.wanted.send_if_modified(|now| {
+        let changed = *now != *known;
+        before = changed.then(|| std::mem::replace(now, known.clone()));
+        changed
+    });
+    if before.is_some_and(|before| before.state != known.state) {
+        let draining = known.state == EndpointState::Draining;
         info!(endpoint = %member.endpoint, draining, "endpoint changed");
     }
 }
 
-fn connect(shared: &Arc<Shared>, endpoint: &ConnectEndpoint, connections: &mut JoinSet<()>) {
+fn connect(
+    shared: &Arc<Shared>,
+    endpoint: &ConnectEndpoint,
+    known: &Endpoint,
+    connections: &mut JoinSet<()>,
+) {
     info!(%endpoint, "endpoint added");
     let (submissions, queue) = mpsc::unbounded_channel();
-    let member = Arc::new(Member::new(endpoint.clone(), submissions, shared.metrics.clone()));
+    let metrics = shared.metrics.clone();
+    let member = Arc::new(Member::new(endpoint.clone(), known.clone(), submissions, metrics));
     shared.roster.insert(Arc::clone(&member));
     connections.spawn(Connection::new(Arc::clone(shared), member, queue).run());
 }

@@ -5,6 +5,8 @@ mod fixed;
 mod kubernetes;
 mod memory;
 
+use std::collections::BTreeMap;
+
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -24,11 +26,11 @@ impl Followed {
         Self { endpoints, task: tokio::spawn(Box::new(source).follow(sender)) }
     }
 
-    /// Waits until the source has said exactly this.
+    /// Waits until the source has said exactly these endpoints and states.
     #[track_caller]
     fn says(&mut self, expected: &[(&str, EndpointState)]) -> impl Future<Output = ()> {
         let expected = set(expected);
-        async move { self.says_what(|said| *said == expected).await }
+        async move { self.says_what(|said| states(said) == expected).await }
     }
 
     async fn says_what(&mut self, holds: impl Fn(&Endpoints) -> bool) {
@@ -63,6 +65,10 @@ impl Followed {
     }
 }
 
-fn set(endpoints: &[(&str, EndpointState)]) -> Endpoints {
-    endpoints.iter().map(|(text, state)| (text.parse().unwrap(), *state)).collect()
+fn states(endpoints: &Endpoints) -> BTreeMap<String, EndpointState> {
+    endpoints.iter().map(|(endpoint, known)| (endpoint.to_string(), known.state)).collect()
+}
+
+fn set(endpoints: &[(&str, EndpointState)]) -> BTreeMap<String, EndpointState> {
+    endpoints.iter().map(|(text, state)| ((*text).to_owned(), *state)).collect()
 }

@@ -33,8 +33,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::following::{Outage, Publisher, Waits, until_unheard};
-use super::{Discovery, DiscoveryError, EndpointState, Endpoints};
-use zmtp::endpoint::ConnectEndpoint;
+use super::{Discovery, DiscoveryError, Endpoint, EndpointState, Endpoints};
 
 /// The name servers, search domains and options of this host.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -250,8 +249,8 @@ impl Addresses {
     fn endpoints(&self, port: u16) -> Endpoints {
         let addresses = self.v4.iter().chain(&self.v6);
         addresses
-            .map(|ip| ConnectEndpoint::from(SocketAddr::new(*ip, port)))
-            .map(|endpoint| (endpoint, EndpointState::Ready))
+            .map(|ip| SocketAddr::new(*ip, port))
+            .map(|address| (address.into(), Endpoint::new(EndpointState::Ready, vec![address])))
             .collect()
     }
 }

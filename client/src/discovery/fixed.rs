@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::following::until_unheard;
-use super::{Discovery, EndpointState, Endpoints};
+use super::{Discovery, Endpoint, EndpointState, Endpoints};
 use zmtp::endpoint::ConnectEndpoint;
 
 /// Says its endpoints once, all of them ready, and has no more to say.
@@ -25,8 +25,8 @@ impl Fixed {
 
 impl Discovery for Fixed {
     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
-        let set =
-            self.endpoints.into_iter().map(|endpoint| (endpoint, EndpointState::Ready)).collect();
+        let ready = Endpoint::new(EndpointState::Ready, Vec::new());
+        let set = self.endpoints.into_iter().map(|endpoint| (endpoint, ready.clone())).collect();
         until_unheard("the list".to_owned(), endpoints, |mut publisher| async move {
             publisher.publish(set);
             std::future::pending().await

@@ -67,7 +67,7 @@ impl Publisher {
         if over {
             let (ready, draining): (Vec<_>, Vec<_>) = std::mem::take(set)
                 .into_iter()
-                .partition(|(_, state)| *state == EndpointState::Ready);
+                .partition(|(_, endpoint)| endpoint.state == EndpointState::Ready);
             *set = ready.into_iter().chain(draining).take(MAX_ENDPOINTS).collect();
         }
     }

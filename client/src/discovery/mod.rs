@@ -12,6 +12,7 @@
 //! nothing, and the last set stands until a new one is known.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
@@ -45,8 +46,29 @@ pub enum EndpointState {
     Draining,
 }
 
-/// Every endpoint that a source knows. One that is not in it has gone.
-pub type Endpoints = BTreeMap<ConnectEndpoint, EndpointState>;
+/// What a source knows of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Whether it takes requests.
+    pub state: EndpointState,
+    /// Its addresses, in the order in which they are to be tried. They are all the same server,
+    /// and the first that connects is used. If there are none, the host that names the endpoint
+    /// is resolved for each connection.
+    pub addresses: Vec<SocketAddr>,
+    /// It takes requests only because no endpoint is ready: it may not answer.
+    pub doubtful: bool,
+}
+
+impl Endpoint {
+    /// An endpoint that is what its state says.
+    pub fn new(state: EndpointState, addresses: Vec<SocketAddr>) -> Self {
+        Self { state, addresses, doubtful: false }
+    }
+}
+
+/// Every endpoint that a source knows, by what logs and reports call it: its name, or its first
+/// address. An endpoint that is not in it has gone.
+pub type Endpoints = BTreeMap<ConnectEndpoint, Endpoint>;
 
 /// A source of endpoints.
 pub trait Discovery: Send + 'static {

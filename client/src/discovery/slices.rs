@@ -6,8 +6,7 @@ use std::net::SocketAddr;
 use tracing::warn;
 
 use super::answers::{AddressType, Name, Protocol, Slice};
-use super::{EndpointState, Endpoints, MAX_ENDPOINTS};
-use zmtp::endpoint::ConnectEndpoint;
+use super::{Endpoint, EndpointState, Endpoints, MAX_ENDPOINTS};
 
 /// The most endpoints that are kept, of all slices together: an endpoint may be in
 /// several while the API moves it.
@@ -18,7 +17,7 @@ const MAX_KEPT: usize = 4 * MAX_ENDPOINTS;
 pub struct Slices {
     port: String,
     /// By the slice's name; one without endpoints is not kept.
-    slices: BTreeMap<String, Vec<(ConnectEndpoint, EndpointState)>>,
+    slices: BTreeMap<String, Vec<(SocketAddr, EndpointState)>>,
     kept: usize,
     cut: bool,
     misnamed: bool,
@@ -73,7 +72,7 @@ impl Slices {
         !self.take(name).is_empty()
     }
 
-    fn take(&mut self, name: Option<&Name>) -> Vec<(ConnectEndpoint, EndpointState)> {
+    fn take(&mut self, name: Option<&Name>) -> Vec<(SocketAddr, EndpointState)> {
         let endpoints = self.slices.remove(text(name)).unwrap_or_default();
         self.kept -= endpoints.len();
         endpoints
@@ -90,10 +89,11 @@ impl Slices {
     /// which is still in a slice as terminating.
     pub fn endpoints(&self) -> Endpoints {
         let mut all = Endpoints::new();
-        for (endpoint, state) in self.slices.values().flatten() {
-            let known = all.entry(endpoint.clone()).or_insert(*state);
+        for (address, state) in self.slices.values().flatten() {
+            let endpoint = || Endpoint::new(*state, vec![*address]);
+            let known = all.entry((*address).into()).or_insert_with(endpoint);
             if *state == EndpointState::Ready {
-                *known = EndpointState::Ready;
+                known.state = EndpointState::Ready;
             }
         }
         all
@@ -104,14 +104,16 @@ fn text(name: Option<&Name>) -> &str {
     name.map(Name::as_str).unwrap_or_default()
 }
 
-fn endpoints(slice: &Slice, port: &str) -> Vec<(ConnectEndpoint, EndpointState)> {
+fn endpoints(slice: &Slice, port: &str) -> Vec<(SocketAddr, EndpointState)> {
     if slice.address_type == AddressType::Other {
         return Vec::new();
     }
     let Some(port) = port_number(slice, port) else { return Vec::new() };
-    let with_address = slice.endpoints.0.iter().filter_map(|endpoint| {
-        Some((ConnectEndpoint::from(SocketAddr::new(endpoint.ip?, port)), endpoint.state))
-    });
+    let with_address = slice
+        .endpoints
+        .0
+        .iter()
+        .filter_map(|endpoint| Some((SocketAddr::new(endpoint.ip?, port), endpoint.state)));
     with_address.collect()
 }
 
@@ -146,7 +148,7 @@ mod tests {
         slices.iter().for_each(|slice| {
             known.put(slice);
         });
-        known.endpoints().into_iter().map(|(key, state)| (key.to_string(), state)).collect()
+        known.endpoints().into_iter().map(|(key, known)| (key.to_string(), known.state)).collect()
     }
 
     #[test]

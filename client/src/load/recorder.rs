@@ -201,7 +201,8 @@ impl Recorder {
         let gone = gone.map(|endpoint| (endpoint, What::Gone));
         let changed = endpoints
             .iter()
-            .filter(|(endpoint, state)| before.get(*endpoint) != Some(*state))
+            .map(|(endpoint, known)| (endpoint, known.state))
+            .filter(|(key, state)| before.get(*key).map(|known| known.state) != Some(*state))
             .map(|(endpoint, state)| match state {
                 EndpointState::Ready => (endpoint, What::Came),
                 EndpointState::Draining => (endpoint, What::Draining),
@@ -255,6 +256,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::discovery::Endpoint;
 
     const WIDTH: Duration = Duration::from_secs(1);
 
@@ -322,7 +324,8 @@ mod tests {
         ];
         for (second, step) in (0..).zip(steps) {
             let now = start + Duration::from_secs(second);
-            recorder.endpoints_are(&step.into_iter().collect(), now);
+            let known = |(endpoint, state)| (endpoint, Endpoint::new(state, Vec::new()));
+            recorder.endpoints_are(&step.into_iter().map(known).collect(), now);
         }
         let seen: Vec<_> = recorder
             .changes

@@ -296,7 +296,10 @@ impl<'a> Run<'a> {
             recent: recorder.recent.take(),
             period,
             failed: recorder.failures(),
-            endpoints: endpoints.values().filter(|state| **state == EndpointState::Ready).count(),
+            endpoints: endpoints
+                .values()
+                .filter(|known| known.state == EndpointState::Ready)
+                .count(),
         }
     }
 }

@@ -101,6 +101,23 @@ impl Dealer {
         };
         race(addresses.collect(), config, deadline).await
     }
+
+    /// Connects to one of `addresses` as [`connect_to`] does, or to those of the endpoint's host
+    /// if none are given.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Dealer::connect`].
+    pub async fn connect_at(
+        endpoint: &ConnectEndpoint,
+        addresses: &[SocketAddr],
+        config: &DealerConfig,
+    ) -> Result<Self, ConnectError> {
+        match addresses {
+            [] => Self::connect(endpoint, config).await,
+            _ => connect_to(addresses, config).await,
+        }
+    }
 }
 
 /// Connects to one of `addresses`, which are tried in turn, the families alternating.
