@@ -1,16 +1,27 @@
-//! The addresses of a name, as of a headless Service: A and AAAA, asked again when
-//! their time is up.
+//! A name that is asked for again and again: the addresses of a headless Service, or its SRV
+//! records.
+//!
+//! 1. `resolv_conf`: which servers to ask, and for which complete names.
+//! 2. `resolver`: one question.
+//! 3. `walk`: the complete names that a name may stand for, in their order.
+//! 4. `families`: A and AAAA records of one name, of which one kind is used.
+//! 5. [`srv`]: SRV records, whose targets have both.
 //!
 //! What an answer means:
 //!
 //! - The addresses in it are the set; one that is no longer in it has gone.
 //! - A server that fails, refuses or does not answer says nothing: the last set
-//!   stands. A and AAAA are asked apart, and one that failed keeps its last part.
+//!   stands. No question waits for the answer to another one for long.
+//! - A and AAAA records cannot be paired, so a dual-stack pod has two addresses that
+//!   could be two pods. Only one family is used: IPv4 at first, and then the one in
+//!   use as long as it has addresses. If the questions for it fail, its last addresses
+//!   stay.
 //! - No address at all, NXDOMAIN or an empty answer, also leaves the last set. A
 //!   headless Service without a ready pod looks like that, but so do a name server
 //!   that has just started and knows nothing yet, and a search that went past a
 //!   server's failure. Endpoints that still answer are worth more than that word,
 //!   and for those that do not the client has their connections.
+//! - An address that no host can have, such as multicast or `0.0.0.0`, is left out.
 //!
 //! DNS tells of neither draining nor readiness; the Kubernetes API does.
 
@@ -18,22 +29,31 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant as StdInstant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
-use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::rr::{Name, RecordType};
-use hickory_resolver::system_conf::parse_resolv_conf;
+use hickory_resolver::proto::rr::Name;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
 
+use self::families::{Answer, Family, Found, InUse, Preference};
+use self::resolv_conf::ResolvConf;
+use self::resolver::{AskError, ROUND_LIMIT, Resolver};
+use self::walk::Walk;
+use super::addresses::{LeftOut, is_of_a_host};
 use super::following::{Outage, Publisher, Waits, until_unheard};
 use super::{Discovery, DiscoveryError, Endpoint, EndpointState, Endpoints};
+
+mod families;
+mod resolv_conf;
+mod resolver;
+pub mod srv;
+mod walk;
 
 /// The name servers, search domains and options of this host.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -45,13 +65,6 @@ const LEAST_INTERVAL: Duration = Duration::from_secs(1);
 /// At least as often as this: a new pod gets its share within seconds, although the
 /// usual time to live is 30 s.
 const MOST_INTERVAL: Duration = Duration::from_secs(5);
-
-/// For one round of questions, all retries and search domains included: less than
-/// [`MOST_INTERVAL`], so that a server that is silent is asked as often as another.
-const ROUND_LIMIT: Duration = Duration::from_secs(4);
-
-/// As many as kubelet writes for a pod at most.
-const MAX_SEARCH_DOMAINS: usize = 32;
 
 /// `dns://HOST:PORT`: the port is the endpoints', the addresses are the host's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,9 +87,7 @@ impl fmt::Display for DnsName {
 /// Asks for the addresses of a name.
 pub struct Dns {
     name: DnsName,
-    resolver: TokioResolver,
-    /// The complete names to ask for, one after the other until one has an address.
-    candidates: Vec<Name>,
+    asker: Asker,
 }
 
 impl Dns {
@@ -84,14 +95,9 @@ impl Dns {
     ///
     /// # Errors
     ///
-    /// The file cannot be read or names no server, or the name is too long.
+    /// The name is none that DNS knows, or too long.
     pub fn new(name: DnsName) -> Result<Self, DiscoveryError> {
-        let configuration = match fs::read_to_string(RESOLV_CONF) {
-            Ok(text) => text,
-            Err(_) if name.server.is_some() => String::new(),
-            Err(error) => return Err(unusable(error)),
-        };
-        Self::with_resolv_conf(name, &configuration)
+        Self::with_resolv_conf(name, &read_resolv_conf())
     }
 
     /// A name, to be asked for as the text of a `resolv.conf` says.
@@ -100,88 +106,62 @@ impl Dns {
     ///
     /// As [`Self::new`].
     pub fn with_resolv_conf(name: DnsName, text: &str) -> Result<Self, DiscoveryError> {
-        let (mut configuration, options) = match name.server {
-            Some(server) => parse_resolv_conf(format!("{text}\nnameserver {}\n", server.ip())),
-            None => parse_resolv_conf(text),
-        }
-        .map_err(unusable)?;
-        if let Some(server) = name.server {
-            configuration.name_servers = vec![name_server(server)];
-        }
-        let host = Name::from_str_relaxed(&name.host).map_err(|error| DiscoveryError::Name {
-            name: name.host.clone(),
-            error: error.into(),
-        })?;
-        let candidates = candidates(&host, &configuration, options.ndots);
-        let resolver = resolver(configuration, options).map_err(unusable)?;
-        Ok(Self { name, resolver, candidates })
+        let asker = Asker::new(name.to_string(), &name.host, name.server, text)?;
+        Ok(Self { name, asker })
     }
 
     async fn run(self, mut publisher: Publisher) -> Infallible {
-        let mut outage = Outage::new(self.name.to_string());
-        let mut waits = Waits::new(LEAST_INTERVAL * 2, MOST_INTERVAL);
-        let mut addresses = Addresses::default();
+        let mut rounds = Rounds::new(self.name.to_string());
+        let mut in_use = None;
         loop {
             let started = Instant::now();
-            let interval = match self.ask(&mut addresses, started + ROUND_LIMIT).await {
-                Ok(round) => {
-                    publisher.publish(addresses.endpoints(self.name.port));
-                    waits.reset();
-                    match &round.failure {
-                        Some(error) => outage.failed(error),
-                        None => outage.recovered(),
-                    }
-                    round.time_to_live
-                }
-                Err(error) => {
-                    outage.failed(&error);
-                    waits.next()
-                }
-            };
-            sleep_until(started + interval.clamp(LEAST_INTERVAL, MOST_INTERVAL)).await;
+            let result = self.ask(&mut in_use, &mut publisher, started + ROUND_LIMIT).await;
+            rounds.ended(result, started, &self.asker).await;
         }
     }
 
-    /// Asks for each candidate until one has an address, as getaddrinfo does: past a
-    /// server's failure too, as one dead search domain must not hide the others.
-    async fn ask(&self, addresses: &mut Addresses, until: Instant) -> Result<Round, AskError> {
-        let mut failure = None;
-        for name in &self.candidates {
-            let (v4, v6) = tokio::join!(
-                self.look_up(name, RecordType::A, until),
-                self.look_up(name, RecordType::AAAA, until)
-            );
-            if [&v4, &v6].into_iter().flatten().any(|answer| !answer.addresses.is_empty()) {
-                return Ok(addresses.update(name, v4, v6));
-            }
-            failure = failure.or(v4.err()).or(v6.err());
-            // Where the set came from this name, no other one's answer replaces it.
-            if failure.is_some() && addresses.name.as_ref() == Some(name) {
-                break;
-            }
+    /// One round: publishes what is found as soon as it is.
+    async fn ask(
+        &self,
+        in_use: &mut Option<InUse>,
+        publisher: &mut Publisher,
+        until: Instant,
+    ) -> Result<Round, AskError> {
+        let candidates = &self.asker.candidates;
+        let known = in_use.as_ref().and_then(|in_use| {
+            let at = candidates.iter().position(|name| *name == in_use.name)?;
+            Some((at, in_use.preference(families::routed)))
+        });
+        let mut walk = Walk::new(candidates.len(), known.map(|(at, _)| at), |at| {
+            let of_known = known.filter(|(known, _)| at == *known);
+            let preference = of_known.map_or(Preference::FIRST, |(_, preference)| preference);
+            self.addresses(&candidates[at], preference, until).boxed()
+        });
+        let mut round = None;
+        while let Some((at, found)) = walk.next(LEAST_INTERVAL).await {
+            let next = InUse::update(in_use.take(), &candidates[at], found.verdict);
+            publisher.publish(self.endpoints(in_use.insert(next)));
+            round = Some(Round::new(found.time_to_live, found.failure));
         }
-        Err(failure.unwrap_or(AskError::NoAddress))
+        round.ok_or_else(|| walk.into_failure().unwrap_or(AskError::NoAddress))
     }
 
-    async fn look_up(
+    async fn addresses(
         &self,
         name: &Name,
-        kind: RecordType,
+        preference: Preference,
         until: Instant,
-    ) -> Result<Answer, AskError> {
-        match timeout_at(until, self.resolver.lookup(name.clone(), kind)).await {
-            Ok(Ok(lookup)) => Ok(Answer {
-                addresses: lookup
-                    .answers()
-                    .iter()
-                    .filter_map(|record| record.data.ip_addr())
-                    .collect(),
-                time_to_live: lookup.answers().iter().map(|record| record.ttl).min(),
-            }),
-            Ok(Err(error)) if error.is_no_records_found() => Ok(Answer::default()),
-            Ok(Err(error)) => Err(AskError::Server { name: name.clone(), kind, error }),
-            Err(_) => Err(AskError::Server { name: name.clone(), kind, error: NetError::Timeout }),
-        }
+    ) -> Result<Option<Found>, AskError> {
+        let look_up = |family| self.asker.addresses(name, family, until);
+        families::ask(preference, families::routed, look_up).await
+    }
+
+    fn endpoints(&self, in_use: &InUse) -> Endpoints {
+        in_use
+            .addresses()
+            .map(|ip| SocketAddr::new(ip, self.name.port))
+            .map(|address| (address.into(), Endpoint::new(EndpointState::Ready, vec![address])))
+            .collect()
     }
 }
 
@@ -191,115 +171,194 @@ impl Discovery for Dns {
     }
 }
 
-/// Why there is no new set.
-#[derive(Debug, thiserror::Error)]
-enum AskError {
-    #[error("{kind} of {name}: {error}")]
-    Server { name: Name, kind: RecordType, error: NetError },
-    #[error("the name has no address")]
-    NoAddress,
+/// Whom to ask and for what.
+struct Asker {
+    resolver: Resolver,
+    /// The complete names to ask for, one after the other until one has what is asked for.
+    candidates: Vec<Name>,
+    no_aaaa: bool,
+    /// An address that was left out in this round.
+    left_out: Mutex<Option<IpAddr>>,
 }
 
-/// The addresses in one answer, and for how many seconds they may be believed.
-#[derive(Debug, Default)]
-struct Answer {
-    addresses: BTreeSet<IpAddr>,
-    time_to_live: Option<u32>,
+impl Asker {
+    fn new(
+        source: String,
+        host: &str,
+        server: Option<SocketAddr>,
+        resolv_conf: &str,
+    ) -> Result<Self, DiscoveryError> {
+        let mut conf = ResolvConf::parse(resolv_conf);
+        if let Some(server) = server {
+            conf.servers = vec![server];
+        }
+        if !conf.left_out.is_empty() {
+            let error = format!("{RESOLV_CONF}: {}", conf.left_out.join(", "));
+            warn!(source, error, "part of the resolver's configuration is ignored");
+        }
+        let name = Name::from_str_relaxed(host)
+            .map_err(|error| DiscoveryError::Name { name: host.to_owned(), error: error.into() })?;
+        let resolver = Resolver::new(&conf)
+            .map_err(|error| DiscoveryError::Resolver { path: RESOLV_CONF, error: error.into() })?;
+        let candidates = candidates(&name, &conf);
+        Ok(Self { resolver, candidates, no_aaaa: conf.no_aaaa, left_out: Mutex::default() })
+    }
+
+    /// The addresses of one family that hosts can have.
+    async fn addresses(
+        &self,
+        name: &Name,
+        family: Family,
+        until: Instant,
+    ) -> Result<Answer, AskError> {
+        if family == Family::V6 && self.no_aaaa {
+            return Ok(Answer::default());
+        }
+        let lookup = self.resolver.look_up(name, family.record(), until).await?;
+        let records = lookup.as_ref().map(|lookup| lookup.answers()).unwrap_or_default();
+        let addresses = records.iter().filter_map(|record| record.data.ip_addr());
+        Ok(Answer {
+            addresses: self.of_hosts(addresses),
+            time_to_live: records.iter().map(|record| record.ttl).min(),
+        })
+    }
+
+    fn of_hosts(&self, addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<IpAddr> {
+        let (of_hosts, others): (BTreeSet<_>, BTreeSet<_>) =
+            addresses.partition(|address| is_of_a_host(*address));
+        if let Some(other) = others.first() {
+            *self.lock_left_out() = Some(*other);
+        }
+        of_hosts
+    }
+
+    fn take_left_out(&self) -> Option<IpAddr> {
+        self.lock_left_out().take()
+    }
+
+    fn lock_left_out(&self) -> std::sync::MutexGuard<'_, Option<IpAddr>> {
+        self.left_out.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
 }
 
-/// Answers, of which at most one is missing.
+/// A round that has found something.
 struct Round {
     time_to_live: Duration,
+    /// Why a part of it is missing.
     failure: Option<AskError>,
 }
 
-/// What is known of the name, by the kind of record, as each may fail alone.
-#[derive(Default)]
-struct Addresses {
-    /// The candidate that had them.
-    name: Option<Name>,
-    v4: BTreeSet<IpAddr>,
-    v6: BTreeSet<IpAddr>,
+impl Round {
+    fn new(time_to_live: Option<u32>, failure: Option<AskError>) -> Self {
+        let seconds = time_to_live.map(u64::from).map(Duration::from_secs);
+        Self { time_to_live: seconds.unwrap_or(MOST_INTERVAL), failure }
+    }
 }
 
-impl Addresses {
-    fn update(
-        &mut self,
-        name: &Name,
-        v4: Result<Answer, AskError>,
-        v6: Result<Answer, AskError>,
-    ) -> Round {
-        if self.name.as_ref() != Some(name) {
-            *self = Self { name: Some(name.clone()), ..Self::default() };
+/// What the rounds of one source have come to.
+struct Rounds {
+    outage: Outage,
+    partial: PartialOutage,
+    left_out: LeftOut,
+    waits: Waits,
+}
+
+impl Rounds {
+    fn new(source: String) -> Self {
+        Self {
+            outage: Outage::new(source.clone()),
+            partial: PartialOutage { source: source.clone(), began: None },
+            left_out: LeftOut::new(source),
+            waits: Waits::new(LEAST_INTERVAL * 2, MOST_INTERVAL),
         }
-        let mut round = Round { time_to_live: MOST_INTERVAL, failure: None };
-        for (known, answer) in [(&mut self.v4, v4), (&mut self.v6, v6)] {
-            match answer {
-                Ok(answer) => {
-                    *known = answer.addresses;
-                    let seconds = answer.time_to_live.map(u64::from).map(Duration::from_secs);
-                    round.time_to_live = seconds.unwrap_or(MOST_INTERVAL).min(round.time_to_live);
-                }
-                Err(error) => round.failure = Some(error),
-            }
-        }
-        round
     }
 
-    fn endpoints(&self, port: u16) -> Endpoints {
-        let addresses = self.v4.iter().chain(&self.v6);
-        addresses
-            .map(|ip| SocketAddr::new(*ip, port))
-            .map(|address| (address.into(), Endpoint::new(EndpointState::Ready, vec![address])))
-            .collect()
+    /// Logs how a round went, and waits until the next one is due.
+    async fn ended(&mut self, result: Result<Round, AskError>, started: Instant, asker: &Asker) {
+        let left_out = asker.take_left_out();
+        let interval = match result {
+            Ok(round) => {
+                self.left_out.report(left_out);
+                self.waits.reset();
+                self.outage.recovered();
+                self.partial.report(round.failure.as_ref());
+                round.time_to_live
+            }
+            Err(error) => {
+                if left_out.is_some() {
+                    self.left_out.report(left_out);
+                }
+                self.outage.failed(&error);
+                self.waits.next()
+            }
+        };
+        sleep_until(started + interval.clamp(LEAST_INTERVAL, MOST_INTERVAL)).await;
+    }
+}
+
+/// Whether a part of the questions has no answer just now, while the others have.
+struct PartialOutage {
+    source: String,
+    began: Option<StdInstant>,
+}
+
+impl PartialOutage {
+    fn report(&mut self, failure: Option<&AskError>) {
+        match (failure, self.began) {
+            (Some(error), None) => {
+                self.began = Some(StdInstant::now());
+                warn!(
+                    source = self.source,
+                    %error,
+                    "part of the name failed: its last addresses stay in use"
+                );
+            }
+            (None, Some(began)) => {
+                self.began = None;
+                let duration = began.elapsed().as_secs_f64();
+                info!(source = self.source, duration, "every part of the name answers again");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The text of the file. One that is not there or cannot be read is like an empty one, as for
+/// glibc.
+fn read_resolv_conf() -> String {
+    match fs::read(RESOLV_CONF) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                let error = format!("{RESOLV_CONF}: {error}");
+                warn!(error, "the resolver's configuration cannot be read");
+            }
+            String::new()
+        }
     }
 }
 
 /// The complete names that a name may stand for, in the order of resolv.conf(5).
-fn candidates(host: &Name, configuration: &ResolverConfig, ndots: usize) -> Vec<Name> {
+fn candidates(host: &Name, conf: &ResolvConf) -> Vec<Name> {
     let mut complete = host.clone();
     complete.set_fqdn(true);
     if host.is_fqdn() {
         return vec![complete];
     }
-    let searched = configuration
-        .search()
-        .iter()
-        .take(MAX_SEARCH_DOMAINS)
-        // One that would be too long is none.
-        .filter_map(|domain| host.clone().append_domain(domain).ok());
-    let mut candidates: Vec<_> = searched.collect();
+    // One that would be too long is none.
+    let searched = conf.search.iter().filter_map(|domain| host.clone().append_domain(domain).ok());
+    let mut candidates: Vec<_> = searched
+        .map(|mut name| {
+            name.set_fqdn(true);
+            name
+        })
+        .collect();
     let dots = usize::from(host.num_labels()).saturating_sub(1);
-    let at = if dots >= ndots { 0 } else { candidates.len() };
+    let at = if dots >= conf.ndots { 0 } else { candidates.len() };
     candidates.insert(at, complete);
+    let mut seen = BTreeSet::new();
+    candidates.retain(|name| seen.insert(name.clone()));
     candidates
-}
-
-fn resolver(
-    configuration: ResolverConfig,
-    mut options: ResolverOpts,
-) -> Result<TokioResolver, NetError> {
-    // Nothing is remembered: the intervals here decide how old an answer may be.
-    options.cache_size = 0;
-    // A second try fits into the round, over whatever resolv.conf says.
-    options.timeout = options.timeout.min(ROUND_LIMIT / 2);
-    options.attempts = 1;
-    let mut builder =
-        TokioResolver::builder_with_config(configuration, TokioRuntimeProvider::default());
-    *builder.options_mut() = options;
-    builder.build()
-}
-
-fn name_server(address: SocketAddr) -> NameServerConfig {
-    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-        connection.port = address.port();
-        connection
-    });
-    NameServerConfig::new(address.ip(), true, connections.into())
-}
-
-fn unusable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> DiscoveryError {
-    DiscoveryError::Resolver { path: RESOLV_CONF, error: error.into() }
 }
 
 #[cfg(test)]
@@ -313,7 +372,7 @@ mod tests {
     fn candidates_of(host: &str, resolv_conf: &str) -> Vec<String> {
         let name = DnsName { host: host.to_owned(), port: 5555, server: None };
         let dns = Dns::with_resolv_conf(name, resolv_conf).unwrap();
-        dns.candidates.iter().map(Name::to_string).collect()
+        dns.asker.candidates.iter().map(Name::to_string).collect()
     }
 
     #[test]
@@ -332,12 +391,9 @@ mod tests {
             ["echo.example.com.", "echo.example.com.lan."]
         );
         assert_eq!(candidates_of("echo.example.com.", OF_A_POD), ["echo.example.com."]);
-    }
-
-    #[test]
-    fn a_configuration_without_a_server_is_refused() {
-        let name = DnsName { host: "a".to_owned(), port: 1, server: None };
-        let error = Dns::with_resolv_conf(name, "search lan\n").err().unwrap().to_string();
-        assert!(error.starts_with("/etc/resolv.conf: "), "{error}");
+        assert_eq!(
+            candidates_of("a.b", "options ndots:0\nsearch lan . lan\n"),
+            ["a.b.", "a.b.lan."]
+        );
     }
 }
