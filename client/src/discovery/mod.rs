@@ -42,7 +42,8 @@ pub const MAX_ENDPOINTS: usize = 1024;
 pub enum EndpointState {
     /// Takes requests.
     Ready,
-    /// Terminating or not ready: gets nothing new, and answers what it has.
+    /// Terminating or not ready while others are ready: gets nothing new, and answers what it
+    /// has.
     Draining,
 }
 
