@@ -21,6 +21,7 @@ use super::pending::{Arrival, Pending, Tagged};
 use super::reply::ReplyMemory;
 use super::shared::Shared;
 use super::time::after;
+use super::trouble::Trouble;
 
 /// How many requests are taken in one go: they cost one turn of the task and one write to the
 /// kernel.
@@ -102,12 +103,14 @@ impl Connection {
             match self.unconnected(connecting).await? {
                 Ok(dealer) => {
                     debug!(%endpoint, "connected");
+                    self.member.is_well();
                     self.shared.metrics.connected.inc();
                     return Some(dealer);
                 }
                 Err(error) => {
                     let reason = zmq_echo::log::chain(&error);
                     debug!(%endpoint, reason, "cannot connect");
+                    self.member.is_in(Trouble::Connect(Arc::new(error)));
                     self.shared.metrics.connect_failed.inc();
                     let pause = self.pause();
                     self.until_news(sleep(pause)).await?;
@@ -188,7 +191,10 @@ impl Connection {
                 let limit = shared.config.timeout;
                 match probe::check_at(&member.endpoint, &addresses, limit).await {
                     Ok(_) => break shared.metrics.checks_answered.inc(),
-                    Err(error) => debug!(%error, "still suspect"),
+                    Err(error) => {
+                        debug!(%error, "still suspect");
+                        member.is_in(Trouble::Check(Arc::new(error)));
+                    }
                 }
                 shared.metrics.checks_failed.inc();
                 pause = shared.config.reconnect_backoff.pause(failures);
@@ -395,6 +401,7 @@ impl Session<'_> {
     fn suspect(&mut self) {
         if self.check.is_none() && !self.retiring {
             debug!(endpoint = %self.connection.member.endpoint, "suspect");
+            self.connection.member.is_in(Trouble::NoReply);
             self.alive = false;
             let pause = self.connection.pause();
             self.check = Some(self.connection.check(pause));
@@ -415,6 +422,7 @@ impl Session<'_> {
     /// since then, or what was sent after the request that was lost. Otherwise it is made again.
     fn checked(&mut self) {
         self.check = None;
+        self.connection.member.is_well();
         self.retiring = !self.alive && !self.pending.answers_after_a_loss();
         self.show_state();
     }
@@ -436,6 +444,7 @@ impl Session<'_> {
     fn broken(&self, reason: Reason) -> End {
         let endpoint = &self.connection.member.endpoint;
         debug!(%endpoint, reason = reason.as_str(), "connection lost");
+        self.connection.member.is_in(Trouble::Lost(reason));
         End::Broken { suspect: self.check.is_some() }
     }
 }

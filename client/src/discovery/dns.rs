@@ -33,7 +33,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::following::{Outage, Publisher, Waits, until_unheard};
-use super::{Discovery, DiscoveryError, Endpoint, EndpointState, Endpoints};
+use super::{
+    Discovery, DiscoveryError, Endpoint, EndpointState, Endpoints, FailureKind, Failures,
+    SourceFailure,
+};
 
 /// The name servers, search domains and options of this host.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -77,6 +80,7 @@ pub struct Dns {
     resolver: TokioResolver,
     /// The complete names to ask for, one after the other until one has an address.
     candidates: Vec<Name>,
+    outage: Outage,
 }
 
 impl Dns {
@@ -114,11 +118,11 @@ impl Dns {
         })?;
         let candidates = candidates(&host, &configuration, options.ndots);
         let resolver = resolver(configuration, options).map_err(unusable)?;
-        Ok(Self { name, resolver, candidates })
+        let outage = Outage::new(name.to_string());
+        Ok(Self { name, resolver, candidates, outage })
     }
 
-    async fn run(self, mut publisher: Publisher) -> Infallible {
-        let mut outage = Outage::new(self.name.to_string());
+    async fn run(mut self, mut publisher: Publisher) -> Infallible {
         let mut waits = Waits::new(LEAST_INTERVAL * 2, MOST_INTERVAL);
         let mut addresses = Addresses::default();
         loop {
@@ -128,13 +132,13 @@ impl Dns {
                     publisher.publish(addresses.endpoints(self.name.port));
                     waits.reset();
                     match &round.failure {
-                        Some(error) => outage.failed(error),
-                        None => outage.recovered(),
+                        Some(error) => self.outage.failed_in_part(error.into(), publisher.len()),
+                        None => self.outage.recovered(),
                     }
                     round.time_to_live
                 }
                 Err(error) => {
-                    outage.failed(&error);
+                    self.outage.failed((&error).into(), publisher.len());
                     waits.next()
                 }
             };
@@ -189,6 +193,10 @@ impl Discovery for Dns {
     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
         until_unheard(self.name.to_string(), endpoints, |publisher| self.run(publisher)).boxed()
     }
+
+    fn failures(&self) -> Failures {
+        self.outage.failures()
+    }
 }
 
 /// Why there is no new set.
@@ -198,6 +206,19 @@ enum AskError {
     Server { name: Name, kind: RecordType, error: NetError },
     #[error("the name has no address")]
     NoAddress,
+}
+
+impl From<&AskError> for SourceFailure {
+    fn from(error: &AskError) -> Self {
+        let kind = match error {
+            AskError::NoAddress => FailureKind::NotFound,
+            AskError::Server { error: NetError::Timeout | NetError::Io(_), .. } => {
+                FailureKind::Unreachable
+            }
+            AskError::Server { .. } => FailureKind::Failed,
+        };
+        Self { kind, text: error.to_string() }
+    }
 }
 
 /// The addresses in one answer, and for how many seconds they may be believed.

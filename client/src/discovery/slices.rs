@@ -31,19 +31,14 @@ pub struct Slices {
     slices: BTreeMap<String, Vec<Listed>>,
     kept: usize,
     cut: bool,
-    misnamed: bool,
+    /// If endpoints have no port of this name: the names that there are.
+    misnamed: Option<String>,
 }
 
 impl Slices {
     /// None yet, of the Service's port of this name.
     pub fn new(port: &str) -> Self {
-        Self {
-            port: port.to_owned(),
-            slices: BTreeMap::new(),
-            kept: 0,
-            cut: false,
-            misnamed: false,
-        }
+        Self { port: port.to_owned(), slices: BTreeMap::new(), kept: 0, cut: false, misnamed: None }
     }
 
     /// Takes a slice that is new or has changed, and says whether its endpoints have.
@@ -67,15 +62,20 @@ impl Slices {
     /// A name that no port has would look like a Service without endpoints.
     fn warn_if_misnamed(&mut self, slice: &Slice) {
         if !slice.endpoints.0.is_empty()
-            && !self.misnamed
+            && self.misnamed.is_none()
             && port_number(slice, &self.port).is_none()
         {
-            self.misnamed = true;
             let ports =
                 slice.ports.0.iter().filter_map(|port| port.name.as_ref()).map(Name::as_str);
             let ports = ports.collect::<Vec<_>>().join(",");
             warn!(port = self.port, ports, "endpoints without a TCP port of this name");
+            self.misnamed = Some(ports);
         }
+    }
+
+    /// The names of the ports that endpoints have, if one was seen without a port of this name.
+    pub fn other_ports(&self) -> Option<&str> {
+        self.misnamed.as_deref()
     }
 
     /// Forgets a slice that is gone, and says whether it had endpoints.

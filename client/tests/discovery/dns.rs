@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::rr::RecordType;
 use zmq_echo_client::discovery::EndpointState::Ready;
 use zmq_echo_client::discovery::dns::{Dns, DnsName};
-use zmq_echo_client::discovery::{MAX_ENDPOINTS, Source};
+use zmq_echo_client::discovery::{Discovery, FailureKind, MAX_ENDPOINTS, Source};
 
 use super::{Followed, until};
 use crate::log_schema::captured::Log;
@@ -147,6 +147,33 @@ async fn nothing_is_said_before_something_is_known() {
     followed.has_said_nothing_new();
     server.set(NAME, &["10.0.0.1"], 0);
     followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+}
+
+#[tokio::test]
+async fn the_log_and_the_last_failure_say_what_is_missing_and_what_stays_in_use() {
+    let log = Log::capture();
+    let server = DnsServer::start();
+    server.set_mode(Mode::ServerFailure);
+    let source = Dns::new(name(NAME, &server)).unwrap();
+    let failures = source.failures();
+    let kind = || failures.borrow().as_ref().map(|failure| failure.kind);
+    let mut followed = Followed::start(source);
+    until("the first failure", || log.has("the source cannot be asked yet")).await;
+    assert_eq!(kind(), Some(FailureKind::Failed));
+    server.set(NAME, &["10.0.0.1", "fd00::1"], 0);
+    server.set_mode(Mode::Answer);
+    followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://[fd00::1]:5555", Ready)]).await;
+    until("it is over", || log.has("the source answers again")).await;
+    assert_eq!(kind(), None);
+    server.set_mode_of(RecordType::AAAA, Mode::ServerFailure);
+    until("a part of it", || log.has("a part of the source cannot be asked")).await;
+    server.set_mode(Mode::ServerFailure);
+    let whole = "the source cannot be asked: its last endpoints stay in use";
+    until("all of it", || log.has(whole)).await;
+    assert_eq!(log.count(r#""endpoints":2"#).1, 2);
+    until_asked(&server, ROUND_WITH_RETRIES).await;
+    // Each once, however often it is asked in vain.
+    assert_eq!(log.count("cannot be asked"), (4, 3));
 }
 
 #[tokio::test]
