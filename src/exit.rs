@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// How the server ends. The remaining codes are not ours to return: clap exits
+/// How the server and the load generator end. The remaining codes are not ours to return: clap exits
 /// with 2, a panic with 101 (see [`crate::log`]), a second signal with 128 + its
 /// number (see [`crate::service::termination`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub enum Exit {
     Answered = 0,
     /// The service could not start or could not go on.
     Failed = 1,
+    /// The load generator's: a signal cut the run short. What it found until then is printed.
+    Interrupted = 3,
     /// The drain ended with replies owed to connected peers, or threw requests away.
     Deadline = 4,
 }
@@ -50,10 +52,11 @@ pub const PROBE: [(&str, &str); 3] = [
 ];
 
 /// The load generator's exit codes with their meaning, for `--help` and the README.
-pub const LOAD: [(&str, &str); 5] = [
+pub const LOAD: [(&str, &str); 6] = [
     ("0", "every request was answered, or no more failed than --max-failures"),
     ("1", "more failed, or the run could not start; one line on stderr says why"),
     ("2", "usage: a flag or environment variable is wrong"),
+    ("3", "a signal cut the run short, with no more failures until then"),
     ("101", "panic"),
     ("128+N", "a second signal N (130 SIGINT, 143 SIGTERM) ended it without a result"),
 ];

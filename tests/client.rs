@@ -1,5 +1,6 @@
 //! The client: what it promises of spreading, draining, retries and bounds.
 
+mod addresses;
 mod bounds;
 mod draining;
 mod heartbeats;

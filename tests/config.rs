@@ -183,6 +183,10 @@ fn the_exit_codes_in_the_tables_are_those_that_are_used() {
         assert!(codes.contains(&&*exit.code().to_string()), "{exit:?}");
     }
     assert!(codes.contains(&&*exit::PANIC.to_string()));
+    let codes = exit::LOAD.map(|(code, _)| code);
+    for exit in [Exit::Answered, Exit::Failed, Exit::Interrupted] {
+        assert!(codes.contains(&&*exit.code().to_string()), "{exit:?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The load generator: what it counts agrees with the server, what it measures with
 //! servers of known delay, and what it prints with itself.
 
+mod starting;
+
 use std::collections::VecDeque;
 use std::io::Read;
 use std::process::{Output, Stdio};
@@ -218,17 +220,6 @@ fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
 }
 
 #[test]
-fn a_report_that_cannot_be_written_is_said_and_costs_no_result() {
-    let server = Server::start(&[]);
-    let args = ["--duration", "100ms", "--report", "/no/such/directory/report.html"];
-    let output = load(&[&[&*server.endpoint][..], &args].concat());
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8(output.stdout).unwrap().contains("answered"));
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("/no/such/directory/report.html: cannot write the report"), "{stderr}");
-}
-
-#[test]
 fn an_altered_reply_is_a_failure_and_so_is_the_run_unless_it_may() {
     let endpoint = server_that(Manner::Alters);
     let args = [&*endpoint, "--rate", "100", "--duration", "1s"];
@@ -315,7 +306,7 @@ fn an_endpoint_that_ends_is_seen_to_go() {
     stays.wait_for_metric(r#"zmq_echo_requests_total{source="client"}"#, since);
     run.signal(Signal::INT);
     let result: Json = serde_json::from_reader(run.stdout()).expect("JSON");
-    assert_eq!(run.wait(), 0, "{}", result["failures"]);
+    assert_eq!(run.wait(), 3, "{}", result["failures"]);
     let changes = result["changes"].as_array().unwrap();
     let are = |what: &str| changes.iter().filter(|change| change["what"] == what).count();
     assert_eq!((are("came"), are("gone")), (2, 1), "{changes:?}");
@@ -346,7 +337,7 @@ fn endpoints_that_come_and_go_in_dns_are_followed_without_a_failure() {
     first.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
     run.signal(Signal::INT);
     let result: Json = serde_json::from_reader(run.stdout()).expect("JSON");
-    assert_eq!(run.wait(), 0, "{}", result["failures"]);
+    assert_eq!(run.wait(), 3, "{}", result["failures"]);
     let changes = result["changes"].as_array().unwrap();
     let seen = |server: &Server, what: &str| {
         changes
@@ -374,7 +365,7 @@ fn the_log_is_documented_text_on_stderr() {
 }
 
 #[test]
-fn a_signal_ends_the_run_with_its_result() {
+fn a_signal_ends_the_run_with_its_result_and_with_a_code_of_its_own() {
     for signal in [Signal::INT, Signal::TERM] {
         let server = Server::start(&[]);
         let args = [&*server.endpoint, "--duration", "1h", "--rate", "1000", "--output", "json"];
@@ -383,7 +374,7 @@ fn a_signal_ends_the_run_with_its_result() {
         server.wait_for_metric(requests, |count| count >= 100.0);
         run.signal(signal);
         let result: Json = serde_json::from_reader(run.stdout()).expect("JSON");
-        assert_eq!(run.wait(), 0);
+        assert_eq!(run.wait(), 3);
         assert_eq!(result["interrupted"], true);
         assert_eq!(result["sent"], result["answered"]);
         assert_eq!(number(&result["answered"]), server.metric(requests));
@@ -412,31 +403,6 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn where_nothing_answers_the_start_fails_soon_and_says_where() {
-    let nobody = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        format!("tcp://{}", listener.local_addr().unwrap())
-    };
-    let unknown = "tcp://no-such-host.invalid:5555";
-    // Both at once: each waits for five seconds.
-    let running = [&*nobody, unknown].map(|endpoint| {
-        let mut run = command(&LOAD);
-        run.args([endpoint, "--duration", "1h"]).stdout(Stdio::piped()).stderr(Stdio::piped());
-        (endpoint, run.spawn().expect("the program starts"))
-    });
-    for (endpoint, run) in running {
-        let output = run.wait_with_output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{stderr}");
-        assert!(
-            stderr.contains(&format!("no endpoint answers at {endpoint} after 5s")),
-            "{stderr}"
-        );
-        assert!(output.stdout.is_empty());
-    }
-}
-
-#[test]
 fn without_a_terminal_a_line_now_and_then_says_how_it_goes() {
     let server = Server::start(&[]);
     let mut run = command(&LOAD);
@@ -450,11 +416,11 @@ fn without_a_terminal_a_line_now_and_then_says_how_it_goes() {
         assert!(line.contains(part), "{line}");
     }
     run.signal(Signal::INT);
-    assert_eq!(run.wait(), 0);
+    assert_eq!(run.wait(), 3);
 }
 
 /// A value that each flag refuses, and a part of what would be right.
-const REFUSED: [(&str, &str, &str); 21] = [
+const REFUSED: [(&str, &str, &str); 22] = [
     ("--discover", "zmq-echo", "such as dns://zmq-echo-headless:5555"),
     ("--rate", "0", "expected 1 to 10000000 requests a second, such as 5000, or max"),
     ("--rate", "fast", "such as 5000, or max"),
@@ -465,6 +431,7 @@ const REFUSED: [(&str, &str, &str); 21] = [
     ("--size", "17MiB", "expected 8 to 16MiB"),
     ("--size", "4KiB-64", "a rising range"),
     ("--size", "16MiB", "--size 16MiB; expected 262144 requests and 1GiB of payload at most"),
+    ("--wait", "0s", "more than 0s"),
     ("--duration", "0s", "more than 0s"),
     ("--duration", "30", "a number with its unit"),
     ("--timeout", "0s", "more than 0s"),

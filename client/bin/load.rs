@@ -8,6 +8,7 @@ use zmq_echo::log::{self, FLUSH_LIMIT, LogFormat};
 use zmq_echo::service::termination::Termination;
 use zmq_echo_client::load::config::LoadConfig;
 use zmq_echo_client::load::progress::Progress;
+use zmq_echo_client::load::report::Destination;
 use zmq_echo_client::load::{self, LoadError};
 
 fn main() -> ExitCode {
@@ -23,15 +24,16 @@ fn main() -> ExitCode {
     });
     exit.unwrap_or_else(|error| {
         eprintln!("{}", log::chain(&error));
-        Exit::Failed
+        error.exit()
     })
     .into()
 }
 
 fn run(config: &LoadConfig, progress: &Progress) -> Result<Exit, LoadError> {
     let signals = Termination::register()?;
+    let report = Destination::open(config.report.as_deref())?;
     let command = load::command_line(std::env::args_os());
     let result = load::run(config, command, signals.socket, progress)?;
-    load::publish(&result, config, io::stdout())?;
-    Ok(if result.is_success() { Exit::Answered } else { Exit::Failed })
+    load::publish(&result, config.output, report, io::stdout())?;
+    Ok(result.exit())
 }

@@ -2,7 +2,6 @@
 //! back, and knows when the endpoint had better not be used.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +21,7 @@ use super::pending::{Arrival, Pending, Tagged};
 use super::reply::ReplyMemory;
 use super::shared::Shared;
 use super::time::after;
+use super::trouble::Trouble;
 
 /// How many requests are taken in one go: they cost one turn of the task and one write to the
 /// kernel.
@@ -38,6 +38,8 @@ pub(super) struct Connection {
     queue: mpsc::UnboundedReceiver<Ticket>,
     /// What the source says of the endpoint.
     wanted: watch::Receiver<Endpoint>,
+    /// The same, not seen since the last attempt to connect or to check began.
+    news: watch::Receiver<Endpoint>,
     /// Failures in a row: of connecting, of checks, of requests.
     failures: u32,
     /// Attempts whose callers are to be told.
@@ -58,9 +60,9 @@ impl Connection {
         member: Arc<Member>,
         queue: mpsc::UnboundedReceiver<Ticket>,
     ) -> Self {
-        let wanted = member.wanted.subscribe();
+        let (wanted, news) = (member.wanted.subscribe(), member.wanted.subscribe());
         let settled = Settled::new(Arc::clone(&member));
-        Self { shared, member, queue, wanted, failures: 0, settled }
+        Self { shared, member, queue, wanted, news, failures: 0, settled }
     }
 
     /// Runs until the endpoint is drained.
@@ -79,11 +81,13 @@ impl Connection {
     /// is not wanted any more.
     async fn reconnect(&mut self, suspect: bool) -> Option<Dealer> {
         if suspect {
-            let check = self.check();
-            self.unconnected(check).await?;
+            let mut pause = self.pause();
+            while !self.until_news(self.check(pause)).await? {
+                pause = Duration::ZERO;
+            }
         } else {
             let pause = self.pause();
-            self.unconnected(sleep(pause)).await?;
+            self.until_news(sleep(pause)).await?;
         }
         self.connect().await
     }
@@ -94,24 +98,49 @@ impl Connection {
         let config = self.dealer_config();
         let endpoint = Arc::clone(&self.member.endpoint);
         loop {
-            // They may be others each time.
-            let addresses = self.addresses();
+            let addresses = self.news.borrow_and_update().addresses.clone();
             let connecting = Dealer::connect_at(&endpoint, &addresses, &config);
             match self.unconnected(connecting).await? {
                 Ok(dealer) => {
                     debug!(%endpoint, "connected");
+                    self.member.is_well();
                     self.shared.metrics.connected.inc();
                     return Some(dealer);
                 }
                 Err(error) => {
                     let reason = zmq_echo::log::chain(&error);
                     debug!(%endpoint, reason, "cannot connect");
+                    self.member.is_in(Trouble::Connect(Arc::new(error)));
                     self.shared.metrics.connect_failed.inc();
                     let pause = self.pause();
-                    self.unconnected(sleep(pause)).await?;
+                    self.until_news(sleep(pause)).await?;
                 }
             }
         }
+    }
+
+    /// Does `work` while there is no connection, and says whether it was done before the source
+    /// had news of the endpoint. With news, failures so far say nothing about the next attempt:
+    /// an endpoint that becomes ready is connected to at once.
+    async fn until_news(&mut self, work: impl Future<Output = ()>) -> Option<bool> {
+        let mut news = self.news.clone();
+        let race = async {
+            tokio::select! {
+                biased;
+                Ok(()) = news.changed() => false,
+                () = work => true,
+            }
+        };
+        let done = self.unconnected(race).await?;
+        if !done {
+            self.start_afresh();
+        }
+        Some(done)
+    }
+
+    fn start_afresh(&mut self) {
+        self.news.mark_unchanged();
+        self.failures = 0;
     }
 
     fn dealer_config(&self) -> DealerConfig {
@@ -151,10 +180,9 @@ impl Connection {
     }
 
     /// Comes back once the endpoint has answered a request that announces itself
-    /// as a probe.
-    fn check(&mut self) -> BoxFuture<'static, ()> {
+    /// as a probe. The first one is sent after a pause.
+    fn check(&self, mut pause: Duration) -> BoxFuture<'static, ()> {
         let (shared, member) = (Arc::clone(&self.shared), Arc::clone(&self.member));
-        let mut pause = self.pause();
         let mut failures = self.failures;
         Box::pin(async move {
             loop {
@@ -163,7 +191,10 @@ impl Connection {
                 let limit = shared.config.timeout;
                 match probe::check_at(&member.endpoint, &addresses, limit).await {
                     Ok(_) => break shared.metrics.checks_answered.inc(),
-                    Err(error) => debug!(%error, "still suspect"),
+                    Err(error) => {
+                        debug!(%error, "still suspect");
+                        member.is_in(Trouble::Check(Arc::new(error)));
+                    }
                 }
                 shared.metrics.checks_failed.inc();
                 pause = shared.config.reconnect_backoff.pause(failures);
@@ -192,10 +223,6 @@ impl Connection {
             session.connection.set_state(if suspect { State::Suspect } else { State::Connecting });
         }
         end
-    }
-
-    fn addresses(&self) -> Vec<SocketAddr> {
-        self.wanted.borrow().addresses.clone()
     }
 
     fn set_state(&self, state: State) {
@@ -268,7 +295,7 @@ impl Session<'_> {
                     }
                 }
                 () = due(&mut self.check) => self.checked(),
-                Ok(()) = self.connection.wanted.changed() => self.show_state(),
+                Ok(()) = self.connection.wanted.changed() => self.told(),
             }
         }
     }
@@ -374,16 +401,28 @@ impl Session<'_> {
     fn suspect(&mut self) {
         if self.check.is_none() && !self.retiring {
             debug!(endpoint = %self.connection.member.endpoint, "suspect");
+            self.connection.member.is_in(Trouble::NoReply);
             self.alive = false;
-            self.check = Some(self.connection.check());
+            let pause = self.connection.pause();
+            self.check = Some(self.connection.check(pause));
             self.show_state();
         }
+    }
+
+    /// The source has news of the endpoint. If it is suspect, it is checked again at once.
+    fn told(&mut self) {
+        if self.check.is_some() {
+            self.connection.start_afresh();
+            self.check = Some(self.connection.check(Duration::ZERO));
+        }
+        self.show_state();
     }
 
     /// The check was answered. The connection goes on if it has answered as well: something
     /// since then, or what was sent after the request that was lost. Otherwise it is made again.
     fn checked(&mut self) {
         self.check = None;
+        self.connection.member.is_well();
         self.retiring = !self.alive && !self.pending.answers_after_a_loss();
         self.show_state();
     }
@@ -405,6 +444,7 @@ impl Session<'_> {
     fn broken(&self, reason: Reason) -> End {
         let endpoint = &self.connection.member.endpoint;
         debug!(%endpoint, reason = reason.as_str(), "connection lost");
+        self.connection.member.is_in(Trouble::Lost(reason));
         End::Broken { suspect: self.check.is_some() }
     }
 }

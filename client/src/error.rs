@@ -6,6 +6,8 @@ use std::time::Duration;
 use zmq_echo::units::milliseconds;
 use zmtp::endpoint::ConnectEndpoint;
 
+use super::trouble::Unusable;
+
 /// A request that was not answered: where it was tried last, how often, and after
 /// how long it was given up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,8 +55,10 @@ pub enum RequestError {
         elapsed: Duration,
     },
     /// No endpoint was usable until the deadline, and no attempt was made.
-    #[error("no endpoint was usable for {}", milliseconds(*elapsed))]
+    #[error("no endpoint was usable for {}{}", milliseconds(*elapsed), because(reason.as_deref()))]
     NoEndpoint {
+        /// Why, as far as it is known.
+        reason: Option<Box<Unusable>>,
         /// From the request to this error.
         elapsed: Duration,
     },
@@ -75,6 +79,10 @@ pub enum RequestError {
     /// The client was closed.
     #[error("the client is closed")]
     Closed,
+}
+
+fn because(reason: Option<&Unusable>) -> String {
+    reason.map_or(String::new(), |reason| format!(": {reason}; {}", reason.advice()))
 }
 
 impl RequestError {

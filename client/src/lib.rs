@@ -79,6 +79,7 @@ mod shared;
 mod slots;
 mod spread;
 mod time;
+mod trouble;
 
 use std::sync::Arc;
 
@@ -92,6 +93,7 @@ pub use error::RequestError;
 pub use member::{EndpointStatus, State};
 pub use metrics::ClientMetrics;
 pub use reply::Reply;
+pub use trouble::{Trouble, Unusable};
 
 use discovery::{Discovery, Endpoints};
 use shared::{Phase, Shared};
@@ -125,7 +127,7 @@ impl Client {
         discovery: Box<dyn Discovery>,
         metrics: ClientMetrics,
     ) -> Self {
-        let shared = Arc::new(Shared::new(config, metrics));
+        let shared = Arc::new(Shared::new(config, metrics, discovery.failures()));
         let pool = tokio::spawn(pool::run(Arc::clone(&shared), discovery)).abort_handle();
         Self(Arc::new(Handle { shared, pool }))
     }
@@ -144,6 +146,12 @@ impl Client {
     /// Waits until an endpoint is usable.
     pub async fn ready(&self) {
         self.0.shared.roster.wait_until_usable().await;
+    }
+
+    /// Why no endpoint gets requests, or `None` if one does: what to tell a user while
+    /// [`Client::ready`] waits.
+    pub fn unusable(&self) -> Option<Unusable> {
+        self.0.shared.unusable()
     }
 
     /// What is known now of each endpoint, in the order of their addresses.

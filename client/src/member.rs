@@ -16,6 +16,7 @@ use super::metrics::ClientMetrics;
 use super::reply::ReplyMemory;
 use super::slots::Slot;
 use super::spread;
+use super::trouble::{Trouble, Unusable};
 use zmtp::endpoint::ConnectEndpoint;
 
 /// How a client stands to an endpoint.
@@ -43,6 +44,8 @@ pub struct EndpointStatus {
     pub outstanding: usize,
     /// Replies that came from there in time, since it became known.
     pub answered: u64,
+    /// What went wrong there last, `None` if it is well or nothing was tried yet.
+    pub trouble: Option<Trouble>,
 }
 
 /// An endpoint's handle: what its connection's task and the callers share.
@@ -52,6 +55,8 @@ pub(super) struct Member {
     state: AtomicU8,
     outstanding: AtomicUsize,
     answered: AtomicU64,
+    /// What went wrong last, and when.
+    trouble: Mutex<Option<(Instant, Trouble)>>,
     submissions: mpsc::UnboundedSender<Ticket>,
     metrics: ClientMetrics,
     /// What the source says of it.
@@ -218,6 +223,7 @@ impl Member {
             state: AtomicU8::new(State::Connecting as u8),
             outstanding: AtomicUsize::new(0),
             answered: AtomicU64::new(0),
+            trouble: Mutex::default(),
             submissions,
             metrics,
             wanted: watch::Sender::new(wanted),
@@ -253,7 +259,22 @@ impl Member {
             state: self.state(),
             outstanding: self.outstanding.load(Relaxed),
             answered: self.answered.load(Relaxed),
+            trouble: self.trouble().as_ref().map(|(_, trouble)| trouble.clone()),
         }
+    }
+
+    /// Something went wrong.
+    pub fn is_in(&self, trouble: Trouble) {
+        *self.trouble() = Some((Instant::now(), trouble));
+    }
+
+    /// The endpoint is well again.
+    pub fn is_well(&self) {
+        *self.trouble() = None;
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Option<(Instant, Trouble)>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -264,6 +285,8 @@ pub(super) struct Roster {
     usable: watch::Sender<Arc<[Arc<Member>]>>,
     changes: watch::Sender<Endpoints>,
     known: AtomicUsize,
+    /// Whether the source has said anything.
+    asked: AtomicBool,
     metrics: ClientMetrics,
 }
 
@@ -274,6 +297,7 @@ impl Roster {
             usable: watch::Sender::new(Arc::new([])),
             changes: watch::Sender::default(),
             known: AtomicUsize::new(0),
+            asked: AtomicBool::new(false),
             metrics,
         }
     }
@@ -305,6 +329,28 @@ impl Roster {
         self.members().values().map(|member| member.status()).collect()
     }
 
+    /// Why no endpoint is usable, as far as endpoints can tell. `None` if one is.
+    pub fn unusable(&self) -> Option<Unusable> {
+        if !self.usable.borrow().is_empty() {
+            return None;
+        }
+        let members = self.members();
+        let latest = members.values().filter_map(|member| {
+            let (at, trouble) = member.trouble().clone()?;
+            Some((at, Arc::clone(&member.endpoint), trouble))
+        });
+        let latest = latest.max_by_key(|(at, ..)| *at);
+        Some(match latest {
+            Some((_, endpoint, trouble)) => Unusable::Endpoint { endpoint, trouble },
+            None if members.values().any(|member| member.state() != State::Draining) => {
+                Unusable::Connecting
+            }
+            None if self.known.load(Relaxed) > 0 || !members.is_empty() => Unusable::Draining,
+            None if self.asked.load(Relaxed) => Unusable::NoneNamed,
+            None => Unusable::NotAsked,
+        })
+    }
+
     pub fn get(&self, endpoint: &ConnectEndpoint) -> Option<Arc<Member>> {
         self.members().get(endpoint).cloned()
     }
@@ -330,6 +376,7 @@ impl Roster {
 
     /// Shows how many endpoints the source names.
     pub fn set_known(&self, known: usize) {
+        self.asked.store(true, Relaxed);
         let before = self.known.swap(known, Relaxed);
         self.metrics.known.add(known as i64 - before as i64);
     }

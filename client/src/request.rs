@@ -62,7 +62,7 @@ async fn attempts(
             Some(member) => member,
             None => {
                 let drawing = draw(shared, progress);
-                timeout_at(deadline, drawing).await.map_err(|_| progress.out_of_time())??
+                timeout_at(deadline, drawing).await.map_err(|_| progress.out_of_time(shared))??
             }
         };
         let member = progress.current.insert(member);
@@ -79,7 +79,7 @@ async fn attempts(
                     if claim.take() {
                         progress.unsent = progress.current.take();
                     }
-                    return Err(progress.out_of_time());
+                    return Err(progress.out_of_time(shared));
                 }
             }
         };
@@ -96,7 +96,7 @@ async fn attempts(
             }
             attempt => {
                 if progress.failed.len() as u64 >= u64::from(shared.config.retries) {
-                    return Err(progress.given_up(&attempt));
+                    return Err(progress.given_up(shared, &attempt));
                 }
                 progress.failed.extend(progress.current.take());
                 shared.config.retry_backoff.pause(progress.failed.len() as u32 - 1)
@@ -104,7 +104,7 @@ async fn attempts(
         };
         if after(Instant::now(), pause) >= deadline {
             sleep_until(deadline).await;
-            return Err(progress.out_of_time());
+            return Err(progress.out_of_time(shared));
         }
         match pause {
             // The connection is drawn again only if it is there again.
@@ -129,7 +129,7 @@ async fn take_slot(
     match timeout_at(deadline, shared.slots.wait()).await {
         Ok(Ok(slot)) => Ok(slot),
         Ok(Err(_)) => Err(progress.full()),
-        Err(_) => Err(progress.out_of_time()),
+        Err(_) => Err(progress.out_of_time(shared)),
     }
 }
 
@@ -156,9 +156,9 @@ impl Progress {
     }
 
     /// The attempt under way was the last that there may be.
-    fn given_up(&self, attempt: &Attempt) -> RequestError {
+    fn given_up(&self, shared: &Shared, attempt: &Attempt) -> RequestError {
         let (attempts, elapsed) = (self.attempts(), self.started.elapsed());
-        let Some(member) = &self.current else { return RequestError::NoEndpoint { elapsed } };
+        let Some(member) = &self.current else { return no_endpoint(shared, elapsed) };
         let endpoint = Arc::clone(&member.endpoint);
         match attempt {
             Attempt::Disconnected => RequestError::Disconnected { endpoint, attempts, elapsed },
@@ -168,7 +168,7 @@ impl Progress {
     }
 
     /// The deadline passed, with an attempt under way or between two.
-    fn out_of_time(&self) -> RequestError {
+    fn out_of_time(&self, shared: &Shared) -> RequestError {
         let (attempts, elapsed) = (self.attempts(), self.started.elapsed());
         match self.current.as_ref().or(self.failed.last()) {
             Some(last) => {
@@ -179,10 +179,14 @@ impl Progress {
                 Some(member) => {
                     RequestError::NotSent { endpoint: Arc::clone(&member.endpoint), elapsed }
                 }
-                None => RequestError::NoEndpoint { elapsed },
+                None => no_endpoint(shared, elapsed),
             },
         }
     }
+}
+
+fn no_endpoint(shared: &Shared, elapsed: Duration) -> RequestError {
+    RequestError::NoEndpoint { reason: shared.unusable().map(Box::new), elapsed }
 }
 
 /// Counts each request once, also one whose caller has left.

@@ -6,9 +6,11 @@ use tokio::sync::watch;
 use zmtp::memory_pool::MemoryPool;
 
 use super::config::ClientConfig;
+use super::discovery::Failures;
 use super::member::Roster;
 use super::metrics::ClientMetrics;
 use super::slots::Slots;
+use super::trouble::Unusable;
 
 /// What callers and tasks share.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub(super) struct Shared {
     pub reply_memory: MemoryPool,
     pub roster: Roster,
     pub phase: watch::Sender<Phase>,
+    /// Of the source.
+    pub failures: Failures,
 }
 
 /// The life of a client.
@@ -32,16 +36,27 @@ pub(super) enum Phase {
 }
 
 impl Shared {
-    pub fn new(config: ClientConfig, metrics: ClientMetrics) -> Self {
+    pub fn new(config: ClientConfig, metrics: ClientMetrics, failures: Failures) -> Self {
         Self {
             deadline: config.overall_deadline(),
             slots: Slots::new(&config, &metrics),
             reply_memory: MemoryPool::new(config.max_replies),
             roster: Roster::new(metrics.clone()),
             phase: watch::Sender::new(Phase::Open),
+            failures,
             metrics,
             config,
         }
+    }
+
+    /// See [`Client::unusable`](super::Client::unusable).
+    pub fn unusable(&self) -> Option<Unusable> {
+        let unusable = self.roster.unusable()?;
+        if let Unusable::NotAsked | Unusable::NoneNamed = unusable {
+            let failure = self.failures.borrow().clone();
+            return Some(failure.map_or(unusable, Unusable::Source));
+        }
+        Some(unusable)
     }
 
     /// Waits until nothing new is taken any more.

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use zmq_echo_client::discovery::EndpointState::{Draining, Ready};
-use zmq_echo_client::{Backoff, ClientConfig, RequestError, State};
+use zmq_echo_client::{Backoff, ClientConfig, RequestError, State, Trouble, Unusable};
+use zmtp::dealer::ConnectError;
 
 use super::peers::{Peer, by_hand, deaf, is_check, payload};
 use super::{Counted, Got, Teller, fixed, hasty, patient, until};
@@ -331,4 +332,60 @@ async fn each_trouble_of_an_endpoint_is_logged_as_documented() {
     logged("connection lost").await;
     teller.say(&[(REFUSES, Draining)]);
     logged("endpoint changed").await;
+}
+
+#[tokio::test]
+async fn the_last_failure_of_an_endpoint_is_known_until_it_is_well_again() {
+    // Bound, and not listening: refused.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let endpoint = format!("tcp://{address}");
+    let config = ClientConfig { deadline: Some(Duration::from_millis(50)), ..patient() };
+    let client = Counted::new(config, fixed(&[&endpoint]));
+    let trouble = || client.client.endpoints().pop().and_then(|status| status.trouble);
+    until("it has failed", || trouble().is_some()).await;
+    let refused = |error: &ConnectError| matches!(error, ConnectError::Connect { .. });
+    assert!(matches!(trouble(), Some(Trouble::Connect(error)) if refused(&error)));
+    let error = client.request("anybody?").await.unwrap_err();
+    let RequestError::NoEndpoint { reason: Some(reason), .. } = &error else { panic!("{error}") };
+    assert!(matches!(**reason, Unusable::Endpoint { .. }), "{reason:?}");
+    let text = format!(": {endpoint}: connection refused; is the server running?");
+    assert!(error.to_string().ends_with(&text), "{error}");
+
+    drop(socket);
+    let server = Server::start_on(&endpoint, &[]);
+    client.wait_for_state(&endpoint, Some(State::Ready)).await;
+    assert!(trouble().is_none() && client.client.unusable().is_none());
+    server.signal(Signal::KILL);
+    until("it is lost", || trouble().is_some()).await;
+    assert!(client.client.unusable().is_some());
+}
+
+#[tokio::test]
+async fn an_endpoint_that_does_not_answer_is_known_for_it() {
+    let (silent, _) = unhelpful(false).await;
+    let client = Counted::new(ClientConfig { retries: 0, ..hasty() }, fixed(&[&silent.endpoint]));
+    client.wait_for_state(&silent.endpoint, Some(State::Ready)).await;
+    assert!(matches!(client.request("a").await, Err(RequestError::TimedOut { .. })));
+    let trouble = || client.client.endpoints().pop().and_then(|status| status.trouble);
+    assert!(trouble().is_some());
+    until("its check has failed", || matches!(trouble(), Some(Trouble::Check(_)))).await;
+    let unusable = client.client.unusable().expect("it gets no requests");
+    let text = format!("{}: no reply, and the check failed: no reply", silent.endpoint);
+    assert_eq!(unusable.to_string(), text);
+}
+
+#[tokio::test]
+async fn a_client_without_endpoints_knows_whether_its_source_has_named_none() {
+    let client = Counted::new(hasty(), fixed(&[]));
+    until("the source has spoken", || client.client.unusable() == Some(Unusable::NoneNamed)).await;
+    let (teller, told) = Teller::new();
+    let client = Counted::new(hasty(), told);
+    let server = Server::start(&[]);
+    teller.say(&[(&server.endpoint, Draining)]);
+    until("it is leaving", || client.client.unusable() == Some(Unusable::Draining)).await;
+    teller.say(&[(&server.endpoint, Ready)]);
+    until("it is usable", || client.client.unusable().is_none()).await;
 }

@@ -12,7 +12,10 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{EndpointState, MAX_ENDPOINTS};
+use super::MAX_ENDPOINTS;
+
+/// The most bytes of what tells pods apart: a namespace and a name take 317.
+const MAX_POD: usize = 320;
 
 /// The most ports of a slice that are read: the API allows no more.
 const MAX_PORTS: usize = 100;
@@ -175,14 +178,29 @@ pub struct Endpoint {
     /// The first address. All of an endpoint's addresses are the same pod: the API asks for
     /// the first.
     pub ip: Option<IpAddr>,
-    pub state: EndpointState,
+    pub tier: Tier,
+    /// The same text for each endpoint of one pod, which has one for each family of addresses.
+    pub pod: Option<String>,
+}
+
+/// How much is to be expected of an endpoint. The best comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// It is ready, and not terminating.
+    Ready,
+    /// It is terminating and serves until then.
+    Serving,
+    /// It may not answer.
+    Doubtful,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct WholeEndpoint {
     #[serde(default)]
     addresses: AtMost<1, Address>,
     conditions: Option<Conditions>,
+    target_ref: Option<Target>,
 }
 
 /// An address, or none if the text is something else.
@@ -196,24 +214,52 @@ impl From<String> for Address {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Conditions {
     ready: Option<bool>,
+    serving: Option<bool>,
     terminating: Option<bool>,
 }
 
+impl Conditions {
+    /// A condition that is not set means ready, serving and not terminating, by the API's own
+    /// words. An endpoint that is terminating may still be called ready, if its Service publishes
+    /// addresses that are not: it is on its way out all the same.
+    fn tier(&self) -> Tier {
+        let terminating = self.terminating.unwrap_or(false);
+        match (self.ready.unwrap_or(true), self.serving.unwrap_or(true)) {
+            (true, _) if !terminating => Tier::Ready,
+            (_, true) if terminating => Tier::Serving,
+            _ => Tier::Doubtful,
+        }
+    }
+}
+
+/// The object behind an endpoint.
+#[derive(Deserialize)]
+struct Target {
+    kind: Option<String>,
+    namespace: Option<String>,
+    name: Option<String>,
+    uid: Option<String>,
+}
+
+impl Target {
+    fn pod(self) -> Option<String> {
+        let name = (self.kind.as_deref() == Some("Pod"))
+            .then(|| Some(format!("{}/{}", self.namespace?, self.name?)))
+            .flatten();
+        let pod = self.uid.filter(|uid| !uid.is_empty()).or(name);
+        pod.filter(|pod| pod.len() <= MAX_POD)
+    }
+}
+
 impl From<WholeEndpoint> for Endpoint {
-    /// What is not set means ready and not terminating, by the API's own words. An endpoint
-    /// that is terminating may still be called ready, if its Service publishes addresses that
-    /// are not.
     fn from(endpoint: WholeEndpoint) -> Self {
-        let conditions = endpoint.conditions.as_ref();
-        let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
-        let terminating = conditions.and_then(|conditions| conditions.terminating);
-        let usable = ready && !terminating.unwrap_or(false);
         Self {
             ip: endpoint.addresses.0.first().and_then(|address| address.0),
-            state: if usable { EndpointState::Ready } else { EndpointState::Draining },
+            tier: endpoint.conditions.unwrap_or_default().tier(),
+            pod: endpoint.target_ref.and_then(Target::pod),
         }
     }
 }

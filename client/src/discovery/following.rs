@@ -2,13 +2,12 @@
 //! logged where it begins and where it ends, and each is followed by a longer wait.
 
 use std::convert::Infallible;
-use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{EndpointState, Endpoints, MAX_ENDPOINTS};
+use super::{EndpointState, Endpoints, Failures, MAX_ENDPOINTS, SourceFailure};
 use crate::Backoff;
 
 /// Publishes what `follow` finds out until nobody listens any more.
@@ -52,6 +51,11 @@ impl Publisher {
         }
     }
 
+    /// How many endpoints were published last.
+    pub(super) fn len(&self) -> usize {
+        self.endpoints.borrow().len()
+    }
+
     fn bound(&mut self, set: &mut Endpoints) {
         let count = set.len();
         let over = count > MAX_ENDPOINTS;
@@ -76,26 +80,95 @@ impl Publisher {
 /// Whether a source cannot be asked just now.
 pub(super) struct Outage {
     source: String,
-    began: Option<Instant>,
+    /// Whether the source has ever answered.
+    answered: bool,
+    /// When it began, and how much of the source it took.
+    current: Option<(Instant, Extent)>,
+    /// What a user should know although the source answers.
+    note: Option<SourceFailure>,
+    last: watch::Sender<Option<SourceFailure>>,
+}
+
+/// How much of a source cannot be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Extent {
+    Part,
+    Whole,
 }
 
 impl Outage {
     pub(super) fn new(source: String) -> Self {
-        Self { source, began: None }
+        let last = watch::Sender::new(None);
+        Self { source, answered: false, current: None, note: None, last }
     }
 
-    pub(super) fn failed(&mut self, error: &dyn Display) {
-        if self.began.is_none() {
-            self.began = Some(Instant::now());
-            warn!(source = self.source, %error, "the source failed: the last endpoints stay");
+    /// See [`Discovery::failures`](super::Discovery::failures).
+    pub(super) fn failures(&self) -> Failures {
+        self.last.subscribe()
+    }
+
+    /// The source could not be asked. As many `endpoints` are known, and stay in use.
+    pub(super) fn failed(&mut self, failure: SourceFailure, endpoints: usize) {
+        if self.worsens(Extent::Whole) {
+            let (source, error) = (&self.source, &failure.text);
+            if endpoints > 0 {
+                warn!(
+                    source,
+                    endpoints, error, "the source cannot be asked: its last endpoints stay in use"
+                );
+            } else if self.answered {
+                warn!(source, error, "the source cannot be asked, and has named no endpoint");
+            } else {
+                warn!(source, error, "the source cannot be asked yet");
+            }
         }
+        self.tell(Some(failure));
     }
 
+    /// The source has answered only in part. `endpoints` of them are known: those in the
+    /// answer, and those that the missing part named last.
+    pub(super) fn failed_in_part(&mut self, failure: SourceFailure, endpoints: usize) {
+        self.answered = true;
+        if self.worsens(Extent::Part) {
+            let (source, error) = (&self.source, &failure.text);
+            warn!(source, endpoints, error, "a part of the source cannot be asked");
+        }
+        self.tell(Some(failure));
+    }
+
+    /// The source has answered.
     pub(super) fn recovered(&mut self) {
-        if let Some(began) = self.began.take() {
+        self.answered = true;
+        self.tell(self.note.clone());
+        if let Some((began, _)) = self.current.take() {
             let duration = began.elapsed().as_secs_f64();
             info!(source = self.source, duration, "the source answers again");
         }
+    }
+
+    /// The source answers, and names no endpoint for this reason.
+    pub(super) fn names_none(&mut self, because: Option<SourceFailure>) {
+        self.note = because;
+        if self.current.is_none() {
+            self.tell(self.note.clone());
+        }
+    }
+
+    fn tell(&self, failure: Option<SourceFailure>) {
+        self.last.send_if_modified(|last| {
+            let modified = *last != failure;
+            *last = failure;
+            modified
+        });
+    }
+
+    /// Whether this is the start of an outage, or of its worse half. Only then it is logged,
+    /// however often the source is asked in vain.
+    fn worsens(&mut self, extent: Extent) -> bool {
+        let (began, before) = self.current.unzip();
+        let worst = before.map_or(extent, |before: Extent| before.max(extent));
+        self.current = Some((began.unwrap_or_else(Instant::now), worst));
+        before.is_none_or(|before| before < extent)
     }
 }
 

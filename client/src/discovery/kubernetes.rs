@@ -32,7 +32,7 @@ use super::answers::{Event, Status, Token, read_event, read_page};
 use super::following::{Outage, Publisher, Waits, until_unheard};
 use super::lines::Lines;
 use super::slices::Slices;
-use super::{Discovery, DiscoveryError, Endpoints};
+use super::{Discovery, DiscoveryError, Endpoints, FailureKind, Failures, SourceFailure};
 
 /// The wait after the first of several failures, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -143,12 +143,14 @@ pub struct Kubernetes {
     port: ServicePort,
     client: Client,
     patience: Patience,
+    outage: Outage,
 }
 
 impl Kubernetes {
     /// The endpoints of this port, from the API that `client` talks to.
     pub fn new(port: ServicePort, client: Client) -> Self {
-        Self { port, client, patience: Patience::default() }
+        let outage = Outage::new(port.to_string());
+        Self { port, client, patience: Patience::default(), outage }
     }
 
     /// Waits for the API as long as this.
@@ -217,13 +219,11 @@ impl Kubernetes {
 
 impl Discovery for Kubernetes {
     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
-        let source = self.port.to_string();
-        until_unheard(source.clone(), endpoints, |publisher| {
+        until_unheard(self.port.to_string(), endpoints, |publisher| {
             let follower = Follower {
                 slices: Slices::new(&self.port.port),
                 api: *self,
                 publisher,
-                outage: Outage::new(source),
                 waits: Waits::new(BACKOFF.0, BACKOFF.1),
                 changed: false,
                 version: None,
@@ -231,6 +231,10 @@ impl Discovery for Kubernetes {
             follower.run()
         })
         .boxed()
+    }
+
+    fn failures(&self) -> Failures {
+        self.outage.failures()
     }
 }
 
@@ -272,10 +276,23 @@ impl Failure {
     }
 }
 
+impl From<&Failure> for SourceFailure {
+    fn from(failure: &Failure) -> Self {
+        let kind = match failure {
+            Failure::Refused { code: 401 | 403, .. } => FailureKind::Denied,
+            Failure::Late(_)
+            | Failure::Silent(_)
+            | Failure::Broken(_)
+            | Failure::Unreachable(_) => FailureKind::Unreachable,
+            _ => FailureKind::Failed,
+        };
+        Self { kind, text: failure.to_string() }
+    }
+}
+
 struct Follower {
     api: Kubernetes,
     publisher: Publisher,
-    outage: Outage,
     waits: Waits,
     slices: Slices,
     /// Whether the slices have changed since they were published last.
@@ -298,7 +315,7 @@ impl Follower {
                     if matches!(failure, Failure::NotUnderstood(_) | Failure::TooLarge) {
                         self.version = None;
                     }
-                    self.outage.failed(&failure);
+                    self.api.outage.failed((&failure).into(), self.publisher.len());
                 }
             }
             sleep(self.waits.next()).await;
@@ -336,7 +353,7 @@ impl Follower {
         }
         self.slices = slices;
         self.version = Some(version.clone());
-        self.outage.recovered();
+        self.api.outage.recovered();
         self.changed = true;
         self.publish();
         Ok(version)
@@ -402,10 +419,15 @@ impl Follower {
         if std::mem::take(&mut self.changed) {
             self.publisher.publish(self.slices.endpoints());
         }
+        let wrong_port = |ports: &str| SourceFailure {
+            kind: FailureKind::NoSuchPort,
+            text: format!("no TCP port is named {}; the ports are: {ports}", self.api.port.port),
+        };
+        self.api.outage.names_none(self.slices.other_ports().map(wrong_port));
     }
 
     fn is_well(&mut self) {
         self.waits.reset();
-        self.outage.recovered();
+        self.api.outage.recovered();
     }
 }

@@ -5,8 +5,9 @@
 //! 2. [`fixed`]: a list that does not change.
 //! 3. [`dns`]: a name, asked again and again.
 //! 4. [`kubernetes`]: the EndpointSlices of a Service, listed and watched.
-//! 5. `slices`: what EndpointSlices say of endpoints, free of any connection.
-//! 6. `answers`: what is read of the API's answers, within bounds.
+//! 5. [`failure`]: why a source could not be asked.
+//! 6. `slices`: what EndpointSlices say of endpoints, free of any connection.
+//! 7. `answers`: what is read of the API's answers, within bounds.
 //!
 //! A source going away never removes endpoints: what could not be asked says
 //! nothing, and the last set stands until a new one is known.
@@ -22,6 +23,7 @@ use zmtp::endpoint::ConnectEndpoint;
 mod addresses;
 mod answers;
 pub mod dns;
+pub mod failure;
 pub mod fixed;
 mod following;
 pub mod kubernetes;
@@ -29,6 +31,7 @@ mod lines;
 mod slices;
 pub mod source;
 
+pub use failure::{FailureKind, Failures, SourceFailure};
 pub use fixed::Fixed;
 pub use source::{DiscoveryError, Source, SourceError};
 
@@ -43,7 +46,8 @@ pub const MAX_ENDPOINTS: usize = 1024;
 pub enum EndpointState {
     /// Takes requests.
     Ready,
-    /// Terminating or not ready: gets nothing new, and answers what it has.
+    /// Terminating or not ready while others are ready: gets nothing new, and answers what it
+    /// has.
     Draining,
 }
 
@@ -78,4 +82,10 @@ pub trait Discovery: Send + 'static {
     /// cannot be asked leaves the last set as it is, logs why, and is asked again
     /// with backoff. It ends where nobody listens to `endpoints` any more.
     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()>;
+
+    /// The source's last failure while it is followed, `None` if it answered since. It is for
+    /// people: a source that cannot fail, or that does not tell, keeps the default.
+    fn failures(&self) -> Failures {
+        watch::channel(None).1
+    }
 }

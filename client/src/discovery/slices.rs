@@ -1,38 +1,44 @@
 //! What EndpointSlices say of endpoints, free of any connection.
+//!
+//! The endpoints of the best [`Tier`] that is not empty take requests, and the others are drained.
+//! For terminating endpoints that still serve this is what kube-proxy does. The last tier goes
+//! further: if a kubelet is down for a minute, all of its pods count as not ready while they
+//! serve on, so a doubtful endpoint is better than none. The client finds out which of them
+//! answer.
+//!
+//! A pod with two families of addresses is in two slices, and is one endpoint here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use tracing::warn;
 
-use super::answers::{AddressType, Name, Protocol, Slice};
+use super::answers::{AddressType, Name, Protocol, Slice, Tier};
 use super::{Endpoint, EndpointState, Endpoints, MAX_ENDPOINTS};
 
 /// The most endpoints that are kept, of all slices together: an endpoint may be in
 /// several while the API moves it.
 const MAX_KEPT: usize = 4 * MAX_ENDPOINTS;
 
+/// The most addresses of an endpoint. A pod has one of each family.
+const MAX_ADDRESSES: usize = 4;
+
 /// The slices of one Service, reduced to one of its ports.
 #[derive(Debug)]
 pub struct Slices {
     port: String,
     /// By the slice's name; one without endpoints is not kept.
-    slices: BTreeMap<String, Vec<(SocketAddr, EndpointState)>>,
+    slices: BTreeMap<String, Vec<Listed>>,
     kept: usize,
     cut: bool,
-    misnamed: bool,
+    /// If endpoints have no port of this name: the names that there are.
+    misnamed: Option<String>,
 }
 
 impl Slices {
     /// None yet, of the Service's port of this name.
     pub fn new(port: &str) -> Self {
-        Self {
-            port: port.to_owned(),
-            slices: BTreeMap::new(),
-            kept: 0,
-            cut: false,
-            misnamed: false,
-        }
+        Self { port: port.to_owned(), slices: BTreeMap::new(), kept: 0, cut: false, misnamed: None }
     }
 
     /// Takes a slice that is new or has changed, and says whether its endpoints have.
@@ -56,15 +62,20 @@ impl Slices {
     /// A name that no port has would look like a Service without endpoints.
     fn warn_if_misnamed(&mut self, slice: &Slice) {
         if !slice.endpoints.0.is_empty()
-            && !self.misnamed
+            && self.misnamed.is_none()
             && port_number(slice, &self.port).is_none()
         {
-            self.misnamed = true;
             let ports =
                 slice.ports.0.iter().filter_map(|port| port.name.as_ref()).map(Name::as_str);
             let ports = ports.collect::<Vec<_>>().join(",");
             warn!(port = self.port, ports, "endpoints without a TCP port of this name");
+            self.misnamed = Some(ports);
         }
+    }
+
+    /// The names of the ports that endpoints have, if one was seen without a port of this name.
+    pub fn other_ports(&self) -> Option<&str> {
+        self.misnamed.as_deref()
     }
 
     /// Forgets a slice that is gone, and says whether it had endpoints.
@@ -72,7 +83,7 @@ impl Slices {
         !self.take(name).is_empty()
     }
 
-    fn take(&mut self, name: Option<&Name>) -> Vec<(SocketAddr, EndpointState)> {
+    fn take(&mut self, name: Option<&Name>) -> Vec<Listed> {
         let endpoints = self.slices.remove(text(name)).unwrap_or_default();
         self.kept -= endpoints.len();
         endpoints
@@ -84,19 +95,61 @@ impl Slices {
         self.cut
     }
 
-    /// All endpoints. One that is in several slices is ready where one of them says
-    /// so: with the host's network the next pod may have the address of the last,
-    /// which is still in a slice as terminating.
+    /// All endpoints, each named by its first address.
     pub fn endpoints(&self) -> Endpoints {
-        let mut all = Endpoints::new();
-        for (address, state) in self.slices.values().flatten() {
-            let endpoint = || Endpoint::new(*state, vec![*address]);
-            let known = all.entry((*address).into()).or_insert_with(endpoint);
-            if *state == EndpointState::Ready {
-                known.state = EndpointState::Ready;
+        let servers = self.servers();
+        let best = servers.values().map(|server| server.tier).min();
+        let known = |server: Server| {
+            let used = Some(server.tier) == best;
+            Endpoint {
+                state: if used { EndpointState::Ready } else { EndpointState::Draining },
+                addresses: server.addresses.into_iter().take(MAX_ADDRESSES).collect(),
+                doubtful: used && server.tier != Tier::Ready,
             }
+        };
+        servers.into_iter().map(|(first, server)| (first.into(), known(server))).collect()
+    }
+
+    /// All servers, by their first address. Those with the same one are the same: with the
+    /// host's network the next pod may have the address of the last, which is still in a slice
+    /// as terminating.
+    fn servers(&self) -> BTreeMap<SocketAddr, Server> {
+        let mut pods: BTreeMap<(Option<&str>, Option<SocketAddr>), Server> = BTreeMap::new();
+        for listed in self.slices.values().flatten() {
+            let pod = listed.pod.as_deref();
+            let address = pod.is_none().then_some(listed.address);
+            let server = Server { tier: listed.tier, addresses: [listed.address].into() };
+            pods.entry((pod, address)).and_modify(|known| known.join(&server)).or_insert(server);
         }
-        all
+        let mut servers: BTreeMap<SocketAddr, Server> = BTreeMap::new();
+        for server in pods.into_values() {
+            let Some(first) = server.addresses.first() else { continue };
+            servers.entry(*first).and_modify(|known| known.join(&server)).or_insert(server);
+        }
+        servers
+    }
+}
+
+/// An endpoint of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Listed {
+    address: SocketAddr,
+    tier: Tier,
+    pod: Option<String>,
+}
+
+/// What all slices together say of one server.
+struct Server {
+    tier: Tier,
+    /// In the order in which they are tried: IPv4 first.
+    addresses: BTreeSet<SocketAddr>,
+}
+
+impl Server {
+    /// The best word counts, as slices change one after the other.
+    fn join(&mut self, other: &Self) {
+        self.tier = self.tier.min(other.tier);
+        self.addresses.extend(&other.addresses);
     }
 }
 
@@ -104,16 +157,15 @@ fn text(name: Option<&Name>) -> &str {
     name.map(Name::as_str).unwrap_or_default()
 }
 
-fn endpoints(slice: &Slice, port: &str) -> Vec<(SocketAddr, EndpointState)> {
+fn endpoints(slice: &Slice, port: &str) -> Vec<Listed> {
     if slice.address_type == AddressType::Other {
         return Vec::new();
     }
     let Some(port) = port_number(slice, port) else { return Vec::new() };
-    let with_address = slice
-        .endpoints
-        .0
-        .iter()
-        .filter_map(|endpoint| Some((SocketAddr::new(endpoint.ip?, port), endpoint.state)));
+    let with_address = slice.endpoints.0.iter().filter_map(|endpoint| {
+        let address = SocketAddr::new(endpoint.ip?, port);
+        Some(Listed { address, tier: endpoint.tier, pod: endpoint.pod.clone() })
+    });
     with_address.collect()
 }
 
@@ -143,31 +195,133 @@ mod tests {
         slice(name, "IPv4", json!([{"name": "zmq", "port": 5555}]), endpoints)
     }
 
-    fn known(slices: &[Slice]) -> Vec<(String, EndpointState)> {
+    fn said(slices: &[Slice]) -> Endpoints {
         let mut known = Slices::new("zmq");
         slices.iter().for_each(|slice| {
             known.put(slice);
         });
-        known.endpoints().into_iter().map(|(key, known)| (key.to_string(), known.state)).collect()
+        known.endpoints()
+    }
+
+    fn known(slices: &[Slice]) -> Vec<(String, EndpointState)> {
+        said(slices).into_iter().map(|(key, said)| (key.to_string(), said.state)).collect()
+    }
+
+    /// An endpoint with these conditions.
+    fn at(address: &str, conditions: Value) -> Value {
+        json!({"addresses": [address], "conditions": conditions})
+    }
+
+    /// An endpoint which is this object.
+    fn of(target: Value, address: &str) -> Value {
+        json!({"addresses": [address], "targetRef": target})
     }
 
     #[test]
-    fn an_endpoint_gets_requests_where_it_is_ready_and_not_terminating() {
-        use EndpointState::{Draining, Ready};
-        for (conditions, state) in [
+    fn conditions_that_are_not_set_mean_ready_serving_and_not_terminating() {
+        use Tier::{Doubtful, Ready, Serving};
+        for (conditions, tier) in [
             (json!(null), Ready),
             (json!({}), Ready),
             (json!({"ready": true}), Ready),
             (json!({"ready": true, "serving": true, "terminating": false}), Ready),
-            (json!({"ready": false}), Draining),
-            (json!({"ready": false, "serving": true, "terminating": true}), Draining),
-            (json!({"ready": true, "terminating": true}), Draining),
-            (json!({"terminating": true}), Draining),
+            (json!({"ready": false}), Doubtful),
+            (json!({"ready": false, "serving": false, "terminating": false}), Doubtful),
+            (json!({"ready": false, "serving": true, "terminating": true}), Serving),
+            (json!({"ready": false, "terminating": true}), Serving),
+            (json!({"ready": false, "serving": false, "terminating": true}), Doubtful),
+            // A Service that publishes addresses that are not ready.
+            (json!({"ready": true, "serving": false, "terminating": false}), Ready),
+            (json!({"ready": true, "serving": true, "terminating": true}), Serving),
+            (json!({"ready": true, "serving": false, "terminating": true}), Doubtful),
+            (json!({"terminating": true}), Serving),
         ] {
-            let endpoints = json!([{"addresses": ["10.0.0.1"], "conditions": conditions}]);
-            let expected = vec![("tcp://10.0.0.1:5555".to_owned(), state)];
-            assert_eq!(known(&[of_zmq("a", endpoints)]), expected, "{conditions}");
+            let slice = of_zmq("a", json!([at("10.0.0.1", conditions.clone())]));
+            assert_eq!(slice.endpoints.0[0].tier, tier, "{conditions}");
         }
+    }
+
+    #[test]
+    fn the_best_tier_that_is_not_empty_takes_requests() {
+        let [ready, serving, doubtful] = [
+            at("10.0.0.1", json!({"ready": true})),
+            at("10.0.0.2", json!({"ready": false, "serving": true, "terminating": true})),
+            at("10.0.0.3", json!({"ready": false, "serving": false})),
+        ];
+        for (endpoints, used, doubtful) in [
+            (json!([ready, serving, doubtful]), "tcp://10.0.0.1:5555", false),
+            (json!([serving, doubtful]), "tcp://10.0.0.2:5555", true),
+            (json!([doubtful]), "tcp://10.0.0.3:5555", true),
+            (json!([doubtful, ready]), "tcp://10.0.0.1:5555", false),
+        ] {
+            let all = said(&[of_zmq("a", endpoints.clone())]);
+            assert_eq!(all.len(), endpoints.as_array().unwrap().len(), "the others are drained");
+            let mut of_ready = all.iter().filter(|(_, said)| said.state == EndpointState::Ready);
+            let (name, said) = of_ready.next().unwrap();
+            assert_eq!((&*name.to_string(), said.doubtful), (used, doubtful));
+            assert!(of_ready.next().is_none(), "{all:?}");
+            assert_eq!(all.values().filter(|said| said.doubtful).count(), usize::from(doubtful));
+        }
+    }
+
+    #[test]
+    fn a_pod_with_two_families_of_addresses_is_one_endpoint() {
+        let ports = || json!([{"name": "zmq", "port": 5555}]);
+        let named = |name: &str| json!({"kind": "Pod", "namespace": "default", "name": name});
+        let with_uid = |uid: &str| json!({"kind": "Pod", "name": "same", "uid": uid});
+        for (one, other) in [(named("a"), named("b")), (with_uid("1"), with_uid("2"))] {
+            let v4 = [of(one.clone(), "10.0.0.1"), of(other.clone(), "10.0.0.2")];
+            let v6 = [of(one.clone(), "fd00::1"), of(other.clone(), "fd00::2")];
+            // Whatever the order of the slices is.
+            for names in [["a", "b"], ["b", "a"]] {
+                let all = said(&[
+                    slice(names[0], "IPv4", ports(), json!(v4)),
+                    slice(names[1], "IPv6", ports(), json!(v6)),
+                ]);
+                let names: Vec<_> = all.keys().map(ToString::to_string).collect();
+                assert_eq!(names, ["tcp://10.0.0.1:5555", "tcp://10.0.0.2:5555"], "{one}");
+                let addresses: Vec<_> = all.values().map(|said| said.addresses.clone()).collect();
+                let pairs =
+                    [["10.0.0.1:5555", "[fd00::1]:5555"], ["10.0.0.2:5555", "[fd00::2]:5555"]];
+                let expected = pairs.map(|pair| pair.map(|text| text.parse().unwrap()).to_vec());
+                assert_eq!(addresses, expected, "{one}");
+            }
+        }
+    }
+
+    #[test]
+    fn endpoints_that_are_not_known_to_be_one_pod_are_not_paired() {
+        let nothing_in_common = [
+            (json!(null), json!(null)),
+            (json!({"uid": "1"}), json!({"uid": "2"})),
+            (
+                json!({"kind": "VM", "namespace": "a", "name": "b"}),
+                json!({"kind": "Pod", "name": "b"}),
+            ),
+            (
+                json!({"kind": "VM", "namespace": "a", "name": "b"}),
+                json!({"kind": "VM", "namespace": "a", "name": "b"}),
+            ),
+            (json!({"uid": "1".repeat(1000)}), json!({"uid": "1".repeat(1000)})),
+        ];
+        for (one, other) in nothing_in_common {
+            let ports = json!([{"name": "zmq", "port": 5555}]);
+            let all = said(&[
+                of_zmq("a", json!([of(one, "10.0.0.1")])),
+                slice("b", "IPv6", ports, json!([of(other.clone(), "fd00::1")])),
+            ]);
+            assert_eq!(all.len(), 2, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_addresses_of_an_endpoint_are_bounded() {
+        let pod = json!({"uid": "1"});
+        let endpoints: Vec<_> =
+            (0..100).map(|at| of(pod.clone(), &format!("10.0.0.{at}"))).collect();
+        let all = said(&[of_zmq("a", json!(endpoints))]);
+        assert_eq!(all.len(), 1);
+        assert!(all.values().all(|said| said.addresses.len() == MAX_ADDRESSES));
     }
 
     #[test]

@@ -63,13 +63,13 @@ pub enum SourceError {
     /// `k8s://`, and then not the three names.
     #[error(
         "expected k8s://NAMESPACE/SERVICE:PORTNAME, each of them lower case letters, digits and \
-         dashes, such as k8s://default/zmq-echo:zmq"
+         dashes, such as k8s://default/zmq-echo:zeromq"
     )]
     Kubernetes,
     /// The port of a Service is known by its name here.
     #[error(
         "expected the name of the Service's port rather than its number, such as \
-         k8s://default/zmq-echo:zmq"
+         k8s://default/zmq-echo:zeromq"
     )]
     PortNumber,
 }
@@ -227,7 +227,7 @@ mod tests {
             "dns://_zeromq._tcp.zmq-echo-headless",
             "dns://_zeromq._tcp.zmq-echo-headless.default.svc.cluster.local.?server=[::1]:53",
             "dns://_zeromq._tcp.zmq-echo-headless:5555",
-            "k8s://default/zmq-echo:zmq",
+            "k8s://default/zmq-echo:zeromq",
         ] {
             assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
         }
@@ -260,10 +260,10 @@ mod tests {
             refused_with(&format!("dns://a:1?{query}"), "server=127.0.0.1:53");
         }
         for text in ["k8s://", "k8s://a", "k8s://a/b", "k8s://a/b:", "k8s://A/b:c", "k8s:///b:c"] {
-            refused_with(text, "k8s://default/zmq-echo:zmq");
+            refused_with(text, "k8s://default/zmq-echo:zeromq");
         }
         for text in ["k8s://a/b/c:d", "k8s://a/b:c:d", "k8s://a/-b:c", "k8s://a/b:c?d=e"] {
-            refused_with(text, "k8s://default/zmq-echo:zmq");
+            refused_with(text, "k8s://default/zmq-echo:zeromq");
         }
         refused_with("k8s://default/zmq-echo:5555", "the name of the Service's port");
     }

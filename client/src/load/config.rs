@@ -87,6 +87,17 @@ pub struct LoadConfig {
     #[arg(long, env = "ZMQ_ECHO_LOAD_SIZE", value_name = "BYTES", default_value = "64")]
     pub size: PayloadSize,
 
+    /// How long to wait for the first endpoint that answers, such as 5m
+    ///
+    /// Only what may still come is waited for: a server, a name, rights. A wrong flag or a
+    /// missing kubeconfig ends the run at once. The default, 5s, is several times the pauses
+    /// after which a refused connection is tried again.
+    #[arg(
+        long, env = "ZMQ_ECHO_LOAD_WAIT", value_name = "DURATION", default_value = "5s",
+        value_parser = parse_limit
+    )]
+    pub wait: Duration,
+
     /// How long requests are made, such as 30s
     ///
     /// The replies of the last ones may come after. The default, 30s, is long

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use zmq_echo::exit::Exit;
+
 use crate::discovery::DiscoveryError;
 
 /// Why there is no result.
@@ -15,12 +17,16 @@ pub enum LoadError {
     #[error("cannot discover endpoints")]
     Discovery(#[from] DiscoveryError),
     /// No request could have been answered.
-    #[error("no endpoint answers at {found} after {after}; expected a service that is running")]
+    #[error("no endpoint answers at {found} after {after}: {reason}; {advice}")]
     NoEndpoint {
         /// The endpoints that were tried, or their source if it names none.
         found: String,
         /// For how long.
         after: humantime::FormattedDuration,
+        /// What went wrong last.
+        reason: String,
+        /// What the user can do about it.
+        advice: &'static str,
     },
     /// A signal came before the first request.
     #[error("ended by a signal before the first request")]
@@ -33,4 +39,14 @@ pub enum LoadError {
         /// Why it did not.
         source: io::Error,
     },
+}
+
+impl LoadError {
+    /// The exit code of a run that ends like this.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Interrupted => Exit::Interrupted,
+            _ => Exit::Failed,
+        }
+    }
 }

@@ -27,6 +27,7 @@ pub use completion::{Completion, FAILURES};
 use config::{LoadConfig, Output};
 pub use error::LoadError;
 use progress::Progress;
+use report::Destination;
 use result::LoadResult;
 
 /// Makes the load that `config` says and finds out how it is answered. `command` is
@@ -48,25 +49,24 @@ pub fn run(
     result
 }
 
-/// Writes the page, where one is asked for, and prints the result.
+/// Prints the result, and writes the page if one is asked for.
 ///
 /// # Errors
 ///
-/// Where the page cannot be written. The result is printed all the same, whether or
-/// not anybody reads it.
+/// [`LoadError::Report`] if the page cannot be written. The result is printed all the same,
+/// whether or not anybody reads it.
 pub fn publish(
     result: &LoadResult,
-    config: &LoadConfig,
+    output: Output,
+    report: Option<Destination>,
     mut stdout: impl io::Write,
 ) -> Result<(), LoadError> {
-    let _ = match config.output {
+    let _ = match output {
         Output::Table => write!(stdout, "{result}"),
         Output::Json => writeln!(stdout, "{}", result.json()),
     };
     let _ = stdout.flush();
-    let Some(path) = &config.report else { return Ok(()) };
-    std::fs::write(path, report::page(result))
-        .map_err(|source| LoadError::Report { path: path.clone(), source })
+    report.map_or(Ok(()), |report| report.write(result))
 }
 
 /// A command line as a shell takes it.

@@ -65,6 +65,15 @@ impl Progress {
         }
     }
 
+    /// Shows why the run has not begun yet.
+    pub fn show_waiting(&self, elapsed: Duration, reason: &str) {
+        let line = format!("{:.1} s, waiting for an endpoint: {reason}", elapsed.as_secs_f64());
+        match &self.bar {
+            Some(bar) => bar.set_message(line),
+            None => drop(writeln!(io::stderr(), "{line}")),
+        }
+    }
+
     /// Clears the bar.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {

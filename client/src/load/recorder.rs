@@ -54,6 +54,8 @@ pub struct Recorder {
     pub lateness: Histogram<u64>,
     /// Requests answered, by endpoint.
     pub endpoints: BTreeMap<Arc<ConnectEndpoint>, u64>,
+    /// What went wrong last at those that are in trouble at the end.
+    pub troubles: BTreeMap<Arc<ConnectEndpoint>, String>,
     /// When endpoints came and went.
     pub changes: Vec<Change>,
     /// Since the last look of the progress.
@@ -136,6 +138,7 @@ impl Recorder {
             from_sending: histogram(DIGITS),
             lateness: histogram(DIGITS),
             endpoints: BTreeMap::new(),
+            troubles: BTreeMap::new(),
             changes: Vec::new(),
             recent: Window::new(),
             slice: Window::new(),
@@ -191,6 +194,13 @@ impl Recorder {
     /// A request that was due at `due` was noticed at `now`.
     pub fn noticed(&mut self, due: Instant, now: Instant) {
         self.lateness.saturating_record(nanoseconds(now.saturating_duration_since(due)));
+    }
+
+    /// The source names this endpoint: it is in the result, also if nobody ever reaches it.
+    pub fn names(&mut self, endpoint: &ConnectEndpoint) {
+        if !self.endpoints.contains_key(endpoint) {
+            self.endpoints.insert(Arc::new(endpoint.clone()), 0);
+        }
     }
 
     /// Compares the endpoints with those of the last call.

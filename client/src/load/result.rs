@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::config::LoadConfig;
 use super::recorder::{Recorder, Slice, What};
+use zmq_echo::exit::Exit;
 
 /// The nines of the curve: as far as 1,000,000 requests can say anything.
 const NINES: u32 = 6;
@@ -52,7 +53,7 @@ pub struct LoadResult {
     pub from_sending: Latency,
     /// How late this process noticed that a request was due.
     pub lateness: Latency,
-    /// Who answered.
+    /// Every endpoint that the source has named, and what it answered.
     pub endpoints: Vec<Share>,
     /// When endpoints came and went.
     pub changes: Vec<Change>,
@@ -96,6 +97,8 @@ pub struct Share {
     pub answered: u64,
     /// As a part of all.
     pub share: f64,
+    /// Why it could not be used at the end of the run; none if it could, or had left.
+    pub last_failure: Option<String>,
 }
 
 /// An endpoint that came or went.
@@ -183,6 +186,15 @@ impl LoadResult {
         self.failed <= self.max_failures
     }
 
+    /// The exit code of a run with this result.
+    pub fn exit(&self) -> Exit {
+        match (self.is_success(), self.interrupted) {
+            (false, _) => Exit::Failed,
+            (true, true) => Exit::Interrupted,
+            (true, false) => Exit::Answered,
+        }
+    }
+
     /// One JSON object, in one line.
     pub fn json(&self) -> String {
         serde_json::to_string(self).expect("numbers, texts and lists of them")
@@ -199,6 +211,7 @@ fn shares(recorder: &Recorder) -> Vec<Share> {
         endpoint: endpoint.to_string(),
         answered,
         share: share(answered),
+        last_failure: recorder.troubles.get(endpoint).cloned(),
     });
     endpoints.collect()
 }
@@ -308,11 +321,17 @@ impl LoadResult {
         let width = self.endpoints.iter().map(|share| share.endpoint.len()).max().unwrap_or(0);
         let width = width.max(15) + 1;
         if !self.endpoints.is_empty() {
-            writeln!(f, "\n{:<width$}{:>16}{:>16}", "endpoint", "answered", "share")?;
+            write!(f, "\n{:<width$}{:>16}{:>16}", "endpoint", "answered", "share")?;
+            let any_failed = self.endpoints.iter().any(|share| share.last_failure.is_some());
+            writeln!(f, "{}", if any_failed { "   last failure" } else { "" })?;
         }
         for share in &self.endpoints {
             let percent = format!("{:.1} %", share.share * 100.0);
-            writeln!(f, "{:<width$}{:>16}{percent:>16}", share.endpoint, share.answered)?;
+            write!(f, "{:<width$}{:>16}{percent:>16}", share.endpoint, share.answered)?;
+            match &share.last_failure {
+                Some(failure) => writeln!(f, "   {failure}")?,
+                None => writeln!(f)?,
+            }
         }
         Ok(())
     }

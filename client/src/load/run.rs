@@ -1,11 +1,14 @@
 //! One run: clients, workers and the pacer that tells them what is due.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::future::pending;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::future::{BoxFuture, join, join_all};
+use futures_util::future::{BoxFuture, join, join_all, select_all};
 use prometheus::Registry;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::unconstrained;
@@ -19,15 +22,16 @@ use super::progress::{Look, Progress};
 use super::recorder::{Recorder, Times};
 use super::result::LoadResult;
 use super::schedule::{Schedule, Timer};
-use crate::discovery::{Discovery, EndpointState, Endpoints};
-use crate::{Client, ClientConfig, ClientMetrics, Reply, RequestError};
+use crate::discovery::{Discovery, EndpointState, Endpoints, Failures};
+use crate::{Client, ClientConfig, ClientMetrics, Reply, RequestError, Trouble, Unusable};
 use zmq_echo::service::termination::{AsyncTermination, TerminationSocket};
+use zmtp::endpoint::ConnectEndpoint;
 
-/// How long an endpoint has to answer at the start: several times the pauses after
-/// which a refused connection is tried again.
-const START_LIMIT: Duration = Duration::from_secs(5);
+/// How long the other clients have when one has an endpoint that answers: several times the
+/// pauses after which a refused connection is tried again.
+const FOLLOW_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the others have when one answers: several round trips between two zones.
+/// How long the other endpoints have when one answers: several round trips between two zones.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long a worker of a closed loop rests after a failure, so that a service that
@@ -42,8 +46,8 @@ pub async fn run(
     progress: &Progress,
 ) -> Result<LoadResult, LoadError> {
     let mut termination = termination.into_async()?;
-    let clients = tokio::select! {
-        clients = start(config) => clients?,
+    let (clients, mut source) = tokio::select! {
+        started = start(config, progress) => started?,
         signal = termination.recv() => return Err(signal.map_or_else(LoadError::Start, |_| LoadError::Interrupted)),
     };
     let timer = Timer::new()?;
@@ -51,33 +55,72 @@ pub async fn run(
     let run = Run::new(config, Instant::now());
     let endpoints = clients[0].changes().borrow().clone();
     run.recorder.borrow_mut().endpoints_are(&endpoints, run.start);
-    let interrupted = run.drive(&clients, timer, &mut termination, progress).await?;
+    let interrupted = run.drive(&clients, &mut source, timer, &mut termination, progress).await?;
     let elapsed = run.start.elapsed();
     let recorder = &mut *run.recorder.borrow_mut();
     recorder.advance(Instant::now());
+    recorder.troubles = troubles(&clients);
     Ok(LoadResult::new(config, command, started, elapsed, interrupted, recorder))
 }
 
-/// Clients that share one source of endpoints, each with an endpoint that answers.
-async fn start(config: &LoadConfig) -> Result<Vec<Client>, LoadError> {
+/// Clients that share one source of endpoints, each with an endpoint that answers, and what
+/// the source says.
+async fn start(
+    config: &LoadConfig,
+    progress: &Progress,
+) -> Result<(Vec<Client>, watch::Receiver<Endpoints>), LoadError> {
     let (sender, endpoints) = watch::channel(Endpoints::new());
-    tokio::spawn(config.source().discovery().await?.follow(sender));
+    let discovery = config.source().discovery().await?;
+    let failures = discovery.failures();
+    tokio::spawn(discovery.follow(sender));
     let metrics = ClientMetrics::new(&Registry::new()).expect("a registry of its own");
     let clients: Vec<Client> = (0..config.connections)
         .map(|_| {
-            let shared = Box::new(Shared(endpoints.clone()));
+            let shared = Shared { endpoints: endpoints.clone(), failures: failures.clone() };
+            let shared = Box::new(shared);
             Client::new(client_config(config), shared, metrics.clone())
         })
         .collect();
-    let ready = join_all(clients.iter().map(Client::ready));
-    if timeout(START_LIMIT, ready).await.is_err() {
-        return Err(no_endpoint(config, &endpoints.borrow()));
+    let waited = tokio::select! {
+        waited = wait_until_ready(&clients, config.wait) => waited,
+        never = show_waiting(&clients[0], config, progress) => match never {},
+    };
+    let unusable = || clients.iter().find_map(|client| Some((client, client.unusable()?)));
+    if let Err(after) = waited
+        && let Some((client, unusable)) = unusable()
+    {
+        return Err(no_endpoint(config, client, &unusable, &endpoints.borrow(), after));
     }
     // Of one that does not answer the result will say that it came later, or never.
     let known = endpoints.borrow().len();
     let settled = join_all(clients.iter().map(|client| settled(client, known)));
     let _ = timeout(SETTLE_LIMIT, settled).await;
-    Ok(clients)
+    Ok((clients, endpoints))
+}
+
+/// Waits for the first endpoint that answers, and until every client is connected to one. If
+/// that does not happen: for how long it has waited.
+async fn wait_until_ready(clients: &[Client], wait: Duration) -> Result<(), Duration> {
+    let first = select_all(clients.iter().map(|client| Box::pin(client.ready())));
+    timeout(wait, first).await.map_err(|_| wait)?;
+    let all = join_all(clients.iter().map(Client::ready));
+    timeout(FOLLOW_LIMIT, all).await.map(|_| ()).map_err(|_| FOLLOW_LIMIT)
+}
+
+/// Says now and then why the run has not begun yet, if that takes longer than until then.
+async fn show_waiting(client: &Client, config: &LoadConfig, progress: &Progress) -> Infallible {
+    let started = Instant::now();
+    let mut ticks = interval(progress.period());
+    ticks.reset();
+    if config.wait <= progress.period() {
+        return pending().await;
+    }
+    loop {
+        ticks.tick().await;
+        if let Some(unusable) = client.unusable() {
+            progress.show_waiting(started.elapsed(), &unusable.to_string());
+        }
+    }
 }
 
 /// Waits until a client is connected to as many endpoints.
@@ -85,10 +128,60 @@ async fn settled(client: &Client, known: usize) {
     let _ = client.changes().wait_for(|endpoints| endpoints.len() >= known).await;
 }
 
-fn no_endpoint(config: &LoadConfig, endpoints: &Endpoints) -> LoadError {
-    let known: Vec<String> = endpoints.keys().map(ToString::to_string).collect();
-    let found = if known.is_empty() { config.source().to_string() } else { known.join(", ") };
-    LoadError::NoEndpoint { found, after: humantime::format_duration(START_LIMIT) }
+/// The most endpoints and reasons that the line has which says that none answers.
+const SHOWN: usize = 3;
+
+fn no_endpoint(
+    config: &LoadConfig,
+    client: &Client,
+    unusable: &Unusable,
+    endpoints: &Endpoints,
+    after: Duration,
+) -> LoadError {
+    let found = match endpoints.len() {
+        0 => config.source().to_string(),
+        _ => listed(endpoints.keys().map(ToString::to_string), ", "),
+    };
+    LoadError::NoEndpoint {
+        found,
+        after: humantime::format_duration(after),
+        reason: reason(client, unusable),
+        advice: unusable.advice(),
+    }
+}
+
+/// What went wrong, at each endpoint if that is not the same.
+fn reason(client: &Client, unusable: &Unusable) -> String {
+    let Unusable::Endpoint { trouble, .. } = unusable else { return unusable.to_string() };
+    let last = trouble.to_string();
+    let text = |trouble: Option<Trouble>| {
+        trouble.map_or_else(|| Unusable::Connecting.to_string(), |trouble| trouble.to_string())
+    };
+    let each: Vec<_> = client
+        .endpoints()
+        .into_iter()
+        .map(|status| (status.endpoint, text(status.trouble)))
+        .collect();
+    if each.iter().all(|(_, text)| *text == last) {
+        return last;
+    }
+    listed(each.into_iter().map(|(endpoint, text)| format!("{endpoint}: {text}")), "; ")
+}
+
+/// The first of many, and how many more there are.
+fn listed(texts: impl ExactSizeIterator<Item = String>, separator: &str) -> String {
+    let more = texts.len().saturating_sub(SHOWN);
+    let mut shown: Vec<_> = texts.take(SHOWN).collect();
+    if more > 0 {
+        shown.push(format!("and {more} more"));
+    }
+    shown.join(separator)
+}
+
+/// What is wrong with endpoints at the end, for any of the clients.
+fn troubles(clients: &[Client]) -> BTreeMap<Arc<ConnectEndpoint>, String> {
+    let statuses = clients.iter().flat_map(Client::endpoints);
+    statuses.filter_map(|status| Some((status.endpoint, status.trouble?.to_string()))).collect()
 }
 
 fn client_config(config: &LoadConfig) -> ClientConfig {
@@ -108,19 +201,26 @@ fn client_config(config: &LoadConfig) -> ClientConfig {
 
 /// A source that is followed once for all clients. It has not been looked at yet: the
 /// first set is a change.
-struct Shared(watch::Receiver<Endpoints>);
+struct Shared {
+    endpoints: watch::Receiver<Endpoints>,
+    failures: Failures,
+}
 
 impl Discovery for Shared {
     fn follow(mut self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             loop {
                 tokio::select! {
-                    Ok(()) = self.0.changed() => {}
+                    Ok(()) = self.endpoints.changed() => {}
                     () = endpoints.closed() => return,
                 }
-                endpoints.send_replace(self.0.borrow_and_update().clone());
+                endpoints.send_replace(self.endpoints.borrow_and_update().clone());
             }
         })
+    }
+
+    fn failures(&self) -> Failures {
+        self.failures.clone()
     }
 }
 
@@ -168,6 +268,7 @@ impl<'a> Run<'a> {
     async fn drive(
         &self,
         clients: &[Client],
+        source: &mut watch::Receiver<Endpoints>,
         timer: Timer,
         termination: &mut AsyncTermination,
         progress: &Progress,
@@ -179,7 +280,7 @@ impl<'a> Run<'a> {
         let requests = unconstrained(join(self.pace(timer, termination), workers));
         let (interrupted, _) = tokio::select! {
             done = requests => done,
-            never = self.watch(&clients[0], progress) => match never {},
+            never = self.watch(&clients[0], source, progress) => match never {},
         };
         self.recorder.borrow_mut().failed(UNSENT, self.not_taken());
         Ok(interrupted?)
@@ -271,22 +372,34 @@ impl<'a> Run<'a> {
     }
 
     /// Shows the progress, and records which endpoints there are.
-    async fn watch(&self, client: &Client, progress: &Progress) -> Infallible {
+    async fn watch(
+        &self,
+        client: &Client,
+        source: &mut watch::Receiver<Endpoints>,
+        progress: &Progress,
+    ) -> Infallible {
         let mut changes = client.changes();
         let mut ticks = interval(progress.period());
         ticks.reset();
         let mut last = Instant::now();
+        self.names(&source.borrow_and_update());
         loop {
             let endpoints = changes.borrow_and_update().clone();
             self.recorder.borrow_mut().endpoints_are(&endpoints, Instant::now());
             tokio::select! {
                 Ok(()) = changes.changed() => {}
+                Ok(()) = source.changed() => self.names(&source.borrow_and_update()),
                 _ = ticks.tick() => {
                     progress.show(&self.look(&endpoints, last.elapsed()));
                     last = Instant::now();
                 }
             }
         }
+    }
+
+    fn names(&self, endpoints: &Endpoints) {
+        let mut recorder = self.recorder.borrow_mut();
+        endpoints.keys().for_each(|endpoint| recorder.names(endpoint));
     }
 
     fn look(&self, endpoints: &Endpoints, period: Duration) -> Look {

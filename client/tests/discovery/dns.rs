@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::rr::RecordType;
 use zmq_echo_client::discovery::EndpointState::Ready;
 use zmq_echo_client::discovery::dns::{Dns, DnsName};
-use zmq_echo_client::discovery::{MAX_ENDPOINTS, Source};
+use zmq_echo_client::discovery::{Discovery, FailureKind, MAX_ENDPOINTS, Source};
 
 use super::{Followed, until};
 use crate::log_schema::captured::Log;
@@ -193,11 +193,10 @@ async fn a_family_in_use_that_fails_keeps_its_addresses_and_gets_the_others_besi
     server.set_mode_of(RecordType::A, Mode::ServerFailure);
     server.set(NAME, &["127.0.0.2", "::1"], 0);
     followed.says(&[("tcp://127.0.0.1:5555", Ready), ("tcp://[::1]:5555", Ready)]).await;
-    assert_eq!(log.count("part of the name failed"), (1, 1));
+    assert_eq!(log.count("a part of the source cannot be asked"), (1, 1));
     server.set_mode(Mode::Answer);
     followed.says(&[("tcp://127.0.0.2:5555", Ready)]).await;
-    until("the end is logged", || log.count("every part of the name answers again") == (2, 1))
-        .await;
+    until("the end is logged", || log.count("the source answers again") == (2, 1)).await;
 }
 
 #[tokio::test]
@@ -208,6 +207,33 @@ async fn nothing_is_said_before_something_is_known() {
     followed.has_said_nothing_new();
     server.set(NAME, &["10.0.0.1"], 0);
     followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+}
+
+#[tokio::test]
+async fn the_log_and_the_last_failure_say_what_is_missing_and_what_stays_in_use() {
+    let log = Log::capture();
+    let server = DnsServer::start();
+    server.set_mode(Mode::ServerFailure);
+    let source = Dns::new(name(NAME, &server)).unwrap();
+    let failures = source.failures();
+    let kind = || failures.borrow().as_ref().map(|failure| failure.kind);
+    let mut followed = Followed::start(source);
+    until("the first failure", || log.has("the source cannot be asked yet")).await;
+    assert_eq!(kind(), Some(FailureKind::Failed));
+    server.set(NAME, &["127.0.0.1", "127.0.0.2", "::1"], 0);
+    server.set_mode(Mode::Answer);
+    followed.says(&[("tcp://127.0.0.1:5555", Ready), ("tcp://127.0.0.2:5555", Ready)]).await;
+    until("it is over", || log.has("the source answers again")).await;
+    assert_eq!(kind(), None);
+    server.set_mode_of(RecordType::A, Mode::ServerFailure);
+    until("a part of it", || log.has("a part of the source cannot be asked")).await;
+    server.set_mode(Mode::ServerFailure);
+    let whole = "the source cannot be asked: its last endpoints stay in use";
+    until("all of it", || log.has(whole)).await;
+    assert_ne!(log.count(r#""endpoints":2"#).1, 0);
+    until_asked(&server, ROUND_WITH_RETRIES).await;
+    // Each once, however often it is asked in vain.
+    assert_eq!(log.count("cannot be asked"), (4, 3));
 }
 
 #[tokio::test]

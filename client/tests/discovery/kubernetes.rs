@@ -63,6 +63,21 @@ async fn that_there_are_none_is_said() {
 }
 
 #[tokio::test]
+async fn an_api_that_fails_after_it_has_named_none_is_not_said_to_keep_endpoints() {
+    let log = Log::capture();
+    let api = ApiServer::start();
+    let mut followed = follow(&api).await;
+    followed.says(&[]).await;
+    api.fail_with(Some(500));
+    let failed = || log.has("the source cannot be asked, and has named no endpoint");
+    until("it fails", || {
+        api.end_watches(Ending::Complete);
+        failed()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_port_that_no_slice_has_is_named() {
     let log = Log::capture();
     let api = ApiServer::start();

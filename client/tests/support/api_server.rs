@@ -33,7 +33,10 @@ use super::runtime;
 pub enum Condition {
     Ready,
     NotReady,
+    /// Terminating, and serving until then.
     Terminating,
+    /// Terminating, and no longer serving.
+    Stopping,
 }
 
 /// How a watch comes to its end.
@@ -144,24 +147,32 @@ impl ApiServer {
     /// The API says this of an endpoint, which has a slice of its own: endpoints of
     /// one slice share a port, and these are all on one host.
     pub fn say(&self, endpoint: SocketAddr, condition: Condition) {
+        self.say_pod(None, &[endpoint], condition);
+    }
+
+    /// The same of a pod with several addresses, each of which has a slice of its own, as the
+    /// families have.
+    pub fn say_pod(&self, uid: Option<&str>, addresses: &[SocketAddr], condition: Condition) {
         let (ready, serving, terminating) = match condition {
             Condition::Ready => (true, true, false),
             Condition::NotReady => (false, false, false),
             Condition::Terminating => (false, true, true),
+            Condition::Stopping => (false, false, true),
         };
-        self.put(
-            &slice_name(endpoint),
-            json!({
-                "addressType": if endpoint.is_ipv4() { "IPv4" } else { "IPv6" },
-                "ports": [{"name": Self::PORT, "port": endpoint.port(), "protocol": "TCP"}],
+        for address in addresses {
+            let slice = json!({
+                "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+                "ports": [{"name": Self::PORT, "port": address.port(), "protocol": "TCP"}],
                 "endpoints": [{
-                    "addresses": [endpoint.ip().to_string()],
+                    "addresses": [address.ip().to_string()],
                     "conditions": {
                         "ready": ready, "serving": serving, "terminating": terminating,
                     },
+                    "targetRef": uid.map(|uid| json!({"kind": "Pod", "uid": uid})),
                 }],
-            }),
-        );
+            });
+            self.put(&slice_name(*address), slice);
+        }
     }
 
     /// The API knows nothing of this endpoint any more.

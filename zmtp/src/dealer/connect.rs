@@ -28,6 +28,9 @@ pub enum ConnectError {
     /// The name cannot be resolved.
     #[error("cannot resolve the name")]
     Resolve(#[source] io::Error),
+    /// Resolving the name took too long.
+    #[error("the name was not resolved within {0:?}")]
+    ResolveTimeout(Duration),
     /// The name has no address.
     #[error("the name has no address")]
     NoAddress,
@@ -76,9 +79,12 @@ fn handshake_text(reason: Reason, refusal: Option<&str>) -> String {
         (Reason::Closed | Reason::Error, None) => {
             "the server closed the connection in the handshake".to_owned()
         }
-        (Reason::NotZmtp, None) => "what answers does not speak ZMTP".to_owned(),
+        (Reason::NotZmtp, None) => {
+            "this is not a ZeroMQ port: what answers does not speak ZMTP".to_owned()
+        }
         (Reason::Version, None) => "the server speaks ZMTP before 3.0".to_owned(),
         (Reason::Mechanism, None) => "the server wants another security mechanism".to_owned(),
+        (Reason::SocketType, None) => "the peer is not a ROUTER".to_owned(),
         (reason, None) => format!("the handshake failed: {}", reason.as_str()),
     }
 }
@@ -97,7 +103,7 @@ impl Dealer {
         let resolving = tokio::net::lookup_host(endpoint.host_and_port());
         let addresses = match timeout_at(deadline, resolving).await {
             Ok(addresses) => addresses.map_err(ConnectError::Resolve)?,
-            Err(_) => return Err(ConnectError::ConnectTimeout(config.connect_timeout)),
+            Err(_) => return Err(ConnectError::ResolveTimeout(config.connect_timeout)),
         };
         race(addresses.collect(), config, deadline).await
     }

@@ -32,14 +32,14 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
-use std::time::{Duration, Instant as StdInstant};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hickory_resolver::proto::rr::Name;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::warn;
 
 use self::families::{Answer, Family, Found, InUse, Preference};
 use self::resolv_conf::ResolvConf;
@@ -47,7 +47,9 @@ use self::resolver::{AskError, ROUND_LIMIT, Resolver};
 use self::walk::Walk;
 use super::addresses::{LeftOut, is_of_a_host};
 use super::following::{Outage, Publisher, Waits, until_unheard};
-use super::{Discovery, DiscoveryError, Endpoint, EndpointState, Endpoints};
+use super::{
+    Discovery, DiscoveryError, Endpoint, EndpointState, Endpoints, Failures, SourceFailure,
+};
 
 mod families;
 mod resolv_conf;
@@ -88,6 +90,7 @@ impl fmt::Display for DnsName {
 pub struct Dns {
     name: DnsName,
     asker: Asker,
+    rounds: Rounds,
 }
 
 impl Dns {
@@ -107,16 +110,18 @@ impl Dns {
     /// As [`Self::new`].
     pub fn with_resolv_conf(name: DnsName, text: &str) -> Result<Self, DiscoveryError> {
         let asker = Asker::new(name.to_string(), &name.host, name.server, text)?;
-        Ok(Self { name, asker })
+        let rounds = Rounds::new(name.to_string());
+        Ok(Self { name, asker, rounds })
     }
 
-    async fn run(self, mut publisher: Publisher) -> Infallible {
-        let mut rounds = Rounds::new(self.name.to_string());
+    async fn run(mut self, mut publisher: Publisher) -> Infallible {
         let mut in_use = None;
         loop {
             let started = Instant::now();
             let result = self.ask(&mut in_use, &mut publisher, started + ROUND_LIMIT).await;
-            rounds.ended(result, started, &self.asker).await;
+            let left_out = self.asker.take_left_out();
+            let interval = self.rounds.ended(result, left_out, publisher.len());
+            sleep_until(started + interval).await;
         }
     }
 
@@ -168,6 +173,10 @@ impl Dns {
 impl Discovery for Dns {
     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
         until_unheard(self.name.to_string(), endpoints, |publisher| self.run(publisher)).boxed()
+    }
+
+    fn failures(&self) -> Failures {
+        self.rounds.outage.failures()
     }
 }
 
@@ -258,7 +267,6 @@ impl Round {
 /// What the rounds of one source have come to.
 struct Rounds {
     outage: Outage,
-    partial: PartialOutage,
     left_out: LeftOut,
     waits: Waits,
 }
@@ -267,59 +275,40 @@ impl Rounds {
     fn new(source: String) -> Self {
         Self {
             outage: Outage::new(source.clone()),
-            partial: PartialOutage { source: source.clone(), began: None },
             left_out: LeftOut::new(source),
             waits: Waits::new(LEAST_INTERVAL * 2, MOST_INTERVAL),
         }
     }
 
-    /// Logs how a round went, and waits until the next one is due.
-    async fn ended(&mut self, result: Result<Round, AskError>, started: Instant, asker: &Asker) {
-        let left_out = asker.take_left_out();
+    /// Logs how a round went, after which as many `endpoints` are in use, and says how long
+    /// after its start the next one is due.
+    fn ended(
+        &mut self,
+        result: Result<Round, AskError>,
+        left_out: Option<IpAddr>,
+        endpoints: usize,
+    ) -> Duration {
+        // A round that says nothing ends no warning.
+        if result.is_ok() || left_out.is_some() {
+            self.left_out.report(left_out);
+        }
         let interval = match result {
-            Ok(round) => {
-                self.left_out.report(left_out);
+            Ok(Round { time_to_live, failure }) => {
                 self.waits.reset();
-                self.outage.recovered();
-                self.partial.report(round.failure.as_ref());
-                round.time_to_live
+                match failure {
+                    Some(error) => {
+                        self.outage.failed_in_part(SourceFailure::from(&error), endpoints)
+                    }
+                    None => self.outage.recovered(),
+                }
+                time_to_live
             }
             Err(error) => {
-                if left_out.is_some() {
-                    self.left_out.report(left_out);
-                }
-                self.outage.failed(&error);
+                self.outage.failed(SourceFailure::from(&error), endpoints);
                 self.waits.next()
             }
         };
-        sleep_until(started + interval.clamp(LEAST_INTERVAL, MOST_INTERVAL)).await;
-    }
-}
-
-/// Whether a part of the questions has no answer just now, while the others have.
-struct PartialOutage {
-    source: String,
-    began: Option<StdInstant>,
-}
-
-impl PartialOutage {
-    fn report(&mut self, failure: Option<&AskError>) {
-        match (failure, self.began) {
-            (Some(error), None) => {
-                self.began = Some(StdInstant::now());
-                warn!(
-                    source = self.source,
-                    %error,
-                    "part of the name failed: its last addresses stay in use"
-                );
-            }
-            (None, Some(began)) => {
-                self.began = None;
-                let duration = began.elapsed().as_secs_f64();
-                info!(source = self.source, duration, "every part of the name answers again");
-            }
-            _ => {}
-        }
+        interval.clamp(LEAST_INTERVAL, MOST_INTERVAL)
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
 
 use super::resolv_conf::ResolvConf;
+use crate::discovery::{FailureKind, SourceFailure};
 
 /// For one round of questions, all retries and search domains included: less than the
 /// longest interval between rounds, so that a server that is silent is asked as often as
@@ -41,6 +42,24 @@ pub(super) enum AskError {
     NoTarget,
     #[error("`{0}` is a target that no host can have for a name")]
     Target(String),
+}
+
+impl From<&AskError> for SourceFailure {
+    fn from(error: &AskError) -> Self {
+        let kind = match error {
+            AskError::NoAddress | AskError::NoRecord | AskError::NoTarget => FailureKind::NotFound,
+            AskError::Slow(_) => FailureKind::Unreachable,
+            AskError::Server { error, .. } => match **error {
+                NetError::Timeout | NetError::Io(_) | NetError::NoConnections => {
+                    FailureKind::Unreachable
+                }
+                _ => FailureKind::Failed,
+            },
+            AskError::Target(_) => FailureKind::Failed,
+        };
+        // There may be names in it that a server has sent.
+        Self { kind, text: error.to_string().escape_debug().to_string() }
+    }
 }
 
 /// The servers of a configuration.

@@ -22,7 +22,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::families::{self, Answer, Family, RESOLUTION_DELAY, at};
 use super::resolver::{AskError, ROUND_LIMIT};
@@ -30,7 +30,7 @@ use super::walk::Walk;
 use super::{Asker, LEAST_INTERVAL, Round, Rounds, read_resolv_conf};
 use crate::discovery::following::{Publisher, until_unheard};
 use crate::discovery::{
-    Discovery, DiscoveryError, Endpoint, EndpointState, Endpoints, MAX_ENDPOINTS,
+    Discovery, DiscoveryError, Endpoint, EndpointState, Endpoints, Failures, MAX_ENDPOINTS,
 };
 use zmtp::endpoint::ConnectEndpoint;
 
@@ -67,6 +67,7 @@ impl fmt::Display for SrvName {
 pub struct Srv {
     name: SrvName,
     asker: Asker,
+    rounds: Rounds,
 }
 
 impl Srv {
@@ -86,16 +87,18 @@ impl Srv {
     /// As [`Self::new`].
     pub fn with_resolv_conf(name: SrvName, text: &str) -> Result<Self, DiscoveryError> {
         let asker = Asker::new(name.to_string(), &name.name, name.server, text)?;
-        Ok(Self { name, asker })
+        let rounds = Rounds::new(name.to_string());
+        Ok(Self { name, asker, rounds })
     }
 
-    async fn run(self, mut publisher: Publisher) -> Infallible {
-        let mut rounds = Rounds::new(self.name.to_string());
+    async fn run(mut self, mut publisher: Publisher) -> Infallible {
         let mut known = Known::default();
         loop {
             let started = Instant::now();
             let result = self.ask(&mut known, &mut publisher, started + ROUND_LIMIT).await;
-            rounds.ended(result, started, &self.asker).await;
+            let left_out = self.asker.take_left_out();
+            let interval = self.rounds.ended(result, left_out, publisher.len());
+            sleep_until(started + interval).await;
         }
     }
 
@@ -148,6 +151,10 @@ impl Srv {
 impl Discovery for Srv {
     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
         until_unheard(self.name.to_string(), endpoints, |publisher| self.run(publisher)).boxed()
+    }
+
+    fn failures(&self) -> Failures {
+        self.rounds.outage.failures()
     }
 }
 
@@ -344,10 +351,7 @@ impl<'a> Targets<'a> {
                 Some(key) => {
                     endpoints.insert(key, Endpoint::new(EndpointState::Ready, addresses));
                 }
-                None => {
-                    self.failure =
-                        Some(AskError::Target(name.to_string().escape_debug().to_string()))
-                }
+                None => self.failure = Some(AskError::Target(name.to_string())),
             }
         }
         endpoints

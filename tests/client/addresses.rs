@@ -1,0 +1,127 @@
+//! Endpoints with several addresses, and news of an endpoint.
+
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use zmq_echo_client::discovery::Endpoint;
+use zmq_echo_client::discovery::EndpointState::Ready;
+use zmq_echo_client::{Backoff, ClientConfig, State};
+
+use super::{Counted, Teller, hasty, parse, patient, started, until};
+use crate::support::Server;
+
+const KEY: &str = "tcp://pod-1.invalid:5555";
+
+impl Teller {
+    /// One endpoint, which has these addresses.
+    fn say_addresses(&self, addresses: &[SocketAddr]) {
+        self.say_endpoint(Endpoint::new(Ready, addresses.to_vec()));
+    }
+
+    fn say_endpoint(&self, endpoint: Endpoint) {
+        self.0.send_replace([(parse(KEY), endpoint)].into());
+    }
+}
+
+/// An address at which nobody listens.
+fn refuses() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn an_endpoint_is_reached_at_whichever_of_its_addresses_connects() {
+    for bind in ["tcp://127.0.0.1:0", "tcp://[::1]:0"] {
+        let server = Server::start_on(bind, &[]);
+        let (teller, told) = Teller::new();
+        teller.say_addresses(&[refuses(), server.address()]);
+        let client = Counted::new(patient(), told);
+        let reply = client.request("hello").await.unwrap();
+        assert_eq!(reply.payload, "hello");
+        assert_eq!(reply.endpoint.to_string(), KEY, "it keeps its name");
+        assert_eq!(client.metric("zmq_echo_client_endpoints_known"), 1.0);
+        let changes = client.client.changes();
+        assert_eq!(changes.borrow()[&parse(KEY)].addresses[1], server.address());
+    }
+}
+
+#[tokio::test]
+async fn a_new_connection_uses_the_newest_addresses() {
+    let (old, new) = (Server::start(&[]), Server::start(&[]));
+    let (teller, told) = Teller::new();
+    teller.say_addresses(&[old.address()]);
+    let client = Counted::new(patient(), told);
+    client.request("hello").await.unwrap();
+    teller.say_addresses(&[new.address()]);
+    client.request("the connection stays").await.unwrap();
+    old.signal(rustix::process::Signal::KILL);
+    client.wait_for_state(KEY, Some(State::Ready)).await;
+    assert_eq!(client.request("hello again").await.unwrap().endpoint.to_string(), KEY);
+    new.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |count| count >= 1.0);
+}
+
+#[tokio::test]
+async fn a_suspect_endpoint_is_checked_at_its_addresses() {
+    let server = started().await;
+    let (teller, told) = Teller::new();
+    teller.say_addresses(&[refuses(), server.address()]);
+    let client = Counted::new(hasty(), told);
+    client.client.ready().await;
+    server.stop();
+    let late = client.spawn("late");
+    client.wait_for_state(KEY, Some(State::Suspect)).await;
+    server.signal(rustix::process::Signal::CONT);
+    client.wait_for_state(KEY, Some(State::Ready)).await;
+    assert!(client.metric("zmq_echo_client_checks_total{outcome=\"answered\"}") >= 1.0);
+    let _ = late.await.unwrap();
+}
+
+/// Attempts to connect, and checks, come once an hour.
+fn idle() -> ClientConfig {
+    let hour = Duration::from_secs(3600);
+    ClientConfig { reconnect_backoff: Backoff::new(hour, hour), ..hasty() }
+}
+
+fn doubtful(addresses: &[SocketAddr]) -> Endpoint {
+    Endpoint { doubtful: true, ..Endpoint::new(Ready, addresses.to_vec()) }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_becomes_ready_is_connected_to_at_once() {
+    let reserved = refuses();
+    let (teller, told) = Teller::new();
+    teller.say_endpoint(doubtful(&[reserved]));
+    let client = Counted::new(idle(), told);
+    let refused = "zmq_echo_client_connections_total{outcome=\"failed\"}";
+    until("it could not connect", || client.metric(refused) == 1.0).await;
+    let server = Server::start_on(&format!("tcp://{reserved}"), &[]);
+    teller.say_addresses(&[server.address()]);
+    client.wait_for_state(KEY, Some(State::Ready)).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_with_new_addresses_is_connected_to_at_once() {
+    let (teller, told) = Teller::new();
+    teller.say_addresses(&[refuses()]);
+    let client = Counted::new(idle(), told);
+    let refused = "zmq_echo_client_connections_total{outcome=\"failed\"}";
+    until("it could not connect", || client.metric(refused) == 1.0).await;
+    let server = Server::start(&[]);
+    teller.say_addresses(&[server.address()]);
+    client.wait_for_state(KEY, Some(State::Ready)).await;
+}
+
+#[tokio::test]
+async fn a_suspect_endpoint_that_becomes_ready_is_checked_at_once() {
+    let server = started().await;
+    let (teller, told) = Teller::new();
+    teller.say_endpoint(doubtful(&[server.address()]));
+    let client = Counted::new(idle(), told);
+    client.client.ready().await;
+    server.stop();
+    let late = client.spawn("late");
+    client.wait_for_state(KEY, Some(State::Suspect)).await;
+    server.signal(rustix::process::Signal::CONT);
+    teller.say_addresses(&[server.address()]);
+    client.wait_for_state(KEY, Some(State::Ready)).await;
+    late.abort();
+}
