@@ -28,6 +28,7 @@ use tower::{BoxError, ServiceBuilder};
 use tracing::debug;
 use zmq_echo::log::chain;
 
+use super::addresses::LeftOut;
 use super::answers::{Event, Status, Token, read_event, read_page};
 use super::following::{Outage, Publisher, Waits, until_unheard};
 use super::lines::Lines;
@@ -221,6 +222,7 @@ impl Discovery for Kubernetes {
     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
         until_unheard(self.port.to_string(), endpoints, |publisher| {
             let follower = Follower {
+                left_out: LeftOut::new(self.port.to_string()),
                 slices: Slices::new(&self.port.port),
                 api: *self,
                 publisher,
@@ -295,6 +297,7 @@ struct Follower {
     publisher: Publisher,
     waits: Waits,
     slices: Slices,
+    left_out: LeftOut,
     /// Whether the slices have changed since they were published last.
     changed: bool,
     /// Of the last list, event or bookmark; none where a list is due.
@@ -419,6 +422,7 @@ impl Follower {
         if std::mem::take(&mut self.changed) {
             self.publisher.publish(self.slices.endpoints());
         }
+        self.left_out.report(self.slices.left_out());
         let wrong_port = |ports: &str| SourceFailure {
             kind: FailureKind::NoSuchPort,
             text: format!("no TCP port is named {}; the ports are: {ports}", self.api.port.port),

@@ -9,10 +9,11 @@
 //! A pod with two families of addresses is in two slices, and is one endpoint here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tracing::warn;
 
+use super::addresses::is_of_a_host;
 use super::answers::{AddressType, Name, Protocol, Slice, Tier};
 use super::{Endpoint, EndpointState, Endpoints, MAX_ENDPOINTS};
 
@@ -33,12 +34,20 @@ pub struct Slices {
     cut: bool,
     /// If endpoints have no port of this name: the names that there are.
     misnamed: Option<String>,
+    left_out: Option<IpAddr>,
 }
 
 impl Slices {
     /// None yet, of the Service's port of this name.
     pub fn new(port: &str) -> Self {
-        Self { port: port.to_owned(), slices: BTreeMap::new(), kept: 0, cut: false, misnamed: None }
+        Self {
+            port: port.to_owned(),
+            slices: BTreeMap::new(),
+            kept: 0,
+            cut: false,
+            misnamed: None,
+            left_out: None,
+        }
     }
 
     /// Takes a slice that is new or has changed, and says whether its endpoints have.
@@ -47,6 +56,14 @@ impl Slices {
         let before = self.take(name);
         self.warn_if_misnamed(slice);
         let mut endpoints = endpoints(slice, &self.port);
+        endpoints.retain(|listed| {
+            let address = listed.address.ip();
+            let keep = is_of_a_host(address);
+            if !keep {
+                self.left_out.get_or_insert(address);
+            }
+            keep
+        });
         if endpoints.len() > MAX_KEPT - self.kept {
             endpoints.truncate(MAX_KEPT - self.kept);
             self.cut = true;
@@ -76,6 +93,11 @@ impl Slices {
     /// The names of the ports that endpoints have, if one was seen without a port of this name.
     pub fn other_ports(&self) -> Option<&str> {
         self.misnamed.as_deref()
+    }
+
+    /// The first address that was left out, because no host can have it.
+    pub fn left_out(&self) -> Option<IpAddr> {
+        self.left_out
     }
 
     /// Forgets a slice that is gone, and says whether it had endpoints.
@@ -312,6 +334,17 @@ mod tests {
             ]);
             assert_eq!(all.len(), 2, "{other}");
         }
+    }
+
+    #[test]
+    fn addresses_that_no_host_can_have_are_left_out() {
+        let mut slices = Slices::new("zmq");
+        let addresses = ["10.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255"];
+        let endpoints = addresses.map(|address| json!({"addresses": [address]}));
+        slices.put(&of_zmq("a", json!(endpoints)));
+        let names: Vec<_> = slices.endpoints().into_keys().map(|key| key.to_string()).collect();
+        assert_eq!(names, ["tcp://10.0.0.1:5555"]);
+        assert_eq!(slices.left_out(), Some(addresses[1].parse().unwrap()));
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub struct LoadConfig {
     /// Where to find the endpoints instead, and to follow them as they come and go
     ///
     /// dns://HOST:PORT asks the name's addresses, again and again;
+    /// dns://_SERVICE._PROTO.NAME asks its SRV records, which say the port as well;
     /// k8s://NAMESPACE/SERVICE:PORTNAME watches the Service's EndpointSlices.
     #[arg(long, env = "ZMQ_ECHO_LOAD_DISCOVER", value_name = "URL", conflicts_with = "endpoints")]
     pub discover: Option<Source>,
