@@ -7,6 +7,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 
 use rustix::process::Signal;
+use serde_json::json;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{LOAD, PATIENT, load};
@@ -150,6 +151,11 @@ fn if_a_source_names_no_endpoint_the_line_says_why() {
     let dns = DnsServer::start();
     let unknown = dns.url("zmq-echo-headless.test.", 5555);
     let of_port = "k8s://default/zmq-echo:zeromq";
+    let several_ports = ApiServer::start();
+    let ports = json!([{"name": "zeromq", "port": 5555}, {"name": "http", "port": 8080}]);
+    let endpoints = json!([{"addresses": ["127.0.0.1"]}]);
+    let slice = json!({"addressType": "IPv4", "ports": ports, "endpoints": endpoints});
+    several_ports.put("a", slice);
     let cases = [
         (
             ApiServer::URL,
@@ -166,7 +172,19 @@ fn if_a_source_names_no_endpoint_the_line_says_why() {
         (
             of_port,
             Some(&other_port),
-            "no TCP port is named zeromq; the ports are: zmq; which of these ports is it?",
+            "no TCP port is named zeromq; the ports are: zmq (1); which of these ports is it?",
+        ),
+        (
+            "k8s://default/zmq-echo:5556",
+            Some(&several_ports),
+            "the pods have no TCP port 5556; the ports are: zeromq (5555), http (8080); which of \
+             these ports is it?",
+        ),
+        (
+            "k8s://default/zmq-echo",
+            Some(&several_ports),
+            "the Service has several TCP ports; the ports are: zeromq (5555), http (8080); which \
+             of these ports is it?",
         ),
         (
             &*unknown,

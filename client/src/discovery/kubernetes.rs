@@ -10,7 +10,6 @@
 //! What the API does say counts at once, an empty set too: unlike DNS it knows.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -31,6 +30,7 @@ use zmq_echo::log::chain;
 use super::answers::{Event, Status, Token, read_event, read_page};
 use super::following::{Outage, Publisher, Waits, until_unheard};
 use super::lines::Lines;
+use super::service_port::ServicePort;
 use super::slices::Slices;
 use super::{Discovery, DiscoveryError, Endpoints, FailureKind, Failures, SourceFailure};
 
@@ -50,23 +50,6 @@ const MAX_PAGES: usize = 50;
 /// Bytes in one answer to a list, or in one event: 20 slices of 1,000 endpoints, the
 /// most that a slice can have.
 const MAX_ANSWER: usize = 16 << 20;
-
-/// `k8s://NAMESPACE/SERVICE:PORTNAME`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServicePort {
-    /// The Service's namespace.
-    pub namespace: String,
-    /// The Service's name.
-    pub service: String,
-    /// The name of the Service's port, which EndpointSlices carry.
-    pub port: String,
-}
-
-impl fmt::Display for ServicePort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "k8s://{}/{}:{}", self.namespace, self.service, self.port)
-    }
-}
 
 /// How long the API may take.
 #[derive(Debug, Clone, Copy)]
@@ -221,7 +204,7 @@ impl Discovery for Kubernetes {
     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
         until_unheard(self.port.to_string(), endpoints, |publisher| {
             let follower = Follower {
-                slices: Slices::new(&self.port.port),
+                slices: Slices::new(self.port.port.clone()),
                 api: *self,
                 publisher,
                 waits: Waits::new(BACKOFF.0, BACKOFF.1),
@@ -337,7 +320,7 @@ impl Follower {
 
     /// Replaces all slices by those that there are now.
     async fn list(&mut self) -> Result<Token, Failure> {
-        let mut slices = Slices::new(&self.api.port.port);
+        let mut slices = Slices::new(self.api.port.port.clone());
         let mut next = None;
         let mut version = Token::default();
         for _ in 0..MAX_PAGES {
@@ -419,11 +402,9 @@ impl Follower {
         if std::mem::take(&mut self.changed) {
             self.publisher.publish(self.slices.endpoints());
         }
-        let wrong_port = |ports: &str| SourceFailure {
-            kind: FailureKind::NoSuchPort,
-            text: format!("no TCP port is named {}; the ports are: {ports}", self.api.port.port),
-        };
-        self.api.outage.names_none(self.slices.other_ports().map(wrong_port));
+        let no_port =
+            |text: &str| SourceFailure { kind: FailureKind::NoSuchPort, text: text.to_owned() };
+        self.api.outage.names_none(self.slices.no_port().map(no_port));
     }
 
     fn is_well(&mut self) {

@@ -48,7 +48,9 @@ pub struct LoadConfig {
     /// Where to find the endpoints instead, and to follow them as they come and go
     ///
     /// dns://HOST:PORT asks the name's addresses, again and again;
-    /// k8s://NAMESPACE/SERVICE:PORTNAME watches the Service's EndpointSlices.
+    /// k8s://NAMESPACE/SERVICE[:PORT] watches the Service's EndpointSlices. PORT is a
+    /// name of the Service's or a number of the pods', and may be left out if there is
+    /// only one.
     #[arg(long, env = "ZMQ_ECHO_LOAD_DISCOVER", value_name = "URL", conflicts_with = "endpoints")]
     pub discover: Option<Source>,
 

@@ -137,7 +137,12 @@ impl ApiServer {
 
     /// The source of [`Self::URL`] as a process with this kubeconfig has it.
     pub async fn source(kubeconfig: &Path) -> Kubernetes {
-        let Ok(Source::Kubernetes(port)) = Self::URL.parse() else { panic!("another source") };
+        Self::source_of(kubeconfig, Self::URL).await
+    }
+
+    /// The same of another URL.
+    pub async fn source_of(kubeconfig: &Path, url: &str) -> Kubernetes {
+        let Ok(Source::Kubernetes(port)) = url.parse() else { panic!("another source") };
         let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
         let options = KubeConfigOptions::default();
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
