@@ -4,6 +4,7 @@ mod dns;
 mod fixed;
 mod kubernetes;
 mod memory;
+mod srv;
 
 use std::collections::BTreeMap;
 

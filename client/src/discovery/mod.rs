@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use zmtp::endpoint::ConnectEndpoint;
 
+mod addresses;
 mod answers;
 pub mod dns;
 pub mod failure;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use super::Discovery;
+use super::dns::srv::{Srv, SrvName};
 use super::dns::{Dns, DnsName};
 use super::fixed::Fixed;
 use super::kubernetes::{self, Kubernetes};
@@ -13,13 +14,16 @@ use super::service_port::{PodPort, ServicePort};
 use zmtp::endpoint::{ConnectEndpoint, EndpointError};
 
 /// Where the endpoints come from: `tcp://HOST:PORT[,tcp://HOST:PORT…]`,
-/// `dns://HOST:PORT[?server=IP:PORT]` or `k8s://NAMESPACE/SERVICE[:PORT]`.
+/// `dns://HOST:PORT[?server=IP:PORT]`, `dns://_SERVICE._PROTO.NAME[?server=IP:PORT]` or
+/// `k8s://NAMESPACE/SERVICE[:PORT]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// These, whatever happens.
     Fixed(BTreeSet<ConnectEndpoint>),
     /// The addresses of a name.
     Dns(DnsName),
+    /// The targets and ports of a name's SRV records.
+    Srv(SrvName),
     /// The EndpointSlices of a Kubernetes Service.
     Kubernetes(ServicePort),
 }
@@ -41,10 +45,11 @@ pub enum SourceError {
         /// What is wrong with it.
         error: EndpointError,
     },
-    /// `dns://`, and then no host and port.
+    /// `dns://`, and then neither host and port nor the name of SRV records.
     #[error(
         "expected dns://HOST:PORT, the host a name and the port from 1 to 65535, such as \
-         dns://zmq-echo-headless:5555"
+         dns://zmq-echo-headless:5555, or dns://_SERVICE._PROTO.NAME for the ports of its SRV \
+         records, such as dns://_zeromq._tcp.zmq-echo-headless"
     )]
     Dns,
     /// `dns://` with an address, which has nothing to look up.
@@ -67,7 +72,7 @@ pub enum SourceError {
 /// Why a source cannot even be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoveryError {
-    /// The resolver's configuration cannot be read, or has no server in it.
+    /// There can be no resolver with this configuration.
     #[error("{path}: {error}")]
     Resolver {
         /// The file.
@@ -96,12 +101,12 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// What this host's own configuration says no to: `/etc/resolv.conf`, the
-    /// kubeconfig or the service account.
+    /// A name that DNS does not know, or no usable kubeconfig or service account.
     pub async fn discovery(&self) -> Result<Box<dyn Discovery>, DiscoveryError> {
         Ok(match self {
             Self::Fixed(endpoints) => Box::new(Fixed::new(endpoints.iter().cloned())),
             Self::Dns(name) => Box::new(Dns::new(name.clone())?),
+            Self::Srv(name) => Box::new(Srv::new(name.clone())?),
             Self::Kubernetes(port) => {
                 Box::new(Kubernetes::new(port.clone(), kubernetes::client().await?))
             }
@@ -114,7 +119,7 @@ impl FromStr for Source {
 
     fn from_str(text: &str) -> Result<Self, SourceError> {
         if let Some(rest) = text.strip_prefix("dns://") {
-            dns(rest).map(Self::Dns)
+            dns(rest)
         } else if let Some(rest) = text.strip_prefix("k8s://") {
             service_port(rest).map(Self::Kubernetes)
         } else if text.starts_with("tcp://") {
@@ -129,20 +134,26 @@ fn endpoint(text: &str) -> Result<ConnectEndpoint, SourceError> {
     text.parse().map_err(|error| SourceError::Endpoint { text: text.to_owned(), error })
 }
 
-fn dns(text: &str) -> Result<DnsName, SourceError> {
+fn dns(text: &str) -> Result<Source, SourceError> {
     let (name, query) = match text.split_once('?') {
         Some((name, query)) => (name, Some(query)),
         None => (text, None),
     };
+    let server = || query.map(dns_server).transpose();
     // The same hosts and ports as an endpoint's, which knows them.
-    let endpoint: ConnectEndpoint =
-        format!("tcp://{name}").parse().map_err(|_| SourceError::Dns)?;
-    let (host, port) = name.rsplit_once(':').ok_or(SourceError::Dns)?;
+    let endpoint = |text: &str| format!("tcp://{text}").parse::<ConnectEndpoint>();
+    let Some((host, port)) = name.rsplit_once(':') else {
+        if !SrvName::has_form(name) || endpoint(&format!("{name}:1")).is_err() {
+            return Err(SourceError::Dns);
+        }
+        return Ok(Source::Srv(SrvName { name: name.to_owned(), server: server()? }));
+    };
+    let endpoint = endpoint(name).map_err(|_| SourceError::Dns)?;
     if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
         return Err(SourceError::Address(endpoint));
     }
     let port = port.parse().map_err(|_| SourceError::Dns)?;
-    Ok(DnsName { host: host.to_owned(), port, server: query.map(dns_server).transpose()? })
+    Ok(Source::Dns(DnsName { host: host.to_owned(), port, server: server()? }))
 }
 
 fn dns_server(query: &str) -> Result<SocketAddr, SourceError> {
@@ -196,6 +207,7 @@ impl fmt::Display for Source {
                 Ok(())
             }
             Self::Dns(name) => name.fmt(f),
+            Self::Srv(name) => name.fmt(f),
             Self::Kubernetes(port) => port.fmt(f),
         }
     }
@@ -214,6 +226,9 @@ mod tests {
             "dns://zmq-echo-headless.default.svc.cluster.local.:5555",
             "dns://zmq-echo-headless:5555?server=127.0.0.1:5353",
             "dns://zmq-echo-headless:5555?server=[::1]:53",
+            "dns://_zeromq._tcp.zmq-echo-headless",
+            "dns://_zeromq._tcp.zmq-echo-headless.default.svc.cluster.local.?server=[::1]:53",
+            "dns://_zeromq._tcp.zmq-echo-headless:5555",
             "k8s://default/zmq-echo",
             "k8s://default/zmq-echo:zeromq",
             "k8s://default/zmq-echo:5555",
@@ -238,6 +253,11 @@ mod tests {
         for text in ["dns://", "dns://a", "dns://a:0", "dns://a:+1", "dns://a:zmq", "dns://*:1"] {
             refused_with(text, "expected dns://HOST:PORT");
         }
+        for text in ["dns://zmq-echo", "dns://_a._tcp", "dns://_a.b.c", "dns://_a._tcp.b c"] {
+            refused_with(text, "dns://zmq-echo-headless:5555");
+            refused_with(text, "dns://_zeromq._tcp.zmq-echo-headless");
+        }
+        refused_with("dns://_a._tcp.b?server=dns", "server=127.0.0.1:53");
         refused_with("dns://10.0.0.1:5555", "tcp://10.0.0.1:5555");
         refused_with("dns://[fd00::1]:5555", "tcp://[fd00::1]:5555");
         for query in ["", "server", "server=dns", "server=127.0.0.1", "server=127.0.0.1:0", "a=b"] {

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, SOA};
+use hickory_proto::rr::rdata::{A, AAAA, SOA, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 /// For how long an answer that there is nothing may be believed: longer than any
@@ -24,6 +24,16 @@ pub enum Mode {
     Answer,
     ServerFailure,
     Silence,
+    /// Answers after this time, over UDP.
+    Late(Duration),
+}
+
+/// An SRV record.
+#[derive(Debug, Clone, Copy)]
+pub struct Service {
+    pub priority: u16,
+    pub port: u16,
+    pub target: &'static str,
 }
 
 /// A question that was asked.
@@ -38,7 +48,11 @@ pub struct Question {
 /// What the server knows and what was asked of it.
 struct Zone {
     names: BTreeMap<Name, (Vec<IpAddr>, u32)>,
+    services: BTreeMap<Name, (Vec<Service>, u32)>,
+    /// Whether the addresses of services' targets come with them.
+    additional: bool,
     modes: BTreeMap<RecordType, Mode>,
+    modes_of_names: BTreeMap<Name, Mode>,
     questions: Vec<Question>,
     stopped: bool,
 }
@@ -56,7 +70,10 @@ impl DnsServer {
         let address = udp.local_addr().unwrap();
         let zone = Arc::new(Mutex::new(Zone {
             names: BTreeMap::new(),
+            services: BTreeMap::new(),
+            additional: true,
             modes: BTreeMap::new(),
+            modes_of_names: BTreeMap::new(),
             questions: Vec::new(),
             stopped: false,
         }));
@@ -84,20 +101,38 @@ impl DnsServer {
         self.zone.lock().unwrap().names.insert(complete(name), (addresses, ttl));
     }
 
+    /// The name has these SRV records for so many seconds.
+    pub fn set_services(&self, name: &str, services: &[Service], ttl: u32) {
+        self.zone.lock().unwrap().services.insert(complete(name), (services.to_vec(), ttl));
+    }
+
+    /// Whether the addresses of services' targets come with them, as they do at first.
+    pub fn set_additional(&self, additional: bool) {
+        self.zone.lock().unwrap().additional = additional;
+    }
+
     /// There is no such name: NXDOMAIN.
     pub fn remove(&self, name: &str) {
-        self.zone.lock().unwrap().names.remove(&complete(name));
+        let mut zone = self.zone.lock().unwrap();
+        zone.names.remove(&complete(name));
+        zone.services.remove(&complete(name));
     }
 
     /// What becomes of every question from here on.
     pub fn set_mode(&self, mode: Mode) {
         self.set_mode_of(RecordType::A, mode);
         self.set_mode_of(RecordType::AAAA, mode);
+        self.set_mode_of(RecordType::SRV, mode);
     }
 
     /// What becomes of questions for one kind of record.
     pub fn set_mode_of(&self, kind: RecordType, mode: Mode) {
         self.zone.lock().unwrap().modes.insert(kind, mode);
+    }
+
+    /// What becomes of questions for one name, whatever becomes of others.
+    pub fn set_mode_of_name(&self, name: &str, mode: Mode) {
+        self.zone.lock().unwrap().modes_of_names.insert(complete(name), mode);
     }
 
     pub fn questions(&self) -> Vec<Question> {
@@ -142,9 +177,13 @@ fn serve_udp(socket: &UdpSocket, zone: &Mutex<Zone>) {
         if zone.lock().unwrap().stopped {
             return;
         }
-        if let Some(answer) = answer(&buffer[..size], zone, false) {
+        let Some((answer, delay)) = answer(&buffer[..size], zone, false) else { continue };
+        let socket = socket.try_clone().unwrap();
+        let send = move || {
+            thread::sleep(delay);
             let _ = socket.send_to(&answer, client);
-        }
+        };
+        if delay.is_zero() { send() } else { drop(thread::spawn(send)) }
     }
 }
 
@@ -168,15 +207,15 @@ fn serve_stream(mut stream: TcpStream, zone: &Mutex<Zone>) -> io::Result<()> {
         stream.read_exact(&mut size)?;
         let mut question = vec![0; usize::from(u16::from_be_bytes(size))];
         stream.read_exact(&mut question)?;
-        if let Some(answer) = answer(&question, zone, true) {
+        if let Some((answer, _)) = answer(&question, zone, true) {
             let size = u16::try_from(answer.len()).expect("a short answer").to_be_bytes();
             stream.write_all(&[&size, &answer[..]].concat())?;
         }
     }
 }
 
-/// The answer to a question, or none where there is to be silence.
-fn answer(question: &[u8], zone: &Mutex<Zone>, tcp: bool) -> Option<Vec<u8>> {
+/// The answer to a question and how long it takes, or none where there is to be silence.
+fn answer(question: &[u8], zone: &Mutex<Zone>, tcp: bool) -> Option<(Vec<u8>, Duration)> {
     let question = Message::from_vec(question).ok()?;
     let query = question.queries.first()?.clone();
     let (name, kind) = (query.name().to_lowercase(), query.query_type());
@@ -185,34 +224,65 @@ fn answer(question: &[u8], zone: &Mutex<Zone>, tcp: bool) -> Option<Vec<u8>> {
     let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
     answer.metadata.authoritative = true;
     answer.add_query(query);
-    match zone.modes.get(&kind).unwrap_or(&Mode::Answer) {
+    let of_name = zone.modes_of_names.get(&name).or(zone.modes.get(&kind));
+    let mode = of_name.copied().unwrap_or(Mode::Answer);
+    let mut delay = Duration::ZERO;
+    match mode {
         Mode::Silence => return None,
         Mode::ServerFailure => answer.metadata.response_code = ResponseCode::ServFail,
         Mode::Answer => fill(&mut answer, &name, kind, &zone),
+        Mode::Late(late) => {
+            delay = late;
+            fill(&mut answer, &name, kind, &zone);
+        }
     }
     let bytes = answer.to_vec().unwrap();
     if tcp || bytes.len() <= DATAGRAM {
-        return Some(bytes);
+        return Some((bytes, delay));
     }
     answer.answers.clear();
+    answer.additionals.clear();
     answer.metadata.truncation = true;
-    Some(answer.to_vec().unwrap())
+    Some((answer.to_vec().unwrap(), delay))
 }
 
 fn fill(answer: &mut Message, name: &Name, kind: RecordType, zone: &Zone) {
-    match zone.names.get(name) {
-        None => answer.metadata.response_code = ResponseCode::NXDomain,
-        Some((addresses, ttl)) => {
-            let data = addresses.iter().map(|address| match address {
-                IpAddr::V4(address) => RData::A(A(*address)),
-                IpAddr::V6(address) => RData::AAAA(AAAA(*address)),
-            });
-            let wanted = data.filter(|data| data.record_type() == kind);
-            answer.add_answers(wanted.map(|data| Record::from_rdata(name.clone(), *ttl, data)));
-        }
+    if !zone.names.contains_key(name) && !zone.services.contains_key(name) {
+        answer.metadata.response_code = ResponseCode::NXDomain;
+    }
+    if kind == RecordType::SRV {
+        fill_services(answer, name, zone);
+    } else {
+        let records = addresses(name, zone).filter(|record| record.record_type() == kind);
+        answer.add_answers(records);
     }
     if answer.answers.is_empty() {
         let soa = SOA::new(name.clone(), name.clone(), 1, 3600, 600, 86400, NEGATIVE_TTL);
         answer.add_authority(Record::from_rdata(name.clone(), NEGATIVE_TTL, RData::SOA(soa)));
     }
+}
+
+fn fill_services(answer: &mut Message, name: &Name, zone: &Zone) {
+    let Some((services, ttl)) = zone.services.get(name) else { return };
+    for Service { priority, port, target } in services {
+        let target = complete(target);
+        if zone.additional {
+            answer.add_additionals(addresses(&target, zone));
+        }
+        let data = RData::SRV(SRV::new(*priority, 0, *port, target));
+        answer.add_answer(Record::from_rdata(name.clone(), *ttl, data));
+    }
+}
+
+fn addresses(name: &Name, zone: &Zone) -> impl Iterator<Item = Record> {
+    let known = zone.names.get(name).into_iter();
+    known.flat_map(|(addresses, ttl)| addresses.iter().map(move |address| (address, ttl))).map(
+        |(address, ttl)| {
+            let data = match address {
+                IpAddr::V4(address) => RData::A(A(*address)),
+                IpAddr::V6(address) => RData::AAAA(AAAA(*address)),
+            };
+            Record::from_rdata(name.clone(), *ttl, data)
+        },
+    )
 }
