@@ -256,11 +256,12 @@ fn base_metrics() -> (u16, String) {
 
 #[test]
 fn every_flag_that_is_named_is_one() {
-    let flags: BTreeSet<_> = [ServerConfig::command(), ProbeConfig::command(), LoadConfig::command()]
-        .iter()
-        .flat_map(|command| command.get_arguments())
-        .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
-        .collect();
+    let flags: BTreeSet<_> =
+        [ServerConfig::command(), ProbeConfig::command(), LoadConfig::command()]
+            .iter()
+            .flat_map(|command| command.get_arguments())
+            .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
+            .collect();
     let named: Vec<_> = code(OPERATIONS).filter(|code| code.starts_with("--")).collect();
     assert!(named.len() > 10, "{named:?}");
     for flag in named {
