@@ -348,3 +348,34 @@ fn an_endpoint_that_comes_during_the_run_and_is_never_reached_is_in_the_result()
     let shares = result["endpoints"].as_array().unwrap();
     assert!(shares.iter().any(|share| share["endpoint"] == *never), "{shares:?}");
 }
+
+#[test]
+fn what_an_api_server_says_forges_no_record_and_steers_no_terminal() {
+    let forged = "2026-11-29T00:00:00Z  INFO zmq_echo_client::pool: endpoint added";
+    let message = format!("no\n{forged}\r\u{1b}[2K\u{9b}31m\u{2028}\u{202e}yes\u{2066} é");
+    let api = ApiServer::start();
+    api.fail_with(Some(403));
+    api.answer_with(json!({"kind": "Status", "code": 403, "message": message}).to_string());
+    // The name of a port, and the type of an event.
+    let ports = ApiServer::start();
+    let slice = json!({
+        "addressType": "IPv4", "ports": [{"name": message, "port": 1}],
+        "endpoints": [{"addresses": ["127.0.0.1"]}],
+    });
+    ports.put("a", slice);
+    let event = ApiServer::start();
+    let args = ["--log-level", "debug", "--discover", ApiServer::URL];
+    let runs = [&api, &ports, &event].map(|api| starts(&args, Some(api.kubeconfig())));
+    wait_until("it watches", || event.watchers() == 1);
+    event.send(format!("{}\n", json!({"type": message, "object": {}})));
+    for run in runs {
+        let output = run.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains(forged) && stderr.contains(" é"), "{stderr}");
+        for line in stderr.lines() {
+            assert!(!line.starts_with(forged), "{stderr}");
+            assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
+            assert!(!line.contains(['\u{2028}', '\u{202e}', '\u{2066}']), "{line:?}");
+        }
+    }
+}

@@ -269,7 +269,7 @@ impl From<&Failure> for SourceFailure {
             | Failure::Unreachable(_) => FailureKind::Unreachable,
             _ => FailureKind::Failed,
         };
-        Self { kind, text: failure.to_string() }
+        Self::new(kind, &failure.to_string())
     }
 }
 
@@ -402,8 +402,7 @@ impl Follower {
         if std::mem::take(&mut self.changed) {
             self.publisher.publish(self.slices.endpoints());
         }
-        let no_port =
-            |text: &str| SourceFailure { kind: FailureKind::NoSuchPort, text: text.to_owned() };
+        let no_port = |text: &str| SourceFailure::new(FailureKind::NoSuchPort, text);
         self.api.outage.names_none(self.slices.no_port().map(no_port));
     }
 

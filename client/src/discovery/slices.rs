@@ -16,6 +16,7 @@ use tracing::warn;
 use super::answers::{AddressType, Name, Protocol, Slice, Tier};
 use super::service_port::PodPort;
 use super::{Endpoint, EndpointState, Endpoints, MAX_ENDPOINTS};
+use zmtp::printable;
 
 /// The most endpoints that are kept, of all slices together: an endpoint may be in
 /// several while the API moves it.
@@ -212,7 +213,7 @@ fn tcp_ports(slice: &Slice) -> impl Iterator<Item = (&str, u16)> {
 fn text_of(ports: &[(&str, u16)]) -> String {
     let each = ports.iter().take(MAX_NAMED).map(|(name, number)| match *name {
         "" => format!("{number} without a name"),
-        name => format!("{name} ({number})"),
+        name => format!("{} ({number})", printable(name)),
     });
     let mut text = each.collect::<Vec<_>>().join(", ");
     match ports.len() {
