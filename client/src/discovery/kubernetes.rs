@@ -27,6 +27,7 @@ use tower::{BoxError, ServiceBuilder};
 use tracing::debug;
 use zmq_echo::log::chain;
 
+use super::addresses::LeftOut;
 use super::answers::{Event, Status, Token, read_event, read_page};
 use super::following::{Outage, Publisher, Waits, until_unheard};
 use super::lines::Lines;
@@ -204,6 +205,7 @@ impl Discovery for Kubernetes {
     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
         until_unheard(self.port.to_string(), endpoints, |publisher| {
             let follower = Follower {
+                left_out: LeftOut::new(self.port.to_string()),
                 slices: Slices::new(self.port.port.clone()),
                 api: *self,
                 publisher,
@@ -278,6 +280,7 @@ struct Follower {
     publisher: Publisher,
     waits: Waits,
     slices: Slices,
+    left_out: LeftOut,
     /// Whether the slices have changed since they were published last.
     changed: bool,
     /// Of the last list, event or bookmark; none where a list is due.
@@ -402,6 +405,7 @@ impl Follower {
         if std::mem::take(&mut self.changed) {
             self.publisher.publish(self.slices.endpoints());
         }
+        self.left_out.report(self.slices.left_out());
         let no_port = |text: &str| SourceFailure::new(FailureKind::NoSuchPort, text);
         self.api.outage.names_none(self.slices.no_port().map(no_port));
     }

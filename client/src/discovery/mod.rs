@@ -3,12 +3,13 @@
 //!
 //! 1. [`source`]: the URL that names a source, `dns://zmq-echo-headless:5555`.
 //! 2. [`fixed`]: a list that does not change.
-//! 3. [`dns`]: a name, asked again and again.
+//! 3. [`dns`]: a name, asked again and again: its addresses or its SRV records.
 //! 4. [`kubernetes`]: the EndpointSlices of a Service, listed and watched.
 //! 5. [`failure`]: why a source could not be asked.
 //! 6. [`service_port`]: which port of a Service.
 //! 7. `slices`: what EndpointSlices say of endpoints, free of any connection.
 //! 8. `answers`: what is read of the API's answers, within bounds.
+//! 9. `addresses`: which addresses a source may name.
 //!
 //! A source going away never removes endpoints: what could not be asked says
 //! nothing, and the last set stands until a new one is known.

@@ -9,10 +9,11 @@
 //! A pod with two families of addresses is in two slices, and is one endpoint here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tracing::warn;
 
+use super::addresses::is_of_a_host;
 use super::answers::{AddressType, Name, Protocol, Slice, Tier};
 use super::service_port::PodPort;
 use super::{Endpoint, EndpointState, Endpoints, MAX_ENDPOINTS};
@@ -40,13 +41,21 @@ pub struct Slices {
     no_port: Option<String>,
     /// Whether that was logged.
     warned: bool,
+    left_out: Option<IpAddr>,
 }
 
 impl Slices {
     /// None yet, of this port of the Service.
     pub fn new(port: PodPort) -> Self {
-        let slices = BTreeMap::new();
-        Self { port, slices, kept: 0, cut: false, no_port: None, warned: false }
+        Self {
+            port,
+            slices: BTreeMap::new(),
+            kept: 0,
+            cut: false,
+            no_port: None,
+            warned: false,
+            left_out: None,
+        }
     }
 
     /// Takes a slice that is new or has changed, and says whether its endpoints have.
@@ -54,6 +63,14 @@ impl Slices {
         let name = slice.metadata.name.as_ref();
         let before = self.take(name);
         let mut endpoints = self.listed(slice);
+        endpoints.retain(|listed| {
+            let address = listed.address.ip();
+            let keep = is_of_a_host(address);
+            if !keep {
+                self.left_out.get_or_insert(address);
+            }
+            keep
+        });
         if endpoints.len() > MAX_KEPT - self.kept {
             endpoints.truncate(MAX_KEPT - self.kept);
             self.cut = true;
@@ -90,6 +107,11 @@ impl Slices {
     /// If there are endpoints, none of which has the port that is meant: which ports they have.
     pub fn no_port(&self) -> Option<&str> {
         self.no_port.as_deref().filter(|_| self.slices.is_empty())
+    }
+
+    /// The first address that was left out, because no host can have it.
+    pub fn left_out(&self) -> Option<IpAddr> {
+        self.left_out
     }
 
     /// Forgets a slice that is gone, and says whether it had endpoints.
@@ -358,6 +380,17 @@ mod tests {
             ]);
             assert_eq!(all.len(), 2, "{other}");
         }
+    }
+
+    #[test]
+    fn addresses_that_no_host_can_have_are_left_out() {
+        let mut slices = Slices::new(PodPort::Named("zmq".to_owned()));
+        let addresses = ["10.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255"];
+        let endpoints = addresses.map(|address| json!({"addresses": [address]}));
+        slices.put(&of_zmq("a", json!(endpoints)));
+        let names: Vec<_> = slices.endpoints().into_keys().map(|key| key.to_string()).collect();
+        assert_eq!(names, ["tcp://10.0.0.1:5555"]);
+        assert_eq!(slices.left_out(), Some(addresses[1].parse().unwrap()));
     }
 
     #[test]

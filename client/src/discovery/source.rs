@@ -33,8 +33,9 @@ pub enum Source {
 pub enum SourceError {
     /// It starts as no source does.
     #[error(
-        "expected tcp://HOST:PORT[,tcp://HOST:PORT…], dns://HOST:PORT or \
-         k8s://NAMESPACE/SERVICE[:PORT], such as dns://zmq-echo-headless:5555"
+        "expected tcp://HOST:PORT[,tcp://HOST:PORT…], dns://HOST:PORT, \
+         dns://_SERVICE._PROTO.NAME or k8s://NAMESPACE/SERVICE[:PORT], such as \
+         dns://zmq-echo-headless:5555"
     )]
     Scheme,
     /// One of a list is no endpoint.

@@ -48,6 +48,7 @@ pub struct LoadConfig {
     /// Where to find the endpoints instead, and to follow them as they come and go
     ///
     /// dns://HOST:PORT asks the name's addresses, again and again;
+    /// dns://_SERVICE._PROTO.NAME asks its SRV records, which say the port as well;
     /// k8s://NAMESPACE/SERVICE[:PORT] watches the Service's EndpointSlices. PORT is a
     /// name of the Service's or a number of the pods', and may be left out if there is
     /// only one.
