@@ -9,7 +9,8 @@
 //! 6. [`service_port`]: which port of a Service.
 //! 7. `slices`: what EndpointSlices say of endpoints, free of any connection.
 //! 8. `answers`: what is read of the API's answers, within bounds.
-//! 9. `addresses`: which addresses a source may name.
+//! 9. `retry_after`: how long the API asks to wait.
+//! 10. `addresses`: which addresses a source may name.
 //!
 //! A source going away never removes endpoints: what could not be asked says
 //! nothing, and the last set stands until a new one is known.
@@ -30,6 +31,7 @@ pub mod fixed;
 mod following;
 pub mod kubernetes;
 mod lines;
+mod retry_after;
 pub mod service_port;
 mod slices;
 pub mod source;

@@ -1,7 +1,7 @@
 //! EndpointSlices, against an API server on loopback.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kube::Config;
 use serde_json::json;
@@ -245,6 +245,36 @@ async fn nothing_is_said_before_the_first_list() {
 async fn tries_come_ever_more_seldom() {
     let api = ApiServer::start();
     api.fail_with(Some(500));
+    let _followed = follow(&api).await;
+    let started = std::time::Instant::now();
+    until("it tries again", || api.asked().len() == 5).await;
+    // The least that four waits with jitter take: 50, 100, 200 and 400 ms.
+    assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn retry_after_is_respected_as_seconds_and_as_a_date() {
+    let seconds = || "2".to_owned();
+    // It has whole seconds.
+    let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
+    let values: [(u16, &dyn Fn() -> String); 4] =
+        [(429, &seconds), (503, &date), (403, &seconds), (410, &seconds)];
+    for (code, value) in values {
+        let api = ApiServer::start();
+        api.fail_with(Some(code));
+        api.retry_after(&value());
+        let started = std::time::Instant::now();
+        let _followed = follow(&api).await;
+        until("it tries again", || api.asked().len() == 2).await;
+        assert!(started.elapsed() > Duration::from_millis(1900), "{code} {:?}", started.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn retry_after_makes_no_wait_shorter() {
+    let api = ApiServer::start();
+    api.fail_with(Some(429));
+    api.retry_after("0");
     let _followed = follow(&api).await;
     let started = std::time::Instant::now();
     until("it tries again", || api.asked().len() == 5).await;
