@@ -1,5 +1,7 @@
 //! The README says what the code does: every table, held to its source.
 
+mod commands;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 

@@ -119,7 +119,7 @@ impl Unusable {
     pub fn advice(&self) -> &'static str {
         match self {
             Self::NotAsked | Self::Connecting => "is more time all that it needs?",
-            Self::Source(failure) => failure.kind.advice(),
+            Self::Source(failure) => failure.kind().advice(),
             Self::NoneNamed => "is a pod ready, and does the Service have a port of this name?",
             Self::Draining => "does the service restart, or is it scaled to zero?",
             Self::Endpoint { trouble, .. } => trouble.advice(),

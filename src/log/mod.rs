@@ -24,6 +24,7 @@ use prometheus::IntCounter;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use zmtp::printable;
 
 use crate::exit;
 use crate::metrics;
@@ -144,8 +145,8 @@ fn colour_is_unwanted() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-/// An error with everything that caused it, in one line. A cause that the text says already
-/// is not repeated.
+/// An error with everything that caused it, in one printable line. A cause that the text says
+/// already is not repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -156,7 +157,7 @@ pub fn chain(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
-    text
+    printable(&text).into_owned()
 }
 
 impl Logs {

@@ -7,6 +7,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 
 use rustix::process::Signal;
+use serde_json::json;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{LOAD, PATIENT, load};
@@ -150,6 +151,11 @@ fn if_a_source_names_no_endpoint_the_line_says_why() {
     let dns = DnsServer::start();
     let unknown = dns.url("zmq-echo-headless.test.", 5555);
     let of_port = "k8s://default/zmq-echo:zeromq";
+    let several_ports = ApiServer::start();
+    let ports = json!([{"name": "zeromq", "port": 5555}, {"name": "http", "port": 8080}]);
+    let endpoints = json!([{"addresses": ["127.0.0.1"]}]);
+    let slice = json!({"addressType": "IPv4", "ports": ports, "endpoints": endpoints});
+    several_ports.put("a", slice);
     let cases = [
         (
             ApiServer::URL,
@@ -166,7 +172,19 @@ fn if_a_source_names_no_endpoint_the_line_says_why() {
         (
             of_port,
             Some(&other_port),
-            "no TCP port is named zeromq; the ports are: zmq; which of these ports is it?",
+            "no TCP port is named zeromq; the ports are: zmq (1); which of these ports is it?",
+        ),
+        (
+            "k8s://default/zmq-echo:5556",
+            Some(&several_ports),
+            "the pods have no TCP port 5556; the ports are: zeromq (5555), http (8080); which of \
+             these ports is it?",
+        ),
+        (
+            "k8s://default/zmq-echo",
+            Some(&several_ports),
+            "the Service has several TCP ports; the ports are: zeromq (5555), http (8080); which \
+             of these ports is it?",
         ),
         (
             &*unknown,
@@ -329,4 +347,35 @@ fn an_endpoint_that_comes_during_the_run_and_is_never_reached_is_in_the_result()
     let never = format!("tcp://127.0.0.9:{port}");
     let shares = result["endpoints"].as_array().unwrap();
     assert!(shares.iter().any(|share| share["endpoint"] == *never), "{shares:?}");
+}
+
+#[test]
+fn what_an_api_server_says_forges_no_record_and_steers_no_terminal() {
+    let forged = "2026-11-29T00:00:00Z  INFO zmq_echo_client::pool: endpoint added";
+    let message = format!("no\n{forged}\r\u{1b}[2K\u{9b}31m\u{2028}\u{202e}yes\u{2066} é");
+    let api = ApiServer::start();
+    api.fail_with(Some(403));
+    api.answer_with(json!({"kind": "Status", "code": 403, "message": message}).to_string());
+    // The name of a port, and the type of an event.
+    let ports = ApiServer::start();
+    let slice = json!({
+        "addressType": "IPv4", "ports": [{"name": message, "port": 1}],
+        "endpoints": [{"addresses": ["127.0.0.1"]}],
+    });
+    ports.put("a", slice);
+    let event = ApiServer::start();
+    let args = ["--log-level", "debug", "--discover", ApiServer::URL];
+    let runs = [&api, &ports, &event].map(|api| starts(&args, Some(api.kubeconfig())));
+    wait_until("it watches", || event.watchers() == 1);
+    event.send(format!("{}\n", json!({"type": message, "object": {}})));
+    for run in runs {
+        let output = run.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains(forged) && stderr.contains(" é"), "{stderr}");
+        for line in stderr.lines() {
+            assert!(!line.starts_with(forged), "{stderr}");
+            assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
+            assert!(!line.contains(['\u{2028}', '\u{202e}', '\u{2066}']), "{line:?}");
+        }
+    }
 }

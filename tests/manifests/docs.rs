@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Probe;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use zmq_echo::config::{ProbeConfig, ServerConfig};
 use zmq_echo::side_port::PATHS;
+use zmq_echo_client::load::config::LoadConfig;
 use zmtp::Reason;
 use zmtp::router::Limits;
 
@@ -118,6 +119,9 @@ fn the_probes_in_the_text_are_those_of_the_manifests() {
     says(OPERATIONS, &format!("needed more than {timeout} s to start the probe"));
     says(OPERATIONS, &format!("every {} s, and two", seconds(readiness.period_seconds).as_secs()));
     assert_eq!(readiness.failure_threshold, Some(2));
+    let shorter = liveness.termination_grace_period_seconds.unwrap();
+    let usual = grace(&server).as_secs();
+    says(OPERATIONS, &format!("such a container has {shorter} s instead of {usual} to leave"));
     says(DEPLOYMENT, "Three in a row,");
     says(DEPLOYMENT, &format!("every {period} s, for each is a process"));
     says(DEPLOYMENT, &format!("gives up after {limit}"));
@@ -252,11 +256,12 @@ fn base_metrics() -> (u16, String) {
 
 #[test]
 fn every_flag_that_is_named_is_one() {
-    let flags: BTreeSet<_> = [ServerConfig::command(), ProbeConfig::command()]
-        .iter()
-        .flat_map(|command| command.get_arguments())
-        .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
-        .collect();
+    let flags: BTreeSet<_> =
+        [ServerConfig::command(), ProbeConfig::command(), LoadConfig::command()]
+            .iter()
+            .flat_map(|command| command.get_arguments())
+            .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
+            .collect();
     let named: Vec<_> = code(OPERATIONS).filter(|code| code.starts_with("--")).collect();
     assert!(named.len() > 10, "{named:?}");
     for flag in named {
@@ -339,6 +344,8 @@ fn the_other_probes_are_an_overlay_that_builds_and_asks_the_side_port() {
     };
     asks(&container.liveness_probe, "/livez");
     asks(&container.readiness_probe, "/readyz");
+    let grace = |probe: &Option<Probe>| probe.as_ref().unwrap().termination_grace_period_seconds;
+    assert_eq!(grace(&container.liveness_probe), grace(&base().container().liveness_probe));
     // It reports by itself after this.
     let timeout = seconds(container.liveness_probe.as_ref().unwrap().timeout_seconds);
     assert!(timeout > zmq_echo::side_port::LIVE_LIMIT);

@@ -51,7 +51,7 @@ fn no_digest_stands_in_the_tree() {
 fn a_digest_reaches_the_deployment_and_no_component_takes_it_off() {
     let digest = format!("sha256:{}", "0".repeat(64));
     let image = format!("registry.example/{NAME}@{digest}");
-    // As `kustomize edit set image` writes it, and load over it.
+    // As the README has it, and load over it.
     let with_digest = format!(
         "resources: [../production]\n\
          images: [{{name: {NAME}, newName: registry.example/{NAME}, digest: '{digest}'}}]\n"

@@ -1,5 +1,7 @@
 //! The Job's command line is one that the load generator takes, and it works.
 
+use std::time::Duration;
+
 use clap::CommandFactory;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Container, Service};
@@ -50,8 +52,18 @@ fn it_follows_the_endpoints_of_the_headless_service_by_the_name_of_their_port() 
 #[test]
 fn it_is_over_before_its_deadline() {
     let deadline = job().spec.unwrap().active_deadline_seconds.expect("a deadline");
-    // The other half is for the image to be pulled and the service to come.
-    assert!(config().duration.as_secs() * 2 <= u64::try_from(deadline).unwrap());
+    let config = config();
+    // The rest is for the image to be pulled.
+    let needed = config.wait.as_secs() + config.duration.as_secs();
+    assert!(needed + 300 <= u64::try_from(deadline).unwrap());
+}
+
+#[test]
+fn it_waits_for_a_service_that_is_applied_with_it_and_no_other_container_does() {
+    let pod = job().spec.unwrap().template.spec.unwrap();
+    assert_eq!((pod.containers.len(), pod.init_containers), (1, None));
+    // Longer than a server takes that has to be pulled and started first.
+    assert!(config().wait >= Duration::from_secs(300));
 }
 
 #[test]

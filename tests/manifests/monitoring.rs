@@ -227,4 +227,5 @@ fn its_service_leads_to_its_port() {
     let [opened] = &container().ports.unwrap()[..] else { panic!("one port") };
     assert_eq!(port.target_port, opened.name.clone().map(IntOrString::String));
     assert_eq!(port.port, opened.container_port);
+    assert_eq!(port.app_protocol.as_deref(), Some("http"));
 }

@@ -1,8 +1,9 @@
 //! What the overlays are there for.
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Namespace;
 
-use crate::build::{NAME, variant};
+use crate::build::{NAME, build_beside, variant};
 use crate::memory::resource;
 
 #[test]
@@ -39,6 +40,19 @@ fn production_depends_on_no_memory_that_others_may_have_taken() {
     let server = variant("overlays-production").server();
     let memory = |list| resource(server.container(), list, "memory");
     assert_eq!(memory("requests"), memory("limits"));
+}
+
+#[test]
+fn production_with_zones_spreads_over_both_and_waits_for_either() {
+    let with_zones = format!(
+        "namespace: {NAME}\nresources: [../production]\ncomponents: [../../components/zones]\n"
+    );
+    let with_zones = build_beside("overlays", "production-zones", &with_zones);
+    let deployment: Deployment = with_zones.named(NAME);
+    let pod = deployment.spec.template.spec.unwrap();
+    let constraints = pod.topology_spread_constraints.unwrap();
+    assert_eq!(constraints.len(), 2);
+    assert!(constraints.iter().all(|one| one.when_unsatisfiable == "DoNotSchedule"));
 }
 
 #[test]

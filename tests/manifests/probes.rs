@@ -2,15 +2,13 @@
 
 use std::net::TcpStream;
 use std::process::Output;
-use std::thread;
 use std::time::Duration;
 
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Container, Probe};
+use k8s_openapi::api::core::v1::Probe;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use rustix::process::Signal;
 
-use crate::build::{Server, variant};
+use crate::build::Server;
 use crate::server::{config, environment, probe_config, run};
 use crate::support;
 
@@ -130,35 +128,4 @@ fn a_server_that_does_not_start_is_known_before_the_rollout_is_given_up() {
 
 pub fn seconds(number: Option<i32>) -> Duration {
     Duration::from_secs(u64::try_from(number.expect("a number of seconds")).unwrap())
-}
-
-/// The load generator's first container, which waits for the service.
-fn waiting() -> Container {
-    let job: Job = variant("components-load").named("zmq-echo-load");
-    job.spec.unwrap().template.spec.unwrap().init_containers.expect("one that waits").remove(0)
-}
-
-#[test]
-fn the_load_waits_for_a_service_that_has_no_endpoint_yet() {
-    let waiting = waiting();
-    let command = [waiting.command.clone().unwrap(), waiting.args.clone().unwrap()].concat();
-    let stated = probe_config(&waiting, &command);
-    assert_eq!(stated.endpoint.to_string(), "tcp://zmq-echo:5555");
-    // Bound and not listening: refused, as at a Service without an endpoint.
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let limit = humantime::format_duration(stated.timeout).to_string();
-    let mut probe = support::command(program(&command[0]));
-    probe.args(["--endpoint", &format!("tcp://{address}"), "--timeout", &limit]);
-    let mut probe = support::Process::spawn(&mut probe);
-    // For a few refusals. With fewer, or none, the test shows less and still passes.
-    thread::sleep(Duration::from_millis(300));
-    assert!(probe.is_running(), "it did not wait");
-    drop(socket);
-    let mut server = support::command(support::SERVER);
-    server.args(["--bind", &format!("tcp://{address}"), "--http", "127.0.0.1:0"]);
-    let _server = support::Server::spawn(server);
-    assert_eq!(probe.wait(), 0);
 }

@@ -121,6 +121,8 @@ fn the_services_lead_to_the_zeromq_port_by_its_name() {
             assert_eq!(port.name.as_deref(), Some("zeromq"));
             assert_eq!(port.target_port, Some(IntOrString::String("zeromq".to_owned())));
             assert_eq!(port.port, server.port("zeromq"));
+            // A mesh does not wait to find out which protocol it is.
+            assert_eq!(port.app_protocol.as_deref(), Some("tcp"));
         }
     }
 }

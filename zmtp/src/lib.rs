@@ -12,9 +12,10 @@
 //! 7. [`newcomers`]: which connection gives way when there is no room for the next.
 //! 8. [`memory_pool`]: a bound on memory that several connections share.
 //! 9. [`tcp_info`]: whether the other host of a connection still acknowledges.
-//! 10. [`router`]: the ROUTER socket.
-//! 11. [`dealer`]: the DEALER socket.
-#![cfg_attr(feature = "zeromq", doc = "12. [`mod@zeromq`]: the zeromq crate's traits.")]
+//! 10. [`mod@printable`]: text from outside, made printable.
+//! 11. [`router`]: the ROUTER socket.
+//! 12. [`dealer`]: the DEALER socket.
+#![cfg_attr(feature = "zeromq", doc = "13. [`mod@zeromq`]: the zeromq crate's traits.")]
 
 pub mod dealer;
 pub mod endpoint;
@@ -23,6 +24,7 @@ pub mod listeners;
 pub mod memory_pool;
 pub mod message;
 pub mod newcomers;
+pub mod printable;
 pub mod proto;
 pub mod reason;
 pub mod router;
@@ -33,6 +35,7 @@ pub mod zeromq;
 pub use dealer::Dealer;
 pub use event::{Event, Observer};
 pub use message::Message;
+pub use printable::printable;
 pub use reason::Reason;
 pub use router::Router;
 

@@ -1,6 +1,7 @@
 //! Why a source could not be asked, for whoever has to tell a user.
 
 use tokio::sync::watch;
+use zmtp::printable;
 
 /// The last failure of a source, until it answers again.
 pub type Failures = watch::Receiver<Option<SourceFailure>>;
@@ -9,10 +10,30 @@ pub type Failures = watch::Receiver<Option<SourceFailure>>;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct SourceFailure {
+    kind: FailureKind,
+    text: String,
+}
+
+impl SourceFailure {
+    /// The most characters of a text that are kept.
+    const LONGEST: usize = 500;
+
+    /// A failure of this kind. What the source says of it is cut and made printable.
+    pub fn new(kind: FailureKind, text: &str) -> Self {
+        let end = text.char_indices().nth(Self::LONGEST).map(|(end, _)| end);
+        let cut = printable(&text[..end.unwrap_or(text.len())]);
+        Self { kind, text: format!("{cut}{}", if end.is_some() { "…" } else { "" }) }
+    }
+
     /// What kind of failure it is.
-    pub kind: FailureKind,
+    pub fn kind(&self) -> FailureKind {
+        self.kind
+    }
+
     /// What the source says, in one printable line.
-    pub text: String,
+    pub fn text(&self) -> &str {
+        &self.text
+    }
 }
 
 /// What kinds of failure there are.
@@ -40,5 +61,19 @@ impl FailureKind {
             Self::NoSuchPort => "which of these ports is it?",
             Self::Failed => "what does the source's own log say?",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_source_says_is_cut_and_made_printable() {
+        let failure = |text: &str| SourceFailure::new(FailureKind::Failed, text).to_string();
+        assert_eq!(failure("é\n\u{202e}no"), r"é\n\u{202e}no");
+        assert_eq!(failure(&"é".repeat(500)), "é".repeat(500));
+        assert_eq!(failure(&"é".repeat(501)), "é".repeat(500) + "…");
+        assert!(failure(&"\u{202e}".repeat(100_000)).len() < 5000);
     }
 }

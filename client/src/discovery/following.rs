@@ -110,7 +110,7 @@ impl Outage {
     /// The source could not be asked. As many `endpoints` are known, and stay in use.
     pub(super) fn failed(&mut self, failure: SourceFailure, endpoints: usize) {
         if self.worsens(Extent::Whole) {
-            let (source, error) = (&self.source, &failure.text);
+            let (source, error) = (&self.source, failure.text());
             if endpoints > 0 {
                 warn!(
                     source,
@@ -130,7 +130,7 @@ impl Outage {
     pub(super) fn failed_in_part(&mut self, failure: SourceFailure, endpoints: usize) {
         self.answered = true;
         if self.worsens(Extent::Part) {
-            let (source, error) = (&self.source, &failure.text);
+            let (source, error) = (&self.source, failure.text());
             warn!(source, endpoints, error, "a part of the source cannot be asked");
         }
         self.tell(Some(failure));

@@ -10,8 +10,7 @@
 //! What the API does say counts at once, an empty set too: unlike DNS it knows.
 
 use std::convert::Infallible;
-use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
@@ -32,6 +31,8 @@ use super::addresses::LeftOut;
 use super::answers::{Event, Status, Token, read_event, read_page};
 use super::following::{Outage, Publisher, Waits, until_unheard};
 use super::lines::Lines;
+use super::retry_after::retry_after;
+use super::service_port::ServicePort;
 use super::slices::Slices;
 use super::{Discovery, DiscoveryError, Endpoints, FailureKind, Failures, SourceFailure};
 
@@ -51,23 +52,6 @@ const MAX_PAGES: usize = 50;
 /// Bytes in one answer to a list, or in one event: 20 slices of 1,000 endpoints, the
 /// most that a slice can have.
 const MAX_ANSWER: usize = 16 << 20;
-
-/// `k8s://NAMESPACE/SERVICE:PORTNAME`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServicePort {
-    /// The Service's namespace.
-    pub namespace: String,
-    /// The Service's name.
-    pub service: String,
-    /// The name of the Service's port, which EndpointSlices carry.
-    pub port: String,
-}
-
-impl fmt::Display for ServicePort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "k8s://{}/{}:{}", self.namespace, self.service, self.port)
-    }
-}
 
 /// How long the API may take.
 #[derive(Debug, Clone, Copy)]
@@ -193,11 +177,12 @@ impl Kubernetes {
         if status.is_success() {
             return Ok(response.into_body());
         }
+        let retry_after = retry_after(response.headers(), SystemTime::now());
         let body = self.read(response.into_body()).await.unwrap_or_default();
         // A proxy in between answers with something else than a Status.
         let message =
             serde_json::from_slice(&body).map_or(String::new(), |status: Status| status.message);
-        Err(Failure::refused(status.as_u16(), message))
+        Err(Failure::refused(status.as_u16(), message, retry_after))
     }
 
     /// Reads a whole answer. Its frames are not kept: there may be one for each byte.
@@ -223,7 +208,7 @@ impl Discovery for Kubernetes {
         until_unheard(self.port.to_string(), endpoints, |publisher| {
             let follower = Follower {
                 left_out: LeftOut::new(self.port.to_string()),
-                slices: Slices::new(&self.port.port),
+                slices: Slices::new(self.port.port.clone()),
                 api: *self,
                 publisher,
                 waits: Waits::new(BACKOFF.0, BACKOFF.1),
@@ -245,9 +230,9 @@ impl Discovery for Kubernetes {
 enum Failure {
     /// Ends no outage and begins none: the API forgets versions as a rule.
     #[error("the API has forgotten the version")]
-    Gone,
+    Gone { retry_after: Option<Duration> },
     #[error("the API answered {code}{message}")]
-    Refused { code: u16, message: String },
+    Refused { code: u16, message: String, retry_after: Option<Duration> },
     #[error("no answer within {0:?}")]
     Late(Duration),
     #[error("the watch was silent for {0:?}")]
@@ -268,13 +253,23 @@ impl Failure {
     /// The longest message of the API that is logged.
     const MESSAGE: usize = 300;
 
-    fn refused(code: u16, message: String) -> Self {
+    fn refused(code: u16, message: String, retry_after: Option<Duration>) -> Self {
         if code == StatusCode::GONE.as_u16() {
-            return Self::Gone;
+            return Self::Gone { retry_after };
         }
         let cut: String = message.chars().take(Self::MESSAGE).collect();
         let message = if cut.is_empty() { cut } else { format!(": {cut}") };
-        Self::Refused { code, message }
+        Self::Refused { code, message, retry_after }
+    }
+
+    /// How long the API asks to wait.
+    fn retry_after(&self) -> Duration {
+        match self {
+            Self::Gone { retry_after } | Self::Refused { retry_after, .. } => {
+                retry_after.unwrap_or_default()
+            }
+            _ => Duration::ZERO,
+        }
     }
 }
 
@@ -288,7 +283,7 @@ impl From<&Failure> for SourceFailure {
             | Failure::Unreachable(_) => FailureKind::Unreachable,
             _ => FailureKind::Failed,
         };
-        Self { kind, text: failure.to_string() }
+        Self::new(kind, &failure.to_string())
     }
 }
 
@@ -307,22 +302,26 @@ struct Follower {
 impl Follower {
     async fn run(mut self) -> Infallible {
         loop {
-            match self.turn().await {
-                Ok(()) => {}
-                Err(Failure::Gone) => {
-                    debug!(source = %self.api.port, "the version is too old, listing anew");
-                    self.version = None;
-                }
-                Err(failure) => {
-                    // The same event would come again from the same version.
-                    if matches!(failure, Failure::NotUnderstood(_) | Failure::TooLarge) {
-                        self.version = None;
-                    }
-                    self.api.outage.failed((&failure).into(), self.publisher.len());
-                }
+            let ended = self.turn().await;
+            let asked = ended.as_ref().map_or_else(Failure::retry_after, |()| Duration::ZERO);
+            if let Err(failure) = ended {
+                self.failed(&failure);
             }
-            sleep(self.waits.next()).await;
+            sleep(self.waits.next().max(asked)).await;
         }
+    }
+
+    fn failed(&mut self, failure: &Failure) {
+        if matches!(failure, Failure::Gone { .. }) {
+            debug!(source = %self.api.port, "the version is too old, listing anew");
+            self.version = None;
+            return;
+        }
+        // The same event would come again from the same version.
+        if matches!(failure, Failure::NotUnderstood(_) | Failure::TooLarge) {
+            self.version = None;
+        }
+        self.api.outage.failed(failure.into(), self.publisher.len());
     }
 
     /// Lists where that is due, and watches until that ends.
@@ -340,7 +339,7 @@ impl Follower {
 
     /// Replaces all slices by those that there are now.
     async fn list(&mut self) -> Result<Token, Failure> {
-        let mut slices = Slices::new(&self.api.port.port);
+        let mut slices = Slices::new(self.api.port.port.clone());
         let mut next = None;
         let mut version = Token::default();
         for _ in 0..MAX_PAGES {
@@ -410,7 +409,9 @@ impl Follower {
                 metadata
             }
             Event::Bookmark(metadata) => metadata,
-            Event::Error(status) => return Err(Failure::refused(status.code, status.message)),
+            Event::Error(Status { code, message }) => {
+                return Err(Failure::refused(code, message, None));
+            }
         };
         self.version = metadata.resource_version;
         Ok(())
@@ -423,11 +424,8 @@ impl Follower {
             self.publisher.publish(self.slices.endpoints());
         }
         self.left_out.report(self.slices.left_out());
-        let wrong_port = |ports: &str| SourceFailure {
-            kind: FailureKind::NoSuchPort,
-            text: format!("no TCP port is named {}; the ports are: {ports}", self.api.port.port),
-        };
-        self.api.outage.names_none(self.slices.other_ports().map(wrong_port));
+        let no_port = |text: &str| SourceFailure::new(FailureKind::NoSuchPort, text);
+        self.api.outage.names_none(self.slices.no_port().map(no_port));
     }
 
     fn is_well(&mut self) {

@@ -6,9 +6,11 @@
 //! 3. [`dns`]: a name, asked again and again: its addresses or its SRV records.
 //! 4. [`kubernetes`]: the EndpointSlices of a Service, listed and watched.
 //! 5. [`failure`]: why a source could not be asked.
-//! 6. `slices`: what EndpointSlices say of endpoints, free of any connection.
-//! 7. `answers`: what is read of the API's answers, within bounds.
-//! 8. `addresses`: which addresses a source may name.
+//! 6. [`service_port`]: which port of a Service.
+//! 7. `slices`: what EndpointSlices say of endpoints, free of any connection.
+//! 8. `answers`: what is read of the API's answers, within bounds.
+//! 9. `retry_after`: how long the API asks to wait.
+//! 10. `addresses`: which addresses a source may name.
 //!
 //! A source going away never removes endpoints: what could not be asked says
 //! nothing, and the last set stands until a new one is known.
@@ -29,11 +31,14 @@ pub mod fixed;
 mod following;
 pub mod kubernetes;
 mod lines;
+mod retry_after;
+pub mod service_port;
 mod slices;
 pub mod source;
 
 pub use failure::{FailureKind, Failures, SourceFailure};
 pub use fixed::Fixed;
+pub use service_port::{PodPort, ServicePort};
 pub use source::{DiscoveryError, Source, SourceError};
 
 /// The most endpoints that are taken from a source: the 1,000 of Kubernetes' own

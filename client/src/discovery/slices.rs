@@ -15,7 +15,9 @@ use tracing::warn;
 
 use super::addresses::is_of_a_host;
 use super::answers::{AddressType, Name, Protocol, Slice, Tier};
+use super::service_port::PodPort;
 use super::{Endpoint, EndpointState, Endpoints, MAX_ENDPOINTS};
+use zmtp::printable;
 
 /// The most endpoints that are kept, of all slices together: an endpoint may be in
 /// several while the API moves it.
@@ -24,28 +26,34 @@ const MAX_KEPT: usize = 4 * MAX_ENDPOINTS;
 /// The most addresses of an endpoint. A pod has one of each family.
 const MAX_ADDRESSES: usize = 4;
 
+/// The most ports of a Service that an error lists.
+const MAX_NAMED: usize = 10;
+
 /// The slices of one Service, reduced to one of its ports.
 #[derive(Debug)]
 pub struct Slices {
-    port: String,
+    port: PodPort,
     /// By the slice's name; one without endpoints is not kept.
     slices: BTreeMap<String, Vec<Listed>>,
     kept: usize,
     cut: bool,
-    /// If endpoints have no port of this name: the names that there are.
-    misnamed: Option<String>,
+    /// Why the endpoints that came last do not have the port that is meant, if so.
+    no_port: Option<String>,
+    /// Whether that was logged.
+    warned: bool,
     left_out: Option<IpAddr>,
 }
 
 impl Slices {
-    /// None yet, of the Service's port of this name.
-    pub fn new(port: &str) -> Self {
+    /// None yet, of this port of the Service.
+    pub fn new(port: PodPort) -> Self {
         Self {
-            port: port.to_owned(),
+            port,
             slices: BTreeMap::new(),
             kept: 0,
             cut: false,
-            misnamed: None,
+            no_port: None,
+            warned: false,
             left_out: None,
         }
     }
@@ -54,8 +62,7 @@ impl Slices {
     pub fn put(&mut self, slice: &Slice) -> bool {
         let name = slice.metadata.name.as_ref();
         let before = self.take(name);
-        self.warn_if_misnamed(slice);
-        let mut endpoints = endpoints(slice, &self.port);
+        let mut endpoints = self.listed(slice);
         endpoints.retain(|listed| {
             let address = listed.address.ip();
             let keep = is_of_a_host(address);
@@ -76,23 +83,30 @@ impl Slices {
         changed
     }
 
-    /// A name that no port has would look like a Service without endpoints.
-    fn warn_if_misnamed(&mut self, slice: &Slice) {
-        if !slice.endpoints.0.is_empty()
-            && self.misnamed.is_none()
-            && port_number(slice, &self.port).is_none()
-        {
-            let ports =
-                slice.ports.0.iter().filter_map(|port| port.name.as_ref()).map(Name::as_str);
-            let ports = ports.collect::<Vec<_>>().join(",");
-            warn!(port = self.port, ports, "endpoints without a TCP port of this name");
-            self.misnamed = Some(ports);
+    /// The endpoints of a slice. Without the port that is meant they would look like a Service
+    /// that has none, so this is logged.
+    fn listed(&mut self, slice: &Slice) -> Vec<Listed> {
+        if slice.endpoints.0.is_empty() || slice.address_type == AddressType::Other {
+            return Vec::new();
+        }
+        match port_number(slice, &self.port) {
+            Ok(port) => {
+                self.no_port = None;
+                endpoints(slice, port)
+            }
+            Err(reason) => {
+                if !std::mem::replace(&mut self.warned, true) {
+                    warn!(reason, "endpoints without the port");
+                }
+                self.no_port = Some(reason);
+                Vec::new()
+            }
         }
     }
 
-    /// The names of the ports that endpoints have, if one was seen without a port of this name.
-    pub fn other_ports(&self) -> Option<&str> {
-        self.misnamed.as_deref()
+    /// If there are endpoints, none of which has the port that is meant: which ports they have.
+    pub fn no_port(&self) -> Option<&str> {
+        self.no_port.as_deref().filter(|_| self.slices.is_empty())
     }
 
     /// The first address that was left out, because no host can have it.
@@ -102,6 +116,7 @@ impl Slices {
 
     /// Forgets a slice that is gone, and says whether it had endpoints.
     pub fn remove(&mut self, name: Option<&Name>) -> bool {
+        self.no_port = None;
         !self.take(name).is_empty()
     }
 
@@ -179,11 +194,7 @@ fn text(name: Option<&Name>) -> &str {
     name.map(Name::as_str).unwrap_or_default()
 }
 
-fn endpoints(slice: &Slice, port: &str) -> Vec<Listed> {
-    if slice.address_type == AddressType::Other {
-        return Vec::new();
-    }
-    let Some(port) = port_number(slice, port) else { return Vec::new() };
+fn endpoints(slice: &Slice, port: u16) -> Vec<Listed> {
     let with_address = slice.endpoints.0.iter().filter_map(|endpoint| {
         let address = SocketAddr::new(endpoint.ip?, port);
         Some(Listed { address, tier: endpoint.tier, pod: endpoint.pod.clone() })
@@ -191,13 +202,48 @@ fn endpoints(slice: &Slice, port: &str) -> Vec<Listed> {
     with_address.collect()
 }
 
-/// The number of the TCP port of this name.
-fn port_number(slice: &Slice, name: &str) -> Option<u16> {
+/// The number of the port that is meant, or why a slice has none.
+fn port_number(slice: &Slice, wanted: &PodPort) -> Result<u16, String> {
+    let ports: Vec<_> = tcp_ports(slice).collect();
+    let is_meant = |(name, number): &&(&str, u16)| match wanted {
+        PodPort::Only => ports.len() == 1,
+        PodPort::Named(wanted) => name == wanted,
+        PodPort::Numbered(wanted) => number == wanted,
+    };
+    if let Some((_, number)) = ports.iter().find(is_meant) {
+        return Ok(*number);
+    }
+    let why = match wanted {
+        PodPort::Only if ports.is_empty() => return Err("the Service has no TCP port".to_owned()),
+        PodPort::Only => "the Service has several TCP ports".to_owned(),
+        PodPort::Named(name) => format!("no TCP port is named {name}"),
+        PodPort::Numbered(number) => format!("the pods have no TCP port {number}"),
+    };
+    Err(format!("{why}; the ports are: {}", text_of(&ports)))
+}
+
+/// Name and number of each TCP port. A port without a name has an empty one.
+fn tcp_ports(slice: &Slice) -> impl Iterator<Item = (&str, u16)> {
+    let tcp = |protocol: &Protocol| *protocol == Protocol::Tcp;
     let ports = slice.ports.0.iter();
-    ports
-        .filter(|port| port.protocol.as_ref().is_none_or(|protocol| *protocol == Protocol::Tcp))
-        .filter(|port| port.name.as_ref().map(Name::as_str) == Some(name))
-        .find_map(|port| u16::try_from(port.port?).ok().filter(|port| *port != 0))
+    ports.filter(move |port| port.protocol.as_ref().is_none_or(tcp)).filter_map(|port| {
+        let number = u16::try_from(port.port?).ok().filter(|port| *port != 0)?;
+        Some((text(port.name.as_ref()), number))
+    })
+}
+
+fn text_of(ports: &[(&str, u16)]) -> String {
+    let each = ports.iter().take(MAX_NAMED).map(|(name, number)| match *name {
+        "" => format!("{number} without a name"),
+        name => format!("{} ({number})", printable(name)),
+    });
+    let mut text = each.collect::<Vec<_>>().join(", ");
+    match ports.len() {
+        0 => text.push_str("none"),
+        count if count > MAX_NAMED => text.push_str(", …"),
+        _ => {}
+    }
+    text
 }
 
 #[cfg(test)]
@@ -218,7 +264,7 @@ mod tests {
     }
 
     fn said(slices: &[Slice]) -> Endpoints {
-        let mut known = Slices::new("zmq");
+        let mut known = Slices::new(PodPort::Named("zmq".to_owned()));
         slices.iter().for_each(|slice| {
             known.put(slice);
         });
@@ -338,7 +384,7 @@ mod tests {
 
     #[test]
     fn addresses_that_no_host_can_have_are_left_out() {
-        let mut slices = Slices::new("zmq");
+        let mut slices = Slices::new(PodPort::Named("zmq".to_owned()));
         let addresses = ["10.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255"];
         let endpoints = addresses.map(|address| json!({"addresses": [address]}));
         slices.put(&of_zmq("a", json!(endpoints)));
@@ -357,24 +403,100 @@ mod tests {
         assert!(all.values().all(|said| said.addresses.len() == MAX_ADDRESSES));
     }
 
-    #[test]
-    fn the_port_is_found_by_its_name_in_each_slice() {
-        let endpoints = json!([{"addresses": ["10.0.0.1"]}]);
-        for (ports, found) in [
-            (json!([{"name": "http", "port": 80}, {"name": "zmq", "port": 7777}]), true),
-            (json!([{"name": "zmq", "port": 7777, "protocol": "TCP"}]), true),
-            (json!([{"name": "zmq", "port": 7777, "protocol": "UDP"}]), false),
-            (json!([{"name": "http", "port": 7777}]), false),
-            (json!([{"port": 7777}]), false),
-            (json!([{"name": "zmq"}]), false),
-            (json!([{"name": "zmq", "port": 0}]), false),
-            (json!(null), false),
-        ] {
-            let known = known(&[slice("a", "IPv4", ports.clone(), endpoints.clone())]);
-            let names: Vec<_> = known.into_iter().map(|(name, _)| name).collect();
-            let expected: &[&str] = if found { &["tcp://10.0.0.1:7777"] } else { &[] };
-            assert_eq!(names, expected, "{ports}");
+    /// The port of endpoints with these ports, or why they have none.
+    fn found(wanted: &PodPort, ports: Value) -> Result<String, String> {
+        let mut known = Slices::new(wanted.clone());
+        known.put(&slice("a", "IPv4", ports, json!([{"addresses": ["10.0.0.1"]}])));
+        match (known.endpoints().first_key_value(), known.no_port()) {
+            (Some((endpoint, _)), None) => Ok(endpoint.to_string()),
+            (None, Some(why)) => Err(why.to_owned()),
+            both => panic!("{both:?}"),
         }
+    }
+
+    fn ports() -> [Value; 4] {
+        let (zmq, http) =
+            (json!({"name": "zmq", "port": 7777}), json!({"name": "http", "port": 80}));
+        [
+            json!([zmq]),
+            json!([http, zmq]),
+            json!([{"name": "", "port": 7777}]),
+            json!([{"port": 7777}]),
+        ]
+    }
+
+    #[test]
+    fn a_port_is_found_by_its_name() {
+        let zmq = PodPort::Named("zmq".to_owned());
+        let [one, two, unnamed, without] = ports();
+        let tcp = json!([{"name": "zmq", "port": 7777, "protocol": "TCP"}]);
+        for ports in [one, two, tcp] {
+            assert_eq!(found(&zmq, ports).unwrap(), "tcp://10.0.0.1:7777");
+        }
+        for (ports, there_are) in [
+            (unnamed, "7777 without a name"),
+            (without, "7777 without a name"),
+            (json!([{"name": "http", "port": 80}, {"name": "x", "port": 1}]), "http (80), x (1)"),
+            (json!([{"name": "zmq", "port": 7777, "protocol": "UDP"}]), "none"),
+            (json!([{"name": "zmq"}]), "none"),
+            (json!([{"name": "zmq", "port": 0}]), "none"),
+            (json!([]), "none"),
+            (json!(null), "none"),
+        ] {
+            let expected = format!("no TCP port is named zmq; the ports are: {there_are}");
+            assert_eq!(found(&zmq, ports.clone()).unwrap_err(), expected, "{ports}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_found_by_its_number() {
+        for ports in ports() {
+            assert_eq!(
+                found(&PodPort::Numbered(7777), ports.clone()).unwrap(),
+                "tcp://10.0.0.1:7777"
+            );
+            let why = found(&PodPort::Numbered(5555), ports).unwrap_err();
+            assert!(why.starts_with("the pods have no TCP port 5555; the ports are: "), "{why}");
+            assert!(why.contains("7777"), "{why}");
+        }
+    }
+
+    #[test]
+    fn the_only_port_needs_no_name() {
+        let [one, several, unnamed, without] = ports();
+        let and_udp = json!([{"name": "zmq", "port": 7777}, {"port": 7777, "protocol": "UDP"}]);
+        for ports in [one, unnamed, without, and_udp] {
+            assert_eq!(found(&PodPort::Only, ports).unwrap(), "tcp://10.0.0.1:7777");
+        }
+        let why = found(&PodPort::Only, several).unwrap_err();
+        assert_eq!(why, "the Service has several TCP ports; the ports are: http (80), zmq (7777)");
+        let why = found(&PodPort::Only, json!(null)).unwrap_err();
+        assert_eq!(why, "the Service has no TCP port");
+        let many: Vec<_> =
+            (1..=100).map(|port| json!({"name": "a".repeat(63), "port": port})).collect();
+        let why = found(&PodPort::Only, json!(many)).unwrap_err();
+        assert!(why.len() < 1000 && why.ends_with("(10), …"), "{why}");
+    }
+
+    #[test]
+    fn a_port_that_is_missing_is_reported_only_while_there_is_no_endpoint() {
+        let http = |name| {
+            let endpoints = json!([{"addresses": ["10.0.0.2"]}]);
+            slice(name, "IPv4", json!([{"name": "http", "port": 80}]), endpoints)
+        };
+        let with_port = of_zmq("a", json!([{"addresses": ["10.0.0.1"]}]));
+        let mut slices = Slices::new(PodPort::Named("zmq".to_owned()));
+        slices.put(&with_port);
+        slices.put(&http("b"));
+        assert_eq!(slices.no_port(), None);
+        slices.put(&http("a"));
+        assert!(slices.no_port().is_some());
+        slices.put(&with_port);
+        assert_eq!(slices.no_port(), None);
+        // Without endpoints a slice has no ports either.
+        slices.put(&of_zmq("a", json!([])));
+        slices.put(&slice("b", "IPv4", json!(null), json!([])));
+        assert_eq!(slices.no_port(), None);
     }
 
     #[test]
@@ -397,7 +519,7 @@ mod tests {
         let endpoints: Vec<_> = (0..1000u32)
             .map(|at| json!({"addresses": [format!("10.0.{}.{}", at / 250, at % 250)]}))
             .collect();
-        let mut slices = Slices::new("zmq");
+        let mut slices = Slices::new(PodPort::Named("zmq".to_owned()));
         for at in 0..4 {
             slices.put(&of_zmq(&at.to_string(), json!(endpoints)));
         }
@@ -417,7 +539,7 @@ mod tests {
         let endpoints = json!([{"addresses": ["10.0.0.1"]}]);
         let terminating = json!([{"addresses": ["10.0.0.1"], "conditions": {"terminating": true}}]);
         let slice = of_zmq("a", endpoints);
-        let mut slices = Slices::new("zmq");
+        let mut slices = Slices::new(PodPort::Named("zmq".to_owned()));
         assert!(!slices.put(&of_zmq("a", json!([]))));
         assert!(slices.put(&slice));
         assert!(!slices.put(&slice));

@@ -9,12 +9,13 @@ use super::Discovery;
 use super::dns::srv::{Srv, SrvName};
 use super::dns::{Dns, DnsName};
 use super::fixed::Fixed;
-use super::kubernetes::{self, Kubernetes, ServicePort};
+use super::kubernetes::{self, Kubernetes};
+use super::service_port::{PodPort, ServicePort};
 use zmtp::endpoint::{ConnectEndpoint, EndpointError};
 
 /// Where the endpoints come from: `tcp://HOST:PORT[,tcp://HOST:PORT…]`,
 /// `dns://HOST:PORT[?server=IP:PORT]`, `dns://_SERVICE._PROTO.NAME[?server=IP:PORT]` or
-/// `k8s://NAMESPACE/SERVICE:PORTNAME`.
+/// `k8s://NAMESPACE/SERVICE[:PORT]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// These, whatever happens.
@@ -33,7 +34,8 @@ pub enum SourceError {
     /// It starts as no source does.
     #[error(
         "expected tcp://HOST:PORT[,tcp://HOST:PORT…], dns://HOST:PORT, \
-         dns://_SERVICE._PROTO.NAME or k8s://NAMESPACE/SERVICE:PORTNAME, such as dns://zmq-echo-headless:5555"
+         dns://_SERVICE._PROTO.NAME or k8s://NAMESPACE/SERVICE[:PORT], such as \
+         dns://zmq-echo-headless:5555"
     )]
     Scheme,
     /// One of a list is no endpoint.
@@ -60,18 +62,12 @@ pub enum SourceError {
          dns://zmq-echo-headless:5555?server=127.0.0.1:53"
     )]
     DnsServer,
-    /// `k8s://`, and then not the three names.
+    /// `k8s://`, and then no names of a Service and its port.
     #[error(
-        "expected k8s://NAMESPACE/SERVICE:PORTNAME, each of them lower case letters, digits and \
-         dashes, such as k8s://default/zmq-echo:zeromq"
+        "expected k8s://NAMESPACE/SERVICE[:PORT], the names lower case letters, digits and dashes \
+         and the port its name or the pods' number, such as k8s://default/zmq-echo:zeromq"
     )]
     Kubernetes,
-    /// The port of a Service is known by its name here.
-    #[error(
-        "expected the name of the Service's port rather than its number, such as \
-         k8s://default/zmq-echo:zeromq"
-    )]
-    PortNumber,
 }
 
 /// Why a source cannot even be asked.
@@ -171,19 +167,26 @@ fn dns_server(query: &str) -> Result<SocketAddr, SourceError> {
 
 fn service_port(text: &str) -> Result<ServicePort, SourceError> {
     let (namespace, rest) = text.split_once('/').ok_or(SourceError::Kubernetes)?;
-    let (service, port) = rest.split_once(':').ok_or(SourceError::Kubernetes)?;
-    if ![namespace, service, port].into_iter().all(is_label) {
+    let (service, port) = match rest.split_once(':') {
+        Some((service, port)) => (service, pod_port(port)?),
+        None => (rest, PodPort::Only),
+    };
+    if !is_label(namespace) || !is_label(service) {
         return Err(SourceError::Kubernetes);
     }
-    // A port's name has a letter in it.
-    if port.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(SourceError::PortNumber);
+    Ok(ServicePort { namespace: namespace.to_owned(), service: service.to_owned(), port })
+}
+
+/// A number, or else a name, which has a letter in it.
+fn pod_port(text: &str) -> Result<PodPort, SourceError> {
+    if !is_label(text) {
+        return Err(SourceError::Kubernetes);
     }
-    Ok(ServicePort {
-        namespace: namespace.to_owned(),
-        service: service.to_owned(),
-        port: port.to_owned(),
-    })
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(PodPort::Named(text.to_owned()));
+    }
+    let number = text.parse().ok().filter(|number| *number != 0);
+    number.map(PodPort::Numbered).ok_or(SourceError::Kubernetes)
 }
 
 /// A label of RFC 1123, as Kubernetes has its names.
@@ -227,7 +230,9 @@ mod tests {
             "dns://_zeromq._tcp.zmq-echo-headless",
             "dns://_zeromq._tcp.zmq-echo-headless.default.svc.cluster.local.?server=[::1]:53",
             "dns://_zeromq._tcp.zmq-echo-headless:5555",
+            "k8s://default/zmq-echo",
             "k8s://default/zmq-echo:zeromq",
+            "k8s://default/zmq-echo:5555",
         ] {
             assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
         }
@@ -259,12 +264,14 @@ mod tests {
         for query in ["", "server", "server=dns", "server=127.0.0.1", "server=127.0.0.1:0", "a=b"] {
             refused_with(&format!("dns://a:1?{query}"), "server=127.0.0.1:53");
         }
-        for text in ["k8s://", "k8s://a", "k8s://a/b", "k8s://a/b:", "k8s://A/b:c", "k8s:///b:c"] {
+        for text in ["k8s://", "k8s://a", "k8s://a/", "k8s://a/b:", "k8s://A/b:c", "k8s:///b:c"] {
             refused_with(text, "k8s://default/zmq-echo:zeromq");
         }
         for text in ["k8s://a/b/c:d", "k8s://a/b:c:d", "k8s://a/-b:c", "k8s://a/b:c?d=e"] {
             refused_with(text, "k8s://default/zmq-echo:zeromq");
         }
-        refused_with("k8s://default/zmq-echo:5555", "the name of the Service's port");
+        for text in ["k8s://a/b:0", "k8s://a/b:65536", "k8s://a/b:-1", "k8s://a/:5555"] {
+            refused_with(text, "the pods' number, such as k8s://default/zmq-echo:zeromq");
+        }
     }
 }

@@ -216,7 +216,7 @@ async fn the_log_and_the_last_failure_say_what_is_missing_and_what_stays_in_use(
     server.set_mode(Mode::ServerFailure);
     let source = Dns::new(name(NAME, &server)).unwrap();
     let failures = source.failures();
-    let kind = || failures.borrow().as_ref().map(|failure| failure.kind);
+    let kind = || failures.borrow().as_ref().map(|failure| failure.kind());
     let mut followed = Followed::start(source);
     until("the first failure", || log.has("the source cannot be asked yet")).await;
     assert_eq!(kind(), Some(FailureKind::Failed));

@@ -1,12 +1,13 @@
 //! EndpointSlices, against an API server on loopback.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kube::Config;
 use serde_json::json;
 use zmq_echo_client::discovery::EndpointState::{Draining, Ready};
-use zmq_echo_client::discovery::kubernetes::{Kubernetes, Patience, ServicePort, client_of};
+use zmq_echo_client::discovery::kubernetes::{Kubernetes, Patience, client_of};
+use zmq_echo_client::discovery::{PodPort, ServicePort};
 
 use super::{Followed, until};
 use crate::log_schema::captured::Log;
@@ -87,10 +88,23 @@ async fn a_port_that_no_slice_has_is_named() {
         api.put(name, json!({"addressType": "IPv4", "ports": ports, "endpoints": endpoints}));
     }
     follow(&api).await.says(&[]).await;
-    assert_eq!(log.count("endpoints without a TCP port of this name"), (2, 1));
-    assert_eq!(log.count(r#""port":"zmq""#), (2, 1));
+    assert_eq!(log.count("endpoints without the port"), (2, 1));
+    let why = "no TCP port is named zmq; the ports are: http (8080)";
+    assert_eq!(log.count(why), (2, 1));
     assert_eq!(log.count("the source names no endpoints"), (2, 1));
     assert_eq!(log.count("http").1, 1);
+}
+
+#[tokio::test]
+async fn a_port_without_a_name_is_followed() {
+    let api = ApiServer::start();
+    let ports = json!([{"name": "", "port": 5555}, {"name": "dns", "port": 53, "protocol": "UDP"}]);
+    let endpoints = json!([{"addresses": ["10.0.0.1"]}]);
+    api.put("a", json!({"addressType": "IPv4", "ports": ports, "endpoints": endpoints}));
+    for url in ["k8s://default/zmq-echo", "k8s://default/zmq-echo:5555"] {
+        let source = ApiServer::source_of(&api.kubeconfig(), url).await;
+        Followed::start(source).says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    }
 }
 
 #[tokio::test]
@@ -239,6 +253,36 @@ async fn tries_come_ever_more_seldom() {
 }
 
 #[tokio::test]
+async fn retry_after_is_respected_as_seconds_and_as_a_date() {
+    let seconds = || "2".to_owned();
+    // It has whole seconds.
+    let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
+    let values: [(u16, &dyn Fn() -> String); 4] =
+        [(429, &seconds), (503, &date), (403, &seconds), (410, &seconds)];
+    for (code, value) in values {
+        let api = ApiServer::start();
+        api.fail_with(Some(code));
+        api.retry_after(&value());
+        let started = std::time::Instant::now();
+        let _followed = follow(&api).await;
+        until("it tries again", || api.asked().len() == 2).await;
+        assert!(started.elapsed() > Duration::from_millis(1900), "{code} {:?}", started.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn retry_after_makes_no_wait_shorter() {
+    let api = ApiServer::start();
+    api.fail_with(Some(429));
+    api.retry_after("0");
+    let _followed = follow(&api).await;
+    let started = std::time::Instant::now();
+    until("it tries again", || api.asked().len() == 5).await;
+    // The least that four waits with jitter take: 50, 100, 200 and 400 ms.
+    assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn watches_that_end_at_once_are_made_ever_more_seldom() {
     let api = ApiServer::start();
     api.say(address(1), Condition::Ready);
@@ -315,7 +359,8 @@ async fn an_api_that_nobody_serves_is_named() {
 async fn a_client_over_tls_needs_no_choice_of_a_provider() {
     let mut config = Config::new("https://127.0.0.1:1".parse().unwrap());
     config.accept_invalid_certs = true;
-    let port = ServicePort { namespace: "a".into(), service: "b".into(), port: "c".into() };
+    let (namespace, service) = ("a".to_owned(), "b".to_owned());
+    let port = ServicePort { namespace, service, port: PodPort::Only };
     let _followed = Followed::start(Kubernetes::new(port, client_of(config).unwrap()));
     let log = Log::capture();
     until("it is refused", || log.count("refused") == (1, 1)).await;

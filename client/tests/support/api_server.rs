@@ -85,6 +85,8 @@ struct State {
     oldest: u64,
     gone: Option<Gone>,
     failure: Option<u16>,
+    /// The header of each refusal.
+    retry_after: Option<String>,
     /// Instead of every list, or of every refusal's status.
     body: Option<Bytes>,
     delay: Duration,
@@ -137,7 +139,12 @@ impl ApiServer {
 
     /// The source of [`Self::URL`] as a process with this kubeconfig has it.
     pub async fn source(kubeconfig: &Path) -> Kubernetes {
-        let Ok(Source::Kubernetes(port)) = Self::URL.parse() else { panic!("another source") };
+        Self::source_of(kubeconfig, Self::URL).await
+    }
+
+    /// The same of another URL.
+    pub async fn source_of(kubeconfig: &Path, url: &str) -> Kubernetes {
+        let Ok(Source::Kubernetes(port)) = url.parse() else { panic!("another source") };
         let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
         let options = KubeConfigOptions::default();
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
@@ -248,6 +255,11 @@ impl ApiServer {
     /// Refuses all requests with this status, or none.
     pub fn fail_with(&self, status: Option<u16>) {
         self.state().failure = status;
+    }
+
+    /// Each refusal has this as its `Retry-After`.
+    pub fn retry_after(&self, value: &str) {
+        self.state().retry_after = Some(value.to_owned());
     }
 
     /// Answers with this instead of each list, and with [`Self::fail_with`] instead of each
@@ -387,16 +399,16 @@ async fn answer(
     let query = parse(request.uri().query().unwrap_or_default());
     let watched = query.contains_key("watch");
     let from = query.get("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
-    let (delay, failure, body) = {
+    let (delay, failure, body, retry_after) = {
         let mut state = state.lock().unwrap();
         state.asked.push(if watched { Asked::Watch(from) } else { Asked::List });
-        (state.delay, state.failure, state.body.clone())
+        (state.delay, state.failure, state.body.clone(), state.retry_after.clone())
     };
     tokio::time::sleep(delay).await;
     let selector = query.get("labelSelector").map(String::as_str).unwrap_or_default();
     let service = selector.strip_prefix("kubernetes.io/service-name=");
     let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
-    Ok(match (failure, service, body) {
+    let mut response = match (failure, service, body) {
         (code, _, Some(body)) if code.is_some() || !watched => bytes(code.unwrap_or(200), body),
         (Some(code), _, _) => whole(code, &status(code)),
         (None, Some(service), _) if request.uri().path() == path => {
@@ -408,7 +420,11 @@ async fn answer(
             }
         }
         _ => whole(404, &status(404)),
-    })
+    };
+    if let Some(value) = retry_after.filter(|_| !response.status().is_success()) {
+        response.headers_mut().insert("retry-after", value.parse().unwrap());
+    }
+    Ok(response)
 }
 
 /// Name and value of each pair; of the escapes those that a selector needs.

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::DealerConfig;
 use super::socket::Dealer;
 use crate::endpoint::ConnectEndpoint;
+use crate::printable::printable;
 use crate::reason::Reason;
 
 /// How long an address may take to connect before the next one is tried as well (RFC 8305,
@@ -228,7 +229,9 @@ async fn shake_hands(
     match timeout_at(until, dealer.shake_hands()).await {
         Ok(Ok(())) => Ok(dealer),
         Ok(Err(reason)) => {
-            let refusal = dealer.refusal().map(|bytes| bytes.escape_ascii().to_string());
+            let refusal = dealer.refusal();
+            let refusal =
+                refusal.map(|bytes| printable(&String::from_utf8_lossy(bytes)).into_owned());
             Err(ConnectError::Handshake { address, reason, refusal })
         }
         Err(_) => Err(ConnectError::HandshakeTimeout { address, limit: config.connect_timeout }),

@@ -121,6 +121,6 @@ async fn what_a_server_says_when_it_refuses_is_shown_with_its_control_characters
     let error = connect_to(&[address], &config()).await.unwrap_err();
     assert!(error.is_of_handshake());
     let text = error.to_string();
-    assert_eq!(text, r#"the server refuses the connection: no\n\x1b[31mentry\"\xc3\xa9"#);
+    assert_eq!(text, r#"the server refuses the connection: no\n\u{1b}[31mentry"é"#);
     server.join().unwrap();
 }

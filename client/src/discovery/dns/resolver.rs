@@ -57,8 +57,7 @@ impl From<&AskError> for SourceFailure {
             },
             AskError::Target(_) => FailureKind::Failed,
         };
-        // There may be names in it that a server has sent.
-        Self { kind, text: error.to_string().escape_debug().to_string() }
+        Self::new(kind, &error.to_string())
     }
 }
 
