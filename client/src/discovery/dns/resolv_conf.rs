@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use hickory_resolver::proto::rr::Name;
+use zmtp::printable;
 
 /// glibc's `MAXNS`: further servers are not asked.
 const MAX_SERVERS: usize = 3;
@@ -100,7 +101,7 @@ impl ResolvConf {
         }
         match server(word) {
             Some(server) => self.servers.push(server),
-            None => return Some(format!("`{}` is no address", word.escape_debug())),
+            None => return Some(format!("`{}` is no address", printable(word))),
         }
         None
     }
@@ -113,7 +114,7 @@ impl ResolvConf {
             match Name::from_str_relaxed(word) {
                 Ok(domain) if self.search.len() < MAX_SEARCH_DOMAINS => self.search.push(domain),
                 Ok(_) => left_out = Some(format!("more than {MAX_SEARCH_DOMAINS} search domains")),
-                Err(_) => left_out = Some(format!("`{}` is no domain", word.escape_debug())),
+                Err(_) => left_out = Some(format!("`{}` is no domain", printable(word))),
             }
         }
         left_out
