@@ -16,7 +16,7 @@ use zmq_echo_client::discovery::{Discovery, Source};
 use zmq_echo_client::{Client, ClientConfig, ClientMetrics, Reply, RequestError, State};
 
 use crate::support::api_server::{ApiServer, Condition};
-use crate::support::dns_server::DnsServer;
+use crate::support::dns_server::{DnsServer, Service};
 use crate::support::{Server, runtime, wait_until};
 
 /// 2,000 requests/s on a machine that can do that: so many, so often.
@@ -41,6 +41,9 @@ const SHARE: u64 = 500;
 
 const NAME: &str = "zmq-echo-headless.test.";
 
+/// The same servers, as SRV records.
+const SERVICES: &str = "_zeromq._tcp.zmq-echo-headless.test.";
+
 /// Who tells the client of the servers.
 enum Cluster {
     Api(ApiServer),
@@ -50,6 +53,8 @@ enum Cluster {
         port: u16,
         ready: BTreeSet<IpAddr>,
         started: u8,
+        /// Whether the client asks for SRV records.
+        services: bool,
     },
 }
 
@@ -64,14 +69,17 @@ impl Cluster {
         Self::Api(ApiServer::start())
     }
 
-    fn dns() -> Self {
+    fn dns(services: bool) -> Self {
         let server = DnsServer::start();
-        Self::Dns { server, port: common_port(), ready: BTreeSet::new(), started: 0 }
+        Self::Dns { server, port: common_port(), ready: BTreeSet::new(), started: 0, services }
     }
 
     fn way(&self) -> Way {
         match self {
             Self::Api(api) => Way::Kubeconfig(api.kubeconfig()),
+            Self::Dns { server, services: true, .. } => {
+                Way::Url(format!("dns://{SERVICES}?server={}", server.address()))
+            }
             Self::Dns { server, port, .. } => Way::Url(server.url(NAME, *port)),
         }
     }
@@ -117,11 +125,29 @@ impl Cluster {
     }
 
     fn publish_name(&self) {
-        if let Self::Dns { server, ready, .. } = self {
+        if let Self::Dns { server, port, ready, .. } = self {
             let addresses: Vec<_> = ready.iter().map(IpAddr::to_string).collect();
             server.set(NAME, &addresses.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+            let targets: Vec<_> = ready.iter().map(|address| target(*address)).collect();
+            for (target, address) in targets.iter().zip(&addresses) {
+                server.set(target, &[address], 1);
+            }
+            let services: Vec<_> =
+                targets.iter().map(|target| Service { priority: 0, port: *port, target }).collect();
+            server.set_services(SERVICES, &services, 1);
         }
     }
+}
+
+/// The name of the server at an address, as cluster DNS names pods.
+fn target(address: IpAddr) -> String {
+    format!("{}.zmq-echo-headless.test", address.to_string().replace('.', "-"))
+}
+
+/// What a client calls a server, by its address or by its name.
+fn names(server: &Server) -> [String; 2] {
+    let address = server.address();
+    [server.endpoint.clone(), format!("tcp://{}:{}", target(address.ip()), address.port())]
 }
 
 /// The address of the server that was started as this one.
@@ -204,8 +230,8 @@ impl Load {
         server: &Server,
         what: impl Fn(&zmq_echo_client::EndpointStatus) -> T,
     ) -> Option<T> {
-        let statuses = self.client.endpoints();
-        let status = statuses.iter().find(|status| status.endpoint.to_string() == server.endpoint);
+        let (statuses, names) = (self.client.endpoints(), names(server));
+        let status = statuses.iter().find(|status| names.contains(&status.endpoint.to_string()));
         status.map(what)
     }
 }
@@ -324,7 +350,12 @@ fn a_rollout_loses_no_request_where_the_api_tells_of_it() {
 
 #[test]
 fn a_rollout_loses_no_request_where_dns_tells_of_it() {
-    roll(Cluster::dns());
+    roll(Cluster::dns(false));
+}
+
+#[test]
+fn a_rollout_loses_no_request_where_srv_records_tell_of_it() {
+    roll(Cluster::dns(true));
 }
 
 /// Each server in turn dies: every request is answered, and only what was in flight
@@ -355,5 +386,5 @@ fn servers_that_die_lose_no_request_and_cost_each_one_more_attempt() {
 
 #[test]
 fn servers_that_die_lose_no_request_where_dns_tells_of_it() {
-    kill(Cluster::dns());
+    kill(Cluster::dns(false));
 }

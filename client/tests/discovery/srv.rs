@@ -1,6 +1,6 @@
 //! SRV records, against a name server on loopback.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use hickory_proto::rr::RecordType;
@@ -24,7 +24,7 @@ fn follow(server: &DnsServer) -> Followed {
     Followed::start(Srv::new(name(NAME, server)).unwrap())
 }
 
-fn service(priority: u16, port: u16, target: &'static str) -> Service {
+fn service(priority: u16, port: u16, target: &str) -> Service<'_> {
     Service { priority, port, target }
 }
 
@@ -162,13 +162,35 @@ async fn targets_without_an_address_leave_the_last_set() {
 }
 
 #[tokio::test]
-async fn a_target_that_cannot_be_asked_for_keeps_its_addresses() {
+async fn targets_that_cannot_be_asked_for_leave_the_last_set() {
     the_last_set_stands(|server| {
         server.set_additional(false);
         server.set_mode_of(RecordType::A, Mode::ServerFailure);
         server.set_mode_of(RecordType::AAAA, Mode::ServerFailure);
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_target_that_cannot_be_asked_for_keeps_its_addresses_while_another_changes() {
+    let server = DnsServer::start();
+    server.set_additional(false);
+    server.set("pod-0.test.", &["127.0.0.1"], 0);
+    server.set("pod-1.test.", &["127.0.0.2"], 0);
+    let services = [service(0, 5555, "pod-0.test."), service(0, 5555, "pod-1.test.")];
+    server.set_services(NAME, &services, 0);
+    let mut followed = follow(&server);
+    let failing: Expected<'_> = ("tcp://pod-0.test:5555", &["127.0.0.1:5555"]);
+    followed.says_addresses(&[failing, ("tcp://pod-1.test:5555", &["127.0.0.2:5555"])]).await;
+    server.set_mode_of_name("pod-0.test.", Mode::ServerFailure);
+    server.set("pod-1.test.", &["127.0.0.3"], 0);
+    followed
+        .says_what(|set| {
+            set[&"tcp://pod-1.test:5555".parse().unwrap()].addresses[0].ip()
+                != IpAddr::from([127, 0, 0, 2])
+        })
+        .await;
+    followed.says_addresses(&[failing, ("tcp://pod-1.test:5555", &["127.0.0.3:5555"])]).await;
 }
 
 #[tokio::test]

@@ -30,10 +30,10 @@ pub enum Mode {
 
 /// An SRV record.
 #[derive(Debug, Clone, Copy)]
-pub struct Service {
+pub struct Service<'a> {
     pub priority: u16,
     pub port: u16,
-    pub target: &'static str,
+    pub target: &'a str,
 }
 
 /// A question that was asked.
@@ -48,7 +48,7 @@ pub struct Question {
 /// What the server knows and what was asked of it.
 struct Zone {
     names: BTreeMap<Name, (Vec<IpAddr>, u32)>,
-    services: BTreeMap<Name, (Vec<Service>, u32)>,
+    services: BTreeMap<Name, (Vec<SRV>, u32)>,
     /// Whether the addresses of services' targets come with them.
     additional: bool,
     modes: BTreeMap<RecordType, Mode>,
@@ -102,8 +102,11 @@ impl DnsServer {
     }
 
     /// The name has these SRV records for so many seconds.
-    pub fn set_services(&self, name: &str, services: &[Service], ttl: u32) {
-        self.zone.lock().unwrap().services.insert(complete(name), (services.to_vec(), ttl));
+    pub fn set_services(&self, name: &str, services: &[Service<'_>], ttl: u32) {
+        let records = services.iter().map(|Service { priority, port, target }| {
+            SRV::new(*priority, 0, *port, complete(target))
+        });
+        self.zone.lock().unwrap().services.insert(complete(name), (records.collect(), ttl));
     }
 
     /// Whether the addresses of services' targets come with them, as they do at first.
@@ -264,12 +267,11 @@ fn fill(answer: &mut Message, name: &Name, kind: RecordType, zone: &Zone) {
 
 fn fill_services(answer: &mut Message, name: &Name, zone: &Zone) {
     let Some((services, ttl)) = zone.services.get(name) else { return };
-    for Service { priority, port, target } in services {
-        let target = complete(target);
+    for service in services {
         if zone.additional {
-            answer.add_additionals(addresses(&target, zone));
+            answer.add_additionals(addresses(&service.target, zone));
         }
-        let data = RData::SRV(SRV::new(*priority, 0, *port, target));
+        let data = RData::SRV(service.clone());
         answer.add_answer(Record::from_rdata(name.clone(), *ttl, data));
     }
 }
