@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 
-/// A text in which nothing can end a line, steer a terminal or turn the direction of the text:
-/// control characters, line separators, and the marks of bidirectional text that embed, isolate or
-/// override are escaped as Rust has them, `\n` or `\u{1b}`. Everything else stays, so that people
-/// can read it in their own script.
+/// Escapes what could end a line, steer a terminal or turn the direction of a text: control
+/// characters, line separators, and the marks of bidirectional text that embed, isolate or
+/// override. They are escaped as Rust has them, `\n` or `\u{1b}`. Everything else stays, so that
+/// people can read it in their own script.
 ///
-/// Text from a peer, a server or a name belongs through this where it enters an error or a log.
-/// Text that has been through it once is not changed again.
+/// Pass text from a peer, a server or a name through this before it enters an error or a log.
+/// Doing so twice changes nothing.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unsafe) {
         return Cow::Borrowed(text);
