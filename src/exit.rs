@@ -14,7 +14,8 @@ pub enum Exit {
     Failed = 1,
     /// The load generator's: a signal cut the run short. What it found until then is printed.
     Interrupted = 3,
-    /// The drain ended with replies owed to connected peers, or threw requests away.
+    /// The drain ended with unfinished requests, with replies owed to connected peers, or threw
+    /// requests away.
     Deadline = 4,
 }
 
@@ -39,7 +40,11 @@ pub const SERVER: [(&str, &str); 6] = [
     ("0", "everything that was received was answered"),
     ("1", "could not start or serve"),
     ("2", "usage: a flag or environment variable is wrong"),
-    ("4", "the drain ended with replies owed to connected clients, or discarded requests"),
+    (
+        "4",
+        "the drain ended with unfinished requests, replies owed to connected clients, or discarded \
+         requests",
+    ),
     ("101", "panic"),
     ("128+N", "a second signal N (130 SIGINT, 143 SIGTERM) cut the drain short"),
 ];

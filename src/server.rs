@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,11 +18,11 @@ use zmtp::router::{Limits, RESERVED_PEERS};
 
 use crate::config::ServerConfig;
 use crate::exit::Exit;
-use crate::log::Logs;
+use crate::log::{self, FLUSH_LIMIT, Logs};
 use crate::metrics::{Metrics, PROBE_IDENTITY, REVISION, SocketObserver, VERSION};
-use crate::service::handler;
+use crate::service::Service;
 use crate::service::health::Health;
-use crate::service::poll_loop::{self, LoopError, Report};
+use crate::service::poll_loop::{self, LoopError, Report, ServiceError};
 use crate::service::termination::Termination;
 use crate::side_port::address::HttpAddress;
 use crate::side_port::own_addresses::OwnAddresses;
@@ -58,15 +59,42 @@ pub enum ServerError {
     Loop(#[from] LoopError),
 }
 
-/// Serves until a signal and through the drain that it starts.
+/// The whole of a server's `main`: parses the command line, registers the signals, starts the
+/// log and [`run`]s.
+pub fn main<S: Service>(make: impl FnMut() -> Result<S, ServiceError>) -> ExitCode {
+    let config = ServerConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let termination = match Termination::register() {
+        Ok(termination) => termination,
+        Err(error) => return cannot_start("register signals", &error),
+    };
+    let logs = match log::init(config.log_level.filter(), config.log_format) {
+        Ok(logs) => logs,
+        Err(error) => return cannot_start("start the log", &error),
+    };
+    let exit = run(&config, termination, &logs, make).unwrap_or_else(|error| {
+        log::fatal(&error);
+        Exit::Failed
+    });
+    logs.flush(FLUSH_LIMIT);
+    exit.into()
+}
+
+fn cannot_start(what: &str, error: &io::Error) -> ExitCode {
+    eprintln!("cannot {what}: {error}");
+    Exit::Failed.into()
+}
+
+/// Serves with a service that `make` makes, until a signal and through the drain that it starts.
+/// Another one is made if it has panicked.
 ///
 /// # Errors
 ///
 /// [`ServerError`] where the service could not start or go on.
-pub fn run(
+pub fn run<S: Service>(
     config: &ServerConfig,
     termination: Termination,
     logs: &Logs,
+    make: impl FnMut() -> Result<S, ServiceError>,
 ) -> Result<Exit, ServerError> {
     let watchdog_exit = termination.watchdog.spawn(config.drain(), logs.clone())?;
     let listeners = config
@@ -105,9 +133,8 @@ pub fn run(
         pid = std::process::id(),
         "listening"
     );
-    let drain = config.drain();
-    let turns =
-        poll_loop::run(socket, termination.socket, drain, handler::handle, &metrics, &health);
+    let settings = config.settings();
+    let turns = poll_loop::run(socket, termination.socket, settings, make, &metrics, &health);
     let exit = exit_of(&runtime.block_on(turns)?);
     watchdog_exit.set(exit);
     Ok(exit)
@@ -146,5 +173,6 @@ fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
 
 /// What peers lost by their own doing does not count: nobody waits for it.
 fn exit_of(report: &Report) -> Exit {
-    if report.closed.is_clean() { Exit::Answered } else { Exit::Deadline }
+    let is_clean = report.closed.is_clean() && report.unfinished == 0;
+    if is_clean { Exit::Answered } else { Exit::Deadline }
 }

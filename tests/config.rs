@@ -9,7 +9,7 @@ use zmq_echo::log::LogFormat;
 use crate::support::{SERVER, Server, command};
 
 /// A value that each flag refuses, and a part of what would be right.
-const REFUSED: [(&str, &str, &str); 34] = [
+const REFUSED: [(&str, &str, &str); 38] = [
     ("--bind", "127.0.0.1:5555", "expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555"),
     ("--bind", "tcp://127.0.0.1", "expected tcp://HOST:PORT"),
     ("--bind", "tcp://127.0.0.1:99999", "expected a port from 0 to 65535"),
@@ -41,6 +41,10 @@ const REFUSED: [(&str, &str, &str); 34] = [
     ("--stall-bytes", "8", "1KiB to 3GiB"),
     ("--buffer-limit", "4GiB", "expected 1KiB to 3GiB"),
     ("--buffer-limit", "1MiB", "--message-limit 8MiB is more than --buffer-limit 1MiB"),
+    ("--in-flight-limit", "0", "0 is not in 1..="),
+    ("--peer-in-flight-limit", "0", "0 is not in 1..="),
+    ("--request-deadline", "soon", "a number with its unit"),
+    ("--on-panic", "ignore", "[possible values: reply, exit]"),
     ("--socket-buffer", "64kB", "such as 65536, 64KiB or 8MiB"),
     ("--heartbeat-interval", "often", "a number with its unit"),
     ("--busy-poll", "1s", "expected 1ms at most, such as 10us"),

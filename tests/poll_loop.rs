@@ -1,4 +1,4 @@
-//! The poll loop inside a process of its own making: with another handler, on
+//! The poll loop inside a process of its own making: with other services, on
 //! the real socket.
 
 use std::io::Write;
@@ -9,30 +9,30 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use zeromq::{SocketRecv, SocketSend, ZmqMessage};
+use zeromq::{SocketRecv, SocketSend};
 use zmq_echo::config::ServerConfig;
 use zmq_echo::metrics::{self, Metrics, PROBE_IDENTITY, SocketMetrics, SocketObserver};
 use zmq_echo::service::drain::{DrainPolicy, Ending};
-use zmq_echo::service::handler::Rejected;
 use zmq_echo::service::health::{Health, Phase};
-use zmq_echo::service::poll_loop::{self, Report};
+use zmq_echo::service::poll_loop::{self, Report, Settings};
+use zmq_echo::service::rejection::{CHECK, ERROR};
 use zmq_echo::service::termination::TerminationSocket;
+use zmq_echo::service::{Answer, Echo, Rejection, Request, Service};
+use zmtp::Message;
 use zmtp::router::{Closed, Router};
 
-use crate::support::{DEADLINE, dealer, message, raw, receive, runtime, wait_until};
+use crate::support::{DEADLINE, dealer, message, raw, receive, runtime};
 
-struct Loop {
-    address: SocketAddr,
-    metrics: Metrics,
-    health: Arc<Health>,
-    termination: UnixStream,
-    thread: JoinHandle<Report>,
+pub struct Loop {
+    pub address: SocketAddr,
+    pub metrics: Metrics,
+    pub health: Arc<Health>,
+    pub termination: UnixStream,
+    pub thread: JoinHandle<Report>,
 }
 
-type Handle = fn(ZmqMessage) -> Result<ZmqMessage, Rejected>;
-
-fn start(handle: Handle) -> Loop {
-    start_with_timeout(handle, DEADLINE)
+pub fn start<S: Service + 'static>(make: impl FnMut() -> S + Send + 'static) -> Loop {
+    start_with_timeout(make, DEADLINE)
 }
 
 fn socket(listener: TcpListener, metrics: SocketMetrics) -> Router<SocketObserver> {
@@ -42,19 +42,33 @@ fn socket(listener: TcpListener, metrics: SocketMetrics) -> Router<SocketObserve
 }
 
 /// A loop whose drain takes `timeout` at most.
-fn start_with_timeout(handle: Handle, timeout: Duration) -> Loop {
+pub fn start_with_timeout<S: Service + 'static>(
+    make: impl FnMut() -> S + Send + 'static,
+    timeout: Duration,
+) -> Loop {
+    start_with(make, timeout, None)
+}
+
+/// A loop whose requests have a deadline as well.
+pub fn start_with<S: Service + 'static>(
+    mut make: impl FnMut() -> S + Send + 'static,
+    timeout: Duration,
+    request_deadline: Option<Duration>,
+) -> Loop {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let metrics = Metrics::new(&[1.0], metrics::log_records_dropped());
     let health = Arc::new(Health::new(Instant::now()));
     let (termination, other_end) = UnixStream::pair().unwrap();
     let drain = DrainPolicy { delay: Duration::ZERO, quiet: Duration::from_millis(200), timeout };
+    let settings = Settings { drain, request_deadline, exit_on_panic: false };
     let (own_metrics, own_health) = (metrics.clone(), Arc::clone(&health));
     let thread = thread::spawn(move || {
         runtime().block_on(async {
             let router = socket(listener, own_metrics.socket.clone());
             let termination = TerminationSocket::new(other_end);
-            poll_loop::run(router, termination, drain, handle, &own_metrics, &own_health)
+            let make = || Ok(make());
+            poll_loop::run(router, termination, settings, make, &own_metrics, &own_health)
                 .await
                 .unwrap()
         })
@@ -62,23 +76,28 @@ fn start_with_timeout(handle: Handle, timeout: Duration) -> Loop {
     Loop { address, metrics, health, termination, thread }
 }
 
-fn even_only(request: ZmqMessage) -> Result<ZmqMessage, Rejected> {
-    match request.iter().last() {
-        Some(frame) if frame.len() % 2 == 0 => Ok(request),
-        _ => Err(Rejected("odd")),
+/// Says that a request is odd, if it is.
+fn even_only(request: Request<'_>) -> Answer {
+    match request.frames().last() {
+        Some(frame) if frame.len() % 2 == 0 => request.echo(),
+        _ => request.reject(Rejection::new("odd", "expected an even length")),
     }
 }
 
 #[tokio::test]
-async fn a_rejected_request_is_counted_and_the_loop_goes_on() {
-    let mut running = start(even_only);
+async fn a_rejected_request_gets_an_error_reply_and_the_loop_goes_on() {
+    let mut running = start(|| even_only);
     let mut dealer = dealer(&format!("tcp://{}", running.address)).await;
-    for frame in ["odd", "even", "again", "even again"] {
-        dealer.send(message(&[frame.as_bytes()])).await.unwrap();
+    for frame in ["odd", "even"] {
+        dealer.send(message(&[b"id", b"", frame.as_bytes()])).await.unwrap();
     }
-    assert_eq!(receive(&mut dealer).await, [b"even"]);
-    assert_eq!(receive(&mut dealer).await, [b"even again"]);
-    assert_eq!(running.metrics.rejected.get(), 2);
+    let reply = receive(&mut dealer).await;
+    // The envelope comes back, then the error.
+    assert_eq!(reply[..2], [&b"id"[..], b""]);
+    let rejection = Rejection::of_payload(reply[2..].iter().map(|frame| &frame[..]));
+    assert_eq!(rejection, Some(Rejection::new("odd", "expected an even length")));
+    assert_eq!(receive(&mut dealer).await, [&b"id"[..], b"", b"even"]);
+    assert_eq!(running.metrics.rejected.get(), 1);
     assert_eq!(running.health.phase(), Phase::Serving);
     running.termination.write_all(b"x").unwrap();
     // The crate notices the end of its connection only while it receives.
@@ -90,24 +109,47 @@ async fn a_rejected_request_is_counted_and_the_loop_goes_on() {
 }
 
 #[test]
-fn a_handler_that_answers_with_nothing_is_counted_and_blames_no_peer() {
-    let mut running = start(|mut request| {
-        request.split_off(1);
-        Ok(request)
+fn no_service_can_reply_with_nothing_or_with_what_looks_like_an_error() {
+    let mut running = start(|| {
+        |request: Request<'_>| match request.frame(0) {
+            Some(b"nothing") => request.reply(Message::default()),
+            _ => request.reply(Message::from(&Rejection::draining())),
+        }
     });
     let mut client = raw::connect(running.address, b"");
-    client.write_all(&raw::frame(b"swallowed", false)).unwrap();
-    let metrics = running.metrics.clone();
-    wait_until("the reply is refused", || metrics.rejected.get() == 1);
-    assert_eq!(metrics.socket.undeliverable_peer_gone.get(), 0);
+    for body in [&b"nothing"[..], b"an error"] {
+        client.write_all(&raw::frame(body, false)).unwrap();
+        let reply = raw::read_message(&mut client);
+        let rejection = Rejection::of_payload(reply.iter().map(|frame| &frame[..]));
+        assert_eq!(rejection.unwrap().code, "failed");
+    }
+    assert_eq!(running.metrics.socket.undeliverable_peer_gone.get(), 0);
     running.termination.write_all(b"x").unwrap();
     raw::leave_when_closed(client);
     assert_eq!(running.thread.join().unwrap().lost, 0);
 }
 
+#[test]
+fn checks_are_answered_without_the_service_and_other_reserved_payloads_are_rejected() {
+    let mut running = start(|| |_: Request<'_>| -> Answer { panic!("it was asked") });
+    let mut client = raw::connect(running.address, b"");
+    client.write_all(&raw::frame(CHECK, false)).unwrap();
+    assert_eq!(raw::read_message(&mut client), [CHECK.to_vec()]);
+    client.write_all(&raw::frame(ERROR, false)).unwrap();
+    let reply = raw::read_message(&mut client);
+    let rejection = Rejection::of_payload(reply.iter().map(|frame| &frame[..]));
+    assert_eq!(rejection.unwrap().code, "reserved");
+    let mut probe = raw::connect(running.address, b"zmq-echo-probe/1");
+    probe.write_all(&raw::frame(b"probe", false)).unwrap();
+    assert_eq!(raw::read_frame(&mut probe).1, b"probe");
+    running.termination.write_all(b"x").unwrap();
+    [client, probe].into_iter().for_each(raw::leave_when_closed);
+    running.thread.join().unwrap();
+}
+
 #[tokio::test]
 async fn the_other_end_of_the_termination_socket_closing_is_a_request_to_end() {
-    let running = start(Ok);
+    let running = start(|| Echo);
     drop(running.termination);
     let (ended, end) = mpsc::channel();
     thread::spawn(move || ended.send(running.thread.join().unwrap()));
@@ -118,9 +160,11 @@ async fn the_other_end_of_the_termination_socket_closing_is_a_request_to_end() {
 #[test]
 fn every_request_is_counted_with_its_bytes_whatever_its_drain_leaves_unanswered() {
     // However fast the machine: a second is not enough for what has come by then.
-    let slowly = |request| {
-        thread::sleep(Duration::from_micros(200));
-        Ok(request)
+    let slowly = || {
+        |request: Request<'_>| {
+            thread::sleep(Duration::from_micros(200));
+            request.echo()
+        }
     };
     let mut running = start_with_timeout(slowly, Duration::from_secs(1));
     let mut clients = [(); 2].map(|()| raw::connect(running.address, b""));
@@ -135,24 +179,23 @@ fn every_request_is_counted_with_its_bytes_whatever_its_drain_leaves_unanswered(
     assert_eq!(running.metrics.socket.received_bytes.get(), requests * 5);
 }
 
-/// Echoes, but for a request to get nothing, and one that is to go to nobody.
-fn as_asked(mut request: ZmqMessage) -> Result<ZmqMessage, Rejected> {
-    match request.get(1).map(|frame| &frame[..]) {
-        Some(b"nothing") => drop(request.split_off(1)),
-        Some(b"nobody") => request = message(&[b"nobody", b"lost"]),
-        _ => {}
+/// Echoes, but for a request that is to be rejected.
+fn as_asked(request: Request<'_>) -> Answer {
+    match request.frame(0) {
+        Some(b"reject") => request.reject(Rejection::new("asked", "")),
+        _ => request.echo(),
     }
-    Ok(request)
 }
 
 #[test]
 fn each_request_is_counted_once_whatever_becomes_of_it() {
-    let mut running = start(as_asked);
+    let mut running = start(|| as_asked);
     let mut client = raw::connect(running.address, b"client");
     let mut probe = raw::connect(running.address, b"zmq-echo-probe/1");
-    for body in [b"nothing".as_slice(), b"nobody", b"hello"] {
+    for body in [b"reject".as_slice(), b"hello"] {
         client.write_all(&raw::frame(body, false)).unwrap();
     }
+    assert_eq!(raw::read_message(&mut client).len(), 4);
     assert_eq!(raw::read_frame(&mut client).1, b"hello");
     probe.write_all(&raw::frame(b"probe", false)).unwrap();
     assert_eq!(raw::read_frame(&mut probe).1, b"probe");
@@ -160,8 +203,9 @@ fn each_request_is_counted_once_whatever_becomes_of_it() {
     [client, probe].into_iter().for_each(raw::leave_when_closed);
     running.thread.join().unwrap();
     let (metrics, socket) = (&running.metrics, &running.metrics.socket);
-    assert_eq!((metrics.client_requests.get(), metrics.probe_requests.get()), (3, 1));
-    assert_eq!((metrics.rejected.get(), socket.undeliverable_peer_gone.get()), (1, 1));
-    assert_eq!((socket.received_bytes.get(), socket.sent_bytes.get()), (7 + 6 + 5, 5));
-    assert_eq!(socket.request_duration.get_sample_count(), 1);
+    assert_eq!((metrics.client_requests.get(), metrics.probe_requests.get()), (2, 1));
+    assert_eq!((metrics.rejected.get(), socket.undeliverable_peer_gone.get()), (1, 0));
+    let error: usize = Rejection::new("asked", "").frames().iter().map(|frame| frame.len()).sum();
+    assert_eq!((socket.received_bytes.get(), socket.sent_bytes.get()), (6 + 5, error as u64 + 5));
+    assert_eq!(socket.request_duration.get_sample_count(), 2);
 }

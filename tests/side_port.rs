@@ -24,7 +24,7 @@ use crate::support::{Server, echo, get, message, raw, request, sample, wait_unti
 
 /// Every series of the service but those by reason, with its type, as the contract
 /// has it.
-const SERIES: [(&str, &str); 33] = [
+const SERIES: [(&str, &str); 40] = [
     ("zmq_echo_requests_total{source=\"client\"}", "counter"),
     ("zmq_echo_requests_total{source=\"probe\"}", "counter"),
     ("zmq_echo_request_duration_seconds", "histogram"),
@@ -34,6 +34,11 @@ const SERIES: [(&str, &str); 33] = [
     ("zmq_echo_connections_total{outcome=\"established\"}", "counter"),
     ("zmq_echo_connections_total{outcome=\"failed\"}", "counter"),
     ("zmq_echo_rejected_total", "counter"),
+    ("zmq_echo_panics_total", "counter"),
+    ("zmq_echo_slow_turns_total", "counter"),
+    ("zmq_echo_in_flight_requests", "gauge"),
+    ("zmq_echo_queue_duration_seconds", "histogram"),
+    ("zmq_echo_work_duration_seconds", "histogram"),
     ("zmq_echo_malformed_requests_total", "counter"),
     ("zmq_echo_undeliverable_total{reason=\"peer_gone\"}", "counter"),
     ("zmq_echo_undeliverable_total{reason=\"deadline\"}", "counter"),
@@ -51,6 +56,8 @@ const SERIES: [(&str, &str); 33] = [
     ("zmq_echo_limit_buffered_bytes", "gauge"),
     ("zmq_echo_limit_message_bytes", "gauge"),
     ("zmq_echo_limit_message_frames", "gauge"),
+    ("zmq_echo_limit_in_flight_requests", "gauge"),
+    ("zmq_echo_limit_in_flight_requests_per_peer", "gauge"),
     ("zmq_echo_limit_metadata_bytes", "gauge"),
     ("zmq_echo_limit_socket_buffer_bytes", "gauge"),
     ("zmq_echo_limit_handshake_seconds", "gauge"),

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::sides::Side;
+
 /// A load: so many connections, each with so many messages in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
@@ -38,6 +40,13 @@ pub const CASES: [Case; 6] = [
     case("1KiB-16x100", 16, 100, 1 << 10, 4.0, 0.6),
     case("64KiB-4x10", 4, 10, 64 << 10, 1.4, 0.6),
 ];
+
+/// The least that an echo behind an adapter does, in multiples of the inline echo's messages per
+/// second, with all threads of the server on one CPU: [`ADAPTER_CASE`].
+pub const ADAPTER_FLOORS: [(Side, f64); 2] = [(Side::Concurrent, 0.10), (Side::Blocking, 0.05)];
+
+/// The case at which adapters are measured.
+pub const ADAPTER_CASE: &str = "64B-16x100";
 
 /// How many messages a DEALER keeps in flight when clients are measured.
 pub const DEALER_IN_FLIGHT: [u32; 2] = [1, 100];

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::awake::Awake;
-use crate::cases::{self, CASES, Case, DEALER_IN_FLIGHT, Times};
+use crate::cases::{self, ADAPTER_CASE, ADAPTER_FLOORS, CASES, Case, DEALER_IN_FLIGHT, Times};
 use crate::dealer::{self, Dealer};
 use crate::machine::{self, Machine};
 use crate::measure::{self, Sample};
@@ -86,6 +86,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     pub baseline: Option<PathBuf>,
 
+    /// Measure what the adapters of a service cost, and nothing else
+    ///
+    /// The results are then printed and no file is changed.
+    #[arg(long, conflicts_with_all = ["cases", "dealers"])]
+    pub adapters: bool,
+
     /// Exit with 1 where a floor is missed
     #[arg(long)]
     pub check: bool,
@@ -126,6 +132,10 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         eprintln!("a firewall tracks connections here, which costs each packet; see the README");
     }
     let comparison = Comparison { args, cpus, sides: binaries.sides(), binaries };
+    if args.adapters {
+        let met = comparison.adapters()?;
+        return Ok(!args.check || met);
+    }
     let mut results = Results::new(machine, &comparison.sides, args.measured_cases());
     comparison.servers(&mut results)?;
     if args.measures_dealers() {
@@ -181,6 +191,39 @@ impl Comparison<'_> {
     fn throughput(&self, side: Side, case: &Case) -> Result<Outcome<Sample>> {
         let times = self.args.times;
         tolerated(side, measure::throughput(side, &self.binaries, case.load, times, self.cpus))
+    }
+
+    /// An echo behind each adapter beside the inline one. Says whether the floors are met.
+    fn adapters(&self) -> Result<bool> {
+        let _awake = self.keep_awake(&[self.cpus.server])?;
+        let case = cases::by_name(ADAPTER_CASE).expect("it is one of the cases");
+        let mut ratios = ADAPTER_FLOORS.map(|_| Vec::new());
+        for round in 1..=self.args.rounds {
+            let rate = |side| {
+                let times = self.args.times;
+                measure::throughput(side, &self.binaries, case.load, times, self.cpus)
+                    .map(|sample| sample.rate)
+                    .with_context(|| side.name())
+            };
+            let inline = rate(Side::Server)?;
+            eprint!("round {round} of {}, {}: {inline:.0}/s", self.args.rounds, case.name);
+            for ((side, _), ratios) in ADAPTER_FLOORS.iter().zip(&mut ratios) {
+                let rate = rate(*side)?;
+                eprint!(" {} {rate:.0}/s", side.name());
+                ratios.push(rate / inline);
+            }
+            eprintln!();
+        }
+        let mut met = true;
+        println!("| {ADAPTER_CASE} | of the inline echo | floor | |\n|---|--:|--:|---|");
+        for ((side, floor), ratios) in ADAPTER_FLOORS.iter().zip(&mut ratios) {
+            ratios.sort_by(f64::total_cmp);
+            let median = ratios[ratios.len() / 2];
+            let verdict = if median >= *floor { "met" } else { "**missed**" };
+            println!("| {} | {median:.3} | {floor:.2} | {verdict} |", side.name());
+            met &= median >= *floor;
+        }
+        Ok(met)
     }
 
     /// Each client at each of some servers. Both sleep while they wait, so both CPUs are

@@ -1,6 +1,7 @@
 //! The servers beside ours. Each says where it listens and echoes until it is
 //! killed.
 
+mod adapters;
 mod libzmq;
 mod rzmq;
 mod tcp;
@@ -16,8 +17,12 @@ use clap::Subcommand;
 pub enum Server {
     /// On a ROUTER of libzmq
     Libzmq,
-    /// The server's poll loop over the zeromq crate's ROUTER
+    /// On the zeromq crate's ROUTER
     Crate,
+    /// The server's loop with an echo behind the adapter for futures
+    Concurrent,
+    /// The server's loop with an echo behind the adapter for threads
+    Blocking,
     /// On the ROUTER of the rzmq crate
     Rzmq,
     /// On TCP alone
@@ -34,6 +39,8 @@ impl Server {
         match self {
             Server::Libzmq => libzmq::run(),
             Server::Crate => zeromq_crate::run(),
+            Server::Concurrent => adapters::concurrent(),
+            Server::Blocking => adapters::blocking(),
             Server::Rzmq => rzmq::run(),
             Server::Tcp => tcp::run(),
         }

@@ -23,8 +23,12 @@ pub enum Side {
     Baseline,
     /// A ROUTER of libzmq
     Libzmq,
-    /// The server's poll loop over the zeromq crate's ROUTER
+    /// A ROUTER of the zeromq crate
     Crate,
+    /// The server's loop with an echo behind the adapter for futures
+    Concurrent,
+    /// The server's loop with an echo behind the adapter for threads
+    Blocking,
     /// A ROUTER of the rzmq crate
     Rzmq,
     /// A TCP echo that knows nothing of messages
@@ -43,6 +47,8 @@ impl Side {
             Side::Baseline => "baseline",
             Side::Libzmq => "libzmq",
             Side::Crate => "zeromq crate",
+            Side::Concurrent => "echo behind Concurrent",
+            Side::Blocking => "echo behind Blocking",
             Side::Rzmq => "rzmq",
             Side::Tcp => "raw TCP",
         }
@@ -52,6 +58,7 @@ impl Side {
     pub const fn may_fail(self) -> bool {
         match self {
             Side::Server | Side::Baseline | Side::Libzmq | Side::Tcp => false,
+            Side::Concurrent | Side::Blocking => false,
             Side::Crate | Side::Rzmq => true,
         }
     }
@@ -60,9 +67,7 @@ impl Side {
     pub const fn protocol(self) -> Protocol {
         match self {
             Side::Tcp => Protocol::Raw,
-            Side::Server | Side::Baseline | Side::Libzmq | Side::Crate | Side::Rzmq => {
-                Protocol::Zmtp
-            }
+            _ => Protocol::Zmtp,
         }
     }
 
@@ -80,6 +85,8 @@ impl Side {
             }
             Side::Libzmq => "libzmq",
             Side::Crate => "crate",
+            Side::Concurrent => "concurrent",
+            Side::Blocking => "blocking",
             Side::Rzmq => "rzmq",
             Side::Tcp => "tcp",
         };

@@ -12,4 +12,3 @@ mod sizes;
 mod slow_reader;
 mod support;
 mod yardstick;
-mod zeromq_router;

@@ -40,6 +40,8 @@ const ROOMY: Limits = Limits {
     buffer_bytes: 4 << 20,
     socket_buffer: 64 << 10,
     heartbeat_interval: Duration::ZERO,
+    in_flight_per_peer: 16,
+    in_flight: 64,
     busy_poll: Duration::ZERO,
 };
 

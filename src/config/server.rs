@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, ValueEnum};
 use zmtp::endpoint::BindEndpoint;
 use zmtp::router::{Limits, RESERVED_PEERS};
 
@@ -14,6 +14,7 @@ use super::parsing::parse;
 use crate::exit;
 use crate::log::LogFormat;
 use crate::service::drain::DrainPolicy;
+use crate::service::poll_loop::Settings;
 use crate::side_port::address::HttpAddress;
 use crate::units::{ByteSize, parse_duration, parse_limit};
 
@@ -185,6 +186,44 @@ pub struct ServerConfig {
     #[arg(long, env = "ZMQ_ECHO_BUFFER_LIMIT", value_name = "BYTES", default_value = "64MiB")]
     pub buffer_limit: ByteSize,
 
+    /// Maximum requests in flight, of all clients together
+    ///
+    /// It counts for services that answer later; an echo has none in flight. At the limit no
+    /// client is read from, so further requests wait in the kernel and at the clients. The
+    /// default, 4096, keeps a hundred slow calls for each of forty clients going.
+    #[arg(
+        long, env = "ZMQ_ECHO_IN_FLIGHT_LIMIT", value_name = "REQUESTS", default_value_t = 4096,
+        value_parser = clap::value_parser!(u32).range(1..=1 << 20)
+    )]
+    pub in_flight_limit: u32,
+
+    /// Maximum requests in flight, of one client
+    ///
+    /// At the limit that client is not read from. The default, 128, lets no client take more
+    /// than a small part of --in-flight-limit.
+    #[arg(
+        long, env = "ZMQ_ECHO_PEER_IN_FLIGHT_LIMIT", value_name = "REQUESTS",
+        default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 20)
+    )]
+    pub peer_in_flight_limit: u32,
+
+    /// A request that has waited this long is answered with an error, such as 2s
+    ///
+    /// Its client has probably given up, so the work would be wasted. It counts for services
+    /// that answer later. The default, 0s, is no limit.
+    #[arg(
+        long, env = "ZMQ_ECHO_REQUEST_DEADLINE", value_name = "DURATION", default_value = "0s",
+        value_parser = parse_duration
+    )]
+    pub request_deadline: Duration,
+
+    /// What to do if the service panics
+    ///
+    /// The default, reply, keeps one bad request from taking down one replica after the other as
+    /// its client retries. More than ten panics within a minute end the process in any case.
+    #[arg(long, env = "ZMQ_ECHO_ON_PANIC", value_name = "ACTION", default_value = "reply")]
+    pub on_panic: OnPanic,
+
     /// The kernel's buffer for each connection's requests, such as 512KiB
     ///
     /// Its replies have a quarter of that. Linux takes twice as much, and no more than
@@ -262,9 +301,20 @@ impl ServerConfig {
             stall_timeout: self.stall_timeout,
             stall_bytes: self.stall_bytes.bytes(),
             buffer_bytes: self.buffer_limit.bytes(),
+            in_flight: self.in_flight_limit as usize,
+            in_flight_per_peer: self.peer_in_flight_limit as usize,
             socket_buffer: self.socket_buffer.bytes(),
             heartbeat_interval: self.heartbeat_interval,
             busy_poll: self.busy_poll,
+        }
+    }
+
+    /// The settings of the poll loop.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            drain: self.drain(),
+            request_deadline: Some(self.request_deadline).filter(|deadline| !deadline.is_zero()),
+            exit_on_panic: self.on_panic == OnPanic::Exit,
         }
     }
 
@@ -276,6 +326,15 @@ impl ServerConfig {
             timeout: self.drain_timeout,
         }
     }
+}
+
+/// What to do if the service panics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnPanic {
+    /// Answer that request with an error and go on with a new service
+    Reply,
+    /// End the process with 101
+    Exit,
 }
 
 fn parse_busy_poll(text: &str) -> Result<Duration, String> {

@@ -10,9 +10,10 @@
 mod record;
 
 use std::backtrace::Backtrace;
+use std::cell::Cell;
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
-use std::panic::PanicHookInfo;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -120,9 +121,29 @@ pub fn init_to(
         }
         // The thread is lost, and with it the service: whoever started the
         // process starts another one.
-        std::process::exit(exit::PANIC.into());
+        if !CATCHES.get() {
+            std::process::exit(exit::PANIC.into());
+        }
     }));
     Ok(logs)
+}
+
+thread_local! {
+    /// Whether this thread survives a panic, so that it is recorded and no more.
+    static CATCHES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work`. A panic in it is recorded like any other, and returned instead of ending the
+/// process. What `work` has changed may be half changed then: do not use it again.
+///
+/// # Errors
+///
+/// The panic.
+pub fn caught<T>(work: impl FnOnce() -> T) -> thread::Result<T> {
+    let before = CATCHES.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    CATCHES.set(before);
+    result
 }
 
 /// Records what ends the process; on stderr, where a filter keeps it out of the log.

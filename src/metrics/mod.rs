@@ -24,12 +24,6 @@ use zmtp::router::Limits;
 /// other peers that claim it another identity.
 pub const PROBE_IDENTITY: &str = "zmq-echo-probe/";
 
-/// Whether requests of this identity count as a probe's.
-#[inline]
-pub fn is_probe(identity: &[u8]) -> bool {
-    identity.starts_with(PROBE_IDENTITY.as_bytes())
-}
-
 /// The commit that the binary was built from, given to the build in the
 /// environment variable `ZMQ_ECHO_REVISION`.
 pub const REVISION: &str = match option_env!("ZMQ_ECHO_REVISION") {
@@ -61,8 +55,18 @@ pub struct Metrics {
     pub probe_requests: IntCounter,
     /// What the socket counts.
     pub socket: SocketMetrics,
-    /// Requests that the handler refused, or answered with nothing.
+    /// Requests that got an error reply.
     pub rejected: IntCounter,
+    /// Panics of the service.
+    pub panics: IntCounter,
+    /// Turns of the loop that took too long.
+    pub slow_turns: IntCounter,
+    /// Requests that are being worked on, or wait for that.
+    pub in_flight: IntGauge,
+    /// From a request read to the begin of work on it, in seconds.
+    pub queue_duration: Histogram,
+    /// From the begin of work on a request to its last reply, in seconds.
+    pub work_duration: Histogram,
     /// Replies owed to connected peers when the drain's deadline passed.
     pub undeliverable_deadline: IntCounter,
     /// 1 from the signal on.
@@ -116,6 +120,8 @@ struct LimitMetrics {
     buffered_bytes: IntGauge,
     message_bytes: IntGauge,
     message_frames: IntGauge,
+    in_flight: IntGauge,
+    in_flight_per_peer: IntGauge,
     metadata_bytes: IntGauge,
     socket_buffer_bytes: IntGauge,
     handshake_seconds: Gauge,
@@ -143,6 +149,16 @@ impl LimitMetrics {
                 r,
                 "zmq_echo_limit_message_frames",
                 "The most frames of a message.",
+            )?,
+            in_flight: gauge(
+                r,
+                "zmq_echo_limit_in_flight_requests",
+                "Maximum requests in flight beside the loop, of all clients.",
+            )?,
+            in_flight_per_peer: gauge(
+                r,
+                "zmq_echo_limit_in_flight_requests_per_peer",
+                "Maximum requests in flight beside the loop, of one client.",
             )?,
             metadata_bytes: gauge(
                 r,
@@ -251,6 +267,8 @@ impl SocketMetrics {
         shown.buffered_bytes.set(limits.buffer_bytes as i64);
         shown.message_bytes.set(limits.message_bytes as i64);
         shown.message_frames.set(limits.message_frames as i64);
+        shown.in_flight.set(limits.in_flight as i64);
+        shown.in_flight_per_peer.set(limits.in_flight_per_peer as i64);
         shown.metadata_bytes.set(limits.metadata_bytes as i64);
         shown.socket_buffer_bytes.set(limits.socket_buffer as i64);
         shown.handshake_seconds.set(limits.handshake_timeout.as_secs_f64());
@@ -364,7 +382,34 @@ impl Metrics {
                 )?,
                 limits: LimitMetrics::new(r)?,
             },
-            rejected: counter(r, "zmq_echo_rejected_total", "Requests that the handler refused.")?,
+            rejected: counter(
+                r,
+                "zmq_echo_rejected_total",
+                "Requests that were answered with an error.",
+            )?,
+            panics: counter(r, "zmq_echo_panics_total", "Panics of the service.")?,
+            slow_turns: counter(
+                r,
+                "zmq_echo_slow_turns_total",
+                "Turns of the loop that kept every client waiting for over 100 ms.",
+            )?,
+            in_flight: gauge(
+                r,
+                "zmq_echo_in_flight_requests",
+                "Requests that are being worked on or wait for it, beside the loop.",
+            )?,
+            queue_duration: histogram(
+                r,
+                "zmq_echo_queue_duration_seconds",
+                "Time from a request read to the start of work on it, beside the loop.",
+                buckets,
+            )?,
+            work_duration: histogram(
+                r,
+                "zmq_echo_work_duration_seconds",
+                "Time from the start of work on a request to its last reply, beside the loop.",
+                buckets,
+            )?,
             undeliverable_deadline: undeliverable.with_label_values(&["deadline"]),
             draining: gauge(r, "zmq_echo_draining", "1 while the server drains, else 0.")?,
             drain_deadline: seconds(

@@ -1,15 +1,37 @@
-//! The core: one loop over one socket, and how it ends.
+//! The core: one loop over one socket, the service that it calls, and how it ends.
 //!
-//! 1. [`handler`]: the one function that you replace with your own work.
-//! 2. [`poll_loop`]: takes one event a turn and answers requests.
-//! 3. [`drain`]: the states of a graceful shutdown, free of any socket.
-//! 4. [`socket`]: what the loop needs of a ROUTER socket.
-//! 5. [`termination`]: SIGTERM and SIGINT as a byte in a socket, and the watchdog.
-//! 6. [`health`]: what the loop tells the side port about itself.
+//! 1. [`echo`]: the service that you replace with your own work.
+//! 2. [`interface`]: what a service is: [`Service`].
+//! 3. [`request`]: what it gets: the payload, and the ways to answer.
+//! 4. [`rejection`]: how a client learns that its request was not answered, and why.
+//! 5. [`blocking`]: work on a pool of threads.
+//! 6. [`concurrent`]: work in futures, behind tower's layers.
+//! 7. [`in_flight`]: the requests that are answered later.
+//! 8. [`poll_loop`]: takes one event a turn, calls the service and sends replies.
+//! 9. [`turn`]: how long a turn may take, without a clock read for each message.
+//! 10. [`panics`]: how many panics of a service are too many.
+//! 11. [`drain`]: the states of a graceful shutdown, free of any socket.
+//! 12. [`termination`]: SIGTERM and SIGINT as a byte in a socket, and the watchdog.
+//! 13. [`health`]: what the loop tells the side port about itself.
 
+pub mod blocking;
+pub mod concurrent;
 pub mod drain;
-pub mod handler;
+pub mod echo;
 pub mod health;
+pub mod in_flight;
+pub mod interface;
+pub mod panics;
 pub mod poll_loop;
-pub mod socket;
+pub mod rejection;
+pub mod request;
 pub mod termination;
+pub mod turn;
+
+pub use blocking::Blocking;
+pub use concurrent::{Concurrent, Replies, handler_fn};
+pub use echo::Echo;
+pub use in_flight::Ticket;
+pub use interface::{Completion, Service};
+pub use rejection::Rejection;
+pub use request::{Answer, Call, Request};

@@ -3,23 +3,32 @@
 //! There is no concurrency in here and no lock. A process that has too much to do
 //! is joined by another replica; one that cannot go on ends and is replaced.
 
+use std::any::Any;
+use std::error::Error;
 use std::future::Future;
 use std::io;
+use std::panic::resume_unwind;
 use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout_at};
-use tracing::{Level, debug, enabled, info, trace};
-use zeromq::{ZmqError, ZmqMessage, ZmqResult};
-use zmtp::router::Closed;
+use tracing::{debug, info, trace, warn};
+use zmtp::Message;
+use zmtp::event::Observer;
+use zmtp::router::{Closed, ConnectedPeer, Origin, PeerId, Router, SendError};
 
-use crate::metrics::{Metrics, is_probe};
+use crate::log;
+use crate::metrics::Metrics;
 use crate::service::drain::{Action, Drain, DrainPolicy, Ending};
-use crate::service::handler::Rejected;
 use crate::service::health::{Health, Phase};
-use crate::service::socket::{LoopSocket, payload_bytes};
+use crate::service::in_flight::{Entry, InFlight, Ticket};
+use crate::service::interface::{Completion, Service};
+use crate::service::panics::Panics;
+use crate::service::rejection::{CHECK, Rejection, is_reserved};
+use crate::service::request::{Answer, Kind, Peers, Request, check_payload, envelope};
 use crate::service::termination::{AsyncTermination, Signal, TerminationSocket};
+use crate::service::turn::{Due, TurnClock};
 
 /// While draining the loop turns this often, to notice soon that a peer has left. (Otherwise
 /// each [`Health::TICK`].)
@@ -30,13 +39,21 @@ const LAST_LOOK: Duration = Duration::from_millis(5);
 
 /// How many requests one turn answers at most, so that a flood lets signals,
 /// deadlines and the socket's own tasks have their turn: 256 small echoes take well
-/// under a millisecond.
+/// under a millisecond. A turn is limited in time as well: [`TurnClock`].
 const BATCH: u64 = 256;
+
+/// A turn that takes this long is reported: everybody has waited for it.
+const SLOW_TURN: Duration = Duration::from_millis(100);
+
+/// Slow turns are reported this often at most.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a turn of the loop is about.
 enum Event {
-    /// A request from the socket, or that the socket cannot receive any more.
-    Request(ZmqResult<ZmqMessage>),
+    /// A request, which is in [`PollLoop::message`].
+    Request(Origin),
+    /// A reply to an earlier one.
+    Completed(Completion),
     /// A byte from the termination socket.
     Terminate(io::Result<Signal>),
     /// Nothing has happened for a while.
@@ -53,6 +70,8 @@ pub struct Report {
     /// Requests and replies that peers lost from the signal on by their own doing: they left,
     /// broke the protocol or were closed for another reason.
     pub lost: u64,
+    /// Requests that the service had not finished at the deadline. Their clients were told so.
+    pub unfinished: u64,
     /// What was received and not answered.
     pub closed: Closed,
     /// From the signal to the last connection closed.
@@ -62,34 +81,59 @@ pub struct Report {
 /// What makes serving impossible.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopError {
-    /// The ROUTER socket is lost.
-    #[error("the ROUTER socket cannot receive")]
-    Receive(#[source] ZmqError),
+    /// There is no service to begin with, or none in place of one that has panicked.
+    #[error("the service cannot be made")]
+    Service(#[source] ServiceError),
     /// The termination socket is lost.
     #[error("the termination socket cannot be read")]
     Termination(#[source] io::Error),
 }
 
-/// Answers what `socket` receives with `handle`, until a byte comes from
+/// Why there is no service.
+pub type ServiceError = Box<dyn Error + Send + Sync>;
+
+/// The settings of the loop.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How it ends.
+    pub drain: DrainPolicy,
+    /// A request that has waited for this long is not worked on any more. It is for services
+    /// that answer later; `None` for no limit.
+    pub request_deadline: Option<Duration>,
+    /// Whether a panic of the service ends the process, rather than only its request.
+    pub exit_on_panic: bool,
+}
+
+/// Answers what `socket` receives with a service that `make` makes, until a byte comes from
 /// `termination` and the drain that it starts is over.
 ///
 /// # Errors
 ///
 /// What makes serving impossible, see [`LoopError`]. One peer's fault does not.
-pub async fn run<S: LoopSocket>(
-    socket: S,
+pub async fn run<O: Observer, S: Service>(
+    socket: Router<O>,
     termination: TerminationSocket,
-    policy: DrainPolicy,
-    handle: impl Fn(ZmqMessage) -> Result<ZmqMessage, Rejected>,
+    settings: Settings,
+    mut make: impl FnMut() -> Result<S, ServiceError>,
     metrics: &Metrics,
     health: &Health,
 ) -> Result<Report, LoopError> {
     let termination = termination.into_async().map_err(LoopError::Termination)?;
+    let now = Instant::now();
     let mut turns = PollLoop {
+        service: make().map_err(LoopError::Service)?,
+        make,
         socket,
         termination,
-        drain: Drain::new(policy),
-        handle,
+        drain: Drain::new(settings.drain),
+        exit_on_panic: settings.exit_on_panic,
+        message: Message::default(),
+        in_flight: InFlight::new(settings.request_deadline),
+        clock: TurnClock::new(now),
+        is_calling: false,
+        panics: Panics::default(),
+        slow_turns: 0,
+        reported_at: None,
         metrics,
         health,
         replied: 0,
@@ -101,11 +145,23 @@ pub async fn run<S: LoopSocket>(
     Ok(turns.finish(ending).await)
 }
 
-struct PollLoop<'a, S, H> {
-    socket: S,
+struct PollLoop<'a, O, S, F> {
+    service: S,
+    make: F,
+    socket: Router<O>,
     termination: AsyncTermination,
     drain: Drain,
-    handle: H,
+    exit_on_panic: bool,
+    /// The request that is being answered, and then its reply.
+    message: Message,
+    in_flight: InFlight,
+    clock: TurnClock,
+    /// Whether the service is at work, so that a panic is its own.
+    is_calling: bool,
+    panics: Panics,
+    /// Slow turns since the last report, and when that was.
+    slow_turns: u64,
+    reported_at: Option<Instant>,
     metrics: &'a Metrics,
     health: &'a Health,
     /// Replies from the signal on that the socket took, and that it did not.
@@ -114,6 +170,12 @@ struct PollLoop<'a, S, H> {
     /// Replies, and requests, that were lost with their peers before the signal.
     gone_before: u64,
     lost_before: u64,
+}
+
+impl<O: Observer> Peers for Router<O> {
+    fn peer(&self, id: PeerId) -> Option<ConnectedPeer> {
+        self.connected_peer(id)
+    }
 }
 
 /// What a batch adds to the counters, which other threads read: once a batch, not
@@ -131,8 +193,8 @@ impl Tally {
     }
 
     #[inline(always)]
-    fn request(&mut self, identity: &[u8]) {
-        if is_probe(identity) {
+    fn request(&mut self, origin: &Origin) {
+        if origin.is_monitor {
             self.probe_requests += 1;
         } else {
             self.client_requests += 1;
@@ -140,43 +202,44 @@ impl Tally {
     }
 }
 
-/// Whose request a reply answers, where that may be logged.
-type Sender = Option<Bytes>;
-
-impl<S, H> PollLoop<'_, S, H>
+impl<O, S, F> PollLoop<'_, O, S, F>
 where
-    S: LoopSocket,
-    H: Fn(ZmqMessage) -> Result<ZmqMessage, Rejected>,
+    O: Observer,
+    S: Service,
+    F: FnMut() -> Result<S, ServiceError>,
 {
     async fn serve(&mut self) -> Result<Ending, LoopError> {
         self.health.turned(Instant::now());
         self.health.enter(Phase::Serving);
         let mut alarm = pin!(sleep_until(self.wake_at(Instant::now())));
         loop {
-            // Each arm is cancel-safe: a read from a socket, a timer that stays,
-            // and `recv` as [`LoopSocket`] asks it to be. Biased, so that a flood of
-            // requests cannot keep the other two from being seen.
+            // Each arm is cancel-safe: a read from a socket, a timer that stays, `completed`
+            // as [`Service`] asks it to be, and `recv_from`. Biased, so that a flood of
+            // requests cannot keep the others from being seen.
             let event = tokio::select! {
                 biased;
                 signal = self.termination.recv(), if !self.drain.begun() => Event::Terminate(signal),
                 () = &mut alarm => Event::Tick,
-                request = self.socket.recv() => Event::Request(request),
+                completion = self.service.completed() => Event::Completed(completion),
+                origin = self.socket.recv_from(&mut self.message) => Event::Request(origin),
             };
             let now = Instant::now();
             self.health.turned(now);
             match event {
-                Event::Request(request) => self.answer_batch(request).await?,
+                Event::Request(origin) => self.answer_batch(origin).await?,
+                Event::Completed(completion) => self.complete_batch(completion).await?,
                 Event::Terminate(signal) => {
                     self.begin_drain(signal.map_err(LoopError::Termination)?);
                     alarm.as_mut().reset(self.wake_at(now));
                 }
                 Event::Tick => alarm.as_mut().reset(self.wake_at(now)),
             }
+            self.cancel_abandoned();
             let (connections, socket) = (self.socket.connections(), &mut self.socket);
             match self.drain.next(now, connections, || socket.active_at()) {
                 Action::Serve => {}
                 Action::StopListening => {
-                    self.socket.stop_listening().await;
+                    self.socket.stop_listening();
                     info!("stopped listening; connected peers are still served");
                 }
                 Action::Finish(ending) => {
@@ -217,55 +280,270 @@ where
         (now + left.unwrap_or_default()).as_secs_f64()
     }
 
-    /// Answers `first` and what is ready behind it, [`BATCH`] requests at most.
-    async fn answer_batch(&mut self, first: ZmqResult<ZmqMessage>) -> Result<(), LoopError> {
+    /// Answers the request that has come and what is ready behind it, [`BATCH`] requests at most.
+    async fn answer_batch(&mut self, first: Origin) -> Result<(), LoopError> {
         let mut tally = Tally::default();
-        let mut next = Some(first);
-        let outcome = loop {
-            let (reply, sender) = match self.answer_ready(next, &mut tally) {
-                Ok(Some(waiting)) => waiting,
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            };
-            let sent = self.socket.send(reply).await;
-            self.account(sent, sender, &mut tally);
-            next = if tally.requests() < BATCH { self.socket.try_recv() } else { None };
+        self.clock.begin(Instant::now());
+        let answered = if self.exit_on_panic {
+            Ok(self.answer_ready(first, &mut tally))
+        } else {
+            log::caught(|| self.answer_ready(first, &mut tally))
         };
+        let outcome = answered.or_else(|panic| self.recover(panic, &mut tally));
         self.count(&tally);
-        if tally.requests() == BATCH {
+        let is_cut = outcome.as_ref().is_ok_and(|more| *more);
+        if is_cut {
+            self.socket.flush_batch();
+            self.report_slow_turn();
             // More may be ready, but signals and the socket's tasks come first.
             tokio::task::yield_now().await;
         }
-        outcome
+        outcome.map(|_| ())
     }
 
-    /// Answers `next` and what is ready behind it, up to a reply that the socket does
-    /// not take without waiting.
+    /// Answers the request that came from `first` and what is ready behind it. Says whether
+    /// there may be more.
     ///
     /// This is the inner loop. It is no `async fn`, and what a message passes through
-    /// here and in [`zmtp::router`] is always inlined, so that the message is
-    /// moved as little as can be. A CPU stalls where it reads in one piece what it has
-    /// just written in several, which a move of a fresh message does: without the two
-    /// a third of the throughput is lost.
-    fn answer_ready(
-        &mut self,
-        mut next: Option<ZmqResult<ZmqMessage>>,
-        tally: &mut Tally,
-    ) -> Result<Option<(ZmqMessage, Sender)>, LoopError> {
-        while let Some(request) = next {
-            let request = request.map_err(LoopError::Receive)?;
-            if let Some((reply, sender)) = self.handled(request, tally) {
-                match self.socket.try_send(reply) {
-                    Ok(sent) => self.account(sent, sender, tally),
-                    Err(reply) => return Ok(Some((reply, sender))),
-                }
+    /// here and in [`zmtp::router`] is always inlined, and every message uses the same memory. A
+    /// CPU stalls where it reads in one piece what it has just written in several, which a move
+    /// of a fresh message does.
+    fn answer_ready(&mut self, first: Origin, tally: &mut Tally) -> bool {
+        let mut next = Some(first);
+        while let Some(origin) = next {
+            self.answer(&origin, tally);
+            match self.clock.message(Instant::now) {
+                Due::Nothing => {}
+                Due::Flush => self.socket.flush_batch(),
+                Due::End => return true,
             }
             if tally.requests() == BATCH {
-                break;
+                return true;
             }
-            next = self.socket.try_recv();
+            next = self.socket.try_recv_from(&mut self.message);
         }
-        Ok(None)
+        false
+    }
+
+    /// Answers one request.
+    #[inline(always)]
+    fn answer(&mut self, origin: &Origin, tally: &mut Tally) {
+        tally.request(origin);
+        let payload_at = envelope(&self.message);
+        trace!(
+            identity = %self.identity(origin.peer).escape_ascii(),
+            frames = self.message.frames().len(),
+            bytes = self.message.bytes(),
+            "request"
+        );
+        let first = self.message.frames().get(payload_at);
+        let Answer(kind) = if origin.is_monitor || first.is_some_and(|frame| is_reserved(frame)) {
+            self.answer_check(origin, payload_at)
+        } else {
+            self.is_calling = true;
+            let request = Request {
+                message: &mut self.message,
+                payload_at,
+                origin: *origin,
+                peers: &self.socket,
+                in_flight: &mut self.in_flight,
+            };
+            let answer = self.service.call(request);
+            self.is_calling = false;
+            answer
+        };
+        match kind {
+            Kind::Reply => self.send(origin, tally),
+            Kind::Later(ticket) => self.hold(origin, ticket),
+            Kind::Reject(rejection) => self.reject(origin, payload_at, &rejection, tally),
+        }
+    }
+
+    /// Answers a probe or a check itself, so that neither needs anything of the service but to be
+    /// healthy. No other request may begin with a reserved frame.
+    #[cold]
+    #[inline(never)]
+    fn answer_check(&mut self, origin: &Origin, payload_at: usize) -> Answer {
+        let first = self.message.frames().get(payload_at);
+        if !origin.is_monitor && first.is_none_or(|frame| frame != &CHECK[..]) {
+            return Answer(Kind::Reject(Rejection::reserved()));
+        }
+        match self.service.health() {
+            Ok(()) => Answer(Kind::Reply),
+            Err(text) => Answer(Kind::Reject(Rejection::unhealthy(text))),
+        }
+    }
+
+    /// Sends the reply that stands in the request's place.
+    #[inline(always)]
+    fn send(&mut self, origin: &Origin, tally: &mut Tally) {
+        match self.socket.send_to(origin, &mut self.message) {
+            Ok(()) => tally.replied += 1,
+            Err(error) => self.not_delivered(&error),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_delivered(&mut self, error: &SendError) {
+        self.metrics.socket.undeliverable_peer_gone.inc();
+        self.unreachable += u64::from(self.drain.begun());
+        debug!(%error, "reply not delivered");
+    }
+
+    /// Keeps a request's place until the service has answered it.
+    #[inline(never)]
+    fn hold(&mut self, origin: &Origin, ticket: Ticket) {
+        if let Some(entry) = self.in_flight.get(ticket) {
+            self.socket.hold(origin, entry.bytes);
+        }
+        self.metrics.in_flight.set(self.in_flight.len() as i64);
+    }
+
+    /// Sends an error reply to the request whose envelope is in the message.
+    #[cold]
+    #[inline(never)]
+    fn reject(
+        &mut self,
+        origin: &Origin,
+        payload_at: usize,
+        rejection: &Rejection,
+        tally: &mut Tally,
+    ) {
+        self.metrics.rejected.inc();
+        debug!(%rejection, "request rejected");
+        let frames = self.message.frames_mut();
+        frames.truncate(payload_at);
+        frames.extend(rejection.frames());
+        self.send(origin, tally);
+    }
+
+    /// Sends replies that are ready, and then takes requests that are: a flood of one must not
+    /// keep the other waiting.
+    async fn complete_batch(&mut self, first: Completion) -> Result<(), LoopError> {
+        let mut next = Some(first);
+        let mut left = BATCH;
+        while let Some(completion) = next {
+            self.complete(completion);
+            left -= 1;
+            next = if left > 0 { self.service.try_completed() } else { None };
+        }
+        self.metrics.in_flight.set(self.in_flight.len() as i64);
+        match self.socket.try_recv_from(&mut self.message) {
+            Some(origin) => self.answer_batch(origin).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Sends one reply to a request that was taken for later.
+    fn complete(&mut self, completion: Completion) {
+        let Completion { ticket, reply, is_last, worked } = completion;
+        let Some(entry) = self.in_flight.get(ticket) else { return };
+        let origin = entry.origin;
+        if let Some(reply) = reply {
+            let reply = reply.and_then(|payload| check_payload(&payload).map(|()| payload));
+            let payload = reply.unwrap_or_else(|rejection| {
+                if rejection.code == "panicked" {
+                    self.metrics.panics.inc();
+                }
+                self.metrics.rejected.inc();
+                debug!(%rejection, "request rejected");
+                (&rejection).into()
+            });
+            self.message.clone_from(&entry.envelope);
+            self.message.frames_mut().extend(payload.into_frames());
+            if self.send_later(&origin) {
+                self.replied += u64::from(self.drain.begun());
+            }
+        }
+        if is_last {
+            self.settle(ticket);
+            if let Some((began, ended)) = worked {
+                let queued = began.saturating_duration_since(origin.read_at);
+                self.metrics.queue_duration.observe(queued.as_secs_f64());
+                self.metrics.work_duration.observe((ended - began).as_secs_f64());
+            }
+        }
+    }
+
+    /// Sends the reply in the message, and says whether its peer is still there.
+    fn send_later(&mut self, origin: &Origin) -> bool {
+        let sent = self.socket.send_to(origin, &mut self.message);
+        sent.map_err(|error| self.not_delivered(&error)).is_ok()
+    }
+
+    /// A request that was taken for later needs nothing more.
+    fn settle(&mut self, ticket: Ticket) {
+        if let Some(Entry { origin, bytes, .. }) = self.in_flight.remove(ticket) {
+            self.socket.release(&origin, bytes);
+        }
+    }
+
+    /// Gives up the requests of peers that have left.
+    fn cancel_abandoned(&mut self) {
+        for peer in self.socket.take_abandoned() {
+            for ticket in self.in_flight.remove_of(peer) {
+                self.metrics.socket.undeliverable_peer_gone.inc();
+                self.service.cancel(ticket);
+            }
+            self.metrics.in_flight.set(self.in_flight.len() as i64);
+        }
+    }
+
+    /// Goes on after a panic of the service, with a new one. The client whose request it was
+    /// gets an error reply. A panic of anything else ends the process, as do too many.
+    fn recover(
+        &mut self,
+        panic: Box<dyn Any + Send>,
+        tally: &mut Tally,
+    ) -> Result<bool, LoopError> {
+        self.metrics.panics.inc();
+        if !std::mem::take(&mut self.is_calling) || !self.panics.may_go_on(Instant::now()) {
+            resume_unwind(panic);
+        }
+        if let Some(origin) = self.socket.batch_origin() {
+            let payload_at = envelope(&self.message);
+            self.reject(&origin, payload_at, &Rejection::panicked(), tally);
+        }
+        // What the old one had taken for later is lost with it.
+        for ticket in self.in_flight.all() {
+            self.give_up(ticket, &Rejection::panicked().retryable());
+        }
+        self.service = (self.make)().map_err(LoopError::Service)?;
+        Ok(true)
+    }
+
+    /// Tells a client that its request will not be finished.
+    fn give_up(&mut self, ticket: Ticket, rejection: &Rejection) {
+        let Some(entry) = self.in_flight.get(ticket) else { return };
+        let origin = entry.origin;
+        self.message.clone_from(&entry.envelope);
+        self.message.frames_mut().extend(rejection.frames());
+        self.metrics.rejected.inc();
+        self.send_later(&origin);
+        self.settle(ticket);
+    }
+
+    /// Counts a turn that has kept everybody waiting, and reports some of them.
+    fn report_slow_turn(&mut self) {
+        let elapsed = self.clock.elapsed();
+        if elapsed < SLOW_TURN {
+            return;
+        }
+        self.metrics.slow_turns.inc();
+        self.slow_turns += 1;
+        let now = Instant::now();
+        if self.reported_at.is_some_and(|at| now - at < REPORT_INTERVAL) {
+            return;
+        }
+        self.reported_at = Some(now);
+        let turns = std::mem::take(&mut self.slow_turns);
+        let longest = elapsed.as_secs_f64();
+        warn!(turns, duration = longest, "slow turns: the service blocks the loop");
+    }
+
+    fn identity(&self, peer: PeerId) -> Bytes {
+        self.socket.connected_peer(peer).map(|peer| peer.identity).unwrap_or_default()
     }
 
     fn count(&mut self, tally: &Tally) {
@@ -287,8 +565,9 @@ where
         self.socket.note_arrived();
         while self.socket.has_arrived() && Instant::now() < until {
             let look_at = until.min(Instant::now() + LAST_LOOK);
-            if let Ok(request) = timeout_at(look_at.into(), self.socket.recv()).await {
-                self.answer_batch(request).await?;
+            let received = self.socket.recv_from(&mut self.message);
+            if let Ok(origin) = timeout_at(look_at.into(), received).await {
+                self.answer_batch(origin).await?;
                 any = true;
             }
             self.health.turned(Instant::now());
@@ -296,51 +575,15 @@ where
         Ok(any || self.socket.has_arrived())
     }
 
-    /// The handler's reply.
-    #[inline(always)]
-    fn handled(&self, request: ZmqMessage, tally: &mut Tally) -> Option<(ZmqMessage, Sender)> {
-        let identity = request.get(0).map_or(&[][..], |identity| identity);
-        trace!(
-            identity = %identity.escape_ascii(),
-            frames = request.len() - 1,
-            bytes = payload_bytes(&request),
-            "request"
-        );
-        tally.request(identity);
-        // The handler takes the request; a copy for each only where one may be logged.
-        let sender = enabled!(Level::DEBUG).then(|| request.get(0).cloned()).flatten();
-        match (self.handle)(request) {
-            Ok(reply) => Some((reply, sender)),
-            Err(Rejected(reason)) => {
-                self.metrics.rejected.inc();
-                let identity = sender.as_deref().unwrap_or_default().escape_ascii();
-                debug!(%identity, reason, "request rejected");
-                None
-            }
-        }
-    }
-
-    /// Counts what has become of a reply.
-    #[inline(always)]
-    fn account(&mut self, outcome: ZmqResult<()>, sender: Sender, tally: &mut Tally) {
-        let identity = || sender.as_deref().unwrap_or_default().escape_ascii();
-        match outcome {
-            Ok(()) => tally.replied += 1,
-            // Not the peer's fault but the handler's: nothing behind the identity.
-            Err(ZmqError::Socket(reason)) => {
-                self.metrics.rejected.inc();
-                debug!(identity = %identity(), reason, "reply malformed");
-            }
-            Err(error) => {
-                self.metrics.socket.undeliverable_peer_gone.inc();
-                self.unreachable += u64::from(self.drain.begun());
-                debug!(identity = %identity(), %error, "reply not delivered");
-            }
-        }
-    }
-
     /// Lets every reply out and closes.
-    async fn finish(self, ending: Ending) -> Report {
+    async fn finish(mut self, ending: Ending) -> Report {
+        let unfinished = self.in_flight.all();
+        for ticket in &unfinished {
+            self.service.cancel(*ticket);
+            self.give_up(*ticket, &Rejection::draining());
+        }
+        let unfinished = unfinished.len() as u64;
+        // A service may take its time to end; its last replies must not wait for that.
         let Self { socket, drain, metrics, health, replied, unreachable, .. } = self;
         let deadline = drain.close_by(Instant::now());
         let closed = turning(health, socket.close(deadline)).await;
@@ -355,6 +598,7 @@ where
         info!(
             reason = ending.as_str(),
             answered,
+            unfinished,
             owed = closed.owed,
             owed_bytes = closed.owed_bytes,
             discarded = closed.discarded,
@@ -363,7 +607,7 @@ where
             duration = duration.as_secs_f64(),
             "drained"
         );
-        Report { ending, answered, lost, closed, duration }
+        Report { ending, answered, lost, unfinished, closed, duration }
     }
 }
 
@@ -376,64 +620,5 @@ async fn turning<T>(health: &Health, future: impl Future<Output = T>) -> T {
             output = &mut future => return output,
             () = tokio::time::sleep(DRAIN_TICK) => health.turned(Instant::now()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixStream;
-
-    use async_trait::async_trait;
-    use zeromq::{SocketRecv, SocketSend};
-
-    use super::*;
-
-    /// What no real socket can be made to do here: it is lost.
-    struct Lost;
-
-    #[async_trait]
-    impl SocketRecv for Lost {
-        async fn recv(&mut self) -> ZmqResult<ZmqMessage> {
-            Err(ZmqError::NoMessage)
-        }
-    }
-
-    #[async_trait]
-    impl SocketSend for Lost {
-        async fn send(&mut self, _: ZmqMessage) -> ZmqResult<()> {
-            Err(ZmqError::NoMessage)
-        }
-    }
-
-    impl LoopSocket for Lost {
-        fn try_recv(&mut self) -> Option<ZmqResult<ZmqMessage>> {
-            None
-        }
-
-        fn connections(&self) -> usize {
-            0
-        }
-
-        async fn stop_listening(&mut self) {}
-
-        fn active_at(&mut self) -> Option<Instant> {
-            None
-        }
-
-        async fn close(self, _: Instant) -> Closed {
-            Closed::default()
-        }
-    }
-
-    #[tokio::test]
-    async fn a_lost_socket_ends_the_loop_with_an_error() {
-        let (_writer, reader) = UnixStream::pair().unwrap();
-        let second = Duration::from_secs(1);
-        let policy = DrainPolicy { delay: second, quiet: second, timeout: second };
-        let metrics = Metrics::new(&[1.0], crate::metrics::log_records_dropped());
-        let health = Health::new(Instant::now());
-        let termination = TerminationSocket::new(reader);
-        let ended = run(Lost, termination, policy, Ok, &metrics, &health).await;
-        assert!(matches!(ended, Err(LoopError::Receive(_))), "{ended:?}");
     }
 }

@@ -68,6 +68,11 @@ pub fn message(frames: &[&[u8]]) -> Vec<u8> {
     frames.iter().enumerate().flat_map(|(at, body)| frame(body, at < last)).collect()
 }
 
+/// A message as [`read_message`] gives it.
+pub fn echo(frames: &[Vec<u8>]) -> Vec<u8> {
+    message(&frames.iter().map(Vec::as_slice).collect::<Vec<_>>())
+}
+
 /// READY in the long form of a command, which it may have however short it is.
 pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
     let body = ready_body(socket_type, identity);
@@ -153,6 +158,18 @@ pub fn read_frame(stream: &mut impl Read) -> (u8, Vec<u8>) {
     let width = if flags & 0x02 == 0 { 1 } else { 8 };
     size[8 - width..].copy_from_slice(&read(stream, width));
     (flags, read(stream, u64::from_be_bytes(size) as usize))
+}
+
+/// Reads a whole message: its frames.
+pub fn read_message(stream: &mut impl Read) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    loop {
+        let (flags, body) = read_frame(stream);
+        frames.push(body);
+        if flags & 1 == 0 {
+            return frames;
+        }
+    }
 }
 
 #[track_caller]

@@ -20,6 +20,7 @@ impl Message {
     }
 
     /// The frames, to be changed.
+    #[inline(always)]
     pub fn frames_mut(&mut self) -> &mut VecDeque<Bytes> {
         &mut self.frames
     }

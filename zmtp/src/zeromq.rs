@@ -31,20 +31,6 @@ impl TryFrom<Message> for ZmqMessage {
     }
 }
 
-impl From<SendError> for ZmqError {
-    fn from(error: SendError) -> Self {
-        match error {
-            SendError::NoPayload => {
-                ZmqError::Socket("a ROUTER sends an identity and at least one frame")
-            }
-            SendError::NoPeer(message) => match ZmqMessage::try_from(message) {
-                Ok(message) => ZmqError::ReturnToSender { reason: "the peer has left", message },
-                Err(error) => error,
-            },
-        }
-    }
-}
-
 #[async_trait]
 impl<O: Observer + Send> SocketRecv for Router<O> {
     /// Cancel-safe, see [`Router::recv`].
@@ -57,7 +43,17 @@ impl<O: Observer + Send> SocketRecv for Router<O> {
 impl<O: Observer + Send> SocketSend for Router<O> {
     /// Takes no waiting, see [`Router::send`].
     async fn send(&mut self, message: ZmqMessage) -> ZmqResult<()> {
-        Router::send(self, message.into()).map_err(Into::into)
+        let mut message = message.into();
+        match Router::send(self, &mut message) {
+            Ok(()) => Ok(()),
+            Err(SendError::NoPayload) => {
+                Err(ZmqError::Socket("a ROUTER sends an identity and at least one frame"))
+            }
+            Err(SendError::NoPeer) => {
+                let message = message.try_into()?;
+                Err(ZmqError::ReturnToSender { reason: "the peer has left", message })
+            }
+        }
     }
 }
 

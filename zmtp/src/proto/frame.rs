@@ -56,6 +56,12 @@ impl Header {
     }
 }
 
+/// The length of the header in front of a command's body, which starts at `body`. A long header
+/// ends with the low bytes of a size up to [`COMMAND_BYTES`]: the last but one is zero.
+pub fn command_header(bytes: &[u8], body: usize) -> usize {
+    if bytes[body - 2] == COMMAND { 2 } else { LONGEST_HEADER }
+}
+
 /// Appends the header of a frame of `body` bytes.
 #[inline]
 pub fn encode_header(out: &mut Vec<u8>, flags: u8, body: usize) {
@@ -85,7 +91,7 @@ pub struct MessageLimits {
 
 /// How far a message has been scanned: the scan goes on where it was when more
 /// bytes are here, so that each byte is looked at once, however it trickles in.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Scan {
     at: usize,
     frames: usize,
@@ -149,6 +155,15 @@ impl Scan {
                 *self = Self::default();
                 return Ok(Scanned::Message(end));
             }
+        }
+    }
+
+    /// Goes back over the command that was found last, whose header has `header` bytes, because
+    /// it is taken out of the bytes.
+    pub fn take_back(&mut self, header: usize, body: usize) {
+        self.at -= header + body;
+        if self.frames > 0 {
+            self.bytes -= header + body;
         }
     }
 

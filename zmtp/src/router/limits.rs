@@ -30,6 +30,11 @@ pub struct Limits {
     pub stall_bytes: usize,
     /// The shared pool: what all peers hold together beyond their allowances.
     pub buffer_bytes: usize,
+    /// Requests of one peer that may be in flight before it is not read from:
+    /// [`Router::hold`](crate::Router::hold).
+    pub in_flight_per_peer: usize,
+    /// Requests of all peers that may be in flight before nobody is read from.
+    pub in_flight: usize,
     /// The kernel's buffer for each connection's requests; replies have a quarter of it.
     pub socket_buffer: usize,
     /// A heartbeat is sent after this much silence; zero for never.

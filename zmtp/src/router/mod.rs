@@ -45,4 +45,4 @@ mod ready;
 mod socket;
 
 pub use limits::{ALLOWANCE, Limits, RESERVED_PEERS};
-pub use socket::{Closed, PeerId, Router, SendError};
+pub use socket::{Closed, ConnectedPeer, Origin, PeerId, Router, SendError};

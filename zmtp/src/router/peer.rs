@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -56,6 +57,9 @@ pub struct Refused {
     pub half_closed: bool,
 }
 
+/// How the body of a PING begins (RFC 37).
+const PING: &[u8] = b"\x04PING";
+
 /// What a first read takes at most, before it is known how large the messages are.
 const FIRST_READ: usize = 16 << 10;
 
@@ -81,7 +85,9 @@ pub struct Peer {
     stream: TcpStream,
     /// Which of the connections that have had its slot.
     pub generation: u64,
-    /// Where it comes from, and whether it may have to give way.
+    /// Where it comes from.
+    pub address: SocketAddr,
+    /// Its share of the places, and whether it may have to give way.
     pub place: Place,
     /// Puts the peer on the ready list.
     pub bell: Arc<Bell>,
@@ -146,6 +152,13 @@ pub struct Peer {
     pub ttl: Option<Duration>,
     /// The deadline for it that the clock holds.
     pub alarm_at: Option<Instant>,
+    /// Its requests that are being worked on, and what they hold.
+    pub in_flight: usize,
+    pub in_flight_bytes: usize,
+    /// Whether these are so many that it is not read from.
+    pub is_busy: bool,
+    /// Bytes that were read since then, in search of PINGs.
+    pub ahead: usize,
     /// The memory that it has been charged for.
     pub charged: usize,
     /// The replies it has been charged for.
@@ -157,6 +170,7 @@ impl Peer {
     pub fn new(
         stream: TcpStream,
         generation: u64,
+        address: SocketAddr,
         place: Place,
         bell: Arc<Bell>,
         now: Instant,
@@ -172,6 +186,7 @@ impl Peer {
         Self {
             stream,
             generation,
+            address,
             place,
             waker: Waker::from(Arc::clone(&bell)),
             bell,
@@ -205,6 +220,10 @@ impl Peer {
             pinged_at: None,
             ttl: None,
             alarm_at: None,
+            in_flight: 0,
+            in_flight_bytes: 0,
+            is_busy: false,
+            ahead: 0,
             charged: 0,
             owed: 0,
         }
@@ -271,6 +290,49 @@ impl Peer {
         }))
     }
 
+    /// Reads what comes behind the requests that wait, up to [`ALLOWANCE`] bytes, so that PINGs
+    /// in there are seen. Returns whether anything has come.
+    pub fn poll_read_ahead(&mut self) -> Poll<io::Result<bool>> {
+        let room = ALLOWANCE - self.ahead;
+        self.partial.reserve(room);
+        let mut ahead = (&mut self.partial).limit(room);
+        let read = ready!(poll_once(&self.waker, self.stream.read_buf(&mut ahead)))?;
+        self.received += read as u64;
+        self.ahead += read;
+        // How many bytes are missing is found out when their turn comes.
+        self.missing = 0;
+        Poll::Ready(Ok(read > 0))
+    }
+
+    /// Whether it may be read from in search of PINGs, while its requests wait.
+    pub fn can_read_ahead(&self) -> bool {
+        self.ahead < ALLOWANCE && self.ended.is_none() && matches!(self.state, State::Established)
+    }
+
+    /// Takes the PINGs out of what waits, each with its time to live and its context.
+    pub fn take_pings(&mut self, limits: &MessageLimits) -> Vec<Vec<u8>> {
+        let mut pings = Vec::new();
+        let mut scan = self.scan.clone();
+        let mut from = 0;
+        // What is wrong in there is found out when its turn comes.
+        while let Ok(scanned) = scan.step(&self.partial[from..], limits) {
+            match scanned {
+                Scanned::Message(end) => from += end,
+                Scanned::Partial(_) => break,
+                Scanned::Command(body) => {
+                    let command = from + body.start..from + body.end;
+                    if self.partial[command.clone()].starts_with(PING) {
+                        pings.push(self.partial[command.clone()].to_vec());
+                        let header = frame::command_header(&self.partial, command.start);
+                        self.partial.drain(command.start - header..command.end);
+                        scan.take_back(header, body.len());
+                    }
+                }
+            }
+        }
+        pings
+    }
+
     /// Whether a turn has ended before the messages that it had read.
     pub fn has_messages(&self) -> bool {
         self.missing == 0 && !self.partial.is_empty()
@@ -278,9 +340,11 @@ impl Peer {
 
     /// Whether there may be more for a turn; if not, the bell rings when there is.
     pub fn is_readable(&self) -> bool {
-        if self.has_messages() {
-            return true;
-        }
+        self.has_messages() || self.has_unread()
+    }
+
+    /// Whether there may be more in the kernel; if not, the bell rings when there is.
+    pub fn has_unread(&self) -> bool {
         let readable = std::future::poll_fn(|cx| self.stream.poll_read_ready(cx));
         poll_once(&self.waker, readable).is_ready()
     }
@@ -408,8 +472,14 @@ impl Peer {
         }
     }
 
-    /// Whether so much waits for it that it is not read from.
+    /// Whether it is not read from: so many replies wait for it, or so many of its requests are
+    /// being worked on.
     pub fn is_paused(&self) -> bool {
+        self.is_busy || self.is_behind()
+    }
+
+    /// Whether so many replies wait for it that it is not read from.
+    pub fn is_behind(&self) -> bool {
         self.out.len() > ALLOWANCE
     }
 
@@ -419,7 +489,7 @@ impl Peer {
             State::Handshake(handshake) => handshake.held(),
             _ => 0,
         };
-        self.partial.capacity() + self.out.held() + handshake
+        self.partial.capacity() + self.out.held() + handshake + self.in_flight_bytes
     }
 
     /// Notes that reading has paused or resumed: meanwhile a message cannot make progress.

@@ -14,10 +14,12 @@ mod accepting;
 mod deadlines;
 mod draining;
 mod handshaking;
+mod in_flight;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake};
 use std::time::{Duration, Instant};
@@ -67,9 +69,6 @@ const YOUNG: Duration = Duration::from_secs(1);
 /// The memory that is kept from one batch's replies for the next at most.
 const SPARE: usize = 1 << 20;
 
-/// The frames that are kept room for from one message to the next.
-const SPARE_FRAMES: usize = 64;
-
 /// One connection of a [`Router`]. Unlike an identity, it never names another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerId {
@@ -78,15 +77,35 @@ pub struct PeerId {
     generation: u64,
 }
 
+/// Where a message came from, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The connection.
+    pub peer: PeerId,
+    /// When the message was read. A reply's latency counts from here.
+    pub read_at: Instant,
+    /// Whether the peer is a monitor of this host: see [`Router::with_monitors`].
+    pub is_monitor: bool,
+}
+
+/// Who a connected peer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectedPeer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The identity by which [`Router::send`] finds it.
+    pub identity: Bytes,
+}
+
 /// Why a reply was not queued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// No frame follows the identity.
-    #[error("a ROUTER sends an identity and at least one frame")]
+    /// The reply has no frame to send.
+    #[error("a ROUTER sends at least one frame to a peer")]
     NoPayload,
-    /// The peer that the first frame names is not connected. The message comes back whole.
+    /// The peer is not connected.
     #[error("the peer has left")]
-    NoPeer(Message),
+    NoPeer,
 }
 
 /// What was left when a socket was closed. All of it is zero if nothing was lost.
@@ -135,11 +154,18 @@ pub struct Router<O> {
     scratch: BytesMut,
     /// Lent to the batch's peer for its replies.
     spare: OutQueue,
-    spare_frames: Option<VecDeque<Bytes>>,
     /// Bytes beyond the allowances, all bytes, and replies, of all peers.
     pooled: usize,
     buffered: usize,
     owed: usize,
+    /// Requests that are being worked on, and what they hold.
+    in_flight: usize,
+    in_flight_bytes: usize,
+    /// Whether no more requests are taken until some of these are answered, and whose turns are
+    /// due then.
+    is_full: bool,
+    unread: Turns,
+    abandoned: Vec<PeerId>,
     /// Payload of clients that has come and gone since the last [`Self::publish`].
     received: usize,
     sent: usize,
@@ -154,20 +180,17 @@ pub struct Router<O> {
 /// What one read brought and has not been handed out.
 struct Batch {
     slot: usize,
+    origin: Origin,
     bytes: Bytes,
     /// Whether the memory is the peer's own.
     own: bool,
-    read_at: Instant,
     /// Its length at first.
     whole: usize,
     /// The messages and commands taken from it, and the commands among them.
     taken: usize,
     commands: usize,
-    /// Replies are written when they come to so many bytes.
+    /// Replies are written once they come to this many bytes.
     write_at: usize,
-    /// The identity that a reply has brought back, for the next message: what is
-    /// passed on need not be counted, which takes longer than all else of a frame.
-    identity: Option<Bytes>,
 }
 
 /// What a peer had sent at some moment and had not been looked at.
@@ -220,10 +243,14 @@ impl<O: Observer> Router<O> {
             batch: None,
             scratch: BytesMut::new(),
             spare: OutQueue::default(),
-            spare_frames: None,
             pooled: 0,
             buffered: 0,
             owed: 0,
+            in_flight: 0,
+            in_flight_bytes: 0,
+            is_full: false,
+            unread: Turns::default(),
+            abandoned: Vec::new(),
             received: 0,
             sent: 0,
             closing: false,
@@ -241,39 +268,48 @@ impl<O: Observer> Router<O> {
         self
     }
 
-    /// Queues a reply. It leaves when its peer's batch is through.
+    /// Queues a reply for the peer whose identity is the first frame, and takes its frames. It
+    /// leaves when its peer's batch is through.
     ///
     /// # Errors
     ///
     /// [`SendError`] if the peer is not connected, or the message has no frame behind the
-    /// identity.
+    /// identity. The message is left as it is.
+    pub fn send(&mut self, message: &mut Message) -> Result<(), SendError> {
+        let frames = message.frames_mut();
+        let identity = frames.pop_front().ok_or(SendError::NoPayload)?;
+        let slot = self.identities.get(&identity).copied();
+        let queued = self.queue(slot, None, frames);
+        if queued.is_err() {
+            frames.push_front(identity);
+        }
+        queued
+    }
+
+    /// Queues a reply to a message that came from `to`, and takes its frames, which are those
+    /// behind the identity. It leaves when its peer's batch is through.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`] if the connection has ended, even if its peer has come back by the same
+    /// identity, or if the message has no frame. The message is left as it is.
     #[inline(always)]
-    pub fn send(&mut self, message: Message) -> Result<(), SendError> {
-        let mut frames = message.into_frames();
-        let identity = match frames.pop_front() {
-            Some(identity) if !frames.is_empty() => identity,
-            _ => return Err(SendError::NoPayload),
-        };
+    pub fn send_to(&mut self, to: &Origin, message: &mut Message) -> Result<(), SendError> {
+        let frames = message.frames_mut();
         // Nearly always the peer whose request was handed out last.
         if let Some(batch) = &mut self.batch
+            && batch.origin.peer == to.peer
+            && !frames.is_empty()
             && let Some(peer) = self.peers.get_mut(batch.slot)
-            && is_same(&peer.identity, &identity)
         {
-            batch.identity = Some(identity);
-            if let Some(slot) = queue_for_batch(batch, peer, &mut frames, &mut self.sent) {
+            if let Some(slot) = queue_for_batch(batch, peer, to, frames, &mut self.sent) {
                 // What fails here fails again when the batch is through.
                 let _ = self.flush(slot);
             }
-        } else if let Some(slot) = self.identities.get(&identity).copied() {
-            self.queue_for_another(slot, &mut frames);
-        } else {
-            frames.push_front(identity);
-            return Err(SendError::NoPeer(frames.into()));
+            return Ok(());
         }
-        if frames.capacity() <= SPARE_FRAMES {
-            self.spare_frames = Some(frames);
-        }
-        Ok(())
+        let slot = self.peer(to.peer).map(|_| to.peer.slot);
+        self.queue(slot, Some(to.read_at), frames)
     }
 
     /// Waits for the next message. Its first frame is the identity of the sender.
@@ -281,65 +317,104 @@ impl<O: Observer> Router<O> {
     /// Cancel-safe: a message is returned as soon as it is taken, with no await between, and
     /// all else is the socket's.
     pub async fn recv(&mut self) -> Message {
-        if let Some(message) = self.next_published() {
-            return message;
-        }
-        if let Some(message) = self.busy_poll().await {
-            return message;
-        }
-        poll_fn(|cx| self.poll_recv(cx)).await
+        let mut message = Message::default();
+        self.recv_from(&mut message).await;
+        self.with_identity(message)
     }
 
-    /// As [`Router::recv`], with the connection in place of the identity.
-    pub async fn recv_from(&mut self) -> (PeerId, Message) {
-        let message = self.recv().await;
-        self.from(message)
+    /// The next message that is already here, as [`Router::recv`] gives it, or `None`. Does not
+    /// wait.
+    pub fn try_recv(&mut self) -> Option<Message> {
+        let mut message = Message::default();
+        self.try_recv_from(&mut message)?;
+        Some(self.with_identity(message))
     }
 
-    /// As [`Router::try_recv`], with the connection in place of the identity.
-    pub fn try_recv_from(&mut self) -> Option<(PeerId, Message)> {
-        let message = self.try_recv()?;
-        Some(self.from(message))
-    }
-
-    /// The connection that a message just came from, and the message without the identity.
-    fn from(&mut self, mut message: Message) -> (PeerId, Message) {
-        let batch = self.batch.as_mut().expect("a message is of a batch");
-        // For the next message: see `Batch::identity`.
-        batch.identity = message.frames_mut().pop_front();
-        let slot = batch.slot;
-        (PeerId { slot, generation: self.peers[slot].generation }, message)
-    }
-
-    /// Queues a reply for one connection: as [`Router::send`], without the identity.
+    /// Waits for the next message, and puts its frames, without the sender's identity, into
+    /// `message` in place of what is there. Says where it came from.
     ///
-    /// # Errors
-    ///
-    /// [`SendError`] if it has ended, even if its peer has come back by the same identity.
-    pub fn send_to(&mut self, to: PeerId, message: Message) -> Result<(), SendError> {
-        let mut frames = message.into_frames();
+    /// Cancel-safe, as [`Router::recv`] is.
+    pub async fn recv_from(&mut self, message: &mut Message) -> Origin {
+        let frames = message.frames_mut();
+        if let Some(origin) = self.next_published(frames) {
+            return origin;
+        }
+        if let Some(origin) = self.busy_poll(frames).await {
+            return origin;
+        }
+        poll_fn(|cx| self.poll_recv(cx, frames)).await
+    }
+
+    /// The next message that is already here, as [`Router::recv_from`] gives it, or `None`. Does
+    /// not wait.
+    #[inline(always)]
+    pub fn try_recv_from(&mut self, message: &mut Message) -> Option<Origin> {
+        self.next(message.frames_mut())
+    }
+
+    /// Where the message came from that was handed out last, unless its batch is through.
+    pub fn batch_origin(&self) -> Option<Origin> {
+        self.batch.as_ref().map(|batch| batch.origin)
+    }
+
+    /// Writes what is queued for the peer of the batch that is being handed out, for replies
+    /// that must not wait for the rest of it.
+    pub fn flush_batch(&mut self) {
+        if let Some(batch) = &self.batch {
+            // What fails here fails again when the batch is through.
+            let _ = self.flush(batch.slot);
+        }
+    }
+
+    /// Who the peer of a connection is, or `None` if it has ended.
+    pub fn connected_peer(&self, peer: PeerId) -> Option<ConnectedPeer> {
+        let peer = self.peer(peer)?;
+        Some(ConnectedPeer { address: peer.address, identity: peer.identity.clone() })
+    }
+
+    fn peer(&self, id: PeerId) -> Option<&Peer> {
+        self.peers.get(id.slot).filter(|peer| peer.generation == id.generation).map(|peer| &**peer)
+    }
+
+    /// The frames of the message that was handed out last, behind the identity of its sender.
+    fn with_identity(&self, mut message: Message) -> Message {
+        let batch = self.batch.as_ref().expect("a message is of a batch");
+        message.frames_mut().push_front(self.peers[batch.slot].identity.clone());
+        message
+    }
+
+    /// Queues a reply for the peer in a slot, for a request that was read at `read_at`, or when
+    /// the batch or the peer's last bytes were.
+    #[inline(never)]
+    fn queue(
+        &mut self,
+        slot: Option<usize>,
+        read_at: Option<Instant>,
+        frames: &mut VecDeque<Bytes>,
+    ) -> Result<(), SendError> {
         if frames.is_empty() {
             return Err(SendError::NoPayload);
         }
-        let peer = self.peers.get_mut(to.slot);
-        let Some(peer) = peer.filter(|peer| peer.generation == to.generation) else {
-            return Err(SendError::NoPeer(frames.into()));
-        };
-        if let Some(batch) = self.batch.as_mut().filter(|batch| batch.slot == to.slot) {
-            if let Some(slot) = queue_for_batch(batch, peer, &mut frames, &mut self.sent) {
-                // What fails here fails again when the batch is through.
-                let _ = self.flush(slot);
+        let slot = slot.ok_or(SendError::NoPeer)?;
+        let batch = self.batch.as_ref();
+        let is_of_batch = batch.is_some_and(|batch| batch.slot == slot);
+        let peer = &mut self.peers[slot];
+        let read_at =
+            read_at.unwrap_or_else(|| batch.map_or(peer.read_at, |batch| batch.origin.read_at));
+        if !is_of_batch && peer.out.is_empty() {
+            // However long ago the request came, the reply waits from now on.
+            peer.moved_at = Instant::now();
+        }
+        let sent = peer.queue(frames, read_at);
+        self.sent += if peer.is_client { sent } else { 0 };
+        if !is_of_batch {
+            peer.bell.wake_by_ref();
+            if peer.is_paused() {
+                // Many may make it hold more before its turn comes.
+                self.settle(slot);
             }
-        } else {
-            self.queue_for_another(to.slot, &mut frames);
         }
         Ok(())
-    }
-
-    /// The next message that is already here, or `None`. Does not wait.
-    #[inline(always)]
-    pub fn try_recv(&mut self) -> Option<Message> {
-        self.next()
     }
 
     /// How many connections are open, those in the handshake included.
@@ -347,36 +422,18 @@ impl<O: Observer> Router<O> {
         self.open()
     }
 
-    /// Queues a reply for a peer that is not the batch's: it leaves at that peer's turn.
-    #[inline(never)]
-    fn queue_for_another(&mut self, slot: usize, frames: &mut VecDeque<Bytes>) {
-        let peer = &mut self.peers[slot];
-        let read_at = self.batch.as_ref().map_or(peer.read_at, |batch| batch.read_at);
-        if peer.out.is_empty() {
-            // However long ago the request came, the reply waits from now on.
-            peer.moved_at = Instant::now();
-        }
-        let sent = peer.queue(frames, read_at);
-        self.sent += if peer.is_client { sent } else { 0 };
-        peer.bell.wake_by_ref();
-        if peer.is_paused() {
-            // Many may make it hold more before its turn comes.
-            self.settle(slot);
-        }
-    }
-
     /// The next message that takes no waiting.
     #[inline(always)]
-    fn next(&mut self) -> Option<Message> {
-        // Without a combinator, which would move the message once more.
-        if let Some(message) = self.next_of_batch() {
-            return Some(message);
+    fn next(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
+        if let Some(origin) = self.next_of_batch(frames) {
+            return Some(origin);
         }
-        self.next_of_turns()
+        self.next_of_turns(frames)
     }
 
     /// The first message of the turns that are due.
-    fn next_of_turns(&mut self) -> Option<Message> {
+    #[inline(never)]
+    fn next_of_turns(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
         for _ in 0..TURNS {
             self.ready.take(&mut self.turns);
             match self.turns.pop()? {
@@ -384,9 +441,9 @@ impl<O: Observer> Router<O> {
                 CLOCK => self.expire(),
                 slot => self.visit(slot),
             }
-            let message = self.next_of_batch();
-            if message.is_some() {
-                return message;
+            let origin = self.next_of_batch(frames);
+            if origin.is_some() {
+                return origin;
             }
         }
         None
@@ -394,7 +451,7 @@ impl<O: Observer> Router<O> {
 
     /// The next message of the batch. A batch that has none is through.
     #[inline(always)]
-    fn next_of_batch(&mut self) -> Option<Message> {
+    fn next_of_batch(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
         let batch = self.batch.as_mut()?;
         let slot = batch.slot;
         let peer = &mut self.peers[slot];
@@ -405,22 +462,21 @@ impl<O: Observer> Router<O> {
             }
             match peer.scan.step(&batch.bytes, &self.message_limits) {
                 Ok(Scanned::Message(end)) => {
-                    let mut frames = self.spare_frames.take().unwrap_or_default();
-                    frames
-                        .push_back(batch.identity.take().unwrap_or_else(|| peer.identity.clone()));
-                    let payload = frame::split_frames(&mut batch.bytes, end, &mut frames);
+                    // A reply has taken them, nearly always.
+                    if !frames.is_empty() {
+                        frames.clear();
+                    }
+                    let payload = frame::split_frames(&mut batch.bytes, end, frames);
                     self.received += if peer.is_client { payload } else { 0 };
-                    if peer.is_req && !is_request(&frames) {
-                        batch.taken += 1;
-                        batch.identity = frames.pop_front();
+                    batch.taken += 1;
+                    if peer.is_req && !is_request(frames) {
                         count_malformed(&mut self.observer, &peer.identity);
                         continue;
                     }
                     if batch.own {
-                        disown(&mut frames, batch.whole);
+                        disown(frames, batch.whole);
                     }
-                    batch.taken += 1;
-                    return Some(frames.into());
+                    return Some(batch.origin);
                 }
                 Ok(Scanned::Command(body)) => {
                     batch.taken += 1;
@@ -450,14 +506,14 @@ impl<O: Observer> Router<O> {
     /// is kept: part of a message that misses so many bytes, or whole messages.
     fn end_batch(&mut self, missing: usize) {
         let Some(batch) = self.batch.take() else { return };
-        let Batch { slot, bytes, whole, taken, commands, read_at, .. } = batch;
+        let Batch { slot, origin, bytes, whole, taken, commands, .. } = batch;
         let peer = &mut self.peers[slot];
         peer.adapt(whole - bytes.len(), taken, MESSAGES, READ);
         peer.missing = missing;
         // Memory of its own moves back where most of it is needed still, else it would
         // be held and charged for, full or not. A slice of the scratch is copied.
         peer.partial = if bytes.len() < whole / 2 { bytes.to_vec() } else { bytes.into() };
-        peer.track_message(taken > commands, read_at);
+        peer.track_message(taken > commands, origin.read_at);
         let flushed = self.flush(slot);
         let peer = &mut self.peers[slot];
         self.spare = if peer.out.is_empty() {
@@ -508,9 +564,13 @@ impl<O: Observer> Router<O> {
             }
         }
         let half_closed = matches!(peer.state, State::HalfClosed);
-        if peer.is_paused() || peer.ended.is_some() || (self.closing && !half_closed) {
+        if peer.is_behind() || peer.ended.is_some() || (self.closing && !half_closed) {
             return Ok(());
         }
+        if (peer.is_busy || self.is_full) && !shaking {
+            return self.read_ahead(slot);
+        }
+        peer.ahead = 0;
         let (kept, received) = (peer.has_messages(), peer.received);
         let (mut bytes, own) = match peer.poll_read(&mut self.scratch, READ) {
             Poll::Pending => return Ok(()),
@@ -545,18 +605,14 @@ impl<O: Observer> Router<O> {
             let taken = 0;
             let alone = self.turns.is_empty() && whole >= HALVED;
             let write_at = if alone { WRITE.min(whole / 2) } else { WRITE };
-            let (commands, identity) = (0, None);
-            self.begin_batch(Batch {
-                slot,
-                bytes,
-                own,
+            let commands = 0;
+            let peer = &self.peers[slot];
+            let origin = Origin {
+                peer: PeerId { slot, generation: peer.generation },
                 read_at,
-                whole,
-                taken,
-                commands,
-                write_at,
-                identity,
-            });
+                is_monitor: !peer.is_client,
+            };
+            self.begin_batch(Batch { slot, origin, bytes, own, whole, taken, commands, write_at });
         }
         Ok(())
     }
@@ -639,9 +695,16 @@ impl<O: Observer> Router<O> {
         }
         // A socket that closes reads again once the peer has its replies.
         let reads = !self.closing || matches!(peer.state, State::HalfClosed);
-        let readable = reads && !peer.is_paused() && peer.ended.is_none() && peer.is_readable();
+        let waits = peer.is_busy || self.is_full;
+        let readable = reads
+            && !peer.is_behind()
+            && peer.ended.is_none()
+            && if waits { peer.can_read_ahead() && peer.has_unread() } else { peer.is_readable() };
         let (held, owed) = (peer.held(), peer.out.replies());
         self.account(slot, held, owed);
+        if self.is_full {
+            self.unread.push(slot);
+        }
         if readable {
             self.turns.push(slot);
         }
@@ -684,6 +747,7 @@ impl<O: Observer> Router<O> {
             self.batch = None;
         }
         self.places.leave(&mut peer.place);
+        self.abandon(slot, &peer);
         self.observer.event(Event::Undeliverable(peer.out.replies() as u64));
         if peer.has_messages() {
             self.observer.event(Event::Lost(peer.take_kept(&self.message_limits).0));
@@ -717,29 +781,29 @@ impl<O: Observer> Router<O> {
 
     /// As [`Self::next`], and reports the totals: with a message as well, for
     /// under a load that lets nobody rest there is always one.
-    fn next_published(&mut self) -> Option<Message> {
-        let message = self.next();
+    fn next_published(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
+        let origin = self.next(frames);
         self.publish();
-        message
+        origin
     }
 
     /// Waits awake, if that seems worth it.
-    async fn busy_poll(&mut self) -> Option<Message> {
+    async fn busy_poll(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
         let until = Instant::now() + self.busy_poll.begin()?;
         loop {
             // The runtime looks what has come, without sleeping.
             tokio::task::yield_now().await;
-            let message = self.next_published();
-            if message.is_some() || Instant::now() >= until {
-                self.busy_poll.end(message.is_some());
-                return message;
+            let origin = self.next_published(frames);
+            if origin.is_some() || Instant::now() >= until {
+                self.busy_poll.end(origin.is_some());
+                return origin;
             }
         }
     }
 
-    fn poll_recv(&mut self, cx: &Context<'_>) -> Poll<Message> {
-        if let Some(message) = self.next_published() {
-            return Poll::Ready(message);
+    fn poll_recv(&mut self, cx: &Context<'_>, frames: &mut VecDeque<Bytes>) -> Poll<Origin> {
+        if let Some(origin) = self.next_published(frames) {
+            return Poll::Ready(origin);
         }
         if self.turns.is_empty() {
             self.ready.wake_next(cx.waker());
@@ -756,21 +820,17 @@ impl<O: Observer> Router<O> {
 fn queue_for_batch(
     batch: &mut Batch,
     peer: &mut Peer,
+    to: &Origin,
     frames: &mut VecDeque<Bytes>,
     sent: &mut usize,
 ) -> Option<usize> {
-    let bytes = peer.queue(frames, batch.read_at);
+    let bytes = peer.queue(frames, to.read_at);
     *sent += if peer.is_client { bytes } else { 0 };
     if peer.out.len() < batch.write_at || peer.blocked {
         return None;
     }
     batch.write_at = WRITE;
     Some(batch.slot)
-}
-
-/// Whether two identities are the same; mostly in the same place.
-fn is_same(one: &Bytes, other: &Bytes) -> bool {
-    (one.as_ptr() == other.as_ptr() && one.len() == other.len()) || one == other
 }
 
 /// Counts a message that was dropped; out of line, as few are.
@@ -781,12 +841,12 @@ fn count_malformed(observer: &mut impl Observer, identity: &Bytes) {
     debug!(identity = %identity.escape_ascii(), "malformed request");
 }
 
-/// Whether a REQ's message is a request: after the identity, an empty frame and at least one
-/// more frame (RFC 28, "The REQ Socket Type"). With ZMQ_REQ_CORRELATE the request's number
+/// Whether a REQ's message is a request: an empty frame and at least one more frame (RFC 28,
+/// "The REQ Socket Type"). With ZMQ_REQ_CORRELATE the request's number
 /// comes before the empty frame. ZMQ_PROBE_ROUTER sends an empty message alone.
 fn is_request(frames: &VecDeque<Bytes>) -> bool {
     let is_delimiter = |at: usize| frames.len() > at + 1 && frames[at].is_empty();
-    is_delimiter(1) || is_delimiter(2)
+    is_delimiter(0) || is_delimiter(1)
 }
 
 /// Gives frames memory of their own that are a small part of a `whole` buffer: who

@@ -49,8 +49,8 @@ enum Waited {
 /// Waits for the next message, which the client sends only when the socket has shown
 /// how it waits for it, and answers it.
 async fn wait(socket: &mut Router<Counts>, client: &mut TcpStream, request: &[u8]) -> Waited {
-    let (waited, message) = received(socket, client, request).await;
-    socket.send(message).unwrap();
+    let (waited, mut message) = received(socket, client, request).await;
+    socket.send(&mut message).unwrap();
     waited
 }
 

@@ -100,12 +100,12 @@ fn a_flood_gets_no_more_turns_than_others_and_no_longer_ones() {
             if windows == WINDOWS {
                 break;
             }
-            let message = match next.take() {
+            let mut message = match next.take() {
                 Some(message) => message,
                 None => socket.recv().await,
             };
             of_flood += usize::from(message.frames()[0] == b"flood"[..]);
-            socket.send(message).unwrap();
+            socket.send(&mut message).unwrap();
             received += 1;
             if received % BATCH == 0 {
                 yield_now().await;

@@ -3,6 +3,7 @@
 mod busy_poll;
 mod counts;
 mod fairness;
+mod in_flight;
 mod polled;
 mod socket;
 #[allow(dead_code, reason = "shared with the service's tests")]

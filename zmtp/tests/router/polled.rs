@@ -22,6 +22,8 @@ pub const LIMITS: Limits = Limits {
     buffer_bytes: 16 << 20,
     socket_buffer: 64 << 10,
     heartbeat_interval: Duration::ZERO,
+    in_flight_per_peer: 4,
+    in_flight: 6,
     busy_poll: Duration::from_micros(10),
 };
 
@@ -56,9 +58,10 @@ fn a_reply_to_a_connection_never_reaches_another_one_of_the_same_identity() {
         let (mut socket, address, _) = bound(LIMITS);
         let mut first = dealer_of(&mut socket, address, b"me").await;
         first.write_all(&raw::frame(b"one", false)).unwrap();
-        let (asker, request) = socket.recv_from().await;
-        assert_eq!(request, [b"one".as_slice().into()].into());
-        socket.send_to(asker, request).unwrap();
+        let mut message = Message::default();
+        let asker = socket.recv_from(&mut message).await;
+        assert_eq!(message, [b"one".as_slice().into()].into());
+        socket.send_to(&asker, &mut message).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), socket.recv()).await.is_err());
         assert_eq!(raw::read_frame(&mut first).1, b"one");
         drop(first);
@@ -67,12 +70,13 @@ fn a_reply_to_a_connection_never_reaches_another_one_of_the_same_identity() {
         }
         // By the same identity, and in the same slot.
         let mut second = dealer_of(&mut socket, address, b"me").await;
-        let late = Message::from([b"late".as_slice().into()]);
-        assert_eq!(socket.send_to(asker, late.clone()), Err(SendError::NoPeer(late)));
+        let mut late = Message::from([b"late".as_slice().into()]);
+        assert_eq!(socket.send_to(&asker, &mut late), Err(SendError::NoPeer));
+        assert_eq!(late.bytes(), b"late".len(), "the caller keeps it");
         second.write_all(&raw::frame(b"two", false)).unwrap();
-        let (asker, request) = socket.recv_from().await;
-        assert_eq!(socket.send_to(asker, Message::default()), Err(SendError::NoPayload));
-        socket.send_to(asker, request).unwrap();
+        let asker = socket.recv_from(&mut message).await;
+        assert_eq!(socket.send_to(&asker, &mut Message::default()), Err(SendError::NoPayload));
+        socket.send_to(&asker, &mut message).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), socket.recv()).await.is_err());
         assert_eq!(raw::read_frame(&mut second).1, b"two");
     });
@@ -85,12 +89,13 @@ fn connections_are_told_apart_while_another_one_is_served() {
         let mut one = dealer_of(&mut socket, address, b"one").await;
         let mut other = dealer_of(&mut socket, address, b"other").await;
         one.write_all(&raw::frame(b"of one", false)).unwrap();
-        let (first, request) = socket.recv_from().await;
+        let (mut request, mut another) = (Message::default(), Message::default());
+        let first = socket.recv_from(&mut request).await;
         other.write_all(&raw::frame(b"of other", false)).unwrap();
-        let (second, _) = socket.recv_from().await;
-        assert_ne!(first, second);
+        let second = socket.recv_from(&mut another).await;
+        assert_ne!(first.peer, second.peer);
         // Not the peer whose request was handed out last.
-        socket.send_to(first, request).unwrap();
+        socket.send_to(&first, &mut request).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), socket.recv()).await.is_err());
         assert_eq!(raw::read_frame(&mut one).1, b"of one");
     });

@@ -62,8 +62,8 @@ impl Echo {
                         },
                         request = socket.recv() => {
                             let mut next = Some(request);
-                            while let Some(request) = next {
-                                socket.send(request).unwrap();
+                            while let Some(mut request) = next {
+                                socket.send(&mut request).unwrap();
                                 next = socket.try_recv();
                             }
                         }
@@ -837,9 +837,8 @@ fn a_peer_that_ended_within_a_message_and_takes_no_reply_is_reported_when_the_so
         let mut told = dealer_of(&mut socket, address, b"told").await;
         // Replies of half the allowance, until the kernel takes no more: it is still read from.
         loop {
-            socket
-                .send(Message::from([b"told".as_slice(), &[7; 4 << 10]].map(Bytes::from_static)))
-                .unwrap();
+            let frames = [b"told".as_slice(), &[7; 4 << 10]].map(Bytes::from_static);
+            socket.send(&mut frames.into()).unwrap();
             let _ = tokio::time::timeout(Duration::from_millis(2), socket.recv()).await;
             if counts.get().pending_replies > 0 {
                 // The kernel may have made more room meanwhile.
@@ -946,7 +945,7 @@ fn replies_that_others_cause_give_a_peer_no_more_turns() {
             let tells = message.frames()[0] == b"tells"[..];
             counts[usize::from(tells)] += 1;
             if tells && counts[1] % 100 == 0 {
-                socket.send(readdressed(message, b"told")).unwrap();
+                socket.send(&mut readdressed(message, b"told")).unwrap();
             }
             next = socket.try_recv();
         }
@@ -984,7 +983,7 @@ fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
         let started = Instant::now();
         tells.write_all(&raw::frame(b"news", false)).unwrap();
         let request = socket.recv().await;
-        socket.send(readdressed(request, b"told")).unwrap();
+        socket.send(&mut readdressed(request, b"told")).unwrap();
         let reading = tokio::task::spawn_blocking(move || raw::read(&mut told, 6));
         tokio::select! {
             news = reading => assert_eq!(news.unwrap(), b"\x00\x04news"),
@@ -1017,8 +1016,8 @@ fn what_others_make_a_peer_hold_is_bounded_by_the_pool() {
         tell.iter_mut().for_each(|peer| peer.write_all(&raw::frame(&[1; MESSAGE], false)).unwrap());
         let mut taken = 0;
         while let Ok(request) = tokio::time::timeout(Duration::from_secs(1), socket.recv()).await {
-            let reply = readdressed(request, b"told");
-            taken += usize::from(socket.send(reply).is_ok());
+            let mut reply = readdressed(request, b"told");
+            taken += usize::from(socket.send(&mut reply).is_ok());
         }
         // The pool's, and what the kernel's buffers on both sides hold.
         assert!(taken * MESSAGE < (4 << 20) + (8 << 20), "{taken}");
@@ -1045,7 +1044,7 @@ fn a_peer_that_spoke_while_the_process_stood_still_has_not_vanished() {
         thread::sleep(Duration::from_secs(4));
         for _ in 0..PEERS {
             let request = tokio::time::timeout(DEADLINE, socket.recv()).await;
-            socket.send(request.expect("it is served still")).unwrap();
+            socket.send(&mut request.expect("it is served still")).unwrap();
         }
         // Who is silent after a PING vanishes all the same.
         streams.iter_mut().for_each(|stream| stream.write_all(&ping).unwrap());

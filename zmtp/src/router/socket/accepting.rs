@@ -68,7 +68,7 @@ impl<O: Observer> Router<O> {
         let slot = self.peers.vacant_key();
         let place = self.places.take(from.ip(), of_this_host, slot, now);
         self.accepted += 1;
-        let peer = Peer::new(stream, self.accepted, place, self.ready.bell(slot), now);
+        let peer = Peer::new(stream, self.accepted, from, place, self.ready.bell(slot), now);
         peer.bound_kernel_buffers(self.limits.socket_buffer);
         self.peers.insert(Box::new(peer));
         self.turns.push(slot);

@@ -1,5 +1,6 @@
 //! Leaving in good order: which peers are quiet, what has arrived, and the last bytes.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Instant;
@@ -25,7 +26,7 @@ impl<O: Observer> Router<O> {
             if !peer.is_client || !matches!(peer.state, State::Established) {
                 continue;
             }
-            if peer.has_part_of_message() || unacknowledged(peer) > 0 {
+            if peer.in_flight > 0 || peer.has_part_of_message() || unacknowledged(peer) > 0 {
                 return None;
             }
             last = last.max(peer.active_at);
@@ -71,9 +72,10 @@ impl<O: Observer> Router<O> {
                 State::Established | State::HalfClosed => self.turns.push(slot),
             }
         }
+        let mut frames = VecDeque::new();
         let left = poll_fn(|cx| {
             for _ in 0..DISCARDS {
-                match self.poll_recv(cx) {
+                match self.poll_recv(cx, &mut frames) {
                     Poll::Ready(_) => self.discard(1, 0),
                     Poll::Pending if self.open() == 0 => return Poll::Ready(()),
                     Poll::Pending => return Poll::Pending,

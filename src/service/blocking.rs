@@ -1,0 +1,196 @@
+//! Work that blocks, on threads of its own: a database, a file, a long computation.
+//!
+//! ```
+//! use zmq_echo::service::{Blocking, Call, Rejection};
+//! use zmtp::Message;
+//!
+//! let counted = |count: &mut u64, call: &Call| -> Result<Message, Rejection> {
+//!     *count += 1;
+//!     Ok([bytes::Bytes::from(format!("{count}: {} bytes", call.payload.bytes()))].into())
+//! };
+//! // Four threads, each with a counter of its own.
+//! let service = Blocking::new(4, || Ok(0), counted)?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! The queue in front of the threads has no limit of its own: the server's limits for requests
+//! in flight bound it, and what exceeds these waits with the clients.
+//!
+//! A panic costs its request, and that thread's state, which is made anew. A thread cannot be
+//! stopped: when its client has left or the server shuts down, it finishes what it has begun,
+//! and that work may then be done twice.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use zmtp::Message;
+
+use crate::log;
+
+use super::in_flight::Ticket;
+use super::interface::{Completion, Service};
+use super::rejection::Rejection;
+use super::request::{Answer, Call, Request};
+
+/// Replies that may wait for the loop. A thread that has one more waits itself.
+const REPLIES: usize = 1024;
+
+/// A pool of threads that answers requests.
+#[derive(Debug)]
+pub struct Blocking {
+    queue: Arc<Queue>,
+    replies: mpsc::Receiver<Completion>,
+}
+
+/// The requests that no thread has begun.
+#[derive(Debug, Default)]
+struct Queue {
+    calls: Mutex<Calls>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    waiting: VecDeque<Call>,
+    /// Threads that wait for a call.
+    idle: usize,
+    closed: bool,
+}
+
+impl Blocking {
+    /// Starts `threads` threads. Each makes a state by `state`, and answers requests by `work`.
+    ///
+    /// # Errors
+    ///
+    /// If the first state cannot be made, or a thread not be started.
+    pub fn new<S: 'static>(
+        threads: usize,
+        state: impl Fn() -> io::Result<S> + Send + Sync + 'static,
+        work: impl Fn(&mut S, &Call) -> Result<Message, Rejection> + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let (sender, replies) = mpsc::channel(REPLIES);
+        let pool = Self { queue, replies };
+        // What fails here fails at the start rather than at a request.
+        drop(state()?);
+        let worker = Arc::new((state, work));
+        for number in 0..threads.max(1) {
+            let (queue, sender) = (Arc::clone(&pool.queue), sender.clone());
+            let worker = Arc::clone(&worker);
+            let run = move || run(&queue, &sender, &worker.0, &worker.1);
+            thread::Builder::new().name(format!("worker-{number}")).spawn(run)?;
+        }
+        Ok(pool)
+    }
+}
+
+impl Drop for Blocking {
+    fn drop(&mut self) {
+        self.queue.lock().closed = true;
+        self.queue.changed.notify_all();
+    }
+}
+
+impl Service for Blocking {
+    fn call(&mut self, request: Request<'_>) -> Answer {
+        let (call, answer) = request.later();
+        let mut calls = self.queue.lock();
+        calls.waiting.push_back(call);
+        if calls.idle > 0 {
+            self.queue.changed.notify_one();
+        }
+        answer
+    }
+
+    /// Cancel-safe, as a channel's `recv` is.
+    async fn completed(&mut self) -> Completion {
+        match self.replies.recv().await {
+            Some(completion) => completion,
+            // Every thread has ended: nothing more comes.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn try_completed(&mut self) -> Option<Completion> {
+        self.replies.try_recv().ok()
+    }
+
+    fn cancel(&mut self, ticket: Ticket) {
+        self.queue.lock().waiting.retain(|call| call.ticket != ticket);
+    }
+}
+
+impl Queue {
+    /// Waits for a request, or returns `None` once the pool is gone.
+    fn next(&self) -> Option<Call> {
+        let mut calls = self.lock();
+        loop {
+            if calls.closed {
+                return None;
+            }
+            if let Some(call) = calls.waiting.pop_front() {
+                return Some(call);
+            }
+            calls.idle += 1;
+            calls = self.changed.wait(calls).unwrap_or_else(PoisonError::into_inner);
+            calls.idle -= 1;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Calls> {
+        // No code that may panic runs under the lock.
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One thread: takes requests until the pool is gone.
+fn run<S>(
+    queue: &Queue,
+    replies: &mpsc::Sender<Completion>,
+    make: &impl Fn() -> io::Result<S>,
+    work: &impl Fn(&mut S, &Call) -> Result<Message, Rejection>,
+) {
+    let mut state = None;
+    while let Some(call) = queue.next() {
+        let started = Instant::now();
+        let reply = if call.deadline.is_some_and(|deadline| started >= deadline) {
+            Err(Rejection::deadline())
+        } else {
+            answer(&mut state, make, &call, work)
+        };
+        let completion = Completion {
+            ticket: call.ticket,
+            reply: Some(reply),
+            is_last: true,
+            worked: Some((started, Instant::now())),
+        };
+        if replies.blocking_send(completion).is_err() {
+            return;
+        }
+    }
+}
+
+/// Works on one request, on a state that no panic has left half changed.
+fn answer<S>(
+    state: &mut Option<S>,
+    make: &impl Fn() -> io::Result<S>,
+    call: &Call,
+    work: &impl Fn(&mut S, &Call) -> Result<Message, Rejection>,
+) -> Result<Message, Rejection> {
+    let mut own = match state.take() {
+        Some(own) => own,
+        None => make().map_err(|error| Rejection::failed(error.to_string()).retryable())?,
+    };
+    let reply = log::caught(|| work(&mut own, call));
+    match reply {
+        Ok(reply) => {
+            *state = Some(own);
+            reply
+        }
+        Err(_) => Err(Rejection::panicked()),
+    }
+}

@@ -1,0 +1,268 @@
+//! Work that waits: futures on a runtime beside the loop, such as calls of other services.
+//!
+//! Anything that is a [`tower_service::Service`] over [`Call`] works, with tower's own layers
+//! around it for timeouts, concurrency, load shedding and rate limits. An `async` function is
+//! made into one by [`handler_fn`]:
+//!
+//! ```
+//! use zmq_echo::service::{Call, Concurrent, Rejection, Replies, handler_fn};
+//!
+//! async fn upper(call: Call) -> Result<Replies, Rejection> {
+//!     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+//!     let frames = call.payload.frames().iter();
+//!     let reply = frames.map(|frame| frame.to_ascii_uppercase().into());
+//!     Ok(Replies::One(reply.collect()))
+//! }
+//!
+//! // At most 200 at a time.
+//! let service = Concurrent::new(200, || handler_fn(upper))?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! All futures run on one thread of their own, so one must not block: use
+//! [`Blocking`](super::Blocking) for that. When a client leaves, the futures of its requests are
+//! dropped. A panic costs its request.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::future::{Future, pending, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::Instant;
+
+use futures_util::future::{AbortHandle, Abortable};
+use futures_util::stream::{BoxStream, FuturesUnordered};
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::mpsc;
+use zmtp::Message;
+
+use crate::log;
+
+use super::in_flight::Ticket;
+use super::interface::{Completion, Service};
+use super::rejection::Rejection;
+use super::request::{Answer, Call, Request};
+
+/// Replies that may wait for the loop. A future that has one more waits itself.
+const REPLIES: usize = 1024;
+
+/// Orders that are taken from the loop at a time.
+const BATCH: usize = 256;
+
+/// What a request is answered with.
+pub enum Replies {
+    /// One reply.
+    One(Message),
+    /// Several, in order. An error ends them.
+    Stream(BoxStream<'static, Result<Message, Rejection>>),
+}
+
+impl From<Message> for Replies {
+    fn from(message: Message) -> Self {
+        Self::One(message)
+    }
+}
+
+impl fmt::Debug for Replies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(message) => f.debug_tuple("One").field(message).finish(),
+            Self::Stream(_) => f.write_str("Stream"),
+        }
+    }
+}
+
+/// Futures that answer requests, on a thread of their own.
+#[derive(Debug)]
+pub struct Concurrent {
+    orders: mpsc::UnboundedSender<Order>,
+    replies: mpsc::Receiver<Completion>,
+}
+
+/// What the loop tells the runtime. Requests in flight bound them.
+#[derive(Debug)]
+enum Order {
+    Answer(Box<Call>),
+    Cancel(Ticket),
+}
+
+impl Concurrent {
+    /// Starts the thread, which makes its service by `make` and runs at most `limit` requests at
+    /// a time.
+    ///
+    /// # Errors
+    ///
+    /// If there can be no thread or no runtime.
+    pub fn new<S>(limit: usize, make: impl FnOnce() -> S + Send + 'static) -> io::Result<Self>
+    where
+        S: tower_service::Service<Call, Response = Replies> + 'static,
+        S::Error: Into<Rejection>,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (orders, received) = mpsc::unbounded_channel();
+        let (sender, replies) = mpsc::channel(REPLIES);
+        thread::Builder::new().name("futures".to_owned()).spawn(move || {
+            runtime.block_on(dispatch(make(), limit.max(1), received, sender));
+        })?;
+        Ok(Self { orders, replies })
+    }
+}
+
+impl Service for Concurrent {
+    fn call(&mut self, request: Request<'_>) -> Answer {
+        let (call, answer) = request.later();
+        if self.orders.send(Order::Answer(Box::new(call))).is_err() {
+            // The service's constructor, or tower's `poll_ready`, has panicked.
+            panic!("the thread of the futures has ended");
+        }
+        answer
+    }
+
+    /// Cancel-safe, as a channel's `recv` is.
+    async fn completed(&mut self) -> Completion {
+        match self.replies.recv().await {
+            Some(completion) => completion,
+            None => pending().await,
+        }
+    }
+
+    fn try_completed(&mut self) -> Option<Completion> {
+        self.replies.try_recv().ok()
+    }
+
+    fn cancel(&mut self, ticket: Ticket) {
+        let _ = self.orders.send(Order::Cancel(ticket));
+    }
+}
+
+/// The runtime's one task: takes orders and drives what they have begun.
+async fn dispatch<S>(
+    mut service: S,
+    limit: usize,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    replies: mpsc::Sender<Completion>,
+) where
+    S: tower_service::Service<Call, Response = Replies>,
+    S::Error: Into<Rejection>,
+{
+    let mut running = FuturesUnordered::new();
+    let mut waiting = VecDeque::new();
+    let mut handles = HashMap::new();
+    let mut taken = Vec::with_capacity(BATCH);
+    loop {
+        let may_begin = !waiting.is_empty() && running.len() < limit;
+        // Each is cancel-safe: `poll_ready` may be called again, and nothing is taken from a
+        // channel or a stream before its arm runs.
+        tokio::select! {
+            count = orders.recv_many(&mut taken, BATCH) => {
+                if count == 0 {
+                    return;
+                }
+                for order in taken.drain(..) {
+                    match order {
+                        Order::Answer(call) => waiting.push_back(*call),
+                        Order::Cancel(ticket) => {
+                            waiting.retain(|call: &Call| call.ticket != ticket);
+                            let handle: Option<AbortHandle> = handles.remove(&ticket);
+                            handle.iter().for_each(AbortHandle::abort);
+                        }
+                    }
+                }
+            }
+            ready = poll_fn(|cx| service.poll_ready(cx)), if may_begin => {
+                let call = waiting.pop_front().expect("one waits");
+                let ticket = call.ticket;
+                let started = Instant::now();
+                let reply = match ready {
+                    _ if call.deadline.is_some_and(|deadline| started >= deadline) => {
+                        Err(Rejection::deadline())
+                    }
+                    Ok(()) => Ok(service.call(call)),
+                    Err(error) => Err(error.into()),
+                };
+                let (handle, registration) = AbortHandle::new_pair();
+                handles.insert(ticket, handle);
+                let work = answer(ticket, started, reply, replies.clone());
+                running.push(Abortable::new(work, registration).map(move |done| (ticket, done)));
+            }
+            Some((ticket, done)) = running.next(), if !running.is_empty() => {
+                handles.remove(&ticket);
+                // If the loop has ended, nobody waits for it.
+                if let Ok(Some(completion)) = done {
+                    let _ = replies.send(completion).await;
+                }
+            }
+        }
+    }
+}
+
+/// Drives one request to its end. Returns its only reply, or sends its replies itself if there
+/// may be several.
+async fn answer<E: Into<Rejection>>(
+    ticket: Ticket,
+    started: Instant,
+    reply: Result<impl Future<Output = Result<Replies, E>>, Rejection>,
+    replies: mpsc::Sender<Completion>,
+) -> Option<Completion> {
+    let completion = |reply: Option<Result<Message, Rejection>>, is_last: bool| Completion {
+        ticket,
+        reply,
+        is_last,
+        worked: is_last.then(|| (started, Instant::now())),
+    };
+    let work = async {
+        let made = match reply {
+            Ok(future) => future.await.map_err(Into::into),
+            Err(rejection) => Err(rejection),
+        };
+        let mut stream = match made {
+            Ok(Replies::Stream(stream)) => stream,
+            Ok(Replies::One(message)) => return Some(completion(Some(Ok(message)), true)),
+            Err(rejection) => return Some(completion(Some(Err(rejection)), true)),
+        };
+        while let Some(item) = stream.next().await {
+            if item.is_err() {
+                return Some(completion(Some(item), true));
+            }
+            // If the loop has ended, nobody waits for it.
+            let _ = replies.send(completion(Some(item), false)).await;
+        }
+        Some(completion(None, true))
+    };
+    let mut work = pin!(work);
+    let caught = poll_fn(|cx| match log::caught(|| work.as_mut().poll(cx)) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    });
+    let panicked = |_| Some(completion(Some(Err(Rejection::panicked())), true));
+    caught.await.unwrap_or_else(panicked)
+}
+
+/// Makes a [`tower_service::Service`] of an `async` function.
+pub fn handler_fn<F>(function: F) -> HandlerFn<F> {
+    HandlerFn(function)
+}
+
+/// An `async` function as a [`tower_service::Service`]: see [`handler_fn`].
+#[derive(Debug, Clone)]
+pub struct HandlerFn<F>(F);
+
+impl<F, Fut, E> tower_service::Service<Call> for HandlerFn<F>
+where
+    F: FnMut(Call) -> Fut,
+    Fut: Future<Output = Result<Replies, E>>,
+{
+    type Response = Replies;
+    type Error = E;
+    type Future = Fut;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), E>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Fut {
+        (self.0)(call)
+    }
+}
