@@ -15,6 +15,8 @@ use zmtp::{Dealer, Message, Reason};
 
 use crate::log;
 use crate::metrics::PROBE_IDENTITY;
+use crate::service::Rejection;
+use crate::service::rejection::CHECK;
 use crate::units::milliseconds;
 
 /// The part of the limit in which a refused connection is tried again: 1/5.
@@ -126,8 +128,9 @@ async fn echo(
     };
     config.limits.message_bytes = REPLY_BYTES;
     let mut dealer = connect(endpoint, addresses, &config, started, limit).await?;
-    // A REQ's request: an empty frame, then its payload (RFC 28).
-    let request = Message::from([Bytes::new(), unique()]);
+    // A REQ's request: an empty frame, then its payload (RFC 28). The server's loop answers this
+    // one without asking the service.
+    let request = Message::from([Bytes::new(), Bytes::from_static(CHECK), unique()]);
     dealer.send(request.clone()).expect("nothing is queued");
     match timeout_at(started + limit, dealer.recv()).await {
         Ok(Ok(reply)) => verify(&reply, &request),
@@ -176,6 +179,11 @@ fn end_of(reason: Reason) -> String {
 fn verify(reply: &Message, request: &Message) -> Result<(), Failure> {
     if reply == request {
         return Ok(());
+    }
+    let payload = reply.frames().iter().skip(1).map(|frame| &frame[..]);
+    if let Some(rejection) = Rejection::of_payload(payload) {
+        let reason = format!("the server answers with an error: {rejection}");
+        return Err(Failure(Step::Verify, reason));
     }
     let reason = match (reply.frames().len(), request.frames().len()) {
         (frames, sent) if frames != sent => format!("{frames} frames came back for {sent}"),

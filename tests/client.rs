@@ -6,6 +6,7 @@ mod draining;
 mod heartbeats;
 mod losses;
 mod peers;
+mod rejections;
 mod replies;
 mod spreading;
 mod trouble;

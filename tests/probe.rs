@@ -6,6 +6,7 @@ use std::process::Output;
 use std::thread;
 
 use zmq_echo::metrics::PROBE_IDENTITY;
+use zmq_echo::service::rejection::CHECK;
 
 use crate::support::{DEADLINE, PROBE, Server, command, raw};
 
@@ -29,10 +30,12 @@ fn peer(behaviour: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
     address
 }
 
-/// Reads the two frames of a REQ request: delimiter and payload.
+/// Reads the frames of a REQ request: the delimiter, the mark of a check and the payload.
+/// Returns the last.
 fn read_request(stream: &mut TcpStream) -> Vec<u8> {
-    raw::read_frame(stream);
-    raw::read_frame(stream).1
+    let [delimiter, mark, payload] = raw::read_message(stream).try_into().unwrap();
+    assert!(delimiter.is_empty() && mark == CHECK);
+    payload
 }
 
 /// With a limit for peers that let it pass.
@@ -171,18 +174,18 @@ fn answering(reply: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
 
 #[test]
 fn another_payload_than_its_own_is_a_no() {
-    let another = |_| raw::message(&[b"", b"yes, yes"]);
+    let another = |_| raw::message(&[&b""[..], CHECK, b"yes, yes"]);
     says_no_at_once(answering(another), "verify", "not the payload that was sent");
-    let shorter = |payload: Vec<u8>| raw::message(&[b"", &payload[1..]]);
+    let shorter = |payload: Vec<u8>| raw::message(&[b"", CHECK, &payload[1..]]);
     says_no_at_once(answering(shorter), "verify", "not the payload that was sent");
 }
 
 #[test]
 fn its_payload_in_another_shape_is_a_no() {
-    let more = |payload: Vec<u8>| raw::message(&[b"", &payload, b"and more"]);
-    says_no_at_once(answering(more), "verify", "3 frames came back for 2");
+    let more = |payload: Vec<u8>| raw::message(&[b"", CHECK, &payload, b"and more"]);
+    says_no_at_once(answering(more), "verify", "4 frames came back for 3");
     let bare = |payload: Vec<u8>| raw::frame(&payload, false);
-    says_no_at_once(answering(bare), "verify", "1 frames came back for 2");
+    says_no_at_once(answering(bare), "verify", "1 frames came back for 3");
     let half = |payload: Vec<u8>| raw::frame(&payload, false)[..20].to_vec();
     says_no(answering(half), "5s", "receive", "no reply");
 }
@@ -246,7 +249,7 @@ fn no_two_probes_are_alike() {
         let ready = raw::welcome(&mut stream).unwrap();
         let payload = read_request(&mut stream);
         requests.send((ready, payload.clone())).unwrap();
-        stream.write_all(&raw::message(&[b"", &payload])).unwrap();
+        stream.write_all(&raw::message(&[b"", CHECK, &payload])).unwrap();
     });
     for _ in 0..2 {
         let output = probe(&format!("tcp://{address}"), &["--timeout", "30s"]);

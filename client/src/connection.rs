@@ -350,6 +350,10 @@ impl Session<'_> {
                 };
                 self.connection.settled.push(ticket, attempt);
             }
+            Arrival::Rejected(ticket, rejection) => {
+                self.alive = true;
+                self.connection.settled.push(ticket, Attempt::Rejected(Box::new(rejection)));
+            }
             Arrival::Late => {
                 self.alive = true;
                 metrics.late_replies.inc();

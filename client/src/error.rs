@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use zmq_echo::service::Rejection;
 use zmq_echo::units::milliseconds;
 use zmtp::endpoint::ConnectEndpoint;
 
@@ -40,6 +41,19 @@ pub enum RequestError {
     ReplyMemory {
         /// The endpoint that answered.
         endpoint: Arc<ConnectEndpoint>,
+        /// How many attempts were made.
+        attempts: u32,
+        /// From the request to this error.
+        elapsed: Duration,
+    },
+    /// The server answered with an error, and either says that a repetition makes no sense, or no
+    /// attempt is left.
+    #[error("{endpoint}: {rejection}, attempts {attempts}")]
+    Rejected {
+        /// The endpoint that answered.
+        endpoint: Arc<ConnectEndpoint>,
+        /// What it said.
+        rejection: Box<Rejection>,
         /// How many attempts were made.
         attempts: u32,
         /// From the request to this error.
@@ -87,10 +101,11 @@ fn because(reason: Option<&Unusable>) -> String {
 
 impl RequestError {
     /// Every kind there is.
-    pub const KINDS: [&str; 8] = [
+    pub const KINDS: [&str; 9] = [
         "timed_out",
         "disconnected",
         "reply_memory",
+        "rejected",
         "not_sent",
         "no_endpoint",
         "full",
@@ -102,7 +117,10 @@ impl RequestError {
     /// whatever it asks for.
     pub fn may_have_been_seen(&self) -> bool {
         match self {
-            Self::TimedOut { .. } | Self::Disconnected { .. } | Self::ReplyMemory { .. } => true,
+            Self::TimedOut { .. }
+            | Self::Disconnected { .. }
+            | Self::ReplyMemory { .. }
+            | Self::Rejected { .. } => true,
             Self::NotSent { .. }
             | Self::NoEndpoint { .. }
             | Self::Full { .. }
@@ -117,6 +135,7 @@ impl RequestError {
             Self::TimedOut { .. } => "timed_out",
             Self::Disconnected { .. } => "disconnected",
             Self::ReplyMemory { .. } => "reply_memory",
+            Self::Rejected { .. } => "rejected",
             Self::NotSent { .. } => "not_sent",
             Self::NoEndpoint { .. } => "no_endpoint",
             Self::Full { .. } => "full",

@@ -50,8 +50,9 @@
 //! A pool follows [`discovery`] and has one task for each endpoint, which owns the
 //! [`Dealer`](zmtp::Dealer) and makes it again. The caller's own future drives its request:
 //! it draws an endpoint, hands it an attempt and is told what came of it. An attempt
-//! is two frames, eight bytes of an id and the payload; its reply is the same id and
-//! the service's payload.
+//! is three frames: eight bytes of an id, an empty delimiter and the payload. Its reply is the
+//! same id and delimiter, and the service's payload or its
+//! [error](zmq_echo::service::rejection).
 //!
 //! [`load`] is the load generator, which stands on this client.
 //!

@@ -17,6 +17,7 @@ use super::reply::ReplyMemory;
 use super::slots::Slot;
 use super::spread;
 use super::trouble::{Trouble, Unusable};
+use zmq_echo::service::Rejection;
 use zmtp::endpoint::ConnectEndpoint;
 
 /// How a client stands to an endpoint.
@@ -99,6 +100,8 @@ pub(super) enum Attempt {
     Disconnected,
     /// Its reply came, and there is no room for it.
     ReplyMemory,
+    /// The server answered with an error.
+    Rejected(Box<Rejection>),
     /// Not all of its bytes were handed to the kernel, and the rest will not be: the server
     /// cannot have acted on it.
     NotSent,
@@ -178,6 +181,7 @@ impl Settled {
     /// Each attempt is counted once. One that was not sent is none.
     fn count(&mut self, now: Instant) {
         let [mut answered, mut timed_out, mut disconnected, mut memory, mut not_sent] = [0; 5];
+        let mut rejected = 0;
         let mut retries = 0;
         for (ticket, attempt) in &self.ended {
             match attempt {
@@ -191,6 +195,7 @@ impl Settled {
                 Attempt::TimedOut => timed_out += 1,
                 Attempt::Disconnected => disconnected += 1,
                 Attempt::ReplyMemory => memory += 1,
+                Attempt::Rejected(_) => rejected += 1,
                 Attempt::NotSent => {
                     not_sent += 1;
                     continue;
@@ -200,11 +205,12 @@ impl Settled {
         }
         let metrics = &self.member.metrics;
         self.duration.flush();
-        metrics.attempts.inc_by(answered + timed_out + disconnected + memory);
+        metrics.attempts.inc_by(answered + timed_out + disconnected + memory + rejected);
         metrics.retries.inc_by(retries);
         metrics.attempts_timed_out.inc_by(timed_out);
         metrics.attempts_disconnected.inc_by(disconnected);
         metrics.attempts_reply_memory.inc_by(memory);
+        metrics.attempts_rejected.inc_by(rejected);
         metrics.not_sent.inc_by(not_sent);
         self.member.answered.fetch_add(answered, Relaxed);
         self.member.outstanding.fetch_sub(self.ended.len(), Relaxed);

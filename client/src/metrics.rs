@@ -17,6 +17,7 @@ pub struct ClientMetrics {
     pub(super) attempts_timed_out: IntCounter,
     pub(super) attempts_disconnected: IntCounter,
     pub(super) attempts_reply_memory: IntCounter,
+    pub(super) attempts_rejected: IntCounter,
     pub(super) not_sent: IntCounter,
     pub(super) late_replies: IntCounter,
     pub(super) unknown_replies: IntCounter,
@@ -86,6 +87,7 @@ impl ClientMetrics {
             attempts_timed_out: failures.with_label_values(&["timed_out"]),
             attempts_disconnected: failures.with_label_values(&["disconnected"]),
             attempts_reply_memory: failures.with_label_values(&["reply_memory"]),
+            attempts_rejected: failures.with_label_values(&["rejected"]),
             not_sent: counter(
                 r,
                 "zmq_echo_client_not_sent_total",

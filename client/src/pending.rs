@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use zmq_echo::service::Rejection;
 
 use super::member::Ticket;
 
-/// A message as an id and a payload, or `None` if it has another shape.
-pub(super) type Tagged = Option<([u8; size_of::<u64>()], Bytes)>;
+/// A message as an id and the frames of a payload, or `None` if it has another shape.
+pub(super) type Tagged = Option<([u8; size_of::<u64>()], Bytes, Vec<Bytes>)>;
 
 /// The attempts that wait for their replies.
 ///
@@ -38,6 +39,8 @@ const SPARE: usize = 1024;
 pub(super) enum Arrival<T = Ticket> {
     /// The reply to an attempt that waits.
     Reply(T, Bytes),
+    /// An error reply to one.
+    Rejected(T, Rejection),
     /// A reply to one that does not wait any more, or a second one.
     Late,
     /// Nothing that was asked for.
@@ -71,8 +74,19 @@ impl<T> Pending<T> {
 
     /// Finds what a message answers.
     pub fn arrived(&mut self, message: Tagged) -> Arrival<T> {
-        let Some((id, payload)) = message else { return Arrival::Unknown };
+        let Some((id, payload, more)) = message else { return Arrival::Unknown };
         let id = u64::from_be_bytes(id);
+        let rejection = match &more[..] {
+            [] => None,
+            more => {
+                let frames = [&payload].into_iter().chain(more).map(|frame| &frame[..]);
+                // A reply of several frames is no answer to a request of one.
+                match Rejection::of_payload(frames) {
+                    Some(rejection) => Some(rejection),
+                    None => return Arrival::Unknown,
+                }
+            }
+        };
         if id >= self.next_id() {
             return Arrival::Unknown;
         }
@@ -85,7 +99,10 @@ impl<T> Pending<T> {
             Some((_, ticket)) => {
                 self.count -= 1;
                 self.drop_answered();
-                Arrival::Reply(ticket, payload)
+                match rejection {
+                    Some(rejection) => Arrival::Rejected(ticket, rejection),
+                    None => Arrival::Reply(ticket, payload),
+                }
             }
             None => Arrival::Late,
         }
@@ -159,7 +176,7 @@ mod tests {
     use super::*;
 
     fn reply(id: u64) -> Tagged {
-        Some((id.to_be_bytes(), Bytes::new()))
+        Some((id.to_be_bytes(), Bytes::new(), Vec::new()))
     }
 
     /// Enters the next one, whose ticket is its id.

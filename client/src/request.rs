@@ -94,9 +94,12 @@ async fn attempts(
                 progress.unsent = progress.current.take();
                 Duration::ZERO
             }
+            Attempt::Rejected(rejection) if !rejection.retry => {
+                return Err(progress.given_up(shared, Attempt::Rejected(rejection)));
+            }
             attempt => {
                 if progress.failed.len() as u64 >= u64::from(shared.config.retries) {
-                    return Err(progress.given_up(shared, &attempt));
+                    return Err(progress.given_up(shared, attempt));
                 }
                 progress.failed.extend(progress.current.take());
                 shared.config.retry_backoff.pause(progress.failed.len() as u32 - 1)
@@ -156,13 +159,16 @@ impl Progress {
     }
 
     /// The attempt under way was the last that there may be.
-    fn given_up(&self, shared: &Shared, attempt: &Attempt) -> RequestError {
+    fn given_up(&self, shared: &Shared, attempt: Attempt) -> RequestError {
         let (attempts, elapsed) = (self.attempts(), self.started.elapsed());
         let Some(member) = &self.current else { return no_endpoint(shared, elapsed) };
         let endpoint = Arc::clone(&member.endpoint);
         match attempt {
             Attempt::Disconnected => RequestError::Disconnected { endpoint, attempts, elapsed },
             Attempt::ReplyMemory => RequestError::ReplyMemory { endpoint, attempts, elapsed },
+            Attempt::Rejected(rejection) => {
+                RequestError::Rejected { endpoint, rejection, attempts, elapsed }
+            }
             _ => RequestError::TimedOut { endpoint, attempts, elapsed },
         }
     }

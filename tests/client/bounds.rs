@@ -224,12 +224,12 @@ async fn replies_that_nobody_asked_for_hold_nothing() {
     let endpoint = by_hand(|mut stream| {
         thread::spawn(move || {
             raw::welcome(&mut stream).ok()?;
-            let [id, payload] = [(); 2].map(|()| raw::read_frame(&mut stream).1);
-            let stray = raw::message(&[&u64::MAX.to_be_bytes(), &vec![1; 1 << 20]]);
+            let request = raw::read_message(&mut stream);
+            let stray = raw::message(&[&u64::MAX.to_be_bytes(), b"", &vec![1; 1 << 20]]);
             for _ in 0..STRAYS {
                 stream.write_all(&stray).ok()?;
             }
-            stream.write_all(&raw::message(&[&id, &payload])).ok()?;
+            stream.write_all(&raw::echo(&request)).ok()?;
             stream.read(&mut [0]).ok()
         });
     });

@@ -36,10 +36,9 @@ async fn a_server_that_sends_pings_while_it_works_keeps_its_connection_and_answe
             let (work, requests) = std::sync::mpsc::channel();
             thread::spawn(move || {
                 for frames in requests {
-                    let [id, payload]: [Vec<u8>; 2] = frames;
+                    let frames: [Vec<u8>; 3] = frames;
                     thread::sleep(WORK);
-                    let reply = raw::message(&[&id, &payload]);
-                    writer.lock().unwrap().write_all(&reply).unwrap();
+                    writer.lock().unwrap().write_all(&raw::echo(&frames)).unwrap();
                 }
             });
             loop {
@@ -49,7 +48,8 @@ async fn a_server_that_sends_pings_while_it_works_keeps_its_connection_and_answe
                     missing.fetch_sub(1, SeqCst);
                     continue;
                 }
-                let _ = work.send([body, raw::read_frame(&mut stream).1]);
+                let [delimiter, payload] = [(); 2].map(|()| raw::read_frame(&mut stream).1);
+                let _ = work.send([body, delimiter, payload]);
             }
         });
     });

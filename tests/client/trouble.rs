@@ -135,10 +135,10 @@ async fn what_came_while_this_process_stood_still_is_no_timeout() {
         let (got, go) = (got.clone(), Arc::clone(&answer));
         std::thread::spawn(move || {
             raw::welcome(&mut stream).ok()?;
-            let [id, payload] = [(); 2].map(|()| raw::read_frame(&mut stream).1);
+            let request = raw::read_message(&mut stream);
             got.send("request").ok()?;
             go.wait();
-            stream.write_all(&raw::message(&[&id, &payload])).ok()?;
+            stream.write_all(&raw::echo(&request)).ok()?;
             got.send("answered").ok()?;
             // Stays open until the client leaves.
             stream.read_exact(&mut [0]).ok()

@@ -21,11 +21,12 @@ pub const UNSENT: &str = "unsent";
 
 /// Why a request can fail, for the README. The client's other kinds do not occur: its
 /// bounds are those of the load.
-pub const FAILURES: [(&str, &str); 7] = [
+pub const FAILURES: [(&str, &str); 8] = [
     (ALTERED, "the reply is not the payload that was sent"),
     ("disconnected", "the connection broke on the last attempt"),
     ("no_endpoint", "no endpoint could be reached before the deadline of all attempts"),
     ("not_sent", "connections broke before it was written, until the deadline of all attempts"),
+    ("rejected", "the server answered with an error"),
     ("reply_memory", "its reply is larger than replies may be in all"),
     ("timed_out", "the last attempt had no reply in time"),
     (UNSENT, "it was due and could not be sent, as the replies of others did not come"),

@@ -89,20 +89,22 @@ impl Received<'_> {
         }
     }
 
-    /// As a tag of N bytes and a payload, or `None` if it has another shape. It takes one
-    /// allocation less for each frame than [`Received::into_message`].
-    pub fn into_tagged<const N: usize>(self) -> Option<([u8; N], Bytes)> {
+    /// As an envelope of a tag of N bytes and an empty frame, and a payload: its first frame and
+    /// those behind it. `None` if it has another shape. A payload of one frame takes one
+    /// allocation.
+    pub fn into_tagged<const N: usize>(self) -> Option<([u8; N], Bytes, Vec<Bytes>)> {
         match self {
             Self::Small(bytes) => {
                 let mut frames = frame::bodies(bytes);
                 let tag = frames.next()?.try_into().ok()?;
-                let payload = frames.next()?;
-                frames.next().is_none().then(|| (tag, Bytes::copy_from_slice(payload)))
+                frames.next().filter(|delimiter| delimiter.is_empty())?;
+                let payload = Bytes::copy_from_slice(frames.next()?);
+                Some((tag, payload, frames.map(Bytes::copy_from_slice).collect()))
             }
             Self::Large(mut frames) => {
                 let tag = frames.pop_front()?[..].try_into().ok()?;
-                let payload = frames.pop_front()?;
-                frames.is_empty().then_some((tag, payload))
+                frames.pop_front().filter(Bytes::is_empty)?;
+                Some((tag, frames.pop_front()?, frames.into()))
             }
         }
     }
@@ -301,8 +303,8 @@ impl Connection {
         self.out.push_reply(&mut message.into_frames(), now);
     }
 
-    /// As [`Connection::send`], for a message of a short first frame, which is copied, and one
-    /// more.
+    /// As [`Connection::send`], for a message of a short tag, which is copied, an empty frame and a
+    /// payload of one frame.
     pub fn send_tagged(&mut self, tag: &[u8], payload: &Bytes, now: Instant) {
         self.out.push_tagged(tag, payload, now);
     }

@@ -93,12 +93,13 @@ impl OutQueue {
         payload
     }
 
-    /// Appends a message of a short first frame, which is copied, and one more.
+    /// Appends a message of a short tag, which is copied, an empty frame and a payload.
     #[inline]
     pub fn push_tagged(&mut self, tag: &[u8], payload: &Bytes, read_at: Instant) {
         let before = self.tail.len();
         encode_header(&mut self.tail, message_flags(true), tag.len());
         self.tail.extend_from_slice(tag);
+        encode_header(&mut self.tail, message_flags(true), 0);
         encode_header(&mut self.tail, message_flags(false), payload.len());
         let mut parted = 0;
         if payload.len() < LARGE {

@@ -1,0 +1,75 @@
+//! Error replies: a typed error if a repetition makes no sense, another server if it does.
+
+use zmq_echo::service::{Answer, Rejection, Request};
+
+use super::*;
+use crate::poll_loop::{Loop, start};
+
+/// Counts its requests instead of echoing them, and says no to some.
+fn counting(name: &'static str) -> Loop {
+    start(move || {
+        let mut count = 0;
+        move |request: Request<'_>| -> Answer {
+            count += 1;
+            match request.frame(0) {
+                Some(b"wrong") => request.reject(Rejection::new("wrong", "no such thing")),
+                Some(b"busy at one") if name == "one" => {
+                    request.reject(Rejection::new("overloaded", "too much to do").retryable())
+                }
+                Some(b"busy everywhere") => {
+                    request.reject(Rejection::new("overloaded", "too much to do").retryable())
+                }
+                Some(b"slow") => {
+                    std::thread::sleep(Duration::from_millis(300));
+                    request.reply([format!("{name} {count}").into()])
+                }
+                _ => request.reply([format!("{name} {count}").into()]),
+            }
+        }
+    })
+}
+
+fn endpoint(of: &Loop) -> String {
+    format!("tcp://{}", of.address)
+}
+
+#[tokio::test]
+async fn an_error_that_stays_is_told_at_once_and_one_that_may_pass_is_tried_elsewhere() {
+    let (one, other) = (counting("one"), counting("other"));
+    let config = ClientConfig { retries: 2, ..ClientConfig::default() };
+    let client = Counted::new(config, fixed(&[&endpoint(&one), &endpoint(&other)]));
+    until("both are connected", || client.metric("zmq_echo_client_endpoints_usable") == 2.0).await;
+    match client.request("wrong").await {
+        Err(RequestError::Rejected { rejection, attempts, .. }) => {
+            assert_eq!(*rejection, Rejection::new("wrong", "no such thing"));
+            assert_eq!(attempts, 1, "a repetition makes no sense");
+        }
+        other => panic!("{other:?}"),
+    }
+    for _ in 0..20 {
+        let reply = client.request("busy at one").await.unwrap();
+        assert!(reply.payload.starts_with(b"other"), "{reply:?}");
+    }
+    match client.request("busy everywhere").await {
+        Err(RequestError::Rejected { rejection, attempts, .. }) => {
+            assert_eq!((&*rejection.code, attempts), ("overloaded", 3));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(client.metric("zmq_echo_client_requests_total{outcome=\"rejected\"}"), 2.0);
+    let failures = "zmq_echo_client_attempt_failures_total{reason=\"rejected\"}";
+    assert!(client.metric(failures) >= 4.0);
+}
+
+#[tokio::test]
+async fn a_server_without_an_echo_passes_the_check_after_a_request_that_timed_out() {
+    let server = counting("one");
+    let config =
+        ClientConfig { timeout: Duration::from_millis(100), retries: 0, ..ClientConfig::default() };
+    let client = Counted::new(config, fixed(&[&endpoint(&server)]));
+    client.client.ready().await;
+    assert!(matches!(client.request("slow").await, Err(RequestError::TimedOut { .. })));
+    client.wait_for_state(&endpoint(&server), Some(State::Ready)).await;
+    assert_eq!(client.metric("zmq_echo_client_checks_total{outcome=\"answered\"}"), 1.0);
+    assert!(client.request("count").await.unwrap().payload.starts_with(b"one"));
+}
