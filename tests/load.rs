@@ -18,8 +18,8 @@ use zmq_echo_client::load::config::LoadConfig;
 
 use crate::config::{refuses, refuses_from_the_environment};
 use crate::log_schema::assert_text_documented;
+use crate::support::built::LOAD;
 use crate::support::dns_server::DnsServer;
-use crate::support::load::LOAD;
 use crate::support::{Process, Server, command, runtime, wait_until};
 
 fn load(args: &[&str]) -> Output {

@@ -4,11 +4,11 @@
 #[path = "../client/tests/support/api_server.rs"]
 #[allow(dead_code, reason = "the client's own tests use the rest")]
 pub mod api_server;
+#[path = "support/built.rs"]
+pub mod built;
 #[path = "../client/tests/support/dns_server.rs"]
 #[allow(dead_code, reason = "the client's own tests use the rest")]
 pub mod dns_server;
-#[path = "support/load.rs"]
-pub mod load;
 #[path = "support/open_files.rs"]
 mod open_files;
 #[path = "support/raw.rs"]

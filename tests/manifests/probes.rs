@@ -17,7 +17,7 @@ pub fn program(path: &str) -> &'static str {
     match path {
         "/zmq-echo-server" => support::SERVER,
         "/zmq-echo-probe" => support::PROBE,
-        "/zmq-echo-load" => &support::load::LOAD,
+        "/zmq-echo-load" => &support::built::LOAD,
         path => panic!("the image has no {path}"),
     }
 }

@@ -22,7 +22,7 @@ use crate::names::named;
 use crate::plot;
 use crate::prometheus::{Prometheus, Series, configuration};
 use crate::scaling::{Look, Sample, csv, scale};
-use crate::support::load::LOAD;
+use crate::support::built::LOAD;
 use crate::support::{PROBE, Server, command, get};
 
 /// How long nothing is asked before the load, but by probes.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::README;
-use crate::support::load::LOAD;
+use crate::support::built::LOAD;
 use crate::support::{Process, SERVER, command, sample, scrape, wait_until};
 
 /// Every block of shell commands, with the file that it is in.
