@@ -1,18 +1,15 @@
 //! A server's heartbeats do not cost its connection.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use super::peers::by_hand;
 use super::{Counted, fixed, patient};
-use crate::support::raw;
+use crate::support::{DEADLINE, raw};
 
-/// As libzmq's ROUTER with ZMQ_HEARTBEAT_IVL, but more patient: so many PINGs may lack a PONG.
-const MISSING: i32 = 50;
-
+/// Answers a request once it has worked, and has seen that its PINGs are answered meanwhile.
 #[tokio::test]
 async fn a_server_that_sends_pings_while_it_works_keeps_its_connection_and_answers_all() {
     const WORK: Duration = Duration::from_millis(700);
@@ -20,24 +17,22 @@ async fn a_server_that_sends_pings_while_it_works_keeps_its_connection_and_answe
         thread::spawn(move || {
             raw::welcome(&mut stream).unwrap();
             let writer = Arc::new(Mutex::new(stream.try_clone().unwrap()));
-            let missing = Arc::new(AtomicI32::new(0));
-            let (pings, lacks) = (Arc::clone(&writer), Arc::clone(&missing));
+            let pings = Arc::clone(&writer);
             thread::spawn(move || {
-                while lacks.fetch_add(1, SeqCst) < MISSING {
-                    // Its TTL is that of libzmq, which is never shorter than the interval.
-                    let ping = raw::command(b"\x04PING\0\x64beat");
-                    if pings.lock().unwrap().write_all(&ping).is_err() {
-                        return;
-                    }
+                // Its TTL is that of libzmq, which is never shorter than the interval.
+                let ping = raw::command(b"\x04PING\0\x64beat");
+                while pings.lock().unwrap().write_all(&ping).is_ok() {
                     thread::sleep(Duration::from_millis(100));
                 }
-                let _ = pings.lock().unwrap().shutdown(std::net::Shutdown::Both);
             });
-            let (work, requests) = std::sync::mpsc::channel();
+            let (work, requests) = mpsc::channel::<[Vec<u8>; 3]>();
+            let (answered, pongs) = mpsc::channel();
             thread::spawn(move || {
                 for frames in requests {
-                    let frames: [Vec<u8>; 3] = frames;
                     thread::sleep(WORK);
+                    // A PING of this time is answered.
+                    pongs.try_iter().count();
+                    pongs.recv_timeout(DEADLINE).expect("a PONG comes");
                     writer.lock().unwrap().write_all(&raw::echo(&frames)).unwrap();
                 }
             });
@@ -45,7 +40,7 @@ async fn a_server_that_sends_pings_while_it_works_keeps_its_connection_and_answe
                 let (flags, body) = raw::read_frame(&mut stream);
                 if flags & 4 != 0 {
                     assert_eq!(body, b"\x04PONGbeat");
-                    missing.fetch_sub(1, SeqCst);
+                    let _ = answered.send(());
                     continue;
                 }
                 let [delimiter, payload] = [(); 2].map(|()| raw::read_frame(&mut stream).1);

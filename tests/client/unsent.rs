@@ -54,6 +54,33 @@ async fn without_retries_a_caller_can_tell_what_was_not_sent_from_what_was_not_a
 }
 
 #[tokio::test]
+async fn a_request_of_which_only_a_part_was_written_is_not_sent() {
+    let stuck = Stuck::start();
+    let config = ClientConfig {
+        timeout: Duration::from_secs(5),
+        retries: 0,
+        deadline: None,
+        max_payload: 64 << 20,
+        ..patient()
+    };
+    let client = Counted::new(config, fixed(&[&stuck.endpoint]));
+    client.wait_for_state(&stuck.endpoint, Some(State::Ready)).await;
+    let first = client.spawn("first");
+    stuck.wait_until_read().await;
+    // More than the kernel takes on both sides.
+    let large = {
+        let client = client.client.clone();
+        tokio::spawn(async move { client.request(vec![0; 64 << 20].into()).await })
+    };
+    let stream = stuck.stop();
+    tokio::task::spawn_blocking(move || stream.peek(&mut [0])).await.unwrap().unwrap();
+    let first = first.await.unwrap().unwrap_err();
+    assert!(matches!(first, RequestError::Disconnected { .. }), "{first}");
+    let large = large.await.unwrap().unwrap_err();
+    assert!(matches!(large, RequestError::NotSent { .. }), "{large}");
+}
+
+#[tokio::test]
 async fn what_was_not_sent_goes_to_another_endpoint_without_a_retry() {
     let (stuck, server) = (Stuck::start(), Server::start(&[]));
     let (teller, source) = Teller::new();
