@@ -23,7 +23,7 @@
 //! [`Blocking`](super::Blocking) for that. When a client leaves, the futures of its requests are
 //! dropped. A panic costs its request.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, pending, poll_fn};
 use std::io;
@@ -84,7 +84,7 @@ pub struct Concurrent {
 /// What the loop tells the runtime. Requests in flight bound them.
 #[derive(Debug)]
 enum Order {
-    Answer(Box<Call>),
+    Answer(Call),
     Cancel(Ticket),
 }
 
@@ -113,7 +113,7 @@ impl Concurrent {
 impl Service for Concurrent {
     fn call(&mut self, request: Request<'_>) -> Answer {
         let (call, answer) = request.later();
-        if self.orders.send(Order::Answer(Box::new(call))).is_err() {
+        if self.orders.send(Order::Answer(call)).is_err() {
             // The service's constructor, or tower's `poll_ready`, has panicked.
             panic!("the thread of the futures has ended");
         }
@@ -149,7 +149,7 @@ async fn dispatch<S>(
 {
     let mut running = FuturesUnordered::new();
     let mut waiting = VecDeque::new();
-    let mut handles = HashMap::new();
+    let mut handles = Handles::default();
     let mut taken = Vec::with_capacity(BATCH);
     loop {
         let may_begin = !waiting.is_empty() && running.len() < limit;
@@ -162,11 +162,10 @@ async fn dispatch<S>(
                 }
                 for order in taken.drain(..) {
                     match order {
-                        Order::Answer(call) => waiting.push_back(*call),
+                        Order::Answer(call) => waiting.push_back(call),
                         Order::Cancel(ticket) => {
                             waiting.retain(|call: &Call| call.ticket != ticket);
-                            let handle: Option<AbortHandle> = handles.remove(&ticket);
-                            handle.iter().for_each(AbortHandle::abort);
+                            handles.take(ticket).iter().for_each(AbortHandle::abort);
                         }
                     }
                 }
@@ -183,18 +182,36 @@ async fn dispatch<S>(
                     Err(error) => Err(error.into()),
                 };
                 let (handle, registration) = AbortHandle::new_pair();
-                handles.insert(ticket, handle);
+                handles.put(ticket, handle);
                 let work = answer(ticket, started, reply, replies.clone());
                 running.push(Abortable::new(work, registration).map(move |done| (ticket, done)));
             }
             Some((ticket, done)) = running.next(), if !running.is_empty() => {
-                handles.remove(&ticket);
+                handles.take(ticket);
                 // If the loop has ended, nobody waits for it.
                 if let Ok(Some(completion)) = done {
                     let _ = replies.send(completion).await;
                 }
             }
         }
+    }
+}
+
+/// What ends the futures that run, by the slots of their tickets.
+#[derive(Default)]
+struct Handles(Vec<Option<(Ticket, AbortHandle)>>);
+
+impl Handles {
+    fn put(&mut self, ticket: Ticket, handle: AbortHandle) {
+        if self.0.len() <= ticket.slot() {
+            self.0.resize_with(ticket.slot() + 1, || None);
+        }
+        self.0[ticket.slot()] = Some((ticket, handle));
+    }
+
+    fn take(&mut self, ticket: Ticket) -> Option<AbortHandle> {
+        let own = self.0.get_mut(ticket.slot())?.take_if(|(own, _)| *own == ticket)?;
+        Some(own.1)
     }
 }
 

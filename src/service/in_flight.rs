@@ -13,6 +13,13 @@ pub struct Ticket {
     number: u64,
 }
 
+impl Ticket {
+    /// A small number that no other request in flight has.
+    pub(super) fn slot(self) -> usize {
+        self.slot
+    }
+}
+
 /// All requests that are answered later.
 #[derive(Debug, Default)]
 pub struct InFlight {

@@ -4,8 +4,9 @@
 //! delimiter of a REQ, an id before it, the identities that proxies add). The service does not
 //! see it, and every reply gets it back. A message without an empty frame is all payload.
 
-use bytes::{Bytes, BytesMut};
 use std::time::Instant;
+
+use bytes::Bytes;
 use zmtp::Message;
 use zmtp::router::{ConnectedPeer, Origin, PeerId};
 
@@ -65,7 +66,7 @@ pub(super) fn envelope(message: &Message) -> usize {
 
 impl Request<'_> {
     /// The frames of the payload. They lie in the socket's read buffer: to keep one, copy it.
-    pub fn frames(&self) -> impl ExactSizeIterator<Item = &[u8]> + Clone {
+    pub fn frames(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         self.message.frames().range(self.payload_at..).map(|frame| &frame[..])
     }
 
@@ -116,9 +117,8 @@ impl Request<'_> {
     pub fn later(self) -> (Call, Answer) {
         let payload = self.payload();
         let peer = self.peer();
-        let mut frames = std::mem::take(self.message.frames_mut());
-        frames.truncate(self.payload_at);
-        let envelope = owned(frames.iter().map(|frame| &frame[..]));
+        let envelope = self.message.frames().range(..self.payload_at);
+        let envelope = owned(envelope.map(|frame| &frame[..]));
         let read_at = self.origin.read_at;
         let ticket = self.in_flight.add(self.origin, envelope, payload.bytes());
         let deadline = self.in_flight.deadline(read_at);
@@ -138,15 +138,9 @@ pub(super) fn check_payload(payload: &Message) -> Result<(), Rejection> {
     }
 }
 
-/// Copies frames into one piece of memory.
-fn owned<'a>(frames: impl Iterator<Item = &'a [u8]> + Clone) -> Message {
-    let mut memory = BytesMut::with_capacity(frames.clone().map(<[u8]>::len).sum());
-    frames
-        .map(|frame| {
-            memory.extend_from_slice(frame);
-            memory.split().freeze()
-        })
-        .collect()
+/// Copies frames into memory of their own. Nothing keeps the socket's read buffer then.
+fn owned<'a>(frames: impl Iterator<Item = &'a [u8]>) -> Message {
+    frames.map(Bytes::copy_from_slice).collect()
 }
 
 #[cfg(test)]
