@@ -9,10 +9,11 @@
 //! 3. [`side_port`]: `/metrics`, `/livez`, `/readyz` and a live page over HTTP.
 //! 4. [`probe`]: one real echo through the public endpoint, within a limit.
 //! 5. [`metrics`]: every series, in a registry that is owned and passed.
-//! 6. [`log`]: one record a line on stdout, panics included; never in the way.
-//! 7. [`config`]: the flags of the server and the probe, validated once.
-//! 8. [`units`]: bytes and times, as people write and read them.
-//! 9. [`exit`]: the exit codes, a contract with whoever starts the process.
+//! 6. [`simulation`]: an echo that takes time and fails when it is told to.
+//! 7. [`log`]: one record a line on stdout, panics included; never in the way.
+//! 8. [`config`]: the flags of the server and the probe, validated once.
+//! 9. [`units`]: bytes and times, as people write and read them.
+//! 10. [`exit`]: the exit codes, a contract with whoever starts the process.
 //!
 //! The ROUTER socket is a library of its own, [`zmtp`]. The client and the load generator are
 //! in the package `zmq-echo-client`.
@@ -26,4 +27,5 @@ pub mod probe;
 pub mod server;
 pub mod service;
 pub mod side_port;
+pub mod simulation;
 pub mod units;

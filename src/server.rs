@@ -27,6 +27,7 @@ use crate::service::termination::Termination;
 use crate::side_port::address::HttpAddress;
 use crate::side_port::own_addresses::OwnAddresses;
 use crate::side_port::{self, SidePort};
+use crate::simulation::Switches;
 
 /// The descriptors that are neither a client's nor the side port's: listeners,
 /// signals, runtimes, standard streams, a probe of our own and a few to spare.
@@ -63,6 +64,16 @@ pub enum ServerError {
 /// log and [`run`]s.
 pub fn main<S: Service>(make: impl FnMut() -> Result<S, ServiceError>) -> ExitCode {
     let config = ServerConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    main_with(&config, None, make)
+}
+
+/// The rest of [`main`], for a command line that has more flags than these. If there are
+/// `switches`, the side port lets this host set them.
+pub fn main_with<S: Service>(
+    config: &ServerConfig,
+    switches: Option<Switches>,
+    make: impl FnMut() -> Result<S, ServiceError>,
+) -> ExitCode {
     let termination = match Termination::register() {
         Ok(termination) => termination,
         Err(error) => return cannot_start("register signals", &error),
@@ -71,7 +82,7 @@ pub fn main<S: Service>(make: impl FnMut() -> Result<S, ServiceError>) -> ExitCo
         Ok(logs) => logs,
         Err(error) => return cannot_start("start the log", &error),
     };
-    let exit = run(&config, termination, &logs, make).unwrap_or_else(|error| {
+    let exit = run(config, switches, termination, &logs, make).unwrap_or_else(|error| {
         log::fatal(&error);
         Exit::Failed
     });
@@ -92,6 +103,7 @@ fn cannot_start(what: &str, error: &io::Error) -> ExitCode {
 /// [`ServerError`] where the service could not start or go on.
 pub fn run<S: Service>(
     config: &ServerConfig,
+    switches: Option<Switches>,
     termination: Termination,
     logs: &Logs,
     make: impl FnMut() -> Result<S, ServiceError>,
@@ -117,7 +129,8 @@ pub fn run<S: Service>(
         OwnAddresses::of(&listeners)?,
         // In a pod, the pod's name.
         &uname().nodename().to_string_lossy(),
-    );
+    )
+    .with_switches(switches);
     side_port::spawn(http, side_port, side_connections)?;
 
     // Nothing but the loop shares this runtime.

@@ -5,11 +5,12 @@ use clap::CommandFactory;
 use zmq_echo::config::{ProbeConfig, ServerConfig};
 use zmq_echo::exit::{self, Exit};
 use zmq_echo::log::LogFormat;
+use zmq_echo::simulation::EchoConfig;
 
 use crate::support::{SERVER, Server, command};
 
 /// A value that each flag refuses, and a part of what would be right.
-const REFUSED: [(&str, &str, &str); 38] = [
+const REFUSED: [(&str, &str, &str); 44] = [
     ("--bind", "127.0.0.1:5555", "expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555"),
     ("--bind", "tcp://127.0.0.1", "expected tcp://HOST:PORT"),
     ("--bind", "tcp://127.0.0.1:99999", "expected a port from 0 to 65535"),
@@ -48,6 +49,12 @@ const REFUSED: [(&str, &str, &str); 38] = [
     ("--socket-buffer", "64kB", "such as 65536, 64KiB or 8MiB"),
     ("--heartbeat-interval", "often", "a number with its unit"),
     ("--busy-poll", "1s", "expected 1ms at most, such as 10us"),
+    ("--work", "5", "a number with its unit"),
+    ("--work-mode", "think", "[possible values: sleep, burn]"),
+    ("--work-jitter", "0.2", "expected 0% to 100%, such as 20%"),
+    ("--work-threads", "0", "expected 1 to 1024, such as 4"),
+    ("--work-threads", "1025", "expected 1 to 1024"),
+    ("--faults", "maybe", "[possible values: true, false]"),
 ];
 
 #[test]
@@ -69,7 +76,7 @@ pub fn refuses(program: &str, refused: &[(&str, &str, &str)]) {
 
 #[test]
 fn every_flag_is_an_environment_variable_that_a_wrong_value_names() {
-    refuses_from_the_environment(SERVER, "ZMQ_ECHO", &ServerConfig::command(), &REFUSED);
+    refuses_from_the_environment(SERVER, "ZMQ_ECHO", &EchoConfig::command(), &REFUSED);
 }
 
 /// Holds every flag of a program to its variable, with a value that it refuses.
@@ -120,7 +127,7 @@ fn the_environment_configures_and_an_argument_overrides_it() {
 fn the_defaults_are_those_of_the_contract() {
     // The environment of the test run is not the subject: every flag is read
     // from the command's own defaults.
-    let command = ServerConfig::command();
+    let command = EchoConfig::command();
     let default = |flag: &str| {
         let arg = command.get_arguments().find(|arg| arg.get_long() == Some(flag)).unwrap();
         arg.get_default_values()[0].to_str().unwrap().to_owned()
@@ -133,11 +140,34 @@ fn the_defaults_are_those_of_the_contract() {
         ("drain-delay", "0s"),
         ("drain-quiet", "1s"),
         ("drain-timeout", "20s"),
+        ("work", "0s"),
+        ("faults", "false"),
     ] {
         assert_eq!(default(flag), expected, "--{flag}");
     }
     let buckets = default("latency-buckets");
     assert!(buckets.starts_with("0.00001,") && buckets.ends_with(",5"), "{buckets}");
+}
+
+#[test]
+fn nothing_is_simulated_unless_a_flag_says_so() {
+    let is_on = |args: &[&str]| {
+        let args = [&["zmq-echo-server"], args].concat();
+        EchoConfig::parse_args(args).unwrap().simulation.is_on()
+    };
+    let others = ["--work-mode", "burn", "--work-jitter", "20%", "--work-threads", "8"];
+    for args in [&[][..], &others, &["--work", "0s"], &["--faults=false"]] {
+        assert!(!is_on(args), "{args:?}");
+    }
+    for args in [&["--work", "1us"][..], &["--faults"], &["--faults=true"]] {
+        assert!(is_on(args), "{args:?}");
+    }
+}
+
+#[test]
+fn the_servers_flags_are_held_against_each_other_with_those_of_the_simulation_too() {
+    let args = ["zmq-echo-server", "--faults", "--drain-delay", "20s"];
+    assert!(EchoConfig::parse_args(args).unwrap_err().to_string().contains("leaves nothing"));
 }
 
 #[test]
@@ -159,7 +189,7 @@ fn auto_is_text_on_a_terminal_and_json_elsewhere() {
 #[test]
 fn help_says_every_default_and_variable_and_the_exit_codes() {
     for (command, codes) in [
-        (ServerConfig::command(), &exit::SERVER[..]),
+        (EchoConfig::command(), &exit::SERVER[..]),
         (ProbeConfig::command(), &exit::PROBE[..]),
         (zmq_echo_client::load::config::LoadConfig::command(), &exit::LOAD[..]),
     ] {
@@ -168,9 +198,11 @@ fn help_says_every_default_and_variable_and_the_exit_codes() {
             assert!(help.contains(&format!("\n  {code}")), "{code}: {help}");
         }
         for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
-            let place = || format!("  [{}]...", arg.get_value_names().unwrap()[0]);
-            let name = arg.get_long().map_or_else(place, |long| format!("--{long} "));
-            let (_, about) = help.split_once(&name).unwrap();
+            let place = || vec![format!("  [{}]...", arg.get_value_names().unwrap()[0])];
+            // A flag whose value may be left out has it in brackets.
+            let flag = |long| vec![format!("  --{long} <"), format!("  --{long}[")];
+            let names = arg.get_long().map_or_else(place, flag);
+            let (_, about) = names.iter().find_map(|name| help.split_once(name)).unwrap();
             let about = about.split("\n      --").next().unwrap().replace("\n          ", " ");
             assert!(about.contains("[env: ZMQ_ECHO_"), "{about}");
             let Some(default) = arg.get_default_values().first() else { continue };

@@ -19,4 +19,5 @@ mod readme;
 mod rollout;
 mod services;
 mod side_port;
+mod simulation;
 mod support;

@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use clap::{Command, CommandFactory};
-use zmq_echo::config::{ProbeConfig, ServerConfig};
+use zmq_echo::config::ProbeConfig;
 use zmq_echo::exit;
 use zmq_echo::side_port::PATHS;
+use zmq_echo::simulation::EchoConfig;
 use zmq_echo_client::load::config::LoadConfig;
 use zmtp::Reason;
 
@@ -30,7 +31,7 @@ type Binary = (&'static str, Command, &'static [(&'static str, &'static str)]);
 
 fn binaries() -> Vec<Binary> {
     vec![
-        ("## The server", ServerConfig::command(), &exit::SERVER),
+        ("## The server", EchoConfig::command(), &exit::SERVER),
         ("## The probe", ProbeConfig::command(), &exit::PROBE),
         ("## The load generator", LoadConfig::command(), &exit::LOAD),
     ]

@@ -268,25 +268,35 @@ impl ServerConfig {
         args: impl IntoIterator<Item = T>,
     ) -> Result<Self, clap::Error> {
         let config: Self = parse(args)?;
-        let drain = config.drain();
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Holds the flags against each other, for a command line that has more than these.
+    ///
+    /// # Errors
+    ///
+    /// As [`ServerConfig::parse_args`].
+    pub fn check(&self) -> Result<(), clap::Error> {
+        let drain = self.drain();
         if drain.delay >= drain.timeout - drain.reserve() {
             let message = format!(
                 "--drain-delay {} leaves nothing of --drain-timeout {}, which includes it and a \
                  tenth for the end; expected a shorter delay or a longer timeout\n",
-                humantime::format_duration(config.drain_delay),
-                humantime::format_duration(config.drain_timeout),
+                humantime::format_duration(self.drain_delay),
+                humantime::format_duration(self.drain_timeout),
             );
             return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
         }
-        if config.message_limit > config.buffer_limit {
+        if self.message_limit > self.buffer_limit {
             let message = format!(
                 "--message-limit {} is more than --buffer-limit {}, which every message has to \
                  fit; expected a lower message limit or a higher buffer limit\n",
-                config.message_limit, config.buffer_limit,
+                self.message_limit, self.buffer_limit,
             );
             return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
         }
-        Ok(config)
+        Ok(())
     }
 
     /// The limits of the ROUTER socket.

@@ -8,12 +8,13 @@
 pub mod address;
 mod answer;
 mod connections;
+pub mod faults;
 pub mod own_addresses;
 mod page;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ use zmtp::listeners::ACCEPT_PAUSE;
 use crate::metrics::{self, Metrics};
 use crate::probe;
 use crate::service::health::{Health, Phase};
+use crate::simulation::Switches;
 use crate::units::milliseconds;
 pub use answer::PATHS;
 use answer::{Answer, body, line, paths};
@@ -64,6 +66,8 @@ pub struct SidePort {
     health: Arc<Health>,
     addresses: OwnAddresses,
     page: Page,
+    /// The simulated faults, if they may be switched.
+    switches: Option<Switches>,
     /// The last echo's end and result. The lock is held through an echo: there is
     /// one at a time.
     last_echo: Mutex<Option<(Instant, Result<Duration, String>)>>,
@@ -141,7 +145,7 @@ impl Open {
     fn start(self: &Arc<Self>, stream: TcpStream, from: SocketAddr, side_port: &Arc<SidePort>) {
         self.lock().admit(from.ip(), Instant::now(), |id| {
             let place = Place { open: Arc::clone(self), id };
-            tokio::spawn(serve(stream, Arc::clone(side_port), place)).abort_handle()
+            tokio::spawn(serve(stream, from.ip(), Arc::clone(side_port), place)).abort_handle()
         });
     }
 
@@ -168,13 +172,13 @@ impl Drop for Place {
     }
 }
 
-async fn serve(stream: TcpStream, side_port: Arc<SidePort>, place: Place) {
+async fn serve(stream: TcpStream, from: IpAddr, side_port: Arc<SidePort>, place: Place) {
     let place = &place;
     let service = service_fn(|request| {
         let side_port = Arc::clone(&side_port);
         async move {
             place.open.change(|connections| connections.has_asked(place.id));
-            let answer = side_port.answer(&request).await;
+            let answer = side_port.answer(request, from).await;
             // What the kernel takes now is done; else it is the client's turn to read.
             place.open.change(|connections| connections.has_its_answer(place.id, Instant::now()));
             Ok::<_, Infallible>(answer)
@@ -199,11 +203,22 @@ impl SidePort {
         instance: &str,
     ) -> Self {
         let page = Page::new(instance);
-        Self { metrics, health, addresses, page, last_echo: Mutex::new(None) }
+        Self { metrics, health, addresses, page, switches: None, last_echo: Mutex::new(None) }
     }
 
-    async fn answer(&self, request: &Request<Incoming>) -> Answer {
+    /// This side port, which lets this host set `switches` if there are any.
+    #[must_use]
+    pub fn with_switches(self, switches: Option<Switches>) -> Self {
+        Self { switches, ..self }
+    }
+
+    async fn answer(&self, request: Request<Incoming>, from: IpAddr) -> Answer {
         let path = request.uri().path();
+        if path == faults::PATH
+            && let Some(switches) = &self.switches
+        {
+            return faults::answer(switches, request, from).await;
+        }
         if !PATHS.iter().any(|(known, _)| *known == path) {
             return line(StatusCode::NOT_FOUND, format!("no such page; see {}", paths()));
         }

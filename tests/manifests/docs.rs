@@ -6,8 +6,9 @@ use std::time::Duration;
 use clap::CommandFactory;
 use k8s_openapi::api::core::v1::Probe;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use zmq_echo::config::{ProbeConfig, ServerConfig};
+use zmq_echo::config::ProbeConfig;
 use zmq_echo::side_port::PATHS;
+use zmq_echo::simulation::EchoConfig;
 use zmq_echo_client::load::config::LoadConfig;
 use zmtp::Reason;
 use zmtp::router::Limits;
@@ -256,12 +257,11 @@ fn base_metrics() -> (u16, String) {
 
 #[test]
 fn every_flag_that_is_named_is_one() {
-    let flags: BTreeSet<_> =
-        [ServerConfig::command(), ProbeConfig::command(), LoadConfig::command()]
-            .iter()
-            .flat_map(|command| command.get_arguments())
-            .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
-            .collect();
+    let flags: BTreeSet<_> = [EchoConfig::command(), ProbeConfig::command(), LoadConfig::command()]
+        .iter()
+        .flat_map(|command| command.get_arguments())
+        .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
+        .collect();
     let named: Vec<_> = code(OPERATIONS).filter(|code| code.starts_with("--")).collect();
     assert!(named.len() > 10, "{named:?}");
     for flag in named {

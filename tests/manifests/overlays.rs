@@ -3,8 +3,9 @@
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Namespace;
 
-use crate::build::{NAME, build_beside, variant};
+use crate::build::{NAME, Server, build_beside, variant};
 use crate::memory::resource;
+use crate::server::echo_config;
 
 #[test]
 fn a_local_cluster_never_pulls() {
@@ -20,6 +21,17 @@ fn a_local_cluster_refuses_pods_below_the_restricted_standard() {
     let namespace: Namespace = variant("overlays-local").named(NAME);
     let labels = namespace.metadata.labels.unwrap();
     assert_eq!(labels["pod-security.kubernetes.io/enforce"], "restricted");
+}
+
+/// What production may be built from as well: the base, and every component.
+#[test]
+fn faults_can_be_switched_on_a_local_cluster_and_nothing_is_simulated_in_production() {
+    for server in Server::all() {
+        let simulation = echo_config(&server).simulation;
+        let is_local = ["overlays-local", "overlays-autoscaled"].contains(&server.variant);
+        assert_eq!(simulation.faults, is_local, "{}", server.variant);
+        assert!(simulation.work.is_zero(), "{}", server.variant);
+    }
 }
 
 #[test]

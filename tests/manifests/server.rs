@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use zmq_echo::config::{ProbeConfig, ServerConfig};
 use zmq_echo::side_port::PATHS;
+use zmq_echo::simulation::EchoConfig;
 
 use crate::build::{Server, Variant, variants};
 use crate::support;
@@ -27,10 +28,15 @@ pub fn as_flags(parser: &Parser, container: &Container) -> Vec<String> {
     flags
 }
 
-/// The server's configuration as the manifest has it.
+/// The echo server's configuration as the manifest has it.
+pub fn echo_config(server: &Server) -> EchoConfig {
+    let flags = as_flags(&EchoConfig::command(), server.container());
+    EchoConfig::parse_args(flags).unwrap_or_else(|error| panic!("{}: {error}", server.variant))
+}
+
+/// That of any server in it.
 pub fn config(server: &Server) -> ServerConfig {
-    let flags = as_flags(&ServerConfig::command(), server.container());
-    ServerConfig::parse_args(flags).unwrap_or_else(|error| panic!("{}: {error}", server.variant))
+    echo_config(server).server
 }
 
 /// A server that runs with the manifest's environment, on ports of its own.

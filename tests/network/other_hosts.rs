@@ -1,12 +1,12 @@
 //! Peers of other hosts: what they are not trusted with, and what they cannot take.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use socket2::{Domain, Socket, Type};
 
 use crate::namespace::{CABLE, Namespace, Network, PEER, SERVER};
-use crate::support::{DEADLINE, Server, raw};
+use crate::support::{self, DEADLINE, Server, command, raw};
 
 /// The second address of the peer's host.
 const OTHER: &str = "10.11.0.3";
@@ -47,6 +47,29 @@ fn a_peer_of_another_host_is_no_probe_whatever_it_announces() {
         let probes = "zmq_echo_requests_total{source=\"probe\"}";
         server.wait_for_metric(probes, |count| count == 2.0);
         assert_eq!(requests(&server, "client"), 1.0);
+    });
+}
+
+#[test]
+fn another_host_switches_no_faults_whatever_it_sends() {
+    let network = Network::new();
+    network.server.run(|| {
+        let mut server = command(support::SERVER);
+        server.args(["--bind", "tcp://127.0.0.1:0", "--http", "*:0", "--faults"]);
+        let server = Server::spawn(server);
+        let port = server.http.port();
+        let status = |ip: &str| {
+            let mut stream = TcpStream::connect((ip, port)).unwrap();
+            let head = "POST /faults HTTP/1.1\r\nHost: localhost\r\nX-Zmq-Echo-Faults: 1";
+            write!(stream, "{head}\r\nContent-Length: 0\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer.split(' ').nth(1).unwrap_or_default().to_owned()
+        };
+        assert_eq!(network.peer.run(|| status(SERVER)), "403");
+        // Nor this host by an address that others have for it.
+        assert_eq!(status(SERVER), "403");
+        assert_eq!(status("127.0.0.1"), "200");
     });
 }
 

@@ -1,0 +1,116 @@
+//! The flags of the echo server: those of every server, and of the simulation.
+
+use std::ffi::OsString;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser};
+
+use super::faults::Switches;
+use super::share::Share;
+use super::work::{Work, WorkMode};
+use crate::config::{ServerConfig, parse};
+use crate::exit;
+use crate::units::parse_duration;
+
+/// Echoes what ZeroMQ clients send to its ROUTER socket, until SIGTERM or SIGINT
+#[derive(Debug, Clone, Parser)]
+#[command(name = "zmq-echo-server", version, after_help = exit::help(&exit::SERVER))]
+pub struct EchoConfig {
+    /// Those of every server.
+    #[command(flatten)]
+    pub server: ServerConfig,
+
+    /// Those of the simulation.
+    #[command(flatten)]
+    pub simulation: SimulationConfig,
+}
+
+/// The flags of the simulation, which is off at their defaults.
+#[derive(Debug, Clone, Args)]
+pub struct SimulationConfig {
+    /// Simulate work: how long each request takes, such as 5ms
+    ///
+    /// For demonstrations and tests of autoscaling, back-pressure and drains. The default, 0s, is
+    /// the plain echo.
+    #[arg(
+        long, env = "ZMQ_ECHO_WORK", value_name = "DURATION", default_value = "0s",
+        value_parser = parse_duration
+    )]
+    pub work: Duration,
+
+    /// Whether simulated work waits or takes CPU time
+    ///
+    /// The default, sleep, is like waiting for a database. burn is what makes an autoscaler on CPU
+    /// act.
+    #[arg(long, env = "ZMQ_ECHO_WORK_MODE", value_name = "MODE", default_value = "sleep")]
+    pub work_mode: WorkMode,
+
+    /// How much longer or shorter than --work a request may take, such as 20%
+    ///
+    /// Drawn evenly: with 5ms and 20%, from 4 to 6 ms. The default, 0%, is always the same.
+    #[arg(long, env = "ZMQ_ECHO_WORK_JITTER", value_name = "PERCENT", default_value = "0%")]
+    pub work_jitter: Share,
+
+    /// How many threads do the simulated work, each one request at a time
+    ///
+    /// With --work they bound the rate: 4 threads at 5ms answer at most 800 requests/s. The
+    /// default, 4, is enough to show that, and few enough for a small machine.
+    #[arg(
+        long, env = "ZMQ_ECHO_WORK_THREADS", value_name = "THREADS",
+        default_value_t = NonZeroU32::new(4).expect("not zero"),
+        value_parser = parse_threads
+    )]
+    pub work_threads: NonZeroU32,
+
+    /// Let POST /faults on the side port, from this host, make requests slow or fail
+    ///
+    /// For demonstrations and tests of retries, alerts and drains. The default, false, knows no
+    /// such path.
+    #[arg(
+        long, env = "ZMQ_ECHO_FAULTS", value_name = "BOOL", default_value_t = false,
+        action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub faults: bool,
+}
+
+/// The most threads. Beyond that it is a mistake.
+const MOST_THREADS: u32 = 1024;
+
+fn parse_threads(text: &str) -> Result<NonZeroU32, String> {
+    let threads = text.parse().ok().filter(|threads: &NonZeroU32| threads.get() <= MOST_THREADS);
+    threads.ok_or_else(|| format!("expected 1 to {MOST_THREADS}, such as 4"))
+}
+
+impl EchoConfig {
+    /// Parses a command line, program name first, and what the environment adds.
+    ///
+    /// # Errors
+    ///
+    /// A message for the user: what is wrong, where, and what would be right.
+    pub fn parse_args<T: Into<OsString>>(
+        args: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let config: Self = parse(args)?;
+        config.server.check()?;
+        Ok(config)
+    }
+}
+
+impl SimulationConfig {
+    /// Whether anything is simulated.
+    pub fn is_on(&self) -> bool {
+        self.faults || !self.work.is_zero()
+    }
+
+    /// The work of each request.
+    pub fn work(&self) -> Work {
+        Work { duration: self.work, jitter: self.work_jitter, mode: self.work_mode }
+    }
+
+    /// What the side port may switch, if it may.
+    pub fn switches(&self) -> Option<Switches> {
+        self.faults.then(Switches::default)
+    }
+}

@@ -1,0 +1,21 @@
+//! An echo that takes time and fails when it is told to, for demonstrations and tests.
+//!
+//! The plain echo answers so fast that autoscaling, retries, alerts and drains can hardly be
+//! shown with it. This one has the flags `--work` and `--faults`. Without them the binary serves
+//! the plain [`Echo`](crate::service::Echo), and nothing in this folder runs.
+//!
+//! 1. [`config`]: the flags, beside those of every server.
+//! 2. [`work`]: how long a request takes, and whether it sleeps or burns CPU.
+//! 3. [`faults`]: what goes wrong. The side port switches it while the server runs.
+//! 4. [`share`]: a percentage, as a flag and a fault have it.
+//! 5. [`echo`]: the service.
+
+pub mod config;
+pub mod echo;
+pub mod faults;
+pub mod share;
+pub mod work;
+
+pub use config::EchoConfig;
+pub use echo::SimulatedEcho;
+pub use faults::{Faults, Switches};

@@ -1,0 +1,248 @@
+//! Simulated work and faults: what they do, what they leave alone, and who may switch them.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use humantime::parse_rfc3339;
+use rustix::process::Signal;
+use zmq_echo::service::Rejection;
+
+use crate::log_schema::assert_documented;
+use crate::support::{Server, raw, wait_until};
+
+/// Sends a request of one frame behind an envelope of an id.
+fn ask(client: &mut TcpStream, id: &str, payload: &str) {
+    client.write_all(&raw::message(&[id.as_bytes(), b"", payload.as_bytes()])).unwrap();
+}
+
+/// The id of a reply, and its payload or the code of the error.
+fn answer(client: &mut TcpStream) -> (String, Result<String, String>) {
+    let frames = raw::read_message(client);
+    let text = |frame: &Vec<u8>| String::from_utf8_lossy(frame).into_owned();
+    let reply = match Rejection::of_payload(frames[2..].iter().map(|frame| &frame[..])) {
+        Some(rejection) => Err(rejection.code.into_owned()),
+        None => Ok(text(&frames[2])),
+    };
+    (text(&frames[0]), reply)
+}
+
+fn asked(client: &mut TcpStream, payload: &str) -> Result<String, String> {
+    ask(client, "id", payload);
+    answer(client).1
+}
+
+/// What the side port answers to these lines of a head and this body.
+fn http(server: &Server, head: &[&str], body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(server.http).unwrap();
+    let head = head.join("\r\n");
+    let length = body.len();
+    // It may answer before it has read all of the body.
+    let _ = write!(stream, "{head}\r\nContent-Length: {length}\r\n\r\n{body}");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).unwrap();
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    (status.unwrap_or_else(|| panic!("no answer: {answer}")), answer)
+}
+
+const POST: &str = "POST /faults HTTP/1.1";
+const HOST: &str = "Host: localhost:8080";
+const HEADER: &str = "X-Zmq-Echo-Faults: 1";
+
+/// Switches faults as `curl -H 'X-Zmq-Echo-Faults: 1' -d ...` does.
+pub fn switch(server: &Server, faults: &str) {
+    let (status, answer) = http(server, &[POST, HOST, HEADER], faults);
+    assert_eq!(status, 200, "{answer}");
+}
+
+const OFF: &str = "delay=0s errors=0% silence=0% panics=0\n";
+
+/// How long it took to notice SIGTERM, and whether liveness held, with 100 clients at 50 ms of
+/// work each. In any case nothing is lost.
+fn terminated_at_work() -> (Duration, bool) {
+    let args = ["--work", "50ms", "--work-threads", "10", "--drain-quiet", "50ms"];
+    let mut server = Server::start(&[&args[..], &["--drain-timeout", "60s"]].concat());
+    let mut clients: Vec<_> = (0..100).map(|_| raw::connect(server.address(), b"")).collect();
+    // A second of work: 200 requests, ten at a time.
+    for (number, client) in clients.iter_mut().enumerate() {
+        ask(client, "first", &number.to_string());
+        ask(client, "second", &number.to_string());
+    }
+    server.wait_for_metric("zmq_echo_in_flight_requests", |requests| requests > 10.0);
+    let mut is_live = server.get("/livez").0 == 200;
+    let sent = SystemTime::now();
+    server.signal(Signal::TERM);
+    let record = server.wait_for_record("draining");
+    let noticed = parse_rfc3339(record["timestamp"].as_str().unwrap()).unwrap();
+    is_live &= server.get("/livez").0 == 200;
+    let clients: Vec<_> = clients
+        .into_iter()
+        .enumerate()
+        .map(|(number, mut client)| {
+            thread::spawn(move || {
+                let number = Ok(number.to_string());
+                let replies = BTreeSet::from([answer(&mut client), answer(&mut client)]);
+                let expected = ["first", "second"].map(|id| (id.to_owned(), number.clone()));
+                assert_eq!(replies, expected.into());
+                raw::leave_when_closed(client);
+            })
+        })
+        .collect();
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    assert_eq!(server.wait(), 0);
+    let drained = server.wait_for_record("drained");
+    for field in ["unfinished", "owed", "discarded", "lost"] {
+        assert_eq!(drained[field], 0, "{drained}");
+    }
+    assert!(drained["answered"].as_u64().unwrap() > 100, "the signal came late: {drained}");
+    (noticed.duration_since(sent).unwrap_or_default(), is_live)
+}
+
+#[test]
+fn at_work_sigterm_is_noticed_within_100_ms_livez_stays_200_and_the_drain_loses_nothing() {
+    // A machine with much else to do may be slower: then it is tried again.
+    wait_until("a signal is noticed in time", || {
+        let (noticed, is_live) = terminated_at_work();
+        noticed < Duration::from_millis(100) && is_live
+    });
+}
+
+#[test]
+fn work_takes_its_time_and_only_burning_takes_the_cpu() {
+    for (mode, is_costly) in [("sleep", false), ("burn", true)] {
+        let server = Server::start(&["--work", "20ms", "--work-mode", mode]);
+        let mut client = raw::connect(server.address(), b"");
+        let (started, before) = (Instant::now(), server.cpu_time());
+        for n in 0..25 {
+            assert_eq!(asked(&mut client, &n.to_string()), Ok(n.to_string()));
+        }
+        assert!(started.elapsed() >= Duration::from_millis(500), "{mode}");
+        // The kernel's account is in hundredths of a second.
+        let spent = server.cpu_time() - before;
+        assert_eq!(spent >= Duration::from_millis(450), is_costly, "{mode}: {spent:?}");
+    }
+}
+
+#[test]
+fn without_the_flag_there_are_no_faults() {
+    let server = Server::start(&["--work", "1ms"]);
+    assert_eq!(server.get("/faults").0, 404);
+    assert_eq!(http(&server, &[POST, HOST, HEADER], "panics=1").0, 404);
+    let mut client = raw::connect(server.address(), b"");
+    assert_eq!(asked(&mut client, "hello"), Ok("hello".to_owned()));
+}
+
+#[test]
+fn what_a_web_page_can_send_switches_nothing() {
+    let server = Server::start(&["--faults"]);
+    for head in [
+        // A form, or a script that asks for no permission.
+        &[POST, HOST][..],
+        &[POST, HOST, "X-Zmq-Echo-Faults: 0"],
+        // A page of this host's own name.
+        &[POST, HOST, HEADER, "Origin: http://localhost:8080"],
+        &[POST, HOST, HEADER, "Origin: null"],
+        // A page whose name resolves to this host.
+        &[POST, "Host: rebound.example:8080", HEADER],
+        &[POST, "Host: localhost.example", HEADER],
+        // What came through a proxy on this host.
+        &[POST, "Host: zmq-echo-headless:8080", HEADER],
+        &[POST, "Host: 10.0.0.1:8080", HEADER],
+    ] {
+        let (status, answer) = http(&server, head, "panics=1");
+        assert_eq!(status, 403, "{head:?}: {answer}");
+    }
+    let preflight = [
+        "OPTIONS /faults HTTP/1.1",
+        HOST,
+        "Origin: http://example.com",
+        "Access-Control-Request-Method: POST",
+        "Access-Control-Request-Headers: x-zmq-echo-faults",
+    ];
+    let (status, answer) = http(&server, &preflight, "");
+    assert_eq!(status, 405, "{answer}");
+    assert!(!answer.to_lowercase().contains("access-control-"), "{answer}");
+    assert_eq!(server.get("/faults"), (200, OFF.to_owned()));
+    assert!(server.find_record("faults switched").is_none());
+}
+
+#[test]
+fn a_wrong_fault_changes_nothing_and_says_what_would_be_right() {
+    let server = Server::start(&["--faults"]);
+    switch(&server, "errors=10%&delay=5ms");
+    let too_long = format!("delay=1ms{}", " ".repeat(2000));
+    for (body, right) in [
+        ("errors=ten", "errors: expected 0% to 100%, such as 20%; for example: delay=200ms"),
+        ("speed=1", "expected delay, errors, silence and panics"),
+        (&too_long, "expected 1024 bytes at most"),
+    ] {
+        let (status, answer) = http(&server, &[POST, HOST, HEADER], body);
+        assert_eq!(status, 400, "{body}: {answer}");
+        assert!(answer.contains(right), "{answer}");
+    }
+    let shown = "delay=5ms errors=10% silence=0% panics=0\n";
+    assert_eq!(server.get("/faults"), (200, shown.to_owned()));
+}
+
+#[test]
+fn faults_are_switched_on_and_off_while_the_server_runs() {
+    let mut server = Server::start(&["--faults", "--drain-quiet", "50ms"]);
+    let mut client = raw::connect(server.address(), b"");
+    let hello = || Ok("hello".to_owned());
+    assert_eq!(asked(&mut client, "hello"), hello());
+
+    switch(&server, "errors=100%");
+    assert_eq!(asked(&mut client, "hello"), Err("simulated".to_owned()));
+
+    switch(&server, "delay=300ms");
+    let started = Instant::now();
+    assert_eq!(asked(&mut client, "hello"), hello());
+    assert!(started.elapsed() >= Duration::from_millis(300));
+
+    switch(&server, "silence=100%");
+    for _ in 0..3 {
+        ask(&mut client, "unanswered", "hello");
+    }
+    server.wait_for_metric("zmq_echo_work_duration_seconds", |requests| requests == 6.0);
+    switch(&server, "");
+    assert_eq!(server.get("/faults").1, OFF);
+    // The next reply is that of the next request.
+    ask(&mut client, "answered", "hello");
+    assert_eq!(answer(&mut client), ("answered".to_owned(), hello()));
+
+    assert_eq!(server.metric("zmq_echo_rejected_total"), 1.0);
+    // Requests without a reply are no work that a drain would wait for.
+    assert_eq!(server.metric("zmq_echo_in_flight_requests"), 0.0);
+    server.signal(Signal::TERM);
+    raw::leave_when_closed(client);
+    assert_eq!(server.wait(), 0);
+    assert_eq!(server.wait_for_record("drained")["unfinished"], 0);
+    for message in ["simulating work", "faults switched"] {
+        assert_documented(&server.wait_for_record(message), false);
+    }
+}
+
+#[test]
+fn a_panic_answers_one_client_and_ends_nobody() {
+    let mut server = Server::start(&["--faults", "--work", "5ms"]);
+    let mut clients: Vec<_> = (0..10).map(|_| raw::connect(server.address(), b"")).collect();
+    switch(&server, "panics=1");
+    for _ in 0..2 {
+        clients.iter_mut().for_each(|client| ask(client, "id", "hello"));
+    }
+    let replies: Vec<_> = [(); 2]
+        .iter()
+        .flat_map(|()| clients.iter_mut().map(|client| answer(client).1).collect::<Vec<_>>())
+        .collect();
+    let panicked = replies.iter().filter(|reply| **reply == Err("panicked".to_owned())).count();
+    let echoed = replies.iter().filter(|reply| **reply == Ok("hello".to_owned())).count();
+    assert_eq!((panicked, echoed), (1, 19));
+    assert_eq!(server.metric("zmq_echo_panics_total"), 1.0);
+    assert_eq!(server.get("/faults").1, OFF);
+    assert!(server.wait_for_record("panicked")["panic"] == "a simulated panic");
+    server.is_alive();
+    assert!(server.is_running());
+}
