@@ -18,6 +18,7 @@ use zmq_echo_client::load::config::LoadConfig;
 
 use crate::config::{refuses, refuses_from_the_environment};
 use crate::log_schema::assert_text_documented;
+use crate::simulation::switch;
 use crate::support::built::LOAD;
 use crate::support::dns_server::DnsServer;
 use crate::support::{Process, Server, command, runtime, wait_until};
@@ -232,6 +233,69 @@ fn an_altered_reply_is_a_failure_and_so_is_the_run_unless_it_may() {
 }
 
 #[test]
+fn a_reply_is_held_to_what_was_expected() {
+    let endpoint = server_that(Manner::Alters);
+    let server = Server::start(&[]);
+    let args = ["--rate", "100", "--duration", "500ms", "--payload-template", "order {n}"];
+    for (endpoint, expect, failure) in [
+        (&endpoint, "any", None),
+        (&endpoint, "echo", Some("altered")),
+        (&endpoint, "contains:order ", None),
+        (&endpoint, "contains:order 0", Some("unexpected")),
+        (&server.endpoint, "echo", None),
+    ] {
+        let args = [&[&**endpoint, "--expect", expect][..], &args].concat();
+        let run = result(i32::from(failure.is_some()), &args);
+        let kinds: Vec<_> = run["failures"].as_array().unwrap().iter().collect();
+        match failure {
+            None => assert_eq!((number(&run["answered"]), kinds.len()), (50.0, 0), "{run}"),
+            Some(kind) => assert!(kinds.iter().all(|one| one["kind"] == kind), "{expect}: {run}"),
+        }
+    }
+}
+
+#[test]
+fn a_file_is_every_requests_payload() {
+    let server = Server::start(&[]);
+    let path = std::env::temp_dir().join(format!("zmq-echo-payload-{}", std::process::id()));
+    std::fs::write(&path, [7; 10_000]).unwrap();
+    let args = ["--rate", "100", "--duration", "500ms", "--payload", path.to_str().unwrap()];
+    let run = result(0, &[&[&*server.endpoint], &args[..]].concat());
+    let requests = server.metric(r#"zmq_echo_requests_total{source="client"}"#);
+    assert_eq!((number(&run["answered"]), requests), (50.0, 50.0), "{run}");
+    // The client's envelope is a few bytes more.
+    let received = server.metric("zmq_echo_received_bytes_total") / requests;
+    assert!((10_000.0..10_100.0).contains(&received), "{received}");
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn payloads_of_two_kinds_are_refused_together() {
+    for args in [
+        ["--payload", "Cargo.toml", "--size", "64"],
+        ["--payload-template", "x", "--size", "64"],
+        ["--payload-template", "x", "--payload", "Cargo.toml"],
+    ] {
+        let output = load(&args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("cannot be used with"), "{stderr}");
+    }
+}
+
+#[test]
+fn an_error_reply_is_tried_again_and_counted_whatever_is_expected() {
+    let server = Server::start(&["--faults"]);
+    switch(&server, "errors=100%");
+    let args = ["--rate", "100", "--duration", "500ms", "--expect", "any", "--retries", "1"];
+    let run = result(1, &[&[&*server.endpoint], &args[..]].concat());
+    assert_eq!((number(&run["failed"]), number(&run["retried"])), (50.0, 50.0), "{run}");
+    assert_eq!(run["failures"][0]["kind"], "rejected", "{run}");
+    let rejected = server.metric("zmq_echo_rejected_total");
+    assert_eq!(rejected, 100.0);
+}
+
+#[test]
 fn what_could_not_be_sent_has_failed_as_well() {
     let endpoint = server_that(Manner::IsSilent);
     let run = result(
@@ -420,7 +484,7 @@ fn without_a_terminal_a_line_now_and_then_says_how_it_goes() {
 }
 
 /// A value that each flag refuses, and a part of what would be right.
-const REFUSED: [(&str, &str, &str); 22] = [
+const REFUSED: [(&str, &str, &str); 26] = [
     ("--discover", "zmq-echo", "such as dns://zmq-echo-headless:5555"),
     ("--rate", "0", "expected 1 to 10000000 requests a second, such as 5000, or max"),
     ("--rate", "fast", "such as 5000, or max"),
@@ -431,6 +495,10 @@ const REFUSED: [(&str, &str, &str); 22] = [
     ("--size", "17MiB", "expected 8 to 16MiB"),
     ("--size", "4KiB-64", "a rising range"),
     ("--size", "16MiB", "--size 16MiB; expected 262144 requests and 1GiB of payload at most"),
+    ("--payload", "/no/such/file", "cannot be read: No such file"),
+    ("--payload", "/dev/zero", "expected a file of 16MiB at most"),
+    ("--payload-template", "", "expected a text, such as 'order {n}'"),
+    ("--expect", "ok", "expected echo, any or contains:TEXT, such as contains:ok"),
     ("--wait", "0s", "more than 0s"),
     ("--duration", "0s", "more than 0s"),
     ("--duration", "30", "a number with its unit"),

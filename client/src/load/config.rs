@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 
-use super::payload::PayloadSize;
+use super::payload::{self, Expect, PayloadFile, PayloadSize, Template};
 use crate::discovery::Source;
 use zmq_echo::config::{LogFilter, parse};
 use zmq_echo::exit;
@@ -89,6 +89,33 @@ pub struct LoadConfig {
     /// The default, 64, measures the service and not the network.
     #[arg(long, env = "ZMQ_ECHO_LOAD_SIZE", value_name = "BYTES", default_value = "64")]
     pub size: PayloadSize,
+
+    /// A file that is every request's payload, instead of random bytes
+    ///
+    /// It is read once, at the start, and is 16MiB at most.
+    #[arg(
+        long, env = "ZMQ_ECHO_LOAD_PAYLOAD", value_name = "FILE",
+        conflicts_with_all = ["size", "payload_template"]
+    )]
+    pub payload: Option<PayloadFile>,
+
+    /// A text that is every request's payload, such as 'order {n}'
+    ///
+    /// Each {n} is replaced with the request's number, counted from 0.
+    #[arg(
+        long,
+        env = "ZMQ_ECHO_LOAD_PAYLOAD_TEMPLATE",
+        value_name = "TEXT",
+        conflicts_with = "size"
+    )]
+    pub payload_template: Option<Template>,
+
+    /// Which replies are right: echo, any, or contains:TEXT
+    ///
+    /// The server's error replies never are. The default, echo, is the request's own payload, byte
+    /// by byte.
+    #[arg(long, env = "ZMQ_ECHO_LOAD_EXPECT", value_name = "REPLY", default_value = "echo")]
+    pub expect: Expect,
 
     /// How long to wait for the first endpoint that answers, such as 5m
     ///
@@ -189,12 +216,14 @@ impl LoadConfig {
     ) -> Result<Self, clap::Error> {
         let config: Self = parse(args)?;
         let outstanding = config.connections * config.in_flight;
-        let bytes = u64::from(outstanding) * config.size.most as u64;
+        let bytes = u64::from(outstanding) * config.payloads().most() as u64;
         if outstanding > MOST_OUTSTANDING || bytes > MOST_BYTES {
             let message = format!(
                 "--connections {} times --in-flight {} is {outstanding} requests outstanding of \
-                 --size {}; expected {MOST_OUTSTANDING} requests and 1GiB of payload at most\n",
-                config.connections, config.in_flight, config.size,
+                 {}; expected {MOST_OUTSTANDING} requests and 1GiB of payload at most\n",
+                config.connections,
+                config.in_flight,
+                config.shown_payload(),
             );
             return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
         }
@@ -204,6 +233,24 @@ impl LoadConfig {
     /// The most requests outstanding at a time, all clients together.
     pub fn outstanding(&self) -> usize {
         self.connections as usize * self.in_flight as usize
+    }
+
+    /// What is sent.
+    pub fn payloads(&self) -> payload::Source {
+        let file = self.payload.clone().map(payload::Source::File);
+        let template = || self.payload_template.clone().map(payload::Source::Template);
+        file.or_else(template).unwrap_or(payload::Source::Random(self.size))
+    }
+
+    /// The flag that says how large a payload is.
+    fn shown_payload(&self) -> String {
+        match self.payloads() {
+            payload::Source::Random(size) => format!("--size {size}"),
+            source @ payload::Source::File(_) => format!("--payload of {} bytes", source.most()),
+            source @ payload::Source::Template(_) => {
+                format!("--payload-template of up to {} bytes", source.most())
+            }
+        }
     }
 
     /// Where the endpoints come from.

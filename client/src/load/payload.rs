@@ -1,8 +1,13 @@
-//! What is sent: payloads of which no two are the same, and that tell whether a
-//! reply is theirs.
+//! What is sent, and how to tell whether a reply is what was expected.
+//!
+//! Random payloads, of which no two are the same, unless the user has others: a file, or a text
+//! with the request's number.
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fastrand::Rng;
@@ -15,15 +20,46 @@ const NUMBER: usize = size_of::<u64>();
 /// drawing every payload anew.
 const OFFSETS: usize = 64 << 10;
 
+/// The largest payload: twice the largest message that the server takes at its defaults.
+const LARGEST: usize = 16 << 20;
+
+/// What stands for the request's number in a template.
+const PLACE: &str = "{n}";
+
+/// The most digits that a number takes.
+const DIGITS: usize = 20;
+
+/// Where payloads come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Random bytes of this size.
+    Random(PayloadSize),
+    /// These bytes, again and again.
+    File(PayloadFile),
+    /// This text, with the request's number.
+    Template(Template),
+}
+
+impl Source {
+    /// The size of the largest payload.
+    pub fn most(&self) -> usize {
+        match self {
+            Self::Random(size) => size.most,
+            Self::File(file) => file.0.len(),
+            Self::Template(Template(text)) => text.len() + text.matches(PLACE).count() * DIGITS,
+        }
+    }
+}
+
 /// Draws payloads.
 pub struct Payloads {
+    source: Source,
     random: Vec<u8>,
-    size: PayloadSize,
     rng: Rng,
     next: u64,
 }
 
-/// One payload: a number of its own, then random bytes.
+/// One payload: a number of its own, and which random bytes are behind it if any are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Payload {
     number: u64,
@@ -32,42 +68,142 @@ pub struct Payload {
 }
 
 impl Payloads {
-    /// Payloads of this size.
-    pub fn new(size: PayloadSize) -> Self {
+    /// Payloads of this source.
+    pub fn new(source: Source) -> Self {
         let mut rng = Rng::new();
-        let mut random = vec![0; OFFSETS + size.most];
-        rng.fill(&mut random);
-        // Starts anywhere, so that a reply from another run is found out too.
-        let next = rng.u64(..);
-        Self { random, size, rng, next }
+        let (mut random, mut next) = (Vec::new(), 0);
+        if let Source::Random(size) = source {
+            random = vec![0; OFFSETS + size.most];
+            rng.fill(&mut random);
+            // Starts anywhere, so that a reply from another run is found out too.
+            next = rng.u64(..);
+        }
+        Self { source, random, rng, next }
     }
 
     /// The next payload.
     pub fn draw(&mut self) -> Payload {
         let number = self.next;
         self.next = self.next.wrapping_add(1);
-        let size = self.rng.usize(self.size.least..=self.size.most);
-        Payload { number, offset: self.rng.usize(..OFFSETS), rest: size - NUMBER }
+        let Source::Random(size) = self.source else {
+            return Payload { number, offset: 0, rest: 0 };
+        };
+        let bytes = self.rng.usize(size.least..=size.most);
+        Payload { number, offset: self.rng.usize(..OFFSETS), rest: bytes - NUMBER }
     }
 
     /// The payload as it is sent.
     pub fn bytes(&self, payload: Payload) -> Bytes {
-        let mut bytes = BytesMut::with_capacity(NUMBER + payload.rest);
-        bytes.put_u64(payload.number);
-        bytes.put_slice(self.rest(payload));
-        bytes.freeze()
+        match &self.source {
+            Source::Random(_) => {
+                let mut bytes = BytesMut::with_capacity(NUMBER + payload.rest);
+                bytes.put_u64(payload.number);
+                bytes.put_slice(self.rest(payload));
+                bytes.freeze()
+            }
+            Source::File(file) => file.0.clone(),
+            Source::Template(template) => template.with(payload.number).into(),
+        }
     }
 
     /// Whether a reply is this payload, byte by byte.
     pub fn matches(&self, payload: Payload, reply: &[u8]) -> bool {
-        reply.split_first_chunk().is_some_and(|(number, rest)| {
-            *number == payload.number.to_be_bytes() && rest == self.rest(payload)
-        })
+        match &self.source {
+            Source::Random(_) => reply.split_first_chunk().is_some_and(|(number, rest)| {
+                *number == payload.number.to_be_bytes() && rest == self.rest(payload)
+            }),
+            Source::File(file) => file.0 == reply,
+            Source::Template(template) => template.with(payload.number).as_bytes() == reply,
+        }
     }
 
     fn rest(&self, payload: Payload) -> &[u8] {
         &self.random[payload.offset..][..payload.rest]
     }
+}
+
+/// A payload from a file, which is read when the flag is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PayloadFile(Bytes);
+
+impl FromStr for PayloadFile {
+    type Err = String;
+
+    fn from_str(path: &str) -> Result<Self, Self::Err> {
+        let read = || -> io::Result<Vec<u8>> {
+            use io::Read;
+            let mut bytes = Vec::new();
+            // A device or a pipe may have no end.
+            let file = std::fs::File::open(Path::new(path))?;
+            file.take(LARGEST as u64 + 1).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read().map_err(|error| format!("cannot be read: {error}"))?;
+        if bytes.len() > LARGEST {
+            return Err("expected a file of 16MiB at most".to_owned());
+        }
+        Ok(Self(bytes.into()))
+    }
+}
+
+/// A text in which `{n}` stands for the request's number, counted from 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template(Arc<str>);
+
+impl Template {
+    fn with(&self, number: u64) -> String {
+        self.0.replace(PLACE, &number.to_string())
+    }
+}
+
+impl FromStr for Template {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err("expected a text, such as 'order {n}'");
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+/// Which replies are right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expect {
+    /// The request's own payload.
+    Echo,
+    /// Any reply that is no error.
+    Any,
+    /// One that contains this text.
+    Contains(Arc<str>),
+}
+
+impl FromStr for Expect {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.split_once(':')) {
+            ("echo", _) => Ok(Self::Echo),
+            ("any", _) => Ok(Self::Any),
+            (_, Some(("contains", part))) if !part.is_empty() => Ok(Self::Contains(part.into())),
+            _ => Err("expected echo, any or contains:TEXT, such as contains:ok"),
+        }
+    }
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Echo => f.write_str("echo"),
+            Self::Any => f.write_str("any"),
+            Self::Contains(part) => write!(f, "contains:{part}"),
+        }
+    }
+}
+
+/// Whether `part` stands somewhere in `bytes`.
+pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// How large a payload is, in bytes: drawn evenly from `least` to `most`.
@@ -82,9 +218,6 @@ pub struct PayloadSize {
 impl PayloadSize {
     /// A payload starts with its number, which no other of the run has.
     const LEAST: usize = NUMBER;
-
-    /// Twice the largest message that the server takes at its defaults.
-    const MOST: usize = 16 << 20;
 }
 
 impl FromStr for PayloadSize {
@@ -95,7 +228,7 @@ impl FromStr for PayloadSize {
         let (least, most) = text.split_once('-').unwrap_or((text, text));
         let bytes = |text| {
             let bytes = usize::try_from(parse_bytes(text)?).ok()?;
-            (Self::LEAST..=Self::MOST).contains(&bytes).then_some(bytes)
+            (Self::LEAST..=LARGEST).contains(&bytes).then_some(bytes)
         };
         let size = Self { least: bytes(least).ok_or(right)?, most: bytes(most).ok_or(right)? };
         if size.least > size.most { Err(right) } else { Ok(size) }
@@ -118,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_payload_is_matched_by_itself_and_by_nothing_else() {
-        let mut payloads = Payloads::new("64-4KiB".parse().unwrap());
+        let mut payloads = Payloads::new(Source::Random("64-4KiB".parse().unwrap()));
         let (one, other) = (payloads.draw(), payloads.draw());
         let bytes = payloads.bytes(one);
         assert!((64..=4096).contains(&bytes.len()));
@@ -135,7 +268,7 @@ mod tests {
 
     #[test]
     fn both_ends_of_a_range_are_drawn() {
-        let mut payloads = Payloads::new("8-10".parse().unwrap());
+        let mut payloads = Payloads::new(Source::Random("8-10".parse().unwrap()));
         let drawn: std::collections::BTreeSet<_> = (0..1000)
             .map(|_| {
                 let payload = payloads.draw();
@@ -143,5 +276,37 @@ mod tests {
             })
             .collect();
         assert_eq!(drawn, [8, 9, 10].into());
+    }
+
+    #[test]
+    fn a_template_counts_and_each_payload_is_matched_by_its_own_number() {
+        let source = Source::Template("{n}: order {n}".parse().unwrap());
+        assert_eq!(source.most(), "{n}: order {n}".len() + 40);
+        let mut payloads = Payloads::new(source);
+        let drawn: Vec<_> = (0..11).map(|_| payloads.draw()).collect();
+        assert_eq!(payloads.bytes(drawn[0]), "0: order 0");
+        assert_eq!(payloads.bytes(drawn[10]), "10: order 10");
+        assert!(payloads.matches(drawn[10], b"10: order 10"));
+        assert!(!payloads.matches(drawn[1], b"10: order 10"));
+        let mut same = Payloads::new(Source::Template("no number".parse().unwrap()));
+        assert_eq!([(); 2].map(|()| same.draw()).map(|drawn| same.bytes(drawn)), ["no number"; 2]);
+    }
+
+    #[test]
+    fn an_expectation_is_shown_as_it_is_parsed() {
+        for text in ["echo", "any", "contains:ok", "contains:a:b", "contains: "] {
+            assert_eq!(text.parse::<Expect>().unwrap().to_string(), text);
+        }
+        for text in ["", "ok", "contains", "contains:", "echo:", "regex:ok"] {
+            assert!(text.parse::<Expect>().unwrap_err().contains("contains:TEXT"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_found_wherever_it_stands() {
+        for (bytes, found) in [("ok", true), ("not ok", true), ("ok then", true), ("o k", false)] {
+            assert_eq!(contains(bytes.as_bytes(), b"ok"), found, "{bytes}");
+        }
+        assert!(!contains(b"", b"ok"));
     }
 }

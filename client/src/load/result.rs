@@ -35,7 +35,7 @@ pub struct LoadResult {
     pub due: u64,
     /// Requests that were sent.
     pub sent: u64,
-    /// Requests whose own payload came back.
+    /// Requests whose reply was as expected.
     pub answered: u64,
     /// Attempts beyond the first of each request.
     pub retried: u64,

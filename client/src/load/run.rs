@@ -14,10 +14,10 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::unconstrained;
 use tokio::time::{interval, sleep, timeout};
 
-use super::completion::{ALTERED, Completion, UNSENT};
+use super::completion::{ALTERED, Completion, UNEXPECTED, UNSENT};
 use super::config::{LoadConfig, Rate};
 use super::error::LoadError;
-use super::payload::Payloads;
+use super::payload::{Expect, Payload, Payloads, contains};
 use super::progress::{Look, Progress};
 use super::recorder::{Recorder, Times};
 use super::result::LoadResult;
@@ -191,7 +191,7 @@ fn client_config(config: &LoadConfig) -> ClientConfig {
         // The workers are the bound; a client of its own may be slower to see that an
         // attempt has ended than the worker that makes the next.
         max_outstanding: config.in_flight as usize * 2,
-        max_payload: config.size.most,
+        max_payload: config.payloads().most(),
         max_reply: config.max_reply.bytes(),
         max_connection_replies: config.max_connection_replies.bytes(),
         max_replies: config.max_replies.bytes(),
@@ -259,7 +259,7 @@ impl<'a> Run<'a> {
             taken: Cell::new(0),
             over: Cell::new(false),
             all_taken: Notify::new(),
-            payloads: RefCell::new(Payloads::new(config.size)),
+            payloads: RefCell::new(Payloads::new(config.payloads())),
             recorder: RefCell::new(Recorder::new(start, slice(config.duration))),
         }
     }
@@ -296,8 +296,7 @@ impl<'a> Run<'a> {
             let reply = client.request(bytes).await;
             // The client has looked at the clock already.
             let done = reply.as_ref().map_or_else(|_| Instant::now(), |reply| sent + reply.elapsed);
-            let matches = |reply: &[u8]| self.payloads.borrow().matches(payload, reply);
-            let (attempts, completion) = completion(reply, matches);
+            let (attempts, completion) = completion(reply, |reply| self.check(payload, reply));
             let rests = due.is_none() && matches!(completion, Completion::Failed(_));
             let times = Times { due: due.unwrap_or(sent), sent, done };
             self.recorder.borrow_mut().record(times, attempts, completion);
@@ -305,6 +304,16 @@ impl<'a> Run<'a> {
                 sleep(AFTER_FAILURE).await;
             }
         }
+    }
+
+    /// What is wrong with a reply, if anything is.
+    fn check(&self, payload: Payload, reply: &[u8]) -> Option<&'static str> {
+        let (is_right, otherwise) = match &self.config.expect {
+            Expect::Echo => (self.payloads.borrow().matches(payload, reply), ALTERED),
+            Expect::Any => return None,
+            Expect::Contains(part) => (contains(reply, part.as_bytes()), UNEXPECTED),
+        };
+        (!is_right).then_some(otherwise)
     }
 
     /// The next request: when it was due, which in a closed loop is now. None where
@@ -420,22 +429,23 @@ impl<'a> Run<'a> {
 /// How many attempts a request took, and how it ended.
 fn completion(
     reply: Result<Reply, RequestError>,
-    matches: impl FnOnce(&[u8]) -> bool,
+    check: impl FnOnce(&[u8]) -> Option<&'static str>,
 ) -> (u32, Completion) {
     match reply {
-        Ok(reply) if matches(&reply.payload) => {
-            (reply.attempts, Completion::Answered(reply.endpoint))
-        }
-        Ok(reply) => (reply.attempts, Completion::Failed(ALTERED)),
+        Ok(reply) => match check(&reply.payload) {
+            None => (reply.attempts, Completion::Answered(reply.endpoint)),
+            Some(wrong) => (reply.attempts, Completion::Failed(wrong)),
+        },
         Err(error) => (attempts(&error), Completion::Failed(error.kind())),
     }
 }
 
 fn attempts(error: &RequestError) -> u32 {
     match error {
-        RequestError::TimedOut { attempts, .. } | RequestError::Disconnected { attempts, .. } => {
-            *attempts
-        }
+        RequestError::TimedOut { attempts, .. }
+        | RequestError::Disconnected { attempts, .. }
+        | RequestError::ReplyMemory { attempts, .. }
+        | RequestError::Rejected { attempts, .. } => *attempts,
         _ => 0,
     }
 }
