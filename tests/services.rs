@@ -179,6 +179,19 @@ fn more_panics_than_ten_in_a_minute_end_the_loop() {
 }
 
 #[test]
+fn panics_on_threads_count_towards_the_limit_as_well() {
+    let gate = Gate::new();
+    let running = start(move || gated(1, gate));
+    let mut client = raw::connect(running.address, b"");
+    for _ in 0..10 {
+        ask(&mut client, "1", "panic");
+        assert_eq!(error(&mut client).1, "panicked");
+    }
+    ask(&mut client, "1", "panic");
+    assert!(running.thread.join().is_err());
+}
+
+#[test]
 fn a_late_reply_never_reaches_another_connection_of_the_same_identity() {
     let gate = Gate::new();
     let running = start(move || gated(2, gate));

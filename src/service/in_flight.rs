@@ -65,9 +65,11 @@ impl InFlight {
         self.entries.try_remove(ticket.slot)
     }
 
-    /// Takes all that came from a connection.
+    /// Takes all that came from a connection, the newest first: if they are cancelled in this
+    /// order, none is begun in the place of another.
     pub(super) fn remove_of(&mut self, peer: PeerId) -> Vec<Ticket> {
-        let tickets = self.tickets(|entry| entry.origin.peer == peer);
+        let mut tickets = self.tickets(|entry| entry.origin.peer == peer);
+        tickets.sort_unstable_by_key(|ticket| std::cmp::Reverse(ticket.number));
         tickets.iter().for_each(|ticket| drop(self.entries.try_remove(ticket.slot)));
         tickets
     }

@@ -444,7 +444,7 @@ where
             let reply = reply.and_then(|payload| check_payload(&payload).map(|()| payload));
             let payload = reply.unwrap_or_else(|rejection| {
                 if rejection.code == "panicked" {
-                    self.metrics.panics.inc();
+                    self.panicked();
                 }
                 self.metrics.rejected.inc();
                 debug!(%rejection, "request rejected");
@@ -463,6 +463,15 @@ where
                 self.metrics.queue_duration.observe(queued.as_secs_f64());
                 self.metrics.work_duration.observe((ended - began).as_secs_f64());
             }
+        }
+    }
+
+    /// An adapter has caught a panic, which is recorded already. Too many end the process, as
+    /// those of the service itself do.
+    fn panicked(&mut self) {
+        self.metrics.panics.inc();
+        if self.exit_on_panic || !self.panics.may_go_on(Instant::now()) {
+            resume_unwind(Box::new("the service panicked"));
         }
     }
 
