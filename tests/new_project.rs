@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::side_port::hash_of;
+
 /// A folder of this test alone, which goes with it.
 struct Folder(PathBuf);
 
@@ -113,6 +115,11 @@ fn a_new_project_has_its_own_name_everywhere_and_cargo_accepts_it() {
             assert!(text(path).contains(&part), "{name}: {path} lacks {part}");
         }
         marker_has_16_bytes(&text("src/service/rejection.rs"));
+        let policy = text("src/side_port/page.rs");
+        for tag in ["script", "style"] {
+            let hash = hash_of(&text("src/side_port/status.html"), tag);
+            assert!(policy.contains(&format!("{tag}-src 'sha256-{hash}'")), "{name}: {tag}");
+        }
         what_is_for_this_project_only_is_left_out(&files);
 
         for lock in ["Cargo.lock", "fuzz/Cargo.lock"] {
