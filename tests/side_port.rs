@@ -252,22 +252,24 @@ fn a_browser_gets_the_page_and_others_get_text() {
     }
 }
 
+/// The SHA-256 of what stands in the page's only element `tag`, as a policy names it.
+pub fn hash_of(page: &str, tag: &str) -> String {
+    let (_, rest) = page.split_once(&format!("<{tag}>")).expect("one element");
+    let (content, rest) = rest.split_once(&format!("</{tag}>")).expect("its end");
+    assert!(!rest.contains(&format!("<{tag}")), "a second {tag}");
+    let hash = ring::digest::digest(&ring::digest::SHA256, content.as_bytes());
+    base64::prelude::BASE64_STANDARD.encode(hash)
+}
+
 #[test]
 fn the_page_may_run_and_ask_for_nothing_but_its_own() {
     let server = Server::start(&[]);
     let (head, page) = index(&server, BROWSER);
-    let hash = |tag: &str| {
-        let (_, rest) = page.split_once(&format!("<{tag}>")).expect("one element");
-        let (content, rest) = rest.split_once(&format!("</{tag}>")).expect("its end");
-        assert!(!rest.contains(&format!("<{tag}")), "a second {tag}");
-        let hash = ring::digest::digest(&ring::digest::SHA256, content.as_bytes());
-        base64::prelude::BASE64_STANDARD.encode(hash)
-    };
     let policy = format!(
         "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; \
          connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        hash("script"),
-        hash("style"),
+        hash_of(&page, "script"),
+        hash_of(&page, "style"),
     );
     for header in [
         format!("content-security-policy: {policy}"),

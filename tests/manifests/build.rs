@@ -269,7 +269,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn directories(path: &Path) -> Vec<PathBuf> {
+pub fn directories(path: &Path) -> Vec<PathBuf> {
     entries(path).into_iter().filter(|entry| entry.is_dir()).collect()
 }
 

@@ -11,6 +11,7 @@ mod load;
 mod memory;
 mod monitoring;
 mod network;
+mod new_project;
 mod overlays;
 mod pod_security;
 mod probes;
