@@ -438,14 +438,14 @@ where
     /// Sends one reply to a request that was taken for later.
     fn complete(&mut self, completion: Completion) {
         let Completion { ticket, reply, is_last, worked } = completion;
+        if matches!(&reply, Some(Err(rejection)) if rejection.code == "panicked") {
+            self.panicked();
+        }
         let Some(entry) = self.in_flight.get(ticket) else { return };
         let origin = entry.origin;
         if let Some(reply) = reply {
             let reply = reply.and_then(|payload| check_payload(&payload).map(|()| payload));
             let payload = reply.unwrap_or_else(|rejection| {
-                if rejection.code == "panicked" {
-                    self.panicked();
-                }
                 self.metrics.rejected.inc();
                 debug!(%rejection, "request rejected");
                 (&rejection).into()
