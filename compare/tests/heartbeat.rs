@@ -40,3 +40,29 @@ fn a_connection_with_heartbeats_survives_silence() {
     let established = metric(&server, r#"zmq_echo_connections_total{outcome="established"}"#);
     assert_eq!(established, 1.0, "connections made");
 }
+
+/// Ten pipelined requests of four seconds each: while four are worked on, the others wait in the
+/// server, and with them the PINGs behind them. No reply comes for longer than the limit.
+#[test]
+fn a_client_whose_requests_wait_for_slow_work_keeps_its_connection() {
+    let server = server(&["--work", "4s", "--work-threads", "4", "--peer-in-flight-limit", "4"]);
+    let context = zmq::Context::new();
+    let dealer = client(&context, zmq::DEALER, &server.endpoint(), |dealer| {
+        dealer.set_heartbeat_ivl(500)?;
+        dealer.set_heartbeat_timeout(LIMIT.as_millis() as i32)?;
+        dealer.monitor("inproc://slow-work", zmq::SocketEvent::DISCONNECTED as i32)
+    });
+    let monitor = context.socket(zmq::PAIR).unwrap();
+    monitor.connect("inproc://slow-work").unwrap();
+
+    for number in 0..10 {
+        dealer.send_multipart(["id", "", &number.to_string()], 0).unwrap();
+    }
+    let mut replies: Vec<_> = (0..10).map(|_| dealer.recv_multipart(0).unwrap()).collect();
+    replies.sort();
+    for (number, reply) in replies.iter().enumerate() {
+        assert_eq!(reply[2], number.to_string().as_bytes());
+    }
+    let lost = std::iter::from_fn(|| monitor.recv_multipart(zmq::DONTWAIT).ok()).count();
+    assert_eq!(lost, 0, "connections lost");
+}
