@@ -16,6 +16,9 @@ mod open_files;
 pub mod raw;
 #[path = "support/relay.rs"]
 pub mod relay;
+#[path = "support/shell.rs"]
+#[allow(dead_code, reason = "not every test binary reads commands")]
+pub mod shell;
 #[path = "support/tables.rs"]
 pub mod tables;
 #[path = "support/waiting.rs"]

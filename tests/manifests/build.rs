@@ -197,16 +197,17 @@ fn build_all() -> Vec<Variant> {
 /// What a kustomization makes that stands in a directory of its own beside `parent`'s
 /// others.
 pub fn build_beside(parent: &str, name: &str, kustomization: &str) -> Variant {
-    build(name, &stand_beside(parent, name, kustomization))
+    build(name, &directory_beside(parent, name, kustomization))
 }
 
 /// Whether such a kustomization can be built.
 pub fn builds_beside(parent: &str, name: &str, kustomization: &str) -> bool {
-    let directory = stand_beside(parent, name, kustomization);
+    let directory = directory_beside(parent, name, kustomization);
     kubectl(&["kustomize", directory.to_str().unwrap()]).status.success()
 }
 
-fn stand_beside(parent: &str, name: &str, kustomization: &str) -> PathBuf {
+/// A directory with a kustomization beside the others under `parent`.
+pub fn directory_beside(parent: &str, name: &str, kustomization: &str) -> PathBuf {
     variants();
     let directory = work().join("k8s").join(parent).join(name);
     fs::create_dir_all(&directory).unwrap();

@@ -266,12 +266,12 @@ fn what_is_red_is_where_an_alert_fires() {
         ("Slower than 10 ms", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4 * 0.001),
         ("Use of the latency objective", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4),
         ("Without a reply", None, "Errors", "> 0.01", 0.01),
-        ("Share of a pod", None, "PodAboveShare", "(2 * avg", 2.0),
+        ("Share of a pod", None, "PodAboveShare", "ratio_to_others > 3", 3.0),
         ("Nearest to a limit", None, "PeersNearLimit", "> 0.8", 0.8),
         ("Limits", None, "BuffersNearLimit", "> 0.8", 0.8),
         ("CPU", None, "CpuNearLimit", "> 0.8", 0.8),
         ("Pods now", Some("CPU"), "CpuNearLimit", "> 0.8", 0.8),
-        ("Pods now", Some("share"), "PodAboveShare", "(2 * avg", 2.0),
+        ("Pods now", Some("share"), "PodAboveShare", "ratio_to_others > 3", 3.0),
         ("Pods now", Some("slower than 10 ms"), "LatencyBurnsFast", "> 14.4 * 0.001", 0.0144),
     ] {
         let name = format!("ZmqEcho{alert}");
@@ -331,7 +331,9 @@ fn the_replicas_that_are_wanted_are_those_of_the_manifests() {
     ] {
         let uses: Vec<_> = expressions.iter().flat_map(|text| matchers(text, metric)).collect();
         assert!(!uses.is_empty(), "{metric}");
-        assert!(uses.iter().all(|it| it.contains(&format!("{label}=\"{NAME}\""))), "{uses:?}");
+        // With a namePrefix too.
+        let named = format!("{label}=~\"(.*-)?{NAME}\"");
+        assert!(uses.iter().all(|it| it.contains(&named)), "{uses:?}");
     }
 }
 

@@ -1,6 +1,8 @@
 //! docs/operations.md and the README say what the manifests say.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use clap::CommandFactory;
@@ -13,12 +15,15 @@ use zmq_echo_client::load::config::LoadConfig;
 use zmtp::Reason;
 use zmtp::router::Limits;
 
-use crate::build::{NAME, Server, VERSION, build_beside, name_of, root, sources, variant};
+use crate::build::{
+    NAME, Server, VERSION, build_beside, directory_beside, kubectl, name_of, root, sources, variant,
+};
 use crate::lifecycle::{grace, pre_stop};
 use crate::memory::{self, resource};
 use crate::monitoring::component_file;
 use crate::probes::seconds;
 use crate::server::{config, probe_config};
+use crate::support::shell::{blocks_of, commands, commands_of};
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 const README: &str = include_str!("../../README.md");
@@ -324,8 +329,22 @@ fn every_service_and_path_that_is_named_is_there() {
 
 #[test]
 fn every_link_leads_somewhere() {
-    for link in OPERATIONS.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-        assert!(root().join("docs").join(link).exists(), "{link}");
+    let anchor = |heading: &str| {
+        let kept = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        kept.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect::<String>()
+    };
+    let headings = OPERATIONS.lines().filter(|line| line.starts_with('#'));
+    let headings: BTreeSet<_> = headings.map(anchor).collect();
+    let links =
+        |text: &'static str| text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    for link in links(OPERATIONS).filter(|link| !link.starts_with("https://")) {
+        match link.split_once('#') {
+            Some(("", heading)) => assert!(headings.contains(heading), "{link}"),
+            _ => assert!(root().join("docs").join(link).exists(), "{link}"),
+        }
+    }
+    for link in links(README).filter_map(|link| link.strip_prefix("docs/operations.md#")) {
+        assert!(headings.contains(link), "{link}");
     }
 }
 
@@ -349,6 +368,76 @@ fn the_other_probes_are_an_overlay_that_builds_and_asks_the_side_port() {
     // It reports by itself after this.
     let timeout = seconds(container.liveness_probe.as_ref().unwrap().timeout_seconds);
     assert!(timeout > zmq_echo::side_port::LIVE_LIMIT);
+}
+
+#[test]
+fn production_takes_an_image_by_its_digest_with_the_commands_of_the_readme() {
+    let blocks = blocks_of(README);
+    let block = blocks.iter().find(|block| block.contains("sha256:DIGEST")).unwrap();
+    let [set, apply] = &commands_of(block)[..] else { panic!("two commands") };
+    // In a copy, and with kustomize in place of a cluster.
+    let overlay = "k8s/overlays/production";
+    assert_eq!(apply, &format!("kubectl apply -k {overlay}"));
+    let text = std::fs::read_to_string(root().join(overlay).join("kustomization.yaml")).unwrap();
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let place = directory_beside("overlays", "with-digest", &text);
+    std::fs::copy(root().join(overlay).join("deployment.yaml"), place.join("deployment.yaml"))
+        .unwrap();
+    let set = set.replace("k8s/overlays/production/", "").replace("sha256:DIGEST", &digest);
+    let set = set.replace("REGISTRY", "registry.example");
+    let status = Command::new("sh").args(["-c", &set]).current_dir(&place).status().unwrap();
+    assert!(status.success());
+    let output = kubectl(&["kustomize", place.to_str().unwrap()]);
+    let yaml = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        yaml.contains(&format!("image: registry.example/{NAME}@{digest}\n")),
+        "{output:?}",
+        output = output.stderr
+    );
+}
+
+/// Each is run against a cluster that is away: it gets as far as that, so its flags and its
+/// files are right.
+#[test]
+fn every_kubectl_command_fails_only_because_there_is_no_cluster() {
+    let mut count = 0;
+    for (file, command) in commands() {
+        // One that reads another's output has to run with it.
+        for part in command.split(" && ").filter(|part| part.starts_with("kubectl ")) {
+            let part = part.split("    #").next().unwrap();
+            let away = Command::new("sh")
+                .args(["-c", part])
+                .env("KUBECONFIG", away())
+                .current_dir(root())
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&away.stderr);
+            assert!(said.contains("refused"), "{}: {part}\n{said}", file.display());
+            for wrong in ["unknown", "only one", "not found", "no such file", "unable to find"] {
+                assert!(!said.contains(wrong), "{}: {part}\n{said}", file.display());
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 20, "{count}");
+}
+
+/// The configuration of a cluster at a port on which nothing listens.
+fn away() -> PathBuf {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let config = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "away",
+        "contexts": [{ "name": "away", "context": { "cluster": "away", "user": "" } }],
+        "clusters": [{ "name": "away", "cluster": { "server": server } }],
+    });
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kubeconfig-of-no-cluster");
+    // JSON is YAML.
+    std::fs::write(&path, config.to_string()).unwrap();
+    path
 }
 
 #[test]

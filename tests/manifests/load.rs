@@ -25,11 +25,13 @@ fn container() -> Container {
     let mut container = job().spec.unwrap().template.spec.unwrap().containers.remove(0);
     let namespace = job().metadata.namespace.expect("a namespace");
     let stated = container.env.iter().flatten();
-    let variable = stated.clone().find(|one| one.name == "POD_NAMESPACE").expect("the variable");
-    let source = variable.value_from.as_ref().and_then(|source| source.field_ref.as_ref());
-    assert_eq!(source.expect("a field").field_path, "metadata.namespace");
+    let variable = |name: &str| stated.clone().find(|one| one.name == name).expect("the variable");
+    let source = variable("POD_NAMESPACE").value_from.as_ref();
+    let field = source.and_then(|source| source.field_ref.as_ref()).expect("a field");
+    assert_eq!(field.field_path, "metadata.namespace");
+    let service = variable("SERVICE").value.clone().expect("a value");
     for arg in container.args.iter_mut().flatten() {
-        *arg = arg.replace("$(POD_NAMESPACE)", &namespace);
+        *arg = arg.replace("$(POD_NAMESPACE)", &namespace).replace("$(SERVICE)", &service);
         assert!(!arg.contains("$("), "{arg}");
     }
     container

@@ -1,5 +1,5 @@
-//! Both ways to be scraped lead to the same targets under the same names, and no way
-//! leads there twice.
+//! Both ways to be scraped lead to the same targets under the same names, and no
+//! Prometheus finds a target twice.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 use zmq_echo::side_port::PATHS;
 
-use crate::build::{NAME, Variant, parse, root, variant, variants};
+use crate::build::{NAME, Pod, Variant, build_beside, parse, root, variant, variants};
 use crate::labels::selects;
 
 pub const PROMETHEUS: &str = "zmq-echo-prometheus";
@@ -61,21 +61,80 @@ fn argument(name: &str) -> String {
     arguments.iter().find_map(|argument| argument.strip_prefix(&flag)).expect(name).to_owned()
 }
 
+fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    pod.metadata.annotations.as_ref()?.get(&format!("prometheus.io/{name}")).map(String::as_str)
+}
+
+/// A Prometheus that looks for the annotation as most do, and also has the operator's targets,
+/// would have each pod twice, and each sum would be the double.
 #[test]
-fn no_pod_is_scraped_twice() {
-    for variant in variants() {
-        let has = |kind: &str, name: &str| {
-            let is = |one: &Value| one["kind"] == kind && one["metadata"]["name"] == name;
-            variant.documents.iter().any(is)
-        };
-        let by_the_operator = has("PodMonitor", NAME);
-        let here = has("Deployment", PROMETHEUS);
-        assert!(!(by_the_operator && here), "{}: two that scrape", variant.name);
+fn a_pod_with_a_pod_monitor_does_not_ask_to_be_scraped_by_its_annotation() {
+    let with_both = both_ways();
+    for variant in variants().iter().chain([&with_both]) {
+        let monitored = variant.documents.iter().any(|one| one["kind"] == "PodMonitor");
+        let pods = variant.pods();
+        let server = pods.iter().find(|pod| pod.label("app.kubernetes.io/name") == Some(NAME));
+        let asks = annotation(server.unwrap(), "scrape");
+        assert_eq!(asks, (!monitored).then_some("true"), "{}", variant.name);
+    }
+}
+
+/// The components `prometheus` and `monitoring` at once.
+fn both_ways() -> Variant {
+    let kustomization = format!(
+        "namespace: {NAME}\nresources: [../../base]\n\
+         components: [../../components/monitoring, ../../components/prometheus]\n"
+    );
+    build_beside("overlays", "scraped-both-ways", &kustomization)
+}
+
+/// Our own Prometheus finds the servers with and without the operator: by their port, unless
+/// they say that they are not to be scraped. `live` runs the rule.
+#[test]
+fn our_prometheus_finds_the_servers_beside_the_operators_too() {
+    let relabel = scrape_config()["relabel_configs"].clone();
+    let keep: Vec<_> =
+        relabel.as_array().unwrap().iter().filter(|rule| rule["action"] == "keep").collect();
+    let [keep] = &keep[..] else { panic!("{keep:?}") };
+    let meta = |name: &str| format!("__meta_kubernetes_pod_annotation_prometheus_io_{name}");
+    assert_eq!(keep["source_labels"], json!([meta("scrape"), meta("port")]));
+    assert_eq!(keep["regex"], r"(true)?;\d+");
+    let with_both = both_ways();
+    for variant in [variant("components-prometheus"), &with_both] {
+        let mut found = 0;
         for pod in variant.pods() {
-            let annotations = pod.metadata.annotations.unwrap_or_default();
-            let annotated = annotations.get("prometheus.io/scrape").is_some_and(|it| it == "true");
-            assert!(!(by_the_operator && annotated), "{}: found twice", pod.origin);
+            let port = annotation(&pod, "port").unwrap_or_default();
+            let asks = annotation(&pod, "scrape").unwrap_or_default();
+            if ["", "true"].contains(&asks) && port.parse::<u16>().is_ok() {
+                assert_eq!(pod.label("app.kubernetes.io/name"), Some(NAME));
+                found += 1;
+            }
         }
+        assert_eq!(found, 1, "{}", variant.name);
+    }
+}
+
+#[test]
+fn the_label_release_is_said_where_people_look_and_reaches_what_the_operator_selects() {
+    let page = include_str!("../../docs/operations.md");
+    let (_, section) = page.split_once("### The operator's `release` label\n").expect("a section");
+    let shown = section.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let built = build_beside("overlays", "release", shown);
+    let of_the_operator: Vec<_> = built
+        .documents
+        .iter()
+        .filter(|one| one["apiVersion"].as_str().unwrap().starts_with("monitoring.coreos.com/"))
+        .collect();
+    assert_eq!(of_the_operator.len(), 2);
+    for document in of_the_operator {
+        assert!(document["metadata"]["labels"]["release"].is_string(), "{document}");
+    }
+    let readme = include_str!("../../README.md");
+    let (monitoring, _) = component_file("monitoring/kustomization.yaml");
+    let (monitor, _) = component_file("monitoring/pod-monitor.yaml");
+    let alert = page.split("### ZmqEchoNoReplicaSeen\n").nth(1).unwrap();
+    for text in [readme, &monitoring, &monitor, alert] {
+        assert!(text.contains("`release`"), "{text}");
     }
 }
 
@@ -117,17 +176,6 @@ fn the_scrape_is_often_enough_to_see_a_drain_and_over_before_the_next() {
         let drain = crate::server::config(&server).drain_timeout;
         assert!(seconds("scrape_interval") * 4 <= drain, "{}", server.variant);
     }
-}
-
-#[test]
-fn the_alert_for_a_late_drain_is_for_the_second_half_of_its_time() {
-    let (rules, _) = component_file("prometheus/rules.yml");
-    let drain = crate::server::config(&variant("base").server()).drain_timeout;
-    assert!(rules.contains(&format!("In the second half of its {} s.", drain.as_secs())));
-    let late = format!("timestamp(zmq_echo_drain_deadline_timestamp_seconds) < {}", {
-        drain.as_secs() / 2
-    });
-    assert!(rules.contains(&late), "{late}");
 }
 
 #[test]

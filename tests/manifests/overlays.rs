@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::Namespace;
 
 use crate::build::{NAME, Server, build_beside, variant};
 use crate::memory::resource;
+use crate::pod_security::fixes_a_user;
 use crate::server::echo_config;
 
 #[test]
@@ -52,6 +53,27 @@ fn production_depends_on_no_memory_that_others_may_have_taken() {
     let server = variant("overlays-production").server();
     let memory = |list| resource(server.container(), list, "memory");
     assert_eq!(memory("requests"), memory("limits"));
+}
+
+#[test]
+fn with_the_component_for_openshift_no_pod_fixes_a_user_and_none_may_be_root() {
+    let components =
+        ["prometheus", "load", "openshift"].map(|name| format!("../../components/{name}"));
+    let kustomization = format!(
+        "namespace: {NAME}\nresources: [../production]\ncomponents: [{}]\n",
+        components.join(", ")
+    );
+    let pods = build_beside("overlays", "openshift", &kustomization).pods();
+    assert_eq!(pods.len(), 3);
+    for pod in pods {
+        assert!(!fixes_a_user(&pod.spec), "{}", pod.origin);
+        assert_eq!(
+            pod.spec.security_context.unwrap().run_as_non_root,
+            Some(true),
+            "{}",
+            pod.origin
+        );
+    }
 }
 
 #[test]

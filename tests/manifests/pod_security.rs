@@ -340,8 +340,7 @@ fn running_as_non_root_is_required() {
 fn the_user_is_a_number_other_than_zero() {
     let keeps = |pod: &PodSpec| {
         let users = stated(pod, |context| context.run_as_user, |context| context.run_as_user);
-        // Stated, which the standard leaves to the image.
-        users.iter().all(|user| user.is_some_and(|user| user != 0))
+        users.iter().all(|user| user.is_none_or(|user| user != 0))
     };
     every_pod(keeps, |pod| pod.security_context.get_or_insert_default().run_as_user = Some(0));
     every_pod(keeps, |pod| set(&mut pod.containers[0], |context| context.run_as_user = Some(0)));
@@ -390,19 +389,32 @@ fn the_root_file_system_is_read_only() {
     );
 }
 
-/// Of distroless images, and of those that run as nobody.
-fn user_of_the_image(pod: &PodSpec) -> i64 {
-    let image = pod.containers[0].image.as_deref().unwrap_or_default();
-    if image.starts_with(NAME) { 65532 } else { 65534 }
+/// Whether a pod names a user or a group anywhere, which OpenShift refuses.
+pub fn fixes_a_user(pod: &PodSpec) -> bool {
+    let groups = pod_context(pod);
+    let users = stated(pod, |context| context.run_as_user, |context| context.run_as_user);
+    let of_users = stated(pod, |context| context.run_as_group, |context| context.run_as_group);
+    users.iter().chain(&of_users).any(Option::is_some)
+        || groups.fs_group.is_some()
+        || groups.supplemental_groups.is_some()
 }
 
+/// Kubernetes tells only by a number that an image's user is not root. Ours has one, that of
+/// Prometheus is `nobody`.
 #[test]
-fn the_user_is_that_of_the_image() {
+fn a_user_is_fixed_only_for_an_image_that_names_its_user() {
+    let dockerfile = include_str!("../../Dockerfile");
+    let user = dockerfile.lines().rev().find_map(|line| line.strip_prefix("USER ")).unwrap();
+    for number in user.split(':') {
+        assert!(number.parse::<u32>().unwrap() > 0, "{user}");
+    }
     every_pod(
         |pod| {
-            let user = Some(user_of_the_image(pod));
-            (pod_context(pod).run_as_user, pod_context(pod).run_as_group) == (user, user)
+            let image = pod.containers[0].image.as_deref().unwrap_or_default();
+            let ours = image.starts_with(&format!("{NAME}:"));
+            let user = pod_context(pod).run_as_user;
+            if ours { !fixes_a_user(pod) } else { user == Some(65534) }
         },
-        |pod| pod.security_context.get_or_insert_default().run_as_group = None,
+        |pod| pod.security_context.get_or_insert_default().run_as_group = Some(65532),
     );
 }

@@ -4,7 +4,7 @@ use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, MetricTarget};
 use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
 
-use crate::build::{NAME, Server, Variant, builds_beside, parse, variant, variants};
+use crate::build::{NAME, Server, Variant, build_beside, builds_beside, parse, variant, variants};
 use crate::memory::resource;
 use crate::monitoring::{PROMETHEUS, component_file};
 
@@ -12,17 +12,38 @@ use crate::monitoring::{PROMETHEUS, component_file};
 /// docs/operations.md has it.
 const CPU_OF_A_REQUEST: f64 = 11e-6;
 
-fn hpa(variant: &'static Variant) -> HorizontalPodAutoscaler {
-    variant.named(NAME)
-}
+/// What the pods of a cluster of one node request that are not of this project: kind's own,
+/// metrics-server, and the three of KEDA. In cores.
+const OF_THE_CLUSTER: f64 = 1.35;
+
+/// The node of a laptop: minikube's default.
+const CPUS: f64 = 2.0;
 
 pub fn with_hpa() -> HorizontalPodAutoscaler {
-    hpa(variant("components-hpa"))
+    variant("components-hpa").named(NAME)
+}
+
+fn object(variant: &Variant) -> &Value {
+    let documents = &variant.documents;
+    documents.iter().find(|document| document["kind"] == "ScaledObject").unwrap()
 }
 
 fn scaled_object() -> Value {
-    let documents = &variant("components-keda").documents;
-    documents.iter().find(|document| document["kind"] == "ScaledObject").unwrap()["spec"].clone()
+    object(variant("components-keda"))["spec"].clone()
+}
+
+fn triggers(object: &Value) -> &[Value] {
+    object["triggers"].as_array().unwrap()
+}
+
+/// The triggers that ask Prometheus.
+fn queries(object: &Value) -> impl Iterator<Item = &Value> {
+    triggers(object).iter().filter(|trigger| trigger["type"] == "prometheus")
+}
+
+fn threshold(trigger: &Value) -> f64 {
+    let metadata = &trigger["metadata"];
+    number(metadata["threshold"].as_str().or(metadata["value"].as_str()).unwrap())
 }
 
 fn adapter() -> Value {
@@ -35,9 +56,12 @@ fn adapter_rules() -> Vec<Value> {
 
 /// A quantity such as `10k`, `50m` or `1000`.
 fn number(quantity: &str) -> f64 {
-    let unit = |(unit, factor): (&str, f64)| Some((quantity.strip_suffix(unit)?, factor));
-    let (number, factor) = [("k", 1e3), ("m", 1e-3), ("", 1.0)].into_iter().find_map(unit).unwrap();
-    number.parse::<f64>().unwrap() * factor
+    let unit = |(unit, factor, parts): (&str, f64, f64)| {
+        let number: f64 = quantity.strip_suffix(unit)?.parse().ok()?;
+        Some(number * factor / parts)
+    };
+    let units = [("k", 1e3, 1.0), ("m", 1.0, 1e3), ("", 1.0, 1.0)];
+    units.into_iter().find_map(unit).unwrap()
 }
 
 /// The metrics of an autoscaler with their targets per pod.
@@ -47,8 +71,29 @@ pub fn targets(autoscaler: &HorizontalPodAutoscaler) -> Vec<(String, f64)> {
         assert_eq!(target.type_, "AverageValue");
         number(&target.average_value.as_ref().unwrap().0)
     };
-    let pods = metrics.into_iter().map(|metric| metric.pods.expect("a metric of the pods"));
-    pods.map(|pods| (pods.metric.name, target(&pods.target))).collect()
+    let named = metrics.into_iter().map(|metric| match (metric.resource, metric.pods) {
+        (Some(resource), None) => (resource.name, target(&resource.target)),
+        (None, Some(pods)) => (pods.metric.name, target(&pods.target)),
+        _ => panic!("a resource or a metric of the pods"),
+    });
+    named.collect()
+}
+
+/// The metrics that the adapter makes.
+fn of_the_adapter(autoscaler: &HorizontalPodAutoscaler) -> Vec<(String, f64)> {
+    let mut targets = targets(autoscaler);
+    targets.retain(|(name, _)| name != "cpu");
+    targets
+}
+
+#[test]
+fn cpu_is_the_first_metric_of_both_autoscalers_and_a_share_of_one_core() {
+    assert_eq!(targets(&with_hpa())[0], ("cpu".to_owned(), 0.7));
+    let object = scaled_object();
+    let first = &triggers(&object)[0];
+    assert_eq!((&first["type"], &first["metricType"]), (&json!("cpu"), &json!("AverageValue")));
+    // The one of before KEDA 2.18 is gone.
+    assert!(first["metadata"]["type"].is_null());
 }
 
 #[test]
@@ -100,12 +145,7 @@ fn both_autoscalers_have_the_same_numbers() {
     let advanced = &keda["advanced"]["horizontalPodAutoscalerConfig"];
     assert_eq!(advanced["behavior"], hpa["behavior"]);
     assert_eq!(advanced["name"], NAME);
-    let thresholds: Vec<f64> = keda["triggers"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|trigger| trigger["metadata"]["threshold"].as_str().unwrap().parse().unwrap())
-        .collect();
+    let thresholds: Vec<f64> = triggers(&keda).iter().map(threshold).collect();
     let targets: Vec<f64> = targets(&with_hpa()).into_iter().map(|(_, target)| target).collect();
     assert_eq!(thresholds, targets);
 }
@@ -121,19 +161,18 @@ fn both_autoscalers_ask_the_same() {
             .replace(" by (<<.GroupBy>>)", "")
     });
     let object = scaled_object();
-    let triggers = object["triggers"].as_array().unwrap();
-    let queries: Vec<_> =
-        triggers.iter().map(|trigger| trigger["metadata"]["query"].as_str().unwrap()).collect();
-    assert_eq!(queries, asked.collect::<Vec<_>>());
+    let said: Vec<_> =
+        queries(&object).map(|trigger| trigger["metadata"]["query"].as_str().unwrap()).collect();
+    assert_eq!(said, asked.collect::<Vec<_>>());
     // A sum is shared among the pods, a share is not.
-    let kinds: Vec<_> = triggers.iter().map(|trigger| &trigger["metricType"]).collect();
+    let kinds: Vec<_> = queries(&object).map(|trigger| &trigger["metricType"]).collect();
     assert_eq!(kinds, ["AverageValue", "Value"]);
 }
 
 #[test]
 fn an_outage_of_prometheus_does_not_look_idle() {
     let object = scaled_object();
-    for trigger in object["triggers"].as_array().unwrap() {
+    for trigger in queries(&object) {
         let metadata = &trigger["metadata"];
         assert_eq!(metadata["ignoreNullValues"], "false");
         assert!(!metadata["query"].as_str().unwrap().contains("vector("), "{metadata}");
@@ -154,15 +193,111 @@ fn both_autoscalers_ask_our_prometheus() {
     let adapter = adapter();
     assert_eq!(adapter["prometheus"]["url"], host);
     assert_eq!(adapter["prometheus"]["port"], port);
-    for trigger in scaled_object()["triggers"].as_array().unwrap() {
+    for trigger in queries(&scaled_object()) {
         assert_eq!(trigger["metadata"]["serverAddress"], format!("{host}:{port}"));
     }
+}
+
+/// An overlay of these lines over all that has to find something else.
+fn overlay(name: &str, lines: &str) -> Variant {
+    let text = format!("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n{lines}");
+    build_beside("overlays", name, &text)
+}
+
+/// The texts in a value, however deep.
+fn strings(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::String(text) => found.push(text.clone()),
+        Value::Array(items) => items.iter().for_each(|item| strings(item, found)),
+        Value::Object(fields) => fields.values().for_each(|field| strings(field, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn with_a_name_prefix_and_another_namespace_everything_still_finds_its_target() {
+    let built = overlay(
+        "prefixed",
+        "namespace: team\nnamePrefix: blue-\nresources: [../autoscaled]\n\
+         transformers: [../../components/keda/own-prometheus]\n",
+    );
+    let name = format!("blue-{NAME}");
+    let whole = object(&built);
+    assert_eq!(
+        (&whole["metadata"]["name"], &whole["metadata"]["namespace"]),
+        (&json!(name), &json!("team"))
+    );
+    let spec = &whole["spec"];
+    assert_eq!(spec["scaleTargetRef"]["name"], json!(name));
+    assert_eq!(spec["advanced"]["horizontalPodAutoscalerConfig"]["name"], json!(name));
+    let service: Service = built.named(&format!("blue-{PROMETHEUS}"));
+    let port = service.spec.unwrap().ports.unwrap()[0].port;
+    let mut asked = 0;
+    for trigger in queries(spec) {
+        let metadata = &trigger["metadata"];
+        assert_eq!(metadata["serverAddress"], format!("http://blue-{PROMETHEUS}.team.svc:{port}"));
+        let query = metadata["query"].as_str().unwrap();
+        assert_eq!(
+            query.matches("namespace=").count(),
+            query.matches("namespace=\"team\"").count()
+        );
+        asked += 1;
+    }
+    assert_eq!(asked, 2);
+    // Nothing is named by its old name or namespace: not by a binding, by a volume or in an
+    // environment.
+    let old: Vec<_> = variant("overlays-autoscaled")
+        .documents
+        .iter()
+        .map(|document| document["metadata"]["name"].as_str().unwrap().to_owned())
+        .collect();
+    let places = [
+        "/spec/scaleTargetRef",
+        "/roleRef",
+        "/subjects",
+        "/spec/template/spec/serviceAccountName",
+        "/spec/template/spec/volumes/0/configMap",
+        "/spec/template/spec/containers/0/env",
+    ];
+    let mut named = Vec::new();
+    for document in &built.documents {
+        places.iter().filter_map(|at| document.pointer(at)).for_each(|at| strings(at, &mut named));
+    }
+    assert!(named.iter().any(|name| name == "blue-zmq-echo-headless"), "{named:?}");
+    for name in named {
+        assert!(!old.contains(&name), "{name}");
+    }
+}
+
+#[test]
+fn another_prometheus_is_named_in_one_place() {
+    let (text, _) = component_file("keda/settings.yaml");
+    // The lines that settings.yaml shows.
+    let (_, shown) = text.split_once("#   patches:\n").unwrap();
+    let shown = shown.lines().take_while(|line| line.starts_with("#   "));
+    let shown: Vec<_> = shown.map(|line| &line[4..]).collect();
+    let built = overlay(
+        "other-prometheus",
+        &format!(
+            "namespace: my-namespace\nresources: [../../base]\n\
+             components: [../../components/monitoring, ../../components/keda]\npatches:\n{}\n",
+            shown.join("\n")
+        ),
+    );
+    for trigger in queries(&object(&built)["spec"]) {
+        let metadata = &trigger["metadata"];
+        assert_eq!(metadata["serverAddress"], "http://prometheus-operated.monitoring.svc:9090");
+        let query = metadata["query"].as_str().unwrap();
+        let count = query.matches("namespace=\"my-namespace\"").count();
+        assert!(count > 0 && count == query.matches("namespace=").count(), "{query}");
+    }
+    assert!(!built.documents.iter().any(|one| one["metadata"]["name"] == "zmq-echo-keda"));
 }
 
 #[test]
 fn the_adapter_makes_the_metrics_that_the_autoscaler_asks_for() {
     let made: Vec<_> = adapter_rules().iter().map(metric_of).collect();
-    let asked: Vec<_> = targets(&with_hpa()).into_iter().map(|(name, _)| name).collect();
+    let asked: Vec<_> = of_the_adapter(&with_hpa()).into_iter().map(|(name, _)| name).collect();
     assert_eq!(made, asked);
 }
 
@@ -201,26 +336,56 @@ fn the_target_is_half_of_what_the_cpu_request_carries() {
     let server: Server = variant("components-hpa").server();
     let cpu = number(&resource(server.container(), "requests", "cpu").unwrap());
     let carried = cpu / CPU_OF_A_REQUEST;
-    let share = targets(&with_hpa())[0].1 / carried;
+    let share = of_the_adapter(&with_hpa())[0].1 / carried;
     assert!((0.4..=0.5).contains(&share), "{share} of {carried}");
 }
 
 #[test]
 fn the_load_of_a_laptop_wants_more_than_the_minimum_and_less_than_the_maximum() {
     let overlay = variant("overlays-autoscaled");
-    let (name, target) = targets(&hpa(overlay)).remove(0);
-    assert_eq!(name, "zmq_echo_requests_per_second");
+    let spec = &object(overlay)["spec"];
+    let target = threshold(queries(spec).next().unwrap());
     let job: k8s_openapi::api::batch::v1::Job = overlay.named("zmq-echo-load");
     let args = job.spec.unwrap().template.spec.unwrap().containers.remove(0).args.unwrap();
     let rate = args.iter().skip_while(|arg| *arg != "--rate").nth(1).unwrap();
     let wanted = (rate.parse::<f64>().unwrap() / target).ceil();
     let text = include_str!("../../k8s/overlays/autoscaled/kustomization.yaml");
-    assert!(text.contains(&format!("load of {rate} requests a second wants five")));
+    assert!(text.contains(&format!("load of {rate} requests/s wants five")));
     assert_eq!(wanted, 5.0);
-    let spec = hpa(overlay).spec;
     // Beyond the tolerance of a tenth, for the minimum to be left.
-    assert!(wanted > f64::from(spec.min_replicas.unwrap()) * 1.1);
-    assert!(wanted < f64::from(spec.max_replicas));
+    assert!(wanted > spec["minReplicaCount"].as_f64().unwrap() * 1.1);
+    assert!(wanted < spec["maxReplicaCount"].as_f64().unwrap());
+}
+
+#[test]
+fn a_laptop_carries_the_most_replicas_and_all_that_is_beside_them() {
+    let overlay = variant("overlays-autoscaled");
+    let most = object(overlay)["spec"]["maxReplicaCount"].as_f64().unwrap();
+    let mut requested = 0.0;
+    for pod in overlay.pods() {
+        let cpu: f64 = pod
+            .containers()
+            .map(|container| number(&resource(container, "requests", "cpu").unwrap()))
+            .sum();
+        let surge = 1.0;
+        let server = pod.label("app.kubernetes.io/name") == Some(NAME);
+        requested += if server { cpu * (most + surge) } else { cpu };
+    }
+    assert!(requested + OF_THE_CLUSTER <= CPUS, "{requested}");
+    let text = include_str!("../../k8s/overlays/autoscaled/kustomization.yaml");
+    assert!(
+        text.contains(&format!("{:.0}m are requested by the cluster", OF_THE_CLUSTER * 1000.0))
+    );
+}
+
+#[test]
+fn both_components_say_that_the_adapter_is_on_its_way_to_deprecation() {
+    for file in
+        ["hpa/kustomization.yaml", "hpa/prometheus-adapter-values.yaml", "keda/kustomization.yaml"]
+    {
+        let (text, _) = component_file(file);
+        assert!(text.contains("on its way to deprecation"), "{file}");
+    }
 }
 
 #[test]

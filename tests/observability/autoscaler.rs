@@ -1,4 +1,4 @@
-//! The arithmetic of a HorizontalPodAutoscaler on metrics of its pods, as the
+//! The arithmetic of a HorizontalPodAutoscaler on CPU and metrics of its pods, as the
 //! controller does it each time it looks. Every pod is ready and has a value: what the
 //! controller assumes about those without one is left out.
 //! <https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/>
@@ -29,7 +29,9 @@ impl Autoscaler {
     pub fn new(spec: HorizontalPodAutoscalerSpec) -> Self {
         let metrics = spec.metrics.clone().expect("metrics");
         let targets = metrics.into_iter().map(|metric| {
-            let target = metric.pods.expect("a metric of the pods").target;
+            let of_pods = metric.pods.map(|pods| pods.target);
+            let target = metric.resource.map(|resource| resource.target).or(of_pods);
+            let target = target.expect("a resource or a metric of the pods");
             quantity(&target.average_value.expect("a target for the mean").0)
         });
         Self {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::build::{NAME, parse, root, sources};
+use crate::build::{NAME, Variant, parse, root, sources, variant};
 use crate::names::{Metrics, Selector, named, scraped};
 use crate::support::Server;
 
@@ -19,10 +19,11 @@ const TARGET: [&str; 4] = ["instance", "job", "namespace", "pod"];
 
 /// Metrics that are not ours: Prometheus' own, and what kube-state-metrics has where
 /// there is one.
-const OTHERS: [(&str, &[&str]); 5] = [
+const OTHERS: [(&str, &[&str]); 6] = [
     ("up", &[]),
     ("ALERTS", &["alertname", "alertstate", "severity"]),
     ("kube_deployment_spec_replicas", &["deployment"]),
+    ("kube_deployment_status_replicas_available", &["deployment"]),
     ("kube_horizontalpodautoscaler_status_desired_replicas", &["horizontalpodautoscaler"]),
     ("kube_horizontalpodautoscaler_spec_max_replicas", &["horizontalpodautoscaler"]),
 ];
@@ -112,13 +113,21 @@ pub fn adapter() -> Vec<Expression> {
     list(rules).map(read).chain(list(rules).map(found)).collect()
 }
 
+/// The ScaledObject of a variant, which has its settings only when it is built.
+pub fn scaled_object(variant: &'static Variant) -> &'static Value {
+    let mut objects = variant.documents.iter().filter(|one| one["kind"] == "ScaledObject");
+    objects.next().expect("a ScaledObject")
+}
+
 fn keda() -> Vec<Expression> {
-    let object = document("k8s/components/keda/scaled-object.yaml");
+    let object = scaled_object(variant("components-keda"));
     let read = |trigger: &Value| {
         let origin = format!("scaled-object.yaml: {}", text(&trigger["name"]));
         expression(origin, text(&trigger["metadata"]["query"]))
     };
-    list(&object["spec"]["triggers"]).map(read).collect()
+    // The CPU is asked of metrics-server.
+    let of_prometheus = |trigger: &&Value| trigger["type"] == "prometheus";
+    list(&object["spec"]["triggers"]).filter(of_prometheus).map(read).collect()
 }
 
 /// The panels, variables and annotations of every dashboard under `k8s/`.
@@ -320,16 +329,25 @@ fn every_alert_has_a_test_that_it_fires_and_one_that_it_does_not() {
     }
 }
 
+/// The page of the runbooks, from the address that Cargo.toml states.
+const PAGE: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/operations.md");
+
 #[test]
-fn every_alert_has_a_runbook_where_it_points() {
+fn every_alert_has_a_runbook_where_it_points_and_says_what_it_means() {
     let page = fs::read_to_string(root().join("docs/operations.md")).expect("the page");
     let document = document("k8s/components/prometheus/rules.yml");
     let rules = list(&document["groups"]).flat_map(|group| list(&group["rules"]));
     for rule in rules.filter(|rule| rule["alert"].is_string()) {
         let alert = text(&rule["alert"]);
         assert!(page.contains(&format!("\n### {alert}\n")), "no section {alert}");
-        let anchor = format!("docs/operations.md#{}", alert.to_lowercase());
-        assert_eq!(text(&rule["annotations"]["runbook"]), anchor);
+        let url = format!("{PAGE}#{}", alert.to_lowercase());
+        let annotations = &rule["annotations"];
+        assert_eq!(text(&annotations["runbook_url"]), url);
+        assert!(annotations["runbook"].is_null(), "{alert}");
+        let [summary, description] = ["summary", "description"].map(|it| text(&annotations[it]));
+        // A line for a list, and what it means beside it.
+        assert!(!summary.ends_with('.') && description.ends_with('.'), "{alert}");
+        assert!(description.len() > summary.len(), "{alert}");
         assert!(["critical", "warning"].contains(&text(&rule["labels"]["severity"])), "{alert}");
     }
 }

@@ -17,11 +17,11 @@ use serde_json::{Value, json};
 
 use crate::autoscaler::Autoscaler;
 use crate::build::{NAME, variant};
-use crate::expressions::{self, Expression, PODS};
+use crate::expressions::{self, Expression, PODS, scaled_object};
 use crate::names::named;
 use crate::plot;
 use crate::prometheus::{Prometheus, Series, configuration};
-use crate::scaling::{Look, Sample, csv, scale};
+use crate::scaling::{Look, REQUESTS, Sample, csv, scale};
 use crate::support::built::LOAD;
 use crate::support::{PROBE, Server, command, get};
 
@@ -64,13 +64,24 @@ fn record() -> &'static Record {
     recorded.as_ref().expect("nothing was recorded: the reason stands above")
 }
 
+/// The autoscaler with the targets and the limits that the laptop's overlay gives to KEDA.
 fn spec() -> HorizontalPodAutoscalerSpec {
-    variant("overlays-autoscaled").named::<HorizontalPodAutoscaler>(NAME).spec
+    let mut spec = variant("components-hpa").named::<HorizontalPodAutoscaler>(NAME).spec;
+    let object = &scaled_object(variant("overlays-autoscaled"))["spec"];
+    let number = |name: &str| i32::try_from(object[name].as_i64().unwrap()).unwrap();
+    spec.min_replicas = Some(number("minReplicaCount"));
+    spec.max_replicas = number("maxReplicaCount");
+    let requests = spec.metrics.as_mut().unwrap()[REQUESTS].pods.as_mut().unwrap();
+    let trigger = &object["triggers"][REQUESTS];
+    assert_eq!(trigger["name"], "requests");
+    let threshold = trigger["metadata"]["threshold"].as_str().unwrap();
+    requests.target.average_value.as_mut().unwrap().0 = threshold.to_owned();
+    spec
 }
 
 /// Twice the target of as many pods as there are.
 fn rate() -> f64 {
-    2.0 * Autoscaler::new(spec()).target(0) * PODS.len() as f64
+    2.0 * Autoscaler::new(spec()).target(REQUESTS) * PODS.len() as f64
 }
 
 fn now() -> f64 {
@@ -152,7 +163,7 @@ impl<F: Fn()> Drop for OnDrop<F> {
 /// The targets as the discovery finds them: each pod by each of its ports; and three
 /// that must not be scraped.
 fn discovered(servers: &[Server]) -> Value {
-    let target = |address: String, pod: &str, port: u16, scrape: &str, phase: &str| {
+    let target = |address: String, pod: &str, port: &str, scrape: &str, phase: &str| {
         json!({
             "targets": [address],
             "labels": {
@@ -162,21 +173,23 @@ fn discovered(servers: &[Server]) -> Value {
                 "__meta_kubernetes_pod_label_app_kubernetes_io_name": NAME,
                 "__meta_kubernetes_pod_label_pod_template_hash": "5d8f9c7b6",
                 "__meta_kubernetes_pod_annotation_prometheus_io_scrape": scrape,
-                "__meta_kubernetes_pod_annotation_prometheus_io_port": port.to_string(),
+                "__meta_kubernetes_pod_annotation_prometheus_io_port": port,
                 "__meta_kubernetes_pod_annotation_prometheus_io_path": "/metrics",
             },
         })
     };
     let pods = servers.iter().zip(PODS).flat_map(|(server, pod)| {
-        let port = server.http.port();
-        let by = |address: String| target(address, pod, port, "true", "Running");
+        let port = server.http.port().to_string();
+        // The last one also has a PodMonitor, for which `monitoring` takes the annotation away.
+        let scrape = if pod == PODS[2] { "" } else { "true" };
+        let by = |address: String| target(address, pod, &port, scrape, "Running");
         [by(server.address().to_string()), by(server.http.to_string())]
     });
-    let (port, address) = (servers[0].http.port(), servers[0].http.to_string());
+    let (port, address) = (servers[0].http.port().to_string(), servers[0].http.to_string());
     let others = [
-        target(address.clone(), "not-asked-for", port, "false", "Running"),
-        target(address.clone(), "without-annotation", port, "", "Running"),
-        target(address, "ended", port, "true", "Succeeded"),
+        target(address.clone(), "not-asked-for", &port, "false", "Running"),
+        target(address.clone(), "without-annotation", "", "", "Running"),
+        target(address, "ended", &port, "true", "Succeeded"),
     ];
     Value::Array(pods.chain(others).collect())
 }
@@ -220,8 +233,14 @@ fn samples(prometheus: &Prometheus, start: f64, zero: f64, end: f64) -> Vec<Samp
     let over_pods = |function: &str, query: &Expression| {
         prometheus.range(&format!("{function}({})", query.text), start, end, STEP).remove(0).values
     };
+    let cpu = "sum(rate(process_cpu_seconds_total{job=\"zmq-echo\"}[2m]))";
+    let cpu = prometheus.range(cpu, start, end, STEP).remove(0).values;
     let both = over_pods("sum", rates).into_iter().zip(over_pods("avg", slow));
-    both.map(|((at, requests), (_, slow))| Sample { at: at - zero, requests, slow }).collect()
+    both.map(|((at, requests), (_, slow))| {
+        let cpu = cpu.iter().find(|(time, _)| *time >= at).map_or(0.0, |(_, cpu)| *cpu);
+        Sample { at: at - zero, cpu, requests, slow }
+    })
+    .collect()
 }
 
 fn values(answer: &Result<Vec<Series>, String>) -> Vec<f64> {

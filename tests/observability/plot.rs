@@ -5,7 +5,7 @@ use std::fmt::Write;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscalerSpec;
 
 use crate::autoscaler::Autoscaler;
-use crate::scaling::Look;
+use crate::scaling::{Look, REQUESTS};
 
 /// What is drawn.
 pub struct Curves<'a> {
@@ -72,7 +72,7 @@ impl Plot<'_> {
         let legend = "dotted: as the clients send; line: as Prometheus has it, over two minutes";
         self.text("note", WIDTH - RIGHT, TOP - 10.0, "end", legend);
 
-        let target = Autoscaler::new(self.curves.spec.clone()).target(0);
+        let target = Autoscaler::new(self.curves.spec.clone()).target(REQUESTS);
         let most = self.most(|look| look.per_pod).max(target);
         let each =
             self.panel(1, "Requests a second for each replica, as the autoscaler sees them", most);

@@ -11,11 +11,16 @@ use crate::autoscaler::{Autoscaler, PERIOD};
 pub struct Sample {
     /// In seconds from the beginning of the load.
     pub at: f64,
+    /// Cores that all pods together use.
+    pub cpu: f64,
     /// Clients' requests a second, all pods together.
     pub requests: f64,
     /// The mean over the pods of the share of slow requests.
     pub slow: f64,
 }
+
+/// The place of requests/s among the metrics of the autoscaler, after CPU.
+pub const REQUESTS: usize = 1;
 
 /// The autoscaler after it has looked.
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +42,9 @@ const PATIENCE: f64 = 1800.0;
 /// waited for.
 ///
 /// The replicas are as many as it wanted the moment before, and the load is spread over
-/// them: the requests for each are those of all by their number, whatever the number of
-/// servers that were measured. The share of slow requests is taken as it was measured.
+/// them: the requests and the CPU of each are those of all by their number, whatever the
+/// number of servers that were measured. The share of slow requests is taken as it was
+/// measured.
 pub fn scale(spec: HorizontalPodAutoscalerSpec, samples: &[Sample]) -> Vec<Look> {
     let minimum = spec.min_replicas.expect("a minimum");
     let mut autoscaler = Autoscaler::new(spec);
@@ -53,8 +59,9 @@ pub fn scale(spec: HorizontalPodAutoscalerSpec, samples: &[Sample]) -> Vec<Look>
         }
         let seen = samples.iter().rfind(|sample| sample.at <= at).expect("the first");
         let sample = Sample { at, ..*seen };
-        let per_pod = sample.requests / f64::from(autoscaler.replicas);
-        let replicas = autoscaler.look(at, &[per_pod, sample.slow]);
+        let [cpu, per_pod] =
+            [sample.cpu, sample.requests].map(|sum| sum / f64::from(autoscaler.replicas));
+        let replicas = autoscaler.look(at, &[cpu, per_pod, sample.slow]);
         looks.push(Look { sample, per_pod, replicas, continued });
     }
     looks
@@ -62,13 +69,16 @@ pub fn scale(spec: HorizontalPodAutoscalerSpec, samples: &[Sample]) -> Vec<Look>
 
 /// For a spreadsheet.
 pub fn csv(looks: &[Look]) -> String {
-    let mut csv = "seconds,requests_per_second,requests_per_second_per_replica,\
+    let mut csv = "seconds,cpu,requests_per_second,requests_per_second_per_replica,\
                    slow_requests_ratio,replicas_wanted,continued\n"
         .to_owned();
     for Look { sample, per_pod, replicas, continued } in looks {
-        let Sample { at, requests, slow } = sample;
-        writeln!(csv, "{at:.0},{requests:.1},{per_pod:.1},{slow:.4},{replicas},{continued}")
-            .expect("memory");
+        let Sample { at, cpu, requests, slow } = sample;
+        writeln!(
+            csv,
+            "{at:.0},{cpu:.3},{requests:.1},{per_pod:.1},{slow:.4},{replicas},{continued}"
+        )
+        .expect("memory");
     }
     csv
 }

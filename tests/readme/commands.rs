@@ -9,42 +9,136 @@ use std::process::{Command, Stdio};
 
 use super::README;
 use crate::support::built::LOAD;
-use crate::support::{Process, SERVER, command, sample, scrape, wait_until};
+use crate::support::shell::{blocks_of, blocks_under, commands, commands_of, documents, inline};
+use crate::support::{PROBE, Process, SERVER, Server, command, get, sample, scrape, wait_until};
 
-/// Every block of shell commands, with the file that it is in.
-fn blocks() -> Vec<(PathBuf, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let documents = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = documents
-        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
-        .collect();
-    files.push(root.join("README.md"));
-    let blocks = files.into_iter().flat_map(|file| {
-        let text = fs::read_to_string(&file).unwrap();
-        blocks_of(&text).into_iter().map(move |block| (file.clone(), block)).collect::<Vec<_>>()
-    });
-    blocks.collect()
-}
+/// Commands that no test runs as they are written, by how they begin, and why.
+const NOT_RUN: [(&str, &str); 14] = [
+    ("docker ", "needs Docker"),
+    ("kind ", "needs Docker"),
+    ("helm ", "needs a cluster and the charts' servers"),
+    ("kubectl ", "needs a cluster; the tests of the manifests run it against one that is away"),
+    ("cargo build --release", "takes minutes; what follows it runs with the tests' own build"),
+    ("cargo run     # serves", "serves until Ctrl-C; every test starts such a server"),
+    ("cargo test    # passes", "is this suite"),
+    ("cargo test -p zmq-echo-compare", "builds libzmq; .ci/run runs it"),
+    ("cargo test --test ", "needs other programs, and minutes; .ci/run runs it"),
+    ("cargo run --release -p zmq-echo-compare", "takes six minutes"),
+    ("cargo +nightly fuzz run session", "needs a nightly compiler, and has no end"),
+    ("cp target/observability/autoscaling.svg docs/", "changes the picture in this repository"),
+    ("promtool test rules ", "needs promtool; the test `observability` runs it"),
+    ("curl http://127.0.0.1:8080/metrics", "follows a port-forward to a pod"),
+];
 
-fn blocks_of(text: &str) -> Vec<String> {
-    let code = text.split("\n```").skip(1).step_by(2);
-    code.filter_map(|block| block.strip_prefix("sh\n")).map(str::to_owned).collect()
-}
+/// Sections whose commands a test runs as they are written.
+const RUN: [&str; 3] = ["## See it work", "## Three replicas", "## The load generator"];
+
+/// The one block of another section that a test runs: that of the manifests.
+const RUN_WITH_KUBECTL: &str = "cat >> k8s/overlays/production/kustomization.yaml";
+
+/// How all three servers are stopped, in the prose beside them.
+const STOP: &str = "kill $(cat ?.pid)";
 
 #[test]
-fn a_shell_reads_every_command() {
-    let blocks = blocks();
-    assert!(blocks.len() > 8, "{} blocks", blocks.len());
-    for (file, block) in blocks {
-        let output = Command::new("sh").args(["-n", "-c", &block]).output().unwrap();
-        assert!(output.status.success(), "{}: {block}\n{output:?}", file.display());
+fn every_command_is_run_by_a_test_or_stands_on_the_list_with_its_reason() {
+    let run: Vec<_> = RUN
+        .iter()
+        .flat_map(|heading| blocks_under(README, heading))
+        .flat_map(|block| commands_of(&block))
+        .collect();
+    let commands = commands();
+    let begins = |command: &str| NOT_RUN.iter().any(|(begin, _)| command.starts_with(begin));
+    for (file, command) in &commands {
+        let is_run =
+            run.contains(command) || command.starts_with(RUN_WITH_KUBECTL) || command == STOP;
+        assert!(is_run || begins(command), "{}: {command}", file.display());
+    }
+    for (begin, reason) in NOT_RUN {
+        let any = commands.iter().any(|(_, command)| command.starts_with(begin));
+        assert!(any, "no command begins with `{begin}`, which {reason}");
     }
 }
 
 #[test]
+fn a_shell_reads_every_command() {
+    let documents = documents();
+    let blocks = documents.iter().flat_map(|(file, text)| {
+        blocks_of(text).into_iter().chain(inline(text)).map(move |block| (file, block))
+    });
+    let mut count = 0;
+    for (file, block) in blocks {
+        let output = Command::new("sh").args(["-n", "-c", &block]).output().unwrap();
+        assert!(output.status.success(), "{}: {block}\n{output:?}", file.display());
+        count += 1;
+    }
+    assert!(count > 30, "{count} blocks");
+}
+
+/// Runs a block as the README has it, but with the tests' own build, at other addresses.
+fn shell(block: &str, addresses: &[(&str, String)], place: &Path) -> Command {
+    let mut text = block.to_owned();
+    for (program, path) in
+        [("probe", PROBE.to_owned()), ("load", LOAD.clone()), ("server", SERVER.to_owned())]
+    {
+        let built = [
+            format!("cargo run --bin zmq-echo-{program} --"),
+            format!("cargo run --release --bin zmq-echo-{program} --"),
+            format!("target/release/zmq-echo-{program}"),
+        ];
+        text = built.iter().fold(text, |text, built| text.replace(built, &path));
+    }
+    for (from, to) in addresses {
+        text = text.replace(from, to);
+    }
+    let mut shell = command("sh");
+    shell.args(["-e", "-c", &text]).current_dir(place);
+    shell
+}
+
+#[test]
+fn the_probe_and_the_side_port_answer_as_the_readme_says() {
+    let blocks = blocks_under(README, "## See it work");
+    let [block] = &blocks[..] else { panic!("one block") };
+    let server = Server::start(&[]);
+    let place = Place::new("see");
+    let addresses = [("127.0.0.1:8080", server.http.to_string())];
+    let mut said = String::new();
+    for one in commands_of(block) {
+        if one.starts_with("curl") && Command::new("curl").arg("--version").output().is_err() {
+            // What curl does, where there is none.
+            let path = one.split("8080").nth(1).unwrap().split_whitespace().next().unwrap();
+            said += &get(server.http, path).1;
+            continue;
+        }
+        let mut shell = shell(&one, &addresses, &place.0);
+        // The README's command names no endpoint, and has the default's.
+        let output = shell.env("ZMQ_ECHO_PROBE_ENDPOINT", &server.endpoint).output().unwrap();
+        assert!(output.status.success(), "{one}: {output:?}");
+        said += &String::from_utf8(output.stdout).unwrap();
+    }
+    assert!(said.contains(": echoed in ") && said.contains("alive, echoed in "), "{said}");
+    assert!(said.contains("zmq_echo_requests_total{source=\"probe\"} "), "{said}");
+}
+
+#[test]
+fn the_load_generator_makes_its_report_as_the_readme_says() {
+    let blocks = blocks_under(README, "## The load generator");
+    let [block] = &blocks[..] else { panic!("one block") };
+    let server = Server::start(&[]);
+    let place = Place::new("load");
+    // Shorter, and at a pace that a busy machine keeps.
+    let shorter = [("--duration 30s", "--duration 1s".to_owned()), ("5000", "500".to_owned())];
+    let mut shell = shell(block, &shorter, &place.0);
+    shell.env("ZMQ_ECHO_LOAD_ENDPOINTS", &server.endpoint).env("ZMQ_ECHO_LOAD_TIMEOUT", "1m");
+    let output = shell.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(place.0.join("report.html").exists());
+}
+
+#[test]
 fn no_command_is_of_a_kind_that_has_failed_readers() {
-    for (file, block) in blocks() {
-        for line in block.lines() {
+    for (file, command) in commands() {
+        for line in command.lines() {
             let words: Vec<_> = line.split_whitespace().collect();
             let place = format!("{}: {line}", file.display());
             let has = |word: &str| words.contains(&word);
@@ -67,6 +161,13 @@ fn no_command_is_of_a_kind_that_has_failed_readers() {
 struct Place(PathBuf);
 
 impl Place {
+    fn new(name: &str) -> Self {
+        let name = format!("zmq-echo-readme-{name}-{}", std::process::id());
+        let place = std::env::temp_dir().join(name);
+        fs::create_dir_all(&place).unwrap();
+        Self(place)
+    }
+
     fn pids(&self) -> Vec<String> {
         let files = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().path());
         let files = files.filter(|path| path.extension().is_some_and(|name| name == "pid"));
@@ -83,24 +184,18 @@ impl Drop for Place {
 
 #[test]
 fn one_of_three_servers_is_restarted_under_load_and_all_are_stopped_as_the_readme_says() {
-    let (_, section) = README.split_once("## Three replicas").expect("the section");
-    let section = section.split("\n## ").next().unwrap();
-    let [start, restart] = &blocks_of(section)[..] else { panic!("two blocks") };
-    let stop = section.split('`').find(|code| code.starts_with("kill ")).expect("how to stop");
-
-    let name = format!("zmq-echo-replicas-{}", std::process::id());
-    let place = Place(std::env::temp_dir().join(name));
-    fs::create_dir_all(&place.0).unwrap();
+    let blocks = blocks_under(README, "## Three replicas");
+    let [start, restart] = &blocks[..] else { panic!("two blocks") };
+    assert!(README.contains(&format!("`{STOP}`")));
+    let place = Place::new("replicas");
     // An address of this process's own, as the ports are the README's.
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let host = Ipv4Addr::new(127, 1 + high % 200, low, 1);
     let shell = |text: &str| {
-        let text =
-            text.replace("cargo build --release\n", "").replace("127.0.0.1", &host.to_string());
-        let text = text.replace("target/release/zmq-echo-server", SERVER);
-        let text = text.replace("target/release/zmq-echo-load", &LOAD).replace("20s", "12s");
-        let mut shell = command("sh");
-        shell.args(["-c", &text]).current_dir(&place.0).stderr(Stdio::null());
+        let text = text.replace("cargo build --release\n", "");
+        let addresses = [("127.0.0.1", host.to_string()), ("20s", "12s".to_owned())];
+        let mut shell = shell(&text, &addresses, &place.0);
+        shell.stderr(Stdio::null());
         // Patient, for a machine that has much else to do.
         shell.env("ZMQ_ECHO_LOAD_TIMEOUT", "1m").env("ZMQ_ECHO_LOAD_RATE", "200");
         shell
@@ -126,7 +221,7 @@ fn one_of_three_servers_is_restarted_under_load_and_all_are_stopped_as_the_readm
     assert!(log.contains("\"drained\"") && log.matches("\"listening\"").count() == 2, "{log}");
 
     assert_eq!(place.pids().len(), 3);
-    assert!(shell(stop).stdout(Stdio::null()).status().unwrap().success());
+    assert!(shell(STOP).stdout(Stdio::null()).status().unwrap().success());
     for port in 5551..=5553 {
         wait_until("it is stopped", || !is_up(port));
     }
