@@ -1,0 +1,3 @@
+module zmq-echo/tests/cluster/pause
+
+go 1.26.0
