@@ -1,0 +1,346 @@
+//! The cluster: kubectl, the API through `kubectl proxy`, and the node.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+
+use crate::{Options, wait_for};
+
+/// The namespace of the overlays, and the name of the service in it.
+pub const NAME: &str = "zmq-echo";
+
+/// The image of the manifests, and another one to roll out.
+pub const IMAGE: &str = "zmq-echo:0.1.0";
+pub const NEXT_IMAGE: &str = "zmq-echo:next";
+
+/// A cluster that has the images and no namespace `zmq-echo`.
+pub struct Cluster {
+    proxy: Proxy,
+    node_exec: Option<Vec<String>>,
+    crds: Vec<PathBuf>,
+    /// The image of Prometheus in place of the manifests' own.
+    pub prometheus_image: Option<String>,
+}
+
+impl Cluster {
+    /// Finds the cluster and hands it the images; the error says what to do.
+    pub fn connect(options: &Options) -> Result<Self, String> {
+        let version = try_kubectl(&["version", "--output", "json"])?;
+        let version: Json = serde_json::from_str(&version).map_err(|error| error.to_string())?;
+        let context = std::env::var("KUBECONFIG").unwrap_or_else(|_| "its default".to_owned());
+        println!("Kubernetes {} by {context}", version["serverVersion"]["gitVersion"]);
+        if try_kubectl(&["get", "namespace", NAME]).is_ok() {
+            return Err(format!(
+                "the cluster has a namespace {NAME} already, which this test would delete; \
+                 if it is left from a run that was killed: kubectl delete namespace {NAME}"
+            ));
+        }
+        for image in [IMAGE, NEXT_IMAGE].into_iter().chain(options.prometheus_image.as_deref()) {
+            let words = words(&options.load_image);
+            let (program, args) = words.split_first().ok_or("--load-image is empty")?;
+            let loaded = Command::new(program).args(args).arg(image).output();
+            let loaded = loaded.map_err(|error| format!("{}: {error}", options.load_image))?;
+            text(loaded).map_err(|error| format!("{} {image}: {error}", options.load_image))?;
+        }
+        let node_exec = options.node_exec.as_deref().map(words);
+        Ok(Self {
+            proxy: Proxy::start(),
+            node_exec,
+            crds: options.crds.clone(),
+            prometheus_image: options.prometheus_image.clone(),
+        })
+    }
+
+    /// Creates the resources that components need and the cluster does not have; they are removed
+    /// with this.
+    #[track_caller]
+    pub fn needs_crds(&self) {
+        for (name, file) in CRDS {
+            if try_kubectl(&["get", "crd", name]).is_ok() {
+                continue;
+            }
+            let paths = self.crds.iter().map(|directory| directory.join(file));
+            let path = paths.into_iter().find(|path| path.exists()).unwrap_or_else(|| {
+                panic!("the cluster has no {name}, and no directory of --crds has {file}")
+            });
+            kubectl(&["create", "--filename", path.to_str().expect("text")]);
+            kubectl(&["label", "crd", name, OURS]);
+            kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", name]);
+        }
+    }
+
+    /// An object of the API by its path, such as `/api/v1/namespaces/default/pods`.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Json {
+        let text = self.read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
+    }
+
+    /// What the API answers to a GET.
+    pub fn read(&self, path: &str) -> Result<String, String> {
+        self.proxy.read(path)
+    }
+
+    /// A connection of its own to the same API, for another thread.
+    pub fn reader(&self) -> Reader {
+        Reader { base: self.proxy.base.clone() }
+    }
+
+    /// The objects of one kind in the namespace of the service, such as `pods`.
+    #[track_caller]
+    pub fn list(&self, kind: &str, selector: &str) -> Vec<Json> {
+        let prefix = match kind {
+            "pods" | "events" => "/api/v1",
+            "jobs" => "/apis/batch/v1",
+            "endpointslices" => "/apis/discovery.k8s.io/v1",
+            _ => panic!("{kind}"),
+        };
+        let path = format!("{prefix}/namespaces/{NAME}/{kind}?labelSelector={selector}");
+        let Json::Array(items) = self.get(&path)["items"].take() else { panic!("no list: {path}") };
+        items
+    }
+
+    /// The pods of the server that are not about to end.
+    #[track_caller]
+    pub fn servers(&self) -> Vec<Json> {
+        let mut pods = self.list("pods", SERVER);
+        pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        pods
+    }
+
+    /// Those of them that are ready.
+    #[track_caller]
+    pub fn ready_servers(&self) -> Vec<Json> {
+        let mut pods = self.servers();
+        pods.retain(is_ready);
+        pods
+    }
+
+    /// Waits until as many servers are ready, and no other pod of theirs is there any more.
+    #[track_caller]
+    pub fn wait_for_servers(&self, count: usize) -> Vec<Json> {
+        wait_for(&format!("{count} servers are ready"), || {
+            let pods = self.list("pods", SERVER);
+            (pods.len() == count && self.ready_servers().len() == count).then_some(pods)
+        })
+    }
+
+    /// Waits for the end of a rollout.
+    #[track_caller]
+    pub fn wait_for_rollout(&self) {
+        kubectl(&["rollout", "status", "deployment/zmq-echo", "--timeout=240s"]);
+    }
+
+    /// Asks for an eviction; whether it was granted. Refused is what would leave too few.
+    #[track_caller]
+    pub fn evict(&self, pod: &str) -> bool {
+        let eviction = json!({
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod, "namespace": NAME},
+        });
+        let path = format!("/api/v1/namespaces/{NAME}/pods/{pod}/eviction");
+        match with_stdin(&["create", "--raw", &path, "--filename", "-"], &eviction.to_string()) {
+            Ok(_) => true,
+            Err(error) if error.contains("disruption budget") => false,
+            Err(error) => panic!("{path}: {error}"),
+        }
+    }
+
+    /// Runs a command on the node, with root's rights.
+    #[track_caller]
+    pub fn on_node(&self, command: &[&str]) -> String {
+        let Some(words) = &self.node_exec else {
+            panic!("this needs the node: name a command for it with --node-exec")
+        };
+        let output = Command::new(&words[0]).args(&words[1..]).args(command).output();
+        let output = output.unwrap_or_else(|error| panic!("{words:?}: {error}"));
+        text(output).unwrap_or_else(|error| panic!("on the node, {command:?}: {error}"))
+    }
+
+    /// Sends a signal to the server in a pod, from the node, as the kernel would.
+    #[track_caller]
+    pub fn signal(&self, pod: &Json, signal: &str) {
+        let uid = pod["metadata"]["uid"].as_str().expect("a uid");
+        // The name of the control group has the uid in it, with dashes or underscores.
+        let pattern = uid.replace('-', "[-_]");
+        let script = format!(
+            "for process in /proc/[0-9]*; do \
+               if [ \"$(cat $process/comm 2>/dev/null)\" = zmq-echo-server ] \
+                 && grep -q '{pattern}' $process/cgroup; then \
+                 kill -{signal} ${{process#/proc/}} && echo ${{process#/proc/}}; \
+               fi; \
+             done"
+        );
+        let found = self.on_node(&["sh", "-c", &script]);
+        assert_eq!(found.lines().count(), 1, "the processes of {}: {found:?}", name(pod));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Err(error) = try_kubectl(&["delete", "crd", "--selector", OURS]) {
+            eprintln!("cannot delete what the test has created: {error}");
+        }
+    }
+}
+
+/// The label of what the test creates outside its namespace.
+const OURS: &str = "zmq-echo/cluster-test=true";
+
+/// The resources of components, each with the file that defines it.
+const CRDS: [(&str, &str); 3] = [
+    ("podmonitors.monitoring.coreos.com", "monitoring.coreos.com_podmonitors.yaml"),
+    ("prometheusrules.monitoring.coreos.com", "monitoring.coreos.com_prometheusrules.yaml"),
+    ("scaledobjects.keda.sh", "keda.sh_scaledobjects.yaml"),
+];
+
+/// Which pods are servers.
+pub const SERVER: &str = "app.kubernetes.io/name=zmq-echo";
+
+/// `kubectl proxy`, which ends with this.
+struct Proxy {
+    process: Child,
+    base: String,
+}
+
+impl Proxy {
+    fn start() -> Self {
+        let mut process = Command::new("kubectl")
+            .args(["proxy", "--port=0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("kubectl starts");
+        let mut line = String::new();
+        let stdout = process.stdout.take().expect("it is piped");
+        BufReader::new(stdout).read_line(&mut line).expect("kubectl proxy says where it listens");
+        let address = line.trim().rsplit(' ').next().unwrap_or_default();
+        assert!(address.contains(':'), "kubectl proxy: {line}");
+        Self { process, base: format!("http://{address}") }
+    }
+
+    fn read(&self, path: &str) -> Result<String, String> {
+        Reader { base: self.base.clone() }.read(path)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Reads from the API.
+#[derive(Clone)]
+pub struct Reader {
+    base: String,
+}
+
+impl Reader {
+    /// What the API answers to a GET within a few seconds.
+    pub fn read(&self, path: &str) -> Result<String, String> {
+        let mut text = String::new();
+        let mut stream = self.open(path, Some(Duration::from_secs(5)))?;
+        stream.read_to_string(&mut text).map_err(|error| error.to_string())?;
+        Ok(text)
+    }
+
+    /// The same as a stream that may go on for ever.
+    pub fn follow(&self, path: &str) -> Result<impl BufRead + use<>, String> {
+        Ok(BufReader::new(self.open(path, None)?))
+    }
+
+    fn open(&self, path: &str, limit: Option<Duration>) -> Result<impl Read + use<>, String> {
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(limit)
+            .build()
+            .into();
+        let answer = agent.get(format!("{}{path}", self.base)).call();
+        let answer = answer.map_err(|error| error.to_string())?;
+        match answer.status().as_u16() {
+            200 => Ok(answer.into_body().into_reader()),
+            status => {
+                let text = answer.into_body().read_to_string().unwrap_or_default();
+                Err(format!("{status}: {text}"))
+            }
+        }
+    }
+}
+
+/// `kubectl` in the namespace of the service.
+#[track_caller]
+pub fn kubectl(args: &[&str]) -> String {
+    try_kubectl(args).unwrap_or_else(|error| panic!("kubectl {}: {error}", args.join(" ")))
+}
+
+pub fn try_kubectl(args: &[&str]) -> Result<String, String> {
+    let output = Command::new("kubectl").args(["--namespace", NAME]).args(args).output();
+    text(output.map_err(|error| format!("kubectl: {error}"))?)
+}
+
+/// Applies objects.
+#[track_caller]
+pub fn apply(objects: &[Json]) {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    with_stdin(&["apply", "--filename", "-"], &list.to_string())
+        .unwrap_or_else(|error| panic!("kubectl apply: {error}"));
+}
+
+/// `kubectl` with something to read.
+pub fn with_stdin(args: &[&str], input: &str) -> Result<String, String> {
+    let mut process = Command::new("kubectl")
+        .args(["--namespace", NAME])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("kubectl: {error}"))?;
+    let mut stdin = process.stdin.take().expect("it is piped");
+    stdin.write_all(input.as_bytes()).map_err(|error| error.to_string())?;
+    drop(stdin);
+    text(process.wait_with_output().map_err(|error| error.to_string())?)
+}
+
+/// What a command has written, or why it failed.
+fn text(output: Output) -> Result<String, String> {
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    match output.status.success() {
+        true => Ok(stdout),
+        false => Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+fn words(command: &str) -> Vec<String> {
+    command.split_whitespace().map(str::to_owned).collect()
+}
+
+pub fn name(object: &Json) -> &str {
+    object["metadata"]["name"].as_str().expect("a name")
+}
+
+/// The names of pods.
+pub fn names(pods: &[Json]) -> Vec<String> {
+    pods.iter().map(|pod| name(pod).to_owned()).collect()
+}
+
+pub fn is_ready(pod: &Json) -> bool {
+    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    conditions
+        .into_iter()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+/// The status of a pod's only container.
+pub fn container(pod: &Json) -> &Json {
+    &pod["status"]["containerStatuses"][0]
+}
+
+pub fn restarts(pod: &Json) -> u64 {
+    container(pod)["restartCount"].as_u64().unwrap_or(0)
+}

@@ -1,0 +1,268 @@
+//! What every server says of itself while a scenario runs: its counters until its last scrape,
+//! and its log to the end.
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use prometheus_parse::{Scrape, Value};
+use serde_json::Value as Json;
+
+use crate::api::{Cluster, NAME, Reader, SERVER, container, name};
+use crate::load::Outcome;
+
+/// Between two scrapes of one server.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// Follows every server from its start to its end.
+pub struct Fleet {
+    reader: Reader,
+    servers: Arc<Mutex<BTreeMap<String, Arc<Watched>>>>,
+    is_over: Arc<AtomicBool>,
+    watcher: Option<JoinHandle<()>>,
+}
+
+/// One run of one server: another one begins when its container restarts.
+struct Watched {
+    pod: String,
+    ip: String,
+    /// The API has said that it is about to end.
+    is_ending: AtomicBool,
+    is_gone: AtomicBool,
+    counts: Mutex<Counts>,
+    log: Mutex<Vec<String>>,
+}
+
+/// Requests of clients.
+#[derive(Default, Clone, Copy)]
+struct Counts {
+    /// At the last scrape of all.
+    last: u64,
+    /// At the last scrape before it began to drain.
+    serving: u64,
+    /// At the first scrape after that.
+    draining: Option<u64>,
+}
+
+/// How a server ended, as its log tells.
+enum End {
+    StillServes,
+    Drained(Json),
+    Killed,
+}
+
+impl Fleet {
+    pub fn watch(cluster: &Cluster) -> Self {
+        let reader = cluster.reader();
+        let servers = Arc::new(Mutex::new(BTreeMap::new()));
+        let is_over = Arc::new(AtomicBool::new(false));
+        let watcher = {
+            let (reader, servers, is_over) =
+                (reader.clone(), Arc::clone(&servers), Arc::clone(&is_over));
+            thread::spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    notice(&reader, &mut servers.lock().unwrap());
+                    thread::sleep(PERIOD);
+                }
+            })
+        };
+        Self { reader, servers, is_over, watcher: Some(watcher) }
+    }
+
+    /// After the loads have ended: holds what they got answered to what the servers counted, and
+    /// prints what became of each server.
+    ///
+    /// The two agree exactly, unless there is a reason. An attempt whose reply did not come was made
+    /// again, and the server may have counted both. What a server was asked between its last scrape
+    /// and the signal that began its drain is only known to lie between two scrapes. And nobody knows
+    /// what a server that was killed has answered since its last scrape.
+    #[track_caller]
+    pub fn accounts_for(mut self, loads: &[Outcome]) {
+        // The last scrapes of those that still serve.
+        notice(&self.reader, &mut self.servers.lock().unwrap());
+        self.end();
+        // No lock is held while something is asserted.
+        let servers: Vec<_> = self.servers.lock().unwrap().values().cloned().collect();
+        let sum = |of: fn(&Outcome) -> u64| loads.iter().map(of).sum::<u64>();
+        let answered = sum(|load| load.number("answered"));
+        let retried = sum(|load| load.number("retried"));
+        let probes = sum(|load| load.probes);
+        let (mut least, mut most, mut discarded) = (0, 0_u64, 0);
+        for server in &servers {
+            let end = match server.end() {
+                End::StillServes => "serves".to_owned(),
+                End::Drained(record) => {
+                    let number = |field: &str| record[field].as_u64().unwrap_or(u64::MAX);
+                    assert_eq!(number("owed"), 0, "{}: {record}", server.pod);
+                    discarded += number("discarded");
+                    let [answered, discarded, lost] = ["answered", "discarded", "lost"].map(number);
+                    let reason = &record["reason"];
+                    format!(
+                        "drained: {reason}, answered {answered}, discarded {discarded}, lost {lost}"
+                    )
+                }
+                End::Killed => "killed".to_owned(),
+            };
+            let (from, to) = server.count();
+            least += from;
+            most = most.saturating_add(to);
+            let range = match to {
+                _ if to == from => from.to_string(),
+                u64::MAX => format!("at least {from}"),
+                _ => format!("{from} to {to}"),
+            };
+            println!("  {} ({}): {range} requests, {end}", server.pod, server.ip);
+        }
+        let most_text = if most == u64::MAX { "any".to_owned() } else { most.to_string() };
+        println!(
+            "  loads: {answered} answered, {probes} probes before, {retried} retried; \
+             servers: {least} to {most_text} requests"
+        );
+        // A retry may have been counted twice, and so may the check of an endpoint after it.
+        assert!(least <= answered + probes + 2 * retried, "more requests than were made");
+        assert!(most >= answered + probes, "fewer requests than were answered");
+        assert!(
+            discarded <= retried,
+            "{discarded} requests were thrown away, {retried} made again"
+        );
+    }
+
+    /// Ends the watch; the servers' last figures stay.
+    fn end(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        if let Some(watcher) = self.watcher.take() {
+            watcher.join().expect("the watcher does not panic");
+        }
+        for server in self.servers.lock().unwrap().values() {
+            if !server.is_gone.load(Ordering::Relaxed) {
+                server.scrape(&self.reader);
+            }
+        }
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        for server in self.servers.lock().unwrap().values() {
+            server.is_gone.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Starts to watch what is new, and marks what is gone.
+fn notice(reader: &Reader, servers: &mut BTreeMap<String, Arc<Watched>>) {
+    let path = format!("/api/v1/namespaces/{NAME}/pods?labelSelector={SERVER}");
+    let Ok(text) = reader.read(&path) else { return };
+    let Ok(list) = serde_json::from_str::<Json>(&text) else { return };
+    let mut running = Vec::new();
+    for pod in list["items"].as_array().into_iter().flatten() {
+        let status = container(pod);
+        let (Some(id), false) =
+            (status["containerID"].as_str(), status["state"]["running"].is_null())
+        else {
+            continue;
+        };
+        running.push(id.to_owned());
+        let Some(ip) = pod["status"]["podIP"].as_str() else { continue };
+        if let Some(known) = servers.get(id) {
+            let is_ending = !pod["metadata"]["deletionTimestamp"].is_null();
+            known.is_ending.store(is_ending, Ordering::Relaxed);
+            continue;
+        }
+        let server = Arc::new(Watched {
+            pod: name(pod).to_owned(),
+            ip: ip.to_owned(),
+            is_ending: AtomicBool::new(false),
+            is_gone: AtomicBool::new(false),
+            counts: Mutex::default(),
+            log: Mutex::default(),
+        });
+        servers.insert(id.to_owned(), Arc::clone(&server));
+        let (watched, scraper) = (Arc::clone(&server), reader.clone());
+        thread::spawn(move || {
+            while !watched.is_gone.load(Ordering::Relaxed) {
+                watched.scrape(&scraper);
+                thread::sleep(PERIOD);
+            }
+        });
+        let follower = reader.clone();
+        thread::spawn(move || server.follow(&follower));
+    }
+    for (id, server) in servers {
+        if !running.contains(id) {
+            server.is_gone.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Watched {
+    fn scrape(&self, reader: &Reader) {
+        let path = format!("/api/v1/namespaces/{NAME}/pods/{}:8080/proxy/metrics", self.pod);
+        let Ok(text) = reader.read(&path) else { return };
+        let Ok(scrape) = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))) else {
+            return;
+        };
+        let value = |metric: &str, source: Option<&str>| {
+            let mut samples = scrape.samples.iter();
+            let found = samples.find(|sample| {
+                sample.metric == metric
+                    && source.is_none_or(|source| sample.labels.get("source") == Some(source))
+            });
+            match found?.value {
+                Value::Counter(value) | Value::Gauge(value) => Some(value as u64),
+                _ => None,
+            }
+        };
+        let Some(requests) = value("zmq_echo_requests_total", Some("client")) else { return };
+        let mut counts = self.counts.lock().unwrap();
+        // The scrape may have met the next run of a container that was restarted.
+        if requests < counts.last {
+            return;
+        }
+        counts.last = requests;
+        if value("zmq_echo_draining", None) == Some(0) {
+            counts.serving = requests;
+        } else {
+            counts.draining.get_or_insert(requests);
+        }
+    }
+
+    fn follow(&self, reader: &Reader) {
+        let path =
+            format!("/api/v1/namespaces/{NAME}/pods/{}/log?container=server&follow=true", self.pod);
+        let Ok(lines) = reader.follow(&path) else { return };
+        for line in lines.lines().map_while(Result::ok) {
+            self.log.lock().unwrap().push(line);
+        }
+    }
+
+    fn end(&self) -> End {
+        let log = self.log.lock().unwrap();
+        let mut records = log.iter().filter_map(|line| serde_json::from_str::<Json>(line).ok());
+        match records.find(|record| record["message"] == "drained") {
+            Some(record) => End::Drained(record),
+            None if self.is_gone.load(Ordering::Relaxed) => End::Killed,
+            None => End::StillServes,
+        }
+    }
+
+    /// How many requests of clients it has received, at least and at most.
+    fn count(&self) -> (u64, u64) {
+        let Counts { last, serving, draining } = *self.counts.lock().unwrap();
+        match self.end() {
+            End::StillServes => (last, last),
+            End::Killed => (last, u64::MAX),
+            // Deleted by force: it was gone from the API, and not scraped, before it ended.
+            End::Drained(_) if !self.is_ending.load(Ordering::Relaxed) => (last, u64::MAX),
+            End::Drained(record) => {
+                let drained = record["answered"].as_u64().unwrap_or(0);
+                let least = last.max(serving + drained);
+                (least, least.max(draining.map_or(0, |first| first + drained)))
+            }
+        }
+    }
+}

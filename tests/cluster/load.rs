@@ -1,0 +1,144 @@
+//! The load generator as the Job of the manifests.
+
+use std::io::BufRead;
+use std::thread::{self, JoinHandle};
+
+use serde_json::{Value as Json, json};
+
+use crate::api::{Cluster, NAME, apply, container, kubectl, name};
+use crate::wait_for;
+
+/// The flag of its source, if the manifests' own is not meant.
+const DISCOVER: &str = "--discover";
+
+/// A load that goes on until it is told to end.
+pub struct Load {
+    name: String,
+    probes: u64,
+    log: JoinHandle<Vec<String>>,
+}
+
+/// What it says at its end.
+pub struct Outcome {
+    pub result: Json,
+    /// Requests that its Job made before it: a container that waits for the service sends one,
+    /// which counts as a client's, because it comes from another host than the server's.
+    pub probes: u64,
+}
+
+impl Load {
+    /// Starts the Job, asking for its result in JSON and for a longer run than any scenario
+    /// takes, and waits until replies come. Its requests for CPU are its own.
+    #[track_caller]
+    pub fn start(cluster: &Cluster, job: &Json) -> Self {
+        Self::start_as(cluster, job, "zmq-echo-load", None)
+    }
+
+    /// Starts it under another name, on these endpoints: those to discover by a URL with `k8s` or
+    /// `dns`, or one that it is told.
+    #[track_caller]
+    pub fn start_on(cluster: &Cluster, job: &Json, name: &str, source: &str) -> Self {
+        Self::start_as(cluster, job, name, Some(source))
+    }
+
+    #[track_caller]
+    fn start_as(cluster: &Cluster, job: &Json, called: &str, source: Option<&str>) -> Self {
+        let mut job = job.clone();
+        job["metadata"]["name"] = json!(called);
+        let args = &mut job["spec"]["template"]["spec"]["containers"][0]["args"];
+        let args = args.as_array_mut().expect("the load has flags");
+        set(args, "--duration", "14m");
+        set(args, "--output", "json");
+        if let Some(source) = source {
+            remove(args, DISCOVER);
+            match source.starts_with("tcp://") {
+                true => args.push(json!(source)),
+                false => set(args, DISCOVER, source),
+            }
+        }
+        let waiting = job["spec"]["template"]["spec"]["initContainers"].as_array();
+        let probes = waiting.map_or(0, Vec::len) as u64;
+        apply(&[job]);
+        let selector = format!("job-name={called}");
+        let pod = wait_for("the load runs", || {
+            let pods = cluster.list("pods", &selector);
+            let pod = pods.first()?;
+            let state = &container(pod)["state"];
+            assert!(state["terminated"].is_null(), "the load has ended: {state}");
+            (!state["running"].is_null()).then(|| name(pod).to_owned())
+        });
+        let log = follow(cluster, &pod);
+        let load = Self { name: called.to_owned(), probes, log };
+        wait_for("the load is answered", || (load.answered(cluster) > 1000).then_some(()));
+        load
+    }
+
+    /// How many of its requests the servers have counted.
+    fn answered(&self, cluster: &Cluster) -> u64 {
+        let counts = cluster.ready_servers();
+        let counts = counts.iter().filter_map(|pod| {
+            let path = format!("/api/v1/namespaces/{NAME}/pods/{}:8080/proxy/metrics", name(pod));
+            let metrics = cluster.read(&path).ok()?;
+            let sample = "zmq_echo_requests_total{source=\"client\"} ";
+            metrics.lines().find_map(|line| line.strip_prefix(sample)?.parse::<f64>().ok())
+        });
+        counts.sum::<f64>() as u64
+    }
+
+    /// Ends it as Kubernetes ends every pod; its result, in which no request has failed.
+    #[track_caller]
+    pub fn finish(self) -> Outcome {
+        kubectl(&["delete", "job", &self.name, "--wait=false"]);
+        let lines = self.log.join().expect("the log can be read");
+        let result = lines.iter().rev().find(|line| line.starts_with('{'));
+        let result = result.unwrap_or_else(|| panic!("no result: {}", lines.join("\n")));
+        let result: Json = serde_json::from_str(result).expect("JSON");
+        let outcome = Outcome { result, probes: self.probes };
+        println!(
+            "  {}: answered {}, retried {}, failed {}, {:.0}/s, p50 {:.2} ms, p99 {:.2} ms, max {:.0} ms",
+            self.name,
+            outcome.number("answered"),
+            outcome.number("retried"),
+            outcome.number("failed"),
+            outcome.result["achieved_rate"].as_f64().expect("a number"),
+            outcome.latency("p50"),
+            outcome.latency("p99"),
+            outcome.latency("max"),
+        );
+        assert_eq!(outcome.number("failed"), 0, "{}", outcome.result["failures"]);
+        assert_eq!(outcome.number("answered"), outcome.number("due"));
+        outcome
+    }
+}
+
+impl Outcome {
+    #[track_caller]
+    pub fn number(&self, field: &str) -> u64 {
+        self.result[field].as_u64().unwrap_or_else(|| panic!("no {field}"))
+    }
+
+    /// In milliseconds.
+    fn latency(&self, field: &str) -> f64 {
+        self.result["latency"][field].as_f64().unwrap_or(f64::NAN) * 1000.0
+    }
+}
+
+/// Reads the log of a load from now on, until its container has ended. It writes a line every few
+/// seconds, so this returns soon, with everything after it still to come.
+#[track_caller]
+pub fn follow(cluster: &Cluster, pod: &str) -> JoinHandle<Vec<String>> {
+    let path = format!("/api/v1/namespaces/{NAME}/pods/{pod}/log?container=load&follow=true");
+    let lines = cluster.reader().follow(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    thread::spawn(move || lines.lines().map_while(Result::ok).collect())
+}
+
+fn remove(args: &mut Vec<Json>, flag: &str) {
+    if let Some(at) = args.iter().position(|arg| arg == flag) {
+        args.drain(at..=at + 1);
+    }
+}
+
+fn set(args: &mut Vec<Json>, flag: &str, value: &str) {
+    remove(args, flag);
+    args.extend([json!(flag), json!(value)]);
+}

@@ -1,0 +1,33 @@
+//! The scenarios, each with the promise that it holds a cluster to.
+
+mod clients;
+mod failures;
+mod logs;
+mod overlays;
+mod policies;
+mod rollout;
+
+use crate::api::Cluster;
+
+type Scenario = fn(&Cluster);
+
+/// All of them, in the order in which they run.
+pub const ALL: [(&str, Scenario); 17] = [
+    ("overlays::each_becomes_ready_and_differs_in_nothing", overlays::overlays),
+    ("overlays::every_combination_of_components_does_too", overlays::combinations),
+    ("overlays::zones_are_spread_over_if_nodes_have_one", overlays::zones),
+    ("policies::they_let_in_and_out_what_they_say", policies::enforced),
+    ("rollout::a_restart_fails_no_request", rollout::restart),
+    ("rollout::a_new_image_fails_no_request", rollout::new_image),
+    ("rollout::a_broken_one_harms_nobody_and_is_undone", rollout::broken),
+    ("rollout::evictions_keep_the_disruption_budget", rollout::eviction),
+    ("clients::the_cluster_ip_survives_a_restart", clients::cluster_ip),
+    ("clients::the_headless_name_survives_a_restart", clients::headless_name),
+    ("clients::the_role_has_exactly_the_rights_of_discovery", clients::rights),
+    ("failures::a_killed_container_is_replaced", failures::killed),
+    ("failures::a_force_deleted_pod_is_replaced", failures::force_deleted),
+    ("failures::a_frozen_process_is_replaced", failures::frozen),
+    ("failures::a_kubelet_that_is_down_for_two_minutes_harms_nobody", failures::kubelet_down),
+    ("logs::a_collector_finds_every_record_on_the_node", logs::on_the_node),
+    ("logs::a_pod_that_cannot_start_says_why_in_its_status", logs::last_message),
+];
