@@ -1,7 +1,7 @@
 //! How long a turn may take, without a clock read for each message.
 //!
 //! An echo takes a tenth of a microsecond and a look at the clock a quarter of that, so the clock
-//! is read every [`STRIDE`] messages at most. A service that turns out to be slower is looked at
+//! is read every 16 messages at most. A service that turns out to be slower is looked at
 //! more often, down to each message, and stays so until it is fast again.
 
 use std::time::{Duration, Instant};

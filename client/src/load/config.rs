@@ -49,9 +49,8 @@ pub struct LoadConfig {
     ///
     /// dns://HOST:PORT asks the name's addresses, again and again;
     /// dns://_SERVICE._PROTO.NAME asks its SRV records, which say the port as well;
-    /// k8s://NAMESPACE/SERVICE[:PORT] watches the Service's EndpointSlices. PORT is a
-    /// name of the Service's or a number of the pods', and may be left out if there is
-    /// only one.
+    /// k8s://NAMESPACE/SERVICE:PORT watches the Service's EndpointSlices. PORT is a name
+    /// of the Service's or a number of the pods'. Leave out :PORT if there is only one.
     #[arg(long, env = "ZMQ_ECHO_LOAD_DISCOVER", value_name = "URL", conflicts_with = "endpoints")]
     pub discover: Option<Source>,
 
