@@ -50,9 +50,9 @@ fn http(server: &Server, head: &[&str], body: &str) -> (u16, String) {
 
 const POST: &str = "POST /faults HTTP/1.1";
 const HOST: &str = "Host: localhost:8080";
-const HEADER: &str = "X-Zmq-Echo-Faults: 1";
+const HEADER: &str = "X-Faults: 1";
 
-/// Switches faults as `curl -H 'X-Zmq-Echo-Faults: 1' -d ...` does.
+/// Switches faults as `curl -H 'X-Faults: 1' -d ...` does.
 pub fn switch(server: &Server, faults: &str) {
     let (status, answer) = http(server, &[POST, HOST, HEADER], faults);
     assert_eq!(status, 200, "{answer}");
@@ -141,7 +141,7 @@ fn what_a_web_page_can_send_switches_nothing() {
     for head in [
         // A form, or a script that asks for no permission.
         &[POST, HOST][..],
-        &[POST, HOST, "X-Zmq-Echo-Faults: 0"],
+        &[POST, HOST, "X-Faults: 0"],
         // A page of this host's own name.
         &[POST, HOST, HEADER, "Origin: http://localhost:8080"],
         &[POST, HOST, HEADER, "Origin: null"],
@@ -160,7 +160,7 @@ fn what_a_web_page_can_send_switches_nothing() {
         HOST,
         "Origin: http://example.com",
         "Access-Control-Request-Method: POST",
-        "Access-Control-Request-Headers: x-zmq-echo-faults",
+        "Access-Control-Request-Headers: x-faults",
     ];
     let (status, answer) = http(&server, &preflight, "");
     assert_eq!(status, 405, "{answer}");

@@ -26,7 +26,7 @@ use crate::simulation::{Faults, Switches};
 pub const PATH: &str = "/faults";
 
 /// The header that switching takes; its value is `1`.
-pub const HEADER: &str = "x-zmq-echo-faults";
+pub const HEADER: &str = "x-faults";
 
 /// The largest body: many times what all faults take.
 const BODY_BYTES: usize = 1 << 10;
@@ -70,7 +70,7 @@ fn may_switch(headers: &HeaderMap, from: IpAddr) -> Result<(), &'static str> {
         return Err("faults are switched from this host only");
     }
     if headers.get(HEADER).is_none_or(|value| value != "1") {
-        return Err("faults are switched with the header X-Zmq-Echo-Faults: 1");
+        return Err("faults are switched with the header X-Faults: 1");
     }
     if headers.contains_key(ORIGIN) {
         return Err("faults are not switched by web pages");

@@ -60,7 +60,7 @@ fn another_host_switches_no_faults_whatever_it_sends() {
         let port = server.http.port();
         let status = |ip: &str| {
             let mut stream = TcpStream::connect((ip, port)).unwrap();
-            let head = "POST /faults HTTP/1.1\r\nHost: localhost\r\nX-Zmq-Echo-Faults: 1";
+            let head = "POST /faults HTTP/1.1\r\nHost: localhost\r\nX-Faults: 1";
             write!(stream, "{head}\r\nContent-Length: 0\r\n\r\n").unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();

@@ -13,7 +13,7 @@ use crate::support::shell::{blocks_of, blocks_under, commands, commands_of, docu
 use crate::support::{PROBE, Process, SERVER, Server, command, get, sample, scrape, wait_until};
 
 /// Commands that no test runs as they are written, by how they begin, and why.
-const NOT_RUN: [(&str, &str); 14] = [
+const NOT_RUN: &[(&str, &str)] = &[
     ("docker ", "needs Docker"),
     ("kind ", "needs Docker"),
     ("helm ", "needs a cluster and the charts' servers"),
@@ -28,6 +28,15 @@ const NOT_RUN: [(&str, &str); 14] = [
     ("cp target/observability/autoscaling.svg docs/", "changes the picture in this repository"),
     ("promtool test rules ", "needs promtool; the test `observability` runs it"),
     ("curl http://127.0.0.1:8080/metrics", "follows a port-forward to a pod"),
+    ("./new-project ", "the tests of the script run it, with other names"),
+    ("CARGO_TARGET_DIR=", "builds and tests a whole project"),
+    ("cd ../quotes ", "builds and tests a whole project"),
+    (
+        "cargo run -- --work ",
+        "serves until Ctrl-C; the tests of the simulation start such a server",
+    ),
+    ("curl -H 'X-Faults: 1'", "the tests of the simulation send the same"),
+    ("curl http://127.0.0.1:8080/faults", "the tests of the simulation send the same"),
 ];
 
 /// Sections whose commands a test runs as they are written.
