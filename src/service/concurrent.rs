@@ -171,26 +171,40 @@ async fn dispatch<S>(
                 }
             }
             ready = poll_fn(|cx| service.poll_ready(cx)), if may_begin => {
-                let call = waiting.pop_front().expect("one waits");
-                let ticket = call.ticket;
-                let started = Instant::now();
-                let reply = match ready {
-                    _ if call.deadline.is_some_and(|deadline| started >= deadline) => {
-                        Err(Rejection::deadline())
-                    }
-                    Ok(()) => Ok(service.call(call)),
-                    Err(error) => Err(error.into()),
-                };
-                let (handle, registration) = AbortHandle::new_pair();
-                handles.put(ticket, handle);
-                let work = answer(ticket, started, reply, replies.clone());
-                running.push(Abortable::new(work, registration).map(move |done| (ticket, done)));
+                let mut ready = Some(ready);
+                // What else can begin at once costs no further turn.
+                while let Some(now) = ready {
+                    let call = waiting.pop_front().expect("one waits");
+                    let ticket = call.ticket;
+                    let started = Instant::now();
+                    let reply = match now {
+                        _ if call.deadline.is_some_and(|deadline| started >= deadline) => {
+                            Err(Rejection::deadline())
+                        }
+                        Ok(()) => Ok(service.call(call)),
+                        Err(error) => Err(error.into()),
+                    };
+                    let (handle, registration) = AbortHandle::new_pair();
+                    handles.put(ticket, handle);
+                    let work = answer(ticket, started, reply, replies.clone());
+                    let work = Abortable::new(work, registration);
+                    running.push(work.map(move |done| (ticket, done)));
+                    ready = if !waiting.is_empty() && running.len() < limit {
+                        poll_fn(|cx| service.poll_ready(cx)).now_or_never()
+                    } else {
+                        None
+                    };
+                }
             }
-            Some((ticket, done)) = running.next(), if !running.is_empty() => {
-                handles.take(ticket);
-                // If the loop has ended, nobody waits for it.
-                if let Ok(Some(completion)) = done {
-                    let _ = replies.send(completion).await;
+            ended = running.next(), if !running.is_empty() => {
+                let mut ended = ended;
+                while let Some((ticket, done)) = ended {
+                    handles.take(ticket);
+                    // If the loop has ended, nobody waits for it.
+                    if let Ok(Some(completion)) = done {
+                        let _ = replies.send(completion).await;
+                    }
+                    ended = running.next().now_or_never().flatten();
                 }
             }
         }
