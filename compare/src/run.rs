@@ -86,7 +86,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     pub baseline: Option<PathBuf>,
 
-    /// Measure what the adapters of a service cost, and nothing else
+    /// Measure only what a service's adapters cost
     ///
     /// The results are then printed and no file is changed.
     #[arg(long, conflicts_with_all = ["cases", "dealers"])]

@@ -31,19 +31,17 @@ use zmtp::Message;
 
 use crate::log;
 
+use super::completions::Completions;
 use super::in_flight::Ticket;
 use super::interface::{Completion, Service};
 use super::rejection::Rejection;
 use super::request::{Answer, Call, Request};
 
-/// Replies that may wait for the loop. A thread that has one more waits itself.
-const REPLIES: usize = 1024;
-
 /// A pool of threads that answers requests.
 #[derive(Debug)]
 pub struct Blocking {
     queue: Arc<Queue>,
-    replies: mpsc::Receiver<Completion>,
+    replies: Completions,
 }
 
 /// The requests that no thread has begun.
@@ -73,7 +71,7 @@ impl Blocking {
         work: impl Fn(&mut S, &Call) -> Result<Message, Rejection> + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
-        let (sender, replies) = mpsc::channel(REPLIES);
+        let (sender, replies) = Completions::channel();
         let pool = Self { queue, replies };
         // What fails here fails at the start rather than at a request.
         drop(state()?);
@@ -106,17 +104,12 @@ impl Service for Blocking {
         answer
     }
 
-    /// Cancel-safe, as a channel's `recv` is.
     async fn completed(&mut self) -> Completion {
-        match self.replies.recv().await {
-            Some(completion) => completion,
-            // Every thread has ended: nothing more comes.
-            None => std::future::pending().await,
-        }
+        self.replies.next().await
     }
 
     fn try_completed(&mut self) -> Option<Completion> {
-        self.replies.try_recv().ok()
+        self.replies.try_next()
     }
 
     fn cancel(&mut self, ticket: Ticket) {

@@ -25,7 +25,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll};
@@ -40,13 +40,11 @@ use zmtp::Message;
 
 use crate::log;
 
+use super::completions::Completions;
 use super::in_flight::Ticket;
 use super::interface::{Completion, Service};
 use super::rejection::Rejection;
 use super::request::{Answer, Call, Request};
-
-/// Replies that may wait for the loop. A future that has one more waits itself.
-const REPLIES: usize = 1024;
 
 /// Orders that are taken from the loop at a time.
 const BATCH: usize = 256;
@@ -78,7 +76,7 @@ impl fmt::Debug for Replies {
 #[derive(Debug)]
 pub struct Concurrent {
     orders: mpsc::UnboundedSender<Order>,
-    replies: mpsc::Receiver<Completion>,
+    replies: Completions,
 }
 
 /// What the loop tells the runtime. Requests in flight bound them.
@@ -102,7 +100,7 @@ impl Concurrent {
     {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (orders, received) = mpsc::unbounded_channel();
-        let (sender, replies) = mpsc::channel(REPLIES);
+        let (sender, replies) = Completions::channel();
         thread::Builder::new().name("futures".to_owned()).spawn(move || {
             runtime.block_on(dispatch(make(), limit.max(1), received, sender));
         })?;
@@ -120,16 +118,12 @@ impl Service for Concurrent {
         answer
     }
 
-    /// Cancel-safe, as a channel's `recv` is.
     async fn completed(&mut self) -> Completion {
-        match self.replies.recv().await {
-            Some(completion) => completion,
-            None => pending().await,
-        }
+        self.replies.next().await
     }
 
     fn try_completed(&mut self) -> Option<Completion> {
-        self.replies.try_recv().ok()
+        self.replies.try_next()
     }
 
     fn cancel(&mut self, ticket: Ticket) {
@@ -153,8 +147,8 @@ async fn dispatch<S>(
     let mut taken = Vec::with_capacity(BATCH);
     loop {
         let may_begin = !waiting.is_empty() && running.len() < limit;
-        // Each is cancel-safe: `poll_ready` may be called again, and nothing is taken from a
-        // channel or a stream before its arm runs.
+        // Each arm is cancel-safe: `poll_ready` may be called again, and an arm that does not run
+        // takes nothing from its channel or stream.
         tokio::select! {
             count = orders.recv_many(&mut taken, BATCH) => {
                 if count == 0 {

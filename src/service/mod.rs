@@ -6,7 +6,8 @@
 //! 4. [`rejection`]: how a client learns that its request was not answered, and why.
 //! 5. [`blocking`]: work on a pool of threads.
 //! 6. [`concurrent`]: work in futures, behind tower's layers.
-//! 7. [`in_flight`]: the requests that are answered later.
+//! 7. [`in_flight`]: the requests that are answered later, and `completions`: the way of their
+//!    replies to the loop.
 //! 8. [`poll_loop`]: takes one event a turn, calls the service and sends replies.
 //! 9. [`turn`]: how long a turn may take, without a clock read for each message.
 //! 10. [`panics`]: how many panics of a service are too many.
@@ -15,6 +16,7 @@
 //! 13. [`health`]: what the loop tells the side port about itself.
 
 pub mod blocking;
+mod completions;
 pub mod concurrent;
 pub mod drain;
 pub mod echo;

@@ -241,6 +241,7 @@ where
                 Event::Tick => alarm.as_mut().reset(self.wake_at(now)),
             }
             self.cancel_abandoned();
+            self.metrics.in_flight.set(self.in_flight.len() as i64);
             let (connections, socket) = (self.socket.connections(), &mut self.socket);
             match self.drain.next(now, connections, || socket.active_at()) {
                 Action::Serve => {}
@@ -310,10 +311,10 @@ where
     /// Answers the request that came from `first` and what is ready behind it. Says whether
     /// there may be more.
     ///
-    /// This is the inner loop. It is no `async fn`, and what a message passes through
-    /// here and in [`zmtp::router`] is always inlined, and every message uses the same memory. A
-    /// CPU stalls where it reads in one piece what it has just written in several, which a move
-    /// of a fresh message does.
+    /// This is the inner loop. It is not an `async fn`, every function on a message's path here
+    /// and in [`zmtp::router`] is inlined, and every message reuses the same memory. Moving a
+    /// fresh message would stall the CPU: it would read in one piece what it has just written
+    /// in several.
     fn answer_ready(&mut self, first: Origin, tally: &mut Tally) -> bool {
         let mut next = Some(first);
         while let Some(origin) = next {
@@ -403,7 +404,6 @@ where
         if let Some(entry) = self.in_flight.get(ticket) {
             self.socket.hold(origin, entry.bytes);
         }
-        self.metrics.in_flight.set(self.in_flight.len() as i64);
     }
 
     /// Sends an error reply to the request whose envelope is in the message.
@@ -436,7 +436,6 @@ where
         }
         self.queue_duration.flush();
         self.work_duration.flush();
-        self.metrics.in_flight.set(self.in_flight.len() as i64);
         match self.socket.try_recv_from(&mut self.message) {
             Some(origin) => self.answer_batch(origin).await,
             None => Ok(()),
@@ -450,7 +449,7 @@ where
             self.panicked();
         }
         let Some(entry) = self.in_flight.get(ticket) else { return };
-        let origin = entry.origin;
+        let read_at = entry.origin.read_at;
         if let Some(reply) = reply {
             let reply = reply.and_then(|payload| check_payload(&payload).map(|()| payload));
             let payload = reply.unwrap_or_else(|rejection| {
@@ -458,16 +457,14 @@ where
                 debug!(%rejection, "request rejected");
                 (&rejection).into()
             });
-            self.message.clone_from(&entry.envelope);
-            self.message.frames_mut().extend(payload.into_frames());
-            if self.send_later(&origin) {
+            if self.send_later(ticket, payload) {
                 self.replied += u64::from(self.drain.begun());
             }
         }
         if is_last {
             self.settle(ticket);
             if let Some((began, ended)) = worked {
-                let queued = began.saturating_duration_since(origin.read_at);
+                let queued = began.saturating_duration_since(read_at);
                 self.queue_duration.observe(queued.as_secs_f64());
                 self.work_duration.observe((ended - began).as_secs_f64());
             }
@@ -483,9 +480,13 @@ where
         }
     }
 
-    /// Sends the reply in the message, and says whether its peer is still there.
-    fn send_later(&mut self, origin: &Origin) -> bool {
-        let sent = self.socket.send_to(origin, &mut self.message);
+    /// Sends a reply to a request that was taken for later, and says whether its peer is still
+    /// there.
+    fn send_later(&mut self, ticket: Ticket, payload: Message) -> bool {
+        let Some(entry) = self.in_flight.get(ticket) else { return false };
+        self.message.clone_from(&entry.envelope);
+        self.message.frames_mut().extend(payload.into_frames());
+        let sent = self.socket.send_to(&entry.origin, &mut self.message);
         sent.map_err(|error| self.not_delivered(&error)).is_ok()
     }
 
@@ -503,7 +504,6 @@ where
                 self.metrics.socket.undeliverable_peer_gone.inc();
                 self.service.cancel(ticket);
             }
-            self.metrics.in_flight.set(self.in_flight.len() as i64);
         }
     }
 
@@ -532,12 +532,8 @@ where
 
     /// Tells a client that its request will not be finished.
     fn give_up(&mut self, ticket: Ticket, rejection: &Rejection) {
-        let Some(entry) = self.in_flight.get(ticket) else { return };
-        let origin = entry.origin;
-        self.message.clone_from(&entry.envelope);
-        self.message.frames_mut().extend(rejection.frames());
         self.metrics.rejected.inc();
-        self.send_later(&origin);
+        self.send_later(ticket, rejection.into());
         self.settle(ticket);
     }
 

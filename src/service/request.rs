@@ -28,7 +28,7 @@ pub(super) enum Kind {
     Reject(Rejection),
 }
 
-/// Who is connected: what a request needs to know of the socket.
+/// Tells who a request's peer is. The socket implements it.
 pub(super) trait Peers {
     /// Who a connection's peer is.
     fn peer(&self, id: PeerId) -> Option<ConnectedPeer>;

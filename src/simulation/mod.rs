@@ -2,7 +2,7 @@
 //!
 //! The plain echo answers so fast that autoscaling, retries, alerts and drains can hardly be
 //! shown with it. This one has the flags `--work` and `--faults`. Without them the binary serves
-//! the plain [`Echo`](crate::service::Echo), and nothing in this folder runs.
+//! the plain [`Echo`](crate::service::Echo) and runs no code from this folder.
 //!
 //! 1. [`config`]: the flags, beside those of every server.
 //! 2. [`work`]: how long a request takes, and whether it sleeps or burns CPU.

@@ -336,7 +336,7 @@ async fn each_trouble_of_an_endpoint_is_logged_as_documented() {
 
 #[tokio::test]
 async fn the_last_failure_of_an_endpoint_is_known_until_it_is_well_again() {
-    // Bound, and not listening: refused.
+    // It is bound but does not listen, so connections are refused.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();

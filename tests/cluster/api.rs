@@ -216,7 +216,7 @@ impl Proxy {
             .expect("kubectl starts");
         let mut line = String::new();
         let stdout = process.stdout.take().expect("it is piped");
-        BufReader::new(stdout).read_line(&mut line).expect("kubectl proxy says where it listens");
+        BufReader::new(stdout).read_line(&mut line).expect("kubectl proxy prints its address");
         let address = line.trim().rsplit(' ').next().unwrap_or_default();
         assert!(address.contains(':'), "kubectl proxy: {line}");
         Self { process, base: format!("http://{address}") }

@@ -256,7 +256,7 @@ impl Watched {
         match self.end() {
             End::StillServes => (last, last),
             End::Killed => (last, u64::MAX),
-            // Deleted by force: it was gone from the API, and not scraped, before it ended.
+            // After a force deletion the API forgets the pod before it ends, so it was not scraped again.
             End::Drained(_) if !self.is_ending.load(Ordering::Relaxed) => (last, u64::MAX),
             End::Drained(record) => {
                 let drained = record["answered"].as_u64().unwrap_or(0);

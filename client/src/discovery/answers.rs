@@ -186,7 +186,7 @@ pub struct Endpoint {
 /// How much is to be expected of an endpoint. The best comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
-    /// It is ready, and not terminating.
+    /// Ready and not terminating.
     Ready,
     /// It is terminating and serves until then.
     Serving,

@@ -217,7 +217,7 @@ fn serve_stream(mut stream: TcpStream, zone: &Mutex<Zone>) -> io::Result<()> {
     }
 }
 
-/// The answer to a question and how long it takes, or none where there is to be silence.
+/// The answer to a question and the delay before it, or `None` for no answer.
 fn answer(question: &[u8], zone: &Mutex<Zone>, tcp: bool) -> Option<(Vec<u8>, Duration)> {
     let question = Message::from_vec(question).ok()?;
     let query = question.queries.first()?.clone();

@@ -179,7 +179,6 @@ pub struct Router<O> {
 
 /// What one read brought and has not been handed out.
 struct Batch {
-    slot: usize,
     origin: Origin,
     bytes: Bytes,
     /// Whether the memory is the peer's own.
@@ -191,6 +190,14 @@ struct Batch {
     commands: usize,
     /// Replies are written once they come to this many bytes.
     write_at: usize,
+}
+
+impl Batch {
+    /// The slot of its peer.
+    #[inline(always)]
+    fn slot(&self) -> usize {
+        self.origin.peer.slot
+    }
 }
 
 /// What a peer had sent at some moment and had not been looked at.
@@ -300,7 +307,7 @@ impl<O: Observer> Router<O> {
         if let Some(batch) = &mut self.batch
             && batch.origin.peer == to.peer
             && !frames.is_empty()
-            && let Some(peer) = self.peers.get_mut(batch.slot)
+            && let Some(peer) = self.peers.get_mut(batch.slot())
         {
             if let Some(slot) = queue_for_batch(batch, peer, to, frames, &mut self.sent) {
                 // What fails here fails again when the batch is through.
@@ -362,7 +369,7 @@ impl<O: Observer> Router<O> {
     pub fn flush_batch(&mut self) {
         if let Some(batch) = &self.batch {
             // What fails here fails again when the batch is through.
-            let _ = self.flush(batch.slot);
+            let _ = self.flush(batch.slot());
         }
     }
 
@@ -379,7 +386,7 @@ impl<O: Observer> Router<O> {
     /// The frames of the message that was handed out last, behind the identity of its sender.
     fn with_identity(&self, mut message: Message) -> Message {
         let batch = self.batch.as_ref().expect("a message is of a batch");
-        message.frames_mut().push_front(self.peers[batch.slot].identity.clone());
+        message.frames_mut().push_front(self.peers[batch.slot()].identity.clone());
         message
     }
 
@@ -397,7 +404,7 @@ impl<O: Observer> Router<O> {
         }
         let slot = slot.ok_or(SendError::NoPeer)?;
         let batch = self.batch.as_ref();
-        let is_of_batch = batch.is_some_and(|batch| batch.slot == slot);
+        let is_of_batch = batch.is_some_and(|batch| batch.slot() == slot);
         let peer = &mut self.peers[slot];
         let read_at =
             read_at.unwrap_or_else(|| batch.map_or(peer.read_at, |batch| batch.origin.read_at));
@@ -453,7 +460,7 @@ impl<O: Observer> Router<O> {
     #[inline(always)]
     fn next_of_batch(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
         let batch = self.batch.as_mut()?;
-        let slot = batch.slot;
+        let slot = batch.slot();
         let peer = &mut self.peers[slot];
         let reason = loop {
             if batch.taken == MESSAGES && !batch.bytes.is_empty() {
@@ -506,7 +513,8 @@ impl<O: Observer> Router<O> {
     /// is kept: part of a message that misses so many bytes, or whole messages.
     fn end_batch(&mut self, missing: usize) {
         let Some(batch) = self.batch.take() else { return };
-        let Batch { slot, origin, bytes, whole, taken, commands, .. } = batch;
+        let slot = batch.slot();
+        let Batch { origin, bytes, whole, taken, commands, .. } = batch;
         let peer = &mut self.peers[slot];
         peer.adapt(whole - bytes.len(), taken, MESSAGES, READ);
         peer.missing = missing;
@@ -612,13 +620,13 @@ impl<O: Observer> Router<O> {
                 read_at,
                 is_monitor: !peer.is_client,
             };
-            self.begin_batch(Batch { slot, origin, bytes, own, whole, taken, commands, write_at });
+            self.begin_batch(Batch { origin, bytes, own, whole, taken, commands, write_at });
         }
         Ok(())
     }
 
     fn begin_batch(&mut self, batch: Batch) {
-        let peer = &mut self.peers[batch.slot];
+        let peer = &mut self.peers[batch.slot()];
         if peer.out.is_empty() {
             std::mem::swap(&mut peer.out, &mut self.spare);
         }
@@ -743,7 +751,7 @@ impl<O: Observer> Router<O> {
     fn close_peer(&mut self, slot: usize, reason: Reason) {
         self.account(slot, 0, 0);
         let Some(mut peer) = self.peers.try_remove(slot) else { return };
-        if self.batch.as_ref().is_some_and(|batch| batch.slot == slot) {
+        if self.batch.as_ref().is_some_and(|batch| batch.slot() == slot) {
             self.batch = None;
         }
         self.places.leave(&mut peer.place);
@@ -830,7 +838,7 @@ fn queue_for_batch(
         return None;
     }
     batch.write_at = WRITE;
-    Some(batch.slot)
+    Some(batch.slot())
 }
 
 /// Counts a message that was dropped; out of line, as few are.

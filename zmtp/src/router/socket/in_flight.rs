@@ -51,7 +51,7 @@ impl<O: Observer> Router<O> {
         let was_busy = std::mem::replace(&mut peer.is_busy, is_busy);
         if is_busy || self.is_full {
             // What has been read and not handed out waits with the peer.
-            if self.batch.as_ref().is_some_and(|batch| batch.slot == slot) {
+            if self.batch.as_ref().is_some_and(|batch| batch.slot() == slot) {
                 self.end_batch(0);
             }
         } else if was_busy {
