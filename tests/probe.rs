@@ -183,9 +183,9 @@ fn another_payload_than_its_own_is_a_no() {
 #[test]
 fn its_payload_in_another_shape_is_a_no() {
     let more = |payload: Vec<u8>| raw::message(&[b"", CHECK, &payload, b"and more"]);
-    says_no_at_once(answering(more), "verify", "4 frames came back for 3");
+    says_no_at_once(answering(more), "verify", "the reply has 4 frames, the request had 3");
     let bare = |payload: Vec<u8>| raw::frame(&payload, false);
-    says_no_at_once(answering(bare), "verify", "1 frames came back for 3");
+    says_no_at_once(answering(bare), "verify", "the reply has 1 frames, the request had 3");
     let half = |payload: Vec<u8>| raw::frame(&payload, false)[..20].to_vec();
     says_no(answering(half), "5s", "receive", "no reply");
 }

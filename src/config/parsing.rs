@@ -2,11 +2,14 @@
 
 use std::ffi::OsString;
 
-use clap::Parser;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, Parser};
 
-/// Parses the arguments. If a value from the environment is wrong, the error names the
-/// variable; clap names only the flag.
+/// What the values of flags for endpoints are called in `--help`.
+const ENDPOINT: &str = "ENDPOINT";
+
+/// Parses the arguments, with better errors than clap's own: an error in the environment names the
+/// variable, and an argument that makes no sense gets a tip only if there is a useful one.
 ///
 /// # Errors
 ///
@@ -15,23 +18,71 @@ pub fn parse<C: Parser, T: Into<OsString>>(
     args: impl IntoIterator<Item = T>,
 ) -> Result<C, clap::Error> {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    let parsed = C::try_parse_from(&args);
-    let arguments = C::command().mut_args(|arg| arg.env(None::<&'static str>));
-    if parsed.is_ok() || arguments.clone().try_get_matches_from(&args).is_err() {
-        return parsed;
+    C::try_parse_from(&args).map_err(|error| {
+        let error = with_useful_tip(error, &C::command());
+        from_environment(&C::command(), &args).unwrap_or(error)
+    })
+}
+
+/// An error about flags that do not fit together. It names the variables that set some of them.
+pub fn conflict(program: &mut Command, message: &str) -> clap::Error {
+    let flags = program.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_env()?)));
+    let is_named =
+        |long: &str| message.split(' ').any(|word| word.strip_prefix("--") == Some(long));
+    let set =
+        flags.filter(|(long, variable)| is_named(long) && std::env::var_os(variable).is_some());
+    let names: Vec<_> = set.map(|(_, variable)| variable.to_string_lossy().into_owned()).collect();
+    let from = if names.is_empty() {
+        String::new()
+    } else {
+        format!("\n\n  the environment sets {}", names.join(" and "))
+    };
+    program.error(ErrorKind::ArgumentConflict, format!("{message}{from}\n"))
+}
+
+/// The error that a variable causes, if the arguments alone are right.
+fn from_environment(program: &Command, args: &[OsString]) -> Option<clap::Error> {
+    let arguments = program.clone().mut_args(|arg| arg.env(None::<&'static str>));
+    if arguments.clone().try_get_matches_from(args).is_err() {
+        return None;
     }
-    for arg in C::command().get_arguments() {
-        let Some(variable) = arg.get_env() else { continue };
-        let Some(value) = std::env::var_os(variable) else { continue };
+    program.get_arguments().find_map(|arg| {
+        let variable = arg.get_env()?;
+        let value = std::env::var_os(variable)?;
         let name = arg.get_long().map(|long| format!("--{long}="));
         let mut flag = OsString::from(name.unwrap_or_default());
         flag.push(value);
         let alone = [OsString::from(arguments.get_name()), flag];
-        if let Err(mut error) = arguments.clone().try_get_matches_from(alone) {
-            let origin = format!("this is the environment variable {}", variable.to_string_lossy());
-            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![origin.into()]));
-            return Err(error);
+        let mut error = arguments.clone().try_get_matches_from(alone).err()?;
+        let origin = format!("this is the environment variable {}", variable.to_string_lossy());
+        tip(&mut error, origin);
+        Some(error)
+    })
+}
+
+/// clap proposes to pass an unknown flag as a value, behind `--`, which is never meant here. An
+/// endpoint without its flag is more likely.
+fn with_useful_tip(mut error: clap::Error, program: &Command) -> clap::Error {
+    if error.kind() == ErrorKind::UnknownArgument {
+        error.remove(ContextKind::Suggested);
+        if let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg)
+            && argument.starts_with("tcp://")
+            && let Some(flag) = endpoint_flag(program)
+        {
+            let right = format!("endpoints follow a flag: --{flag} {argument}");
+            tip(&mut error, right);
         }
     }
-    parsed
+    error
+}
+
+/// The flag that takes an endpoint.
+fn endpoint_flag(program: &Command) -> Option<&str> {
+    let takes_one = |names: &[clap::builder::Str]| names.iter().any(|name| name == ENDPOINT);
+    let mut flags = program.get_arguments();
+    flags.find(|arg| arg.get_value_names().is_some_and(takes_one))?.get_long()
+}
+
+fn tip(error: &mut clap::Error, text: String) {
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![text.into()]));
 }
