@@ -24,6 +24,7 @@ RUN mkdir src client/src compare/src zmtp/src \
     && cargo build --locked --release --lib
 
 FROM dependencies AS build
+COPY build.rs .
 COPY bin bin
 COPY client client
 COPY src src

@@ -73,9 +73,19 @@ pub struct ProbeError {
 struct Failure(Step, String);
 
 impl Failure {
-    fn to_connect(error: ConnectError) -> Self {
+    fn to_connect(error: ConnectError, limit: Duration) -> Self {
         let step = if error.is_of_handshake() { Step::Handshake } else { Step::Connect };
-        Self(step, log::chain(&error))
+        let limit = humantime::format_duration(limit);
+        // The error's own limit is what was left of the probe's.
+        let reason = match error {
+            ConnectError::ResolveTimeout(_) => format!("the name was not resolved within {limit}"),
+            ConnectError::ConnectTimeout(_) => format!("no connection within {limit}"),
+            ConnectError::HandshakeTimeout { .. } => {
+                format!("connected, but no handshake within {limit}")
+            }
+            error => log::chain(&error),
+        };
+        Self(step, reason)
     }
 
     fn of(self, endpoint: &ConnectEndpoint, after: Duration) -> ProbeError {
@@ -159,7 +169,7 @@ async fn connect(
             Err(error) if !error.is_of_handshake() && started.elapsed() < limit / RETRIED => {
                 sleep(PAUSE.min(limit / RETRIED)).await;
             }
-            Err(error) => return Err(Failure::to_connect(error)),
+            Err(error) => return Err(Failure::to_connect(error, limit)),
         }
     }
 }

@@ -20,7 +20,7 @@ use zmtp::router::{Limits, RESERVED_PEERS};
 use crate::config::{Hint, ServerConfig, Unread, unread};
 use crate::exit::Exit;
 use crate::log::{self, FLUSH_LIMIT, Logs};
-use crate::metrics::{Metrics, PROBE_IDENTITY, REVISION, SocketObserver, VERSION};
+use crate::metrics::{Metrics, PROBE_IDENTITY, SocketObserver};
 use crate::service::Service;
 use crate::service::health::Health;
 use crate::service::poll_loop::{self, LoopError, Report, ServiceError};
@@ -29,6 +29,7 @@ use crate::side_port::address::HttpAddress;
 use crate::side_port::own_addresses::OwnAddresses;
 use crate::side_port::{self, SidePort};
 use crate::simulation::Switches;
+use crate::version::{REVISION, VERSION};
 
 /// The descriptors that are neither a client's nor the side port's: listeners, signals, runtimes,
 /// standard streams, the probe of `/livez`, and a few to spare.

@@ -33,7 +33,7 @@ const REFUSED: [(&str, &str, &str); 50] = [
     ("--drain-quiet", "19s", "--drain-quiet 19s does not fit into --drain-timeout 20s"),
     ("--drain-timeout", "1s", "--drain-quiet 1s does not fit into --drain-timeout 1s"),
     ("--drain-timeout", "100years", "expected 1day at most"),
-    ("--drain-timeout", "0s", "--drain-delay 0s leaves nothing of --drain-timeout 0s"),
+    ("--drain-timeout", "0s", "more than 0s"),
     ("--latency-buckets", "0.1,0.1", "expected seconds in rising order, comma-separated"),
     ("--latency-buckets", "0.1,nan", "expected seconds"),
     ("--message-limit", "8 apples", "such as 65536, 64KiB or 8MiB"),
@@ -129,6 +129,7 @@ fn an_argument_that_makes_no_sense_gets_no_misleading_tip() {
     let right = |flag| format!("tip: endpoints follow a flag: --{flag} {endpoint}");
     assert!(said(SERVER, endpoint).contains(&right("bind")));
     assert!(said(PROBE, endpoint).contains(&right("endpoint")));
+    assert!(said(SERVER, "true").contains("tip: this value follows an equals sign: --faults=true"));
     assert!(said(PROBE, "--timout").contains("a similar argument exists: '--timeout'"));
 }
 

@@ -17,6 +17,7 @@ mod new_project;
 mod poll_loop;
 mod probe;
 mod readme;
+mod revision;
 mod rollout;
 mod services;
 mod side_port;

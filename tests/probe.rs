@@ -103,7 +103,7 @@ fn nobody_listening_is_a_no_before_the_limit() {
 
 #[test]
 fn a_peer_that_accepts_and_says_nothing_is_a_no() {
-    says_no_at_the_limit(peer(|_| {}), "handshake", "no handshake");
+    says_no_at_the_limit(peer(|_| {}), "handshake", "connected, but no handshake within 2s");
 }
 
 #[test]

@@ -13,11 +13,12 @@ use prometheus::TextEncoder;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use socket2::{Domain, SockRef, Socket, Type};
-use zmq_echo::metrics::{self, Metrics, REVISION, VERSION};
+use zmq_echo::metrics::{self, Metrics};
 use zmq_echo::service::health::{Health, Phase};
 use zmq_echo::side_port::address::HttpAddress;
 use zmq_echo::side_port::own_addresses::OwnAddresses;
 use zmq_echo::side_port::{self, PATHS, SidePort};
+use zmq_echo::version::{REVISION, VERSION};
 use zmtp::Reason;
 
 use crate::support::{Server, echo, get, message, raw, request, sample, wait_until};

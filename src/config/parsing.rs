@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, Parser};
+use clap::{Arg, Command, Parser};
 
 /// What the values of flags for endpoints are called in `--help`.
 const ENDPOINT: &str = "ENDPOINT";
@@ -37,7 +37,7 @@ pub fn conflict(program: &mut Command, message: &str) -> clap::Error {
     } else {
         format!("\n\n  the environment sets {}", names.join(" and "))
     };
-    program.error(ErrorKind::ArgumentConflict, format!("{message}{from}\n"))
+    program.error(ErrorKind::ArgumentConflict, format!("{message}{from}"))
 }
 
 /// The error that a variable causes, if the arguments alone are right.
@@ -60,27 +60,36 @@ fn from_environment(program: &Command, args: &[OsString]) -> Option<clap::Error>
     })
 }
 
-/// clap proposes to pass an unknown flag as a value, behind `--`, which is never meant here. An
-/// endpoint without its flag is more likely.
+/// clap proposes to pass an unknown flag as a value, behind `--`, which is never meant here. More
+/// likely mistakes are an endpoint without its flag, and a value that has to follow `=`.
 fn with_useful_tip(mut error: clap::Error, program: &Command) -> clap::Error {
     if error.kind() == ErrorKind::UnknownArgument {
         error.remove(ContextKind::Suggested);
-        if let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg)
-            && argument.starts_with("tcp://")
-            && let Some(flag) = endpoint_flag(program)
+        let argument = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(argument)) => argument.clone(),
+            _ => String::new(),
+        };
+        if argument.starts_with("tcp://")
+            && let Some(flag) = flag_that(program, |arg| takes(arg, ENDPOINT))
         {
-            let right = format!("endpoints follow a flag: --{flag} {argument}");
-            tip(&mut error, right);
+            tip(&mut error, format!("endpoints follow a flag: --{flag} {argument}"));
+        } else if argument.parse::<bool>().is_ok()
+            && let Some(flag) = flag_that(program, Arg::is_require_equals_set)
+        {
+            tip(&mut error, format!("this value follows an equals sign: --{flag}={argument}"));
         }
     }
     error
 }
 
-/// The flag that takes an endpoint.
-fn endpoint_flag(program: &Command) -> Option<&str> {
-    let takes_one = |names: &[clap::builder::Str]| names.iter().any(|name| name == ENDPOINT);
-    let mut flags = program.get_arguments();
-    flags.find(|arg| arg.get_value_names().is_some_and(takes_one))?.get_long()
+/// The first flag of this kind.
+fn flag_that(program: &Command, is_one: impl Fn(&Arg) -> bool) -> Option<&str> {
+    program.get_arguments().find(|arg| is_one(arg))?.get_long()
+}
+
+/// Whether the value of an argument has this name in `--help`.
+fn takes(arg: &Arg, name: &str) -> bool {
+    arg.get_value_names().is_some_and(|names| names.iter().any(|of_arg| of_arg == name))
 }
 
 fn tip(error: &mut clap::Error, text: String) {

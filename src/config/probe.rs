@@ -9,10 +9,11 @@ use zmtp::endpoint::ConnectEndpoint;
 use super::parsing::parse;
 use crate::exit;
 use crate::units::parse_limit;
+use crate::version::WITH_REVISION;
 
 /// Sends one message to a ZeroMQ echo service and checks that it comes back in time
 #[derive(Debug, Clone, Parser)]
-#[command(name = "zmq-echo-probe", version, after_help = exit::help(&exit::PROBE))]
+#[command(name = "zmq-echo-probe", version = WITH_REVISION, after_help = exit::help(&exit::PROBE))]
 pub struct ProbeConfig {
     /// The service's public endpoint, tcp://HOST:PORT
     ///

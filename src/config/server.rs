@@ -16,13 +16,14 @@ use crate::service::drain::DrainPolicy;
 use crate::service::poll_loop::Settings;
 use crate::side_port::address::HttpAddress;
 use crate::units::{ByteSize, count, parse_duration, parse_limit};
+use crate::version::WITH_REVISION;
 
 /// The longest spin. A longer one burns CPU time and makes nothing faster.
 const LONGEST_BUSY_POLL: Duration = Duration::from_millis(1);
 
 /// Echoes what ZeroMQ clients send to its ROUTER socket, until SIGTERM or SIGINT
 #[derive(Debug, Clone, Parser)]
-#[command(name = "zmq-echo-server", version, after_help = exit::help(&exit::SERVER))]
+#[command(name = "zmq-echo-server", version = WITH_REVISION, after_help = exit::help(&exit::SERVER))]
 pub struct ServerConfig {
     /// Where to listen for clients, tcp://HOST:PORT
     ///
@@ -87,7 +88,7 @@ pub struct ServerConfig {
     /// Kubernetes' grace period of 30 s to a preStop hook.
     #[arg(
         long, env = "ZMQ_ECHO_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "20s",
-        value_parser = parse_duration
+        value_parser = parse_limit
     )]
     pub drain_timeout: Duration,
 

@@ -10,7 +10,7 @@ use hyper::header::{
 };
 
 use super::answer::{Answer, PATHS, body};
-use crate::metrics::{REVISION, VERSION};
+use crate::version::{REVISION, VERSION};
 
 /// The page, with placeholders in double braces.
 const TEMPLATE: &str = include_str!("status.html");

@@ -12,10 +12,11 @@ use super::work::{Work, WorkMode};
 use crate::config::{ServerConfig, parse};
 use crate::exit;
 use crate::units::parse_duration;
+use crate::version::WITH_REVISION;
 
 /// Echoes what ZeroMQ clients send to its ROUTER socket, until SIGTERM or SIGINT
 #[derive(Debug, Clone, Parser)]
-#[command(name = "zmq-echo-server", version, after_help = exit::help(&exit::SERVER))]
+#[command(name = "zmq-echo-server", version = WITH_REVISION, after_help = exit::help(&exit::SERVER))]
 pub struct EchoConfig {
     /// The flags of every server.
     #[command(flatten)]

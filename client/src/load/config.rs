@@ -14,6 +14,7 @@ use crate::discovery::Source;
 use zmq_echo::config::{LogFilter, conflict, parse};
 use zmq_echo::exit;
 use zmq_echo::units::{ByteSize, count, parse_limit};
+use zmq_echo::version::WITH_REVISION;
 use zmtp::endpoint::ConnectEndpoint;
 
 /// Maximum number of requests in flight, all clients together. Each costs a worker and its
@@ -28,7 +29,7 @@ const HIGHEST_RATE: u32 = 10_000_000;
 
 /// Puts a ZeroMQ echo service under load and measures how it answers
 #[derive(Debug, Clone, Parser)]
-#[command(name = "zmq-echo-load", version, after_help = exit::help(&exit::LOAD))]
+#[command(name = "zmq-echo-load", version = WITH_REVISION, after_help = exit::help(&exit::LOAD))]
 pub struct LoadConfig {
     /// The endpoints to put under load, tcp://HOST:PORT
     ///
