@@ -13,6 +13,7 @@ mod examples;
 mod load;
 mod log_schema;
 mod logs;
+mod manual;
 mod new_project;
 mod poll_loop;
 mod probe;
