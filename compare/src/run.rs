@@ -19,7 +19,7 @@ use crate::sides::{Binaries, Side, build_server};
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md");
 
 /// The page that shows the summary, between two lines.
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/performance.md");
 const BEGIN: &str = "<!-- results of compare/ begin -->\n";
 const END: &str = "<!-- results of compare/ end -->";
 
