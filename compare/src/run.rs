@@ -335,4 +335,9 @@ mod tests {
         assert_eq!(replaced(&shown, "new").unwrap(), shown);
         assert_eq!(replaced("a page without a place", "new"), None);
     }
+
+    #[test]
+    fn the_page_has_a_place_for_the_summary() {
+        assert!(replaced(include_str!("../../docs/performance.md"), "new").is_some());
+    }
 }
