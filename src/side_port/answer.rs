@@ -5,7 +5,7 @@ use hyper::body::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Response, StatusCode};
 
-/// The paths that answer, with what they answer, for the status page and docs/metrics.md.
+/// The paths that answer, with what they answer, for the status page and the README.
 pub const PATHS: [(&str, &str); 5] = [
     (
         "/",
