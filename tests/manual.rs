@@ -12,8 +12,11 @@ use zmq_echo_client::load::config::LoadConfig;
 use crate::support::built::EXAMPLES;
 use crate::support::command;
 
-/// The names of a program's files, each with how a flag stands in it.
-fn files(program: &str) -> [(String, fn(&str) -> String); 6] {
+/// How a flag is written in a file.
+type Spelling = fn(&str) -> String;
+
+/// The names of a program's files.
+fn files(program: &str) -> [(String, Spelling); 6] {
     let dashed = |flag: &str| format!("--{flag}");
     [
         (format!("{program}.1"), |flag| format!("\\-\\-{}", flag.replace('-', "\\-"))),

@@ -19,7 +19,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("helm ", "needs a cluster and the charts' servers"),
     ("kubectl ", "needs a cluster; the tests of the manifests run it against one that is away"),
     ("cargo build              # the", "builds what these tests have built"),
-    ("cargo build --profile image", "takes ten minutes; .ci/image builds with this profile"),
+    ("cargo build --profile image", "takes minutes; .ci/image builds with this profile"),
     ("cargo clippy --workspace", "needs a C++ compiler; .ci/run runs it"),
     ("cargo deny", "needs cargo-deny; .ci/run runs it"),
     ("cargo fmt --all", "changes the sources; .ci/run checks the format"),
