@@ -1,4 +1,4 @@
-//! What a server cannot make the socket hold.
+//! Limits on what a server can make the socket hold.
 
 use std::io::{ErrorKind, Write};
 use std::sync::mpsc;
@@ -8,10 +8,10 @@ use zmtp::memory_pool::MemoryPool;
 
 use super::*;
 
-/// One read, beside what the socket always has.
+/// One read, in addition to what the socket always holds.
 const LITTLE: usize = 80 << 10;
 
-/// 128 TiB, and what does not fit in a signed number.
+/// 128 TiB, and sizes that do not fit into a signed number.
 const HUGE: [u64; 3] = [1 << 47, 1 << 63, u64::MAX];
 
 #[tokio::test]
@@ -20,7 +20,7 @@ async fn an_announced_size_beyond_the_limit_ends_the_connection_and_costs_no_mem
     let mut headers = Vec::new();
     for size in HUGE.into_iter().chain([limit + 1]) {
         headers.push((raw::announced(0, size), Reason::MessageLimit));
-        // Behind another frame of the same message.
+        // The same header after another frame of the same message.
         let second = [raw::frame(b"first", true), raw::announced(0, size)].concat();
         headers.push((second, Reason::MessageLimit));
     }
@@ -42,13 +42,13 @@ async fn an_announced_size_beyond_the_limit_ends_the_connection_and_costs_no_mem
 }
 
 #[tokio::test]
-async fn an_announced_size_within_the_limit_costs_memory_as_it_comes() {
+async fn an_announced_size_within_the_limit_costs_memory_as_bytes_arrive() {
     let limit = DealerConfig::default().limits.message_bytes;
     for sent in [0, 100, 1 << 20] {
         let (address, server) = router(1, move |mut stream| {
             stream.write_all(&raw::announced(0, limit as u64)).unwrap();
             stream.write_all(&vec![1; sent]).unwrap();
-            // So that it is known to be read.
+            // The end of the stream shows that everything has been read.
             stream.shutdown(std::net::Shutdown::Write).unwrap();
             raw::read_until_closed(&mut stream);
         });
@@ -80,7 +80,7 @@ async fn an_announced_size_beyond_the_limit_ends_the_handshake() {
 }
 
 #[tokio::test]
-async fn frames_and_commands_without_end_meet_a_limit_and_a_message_at_the_limit_does_not() {
+async fn endless_frames_and_commands_hit_a_limit_and_a_message_at_the_limit_passes() {
     let ping = ping(0, b"");
     for (endless, reason) in [
         (raw::frame(b"", true), Reason::FrameLimit),
@@ -112,13 +112,13 @@ async fn frames_and_commands_without_end_meet_a_limit_and_a_message_at_the_limit
 }
 
 #[tokio::test]
-async fn a_server_that_sends_pings_and_reads_nothing_is_not_read_from_until_it_does() {
+async fn a_server_that_sends_pings_is_not_read_from_until_it_reads_its_pongs() {
     let ping = ping(0, &[9; 16]);
     let pong = raw::command(&[&b"\x04PONG"[..], &[9; 16]].concat());
     let (stuck, is_stuck) = mpsc::channel();
     let (address, server) = router(1, move |mut stream| {
         socket2::SockRef::from(&stream).set_send_buffer_size(32 << 10).unwrap();
-        // So slow that the other side has certainly stopped.
+        // Long enough that the other side has certainly stopped reading.
         stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
         let mut sent = 0;
         loop {
@@ -150,27 +150,27 @@ async fn a_server_that_sends_pings_and_reads_nothing_is_not_read_from_until_it_d
         assert!(dealer.held() < 192 << 10, "{}", dealer.held());
     }
     assert_eq!(payload(&mut dealer).await, b"at last");
-    // Until the server has all PONGs and leaves.
+    // Until the server has read all PONGs and disconnects.
     end(&mut dealer).await;
     server.join().unwrap();
 }
 
 #[tokio::test]
-async fn a_message_behind_more_pings_than_may_wait_is_received() {
+async fn a_message_after_more_pings_than_may_queue_is_received() {
     let (address, server) = router(1, |mut stream| {
-        // In one read.
+        // All in one read.
         stream.write_all(&[ping(0, b"").repeat(1000), raw::frame(b"behind", false)].concat())?;
         stream.read_exact(&mut [0]).map(|()| stream)
     });
     let mut dealer = connected(address).await;
-    // The kernel has everything by the time it is read, or most of it.
+    // By then the kernel has received everything, or most of it.
     thread::sleep(Duration::from_millis(200));
     assert_eq!(payload(&mut dealer).await, b"behind");
     assert!(server.join().unwrap().is_ok());
 }
 
 #[tokio::test]
-async fn a_timer_beside_recv_fires_while_commands_come_without_end() {
+async fn a_timer_beside_recv_fires_during_endless_commands() {
     let (address, server) =
         router(1, |stream| raw::flood(&stream, raw::command(b"\x04PONG").repeat(10_000)));
     let mut dealer = connected(address).await;
@@ -186,7 +186,7 @@ async fn a_timer_beside_recv_fires_while_commands_come_without_end() {
 }
 
 #[tokio::test]
-async fn two_large_messages_that_do_not_fit_the_pool_together_cost_one_connection() {
+async fn a_message_that_does_not_fit_the_shared_pool_costs_one_connection() {
     const SIZE: usize = 3 << 20;
     let whole = raw::frame(&vec![b'a'; SIZE], false);
     let (first_half, second_half) = (whole[..SIZE / 2].to_vec(), whole[SIZE / 2..].to_vec());
@@ -210,7 +210,7 @@ async fn two_large_messages_that_do_not_fit_the_pool_together_cost_one_connectio
             () = tokio::time::sleep(Duration::from_millis(1)) => {}
         }
     }
-    // What is left of the pool is less than the other message.
+    // Leaves less in the pool than the other message needs.
     let rest = memory.take(2 * SIZE - memory.taken() - SIZE / 3).unwrap();
     let mut other = connect_to(&[other], &config).await.unwrap();
     assert_eq!(next(&mut other).await, Err(Reason::PoolFull));
@@ -219,7 +219,7 @@ async fn two_large_messages_that_do_not_fit_the_pool_together_cost_one_connectio
     go.send(()).unwrap();
     let message = next(&mut one).await.unwrap();
     assert_eq!(message.bytes(), SIZE);
-    // From now on it is the caller's, and so is its memory, although nothing more is read.
+    // The message and its memory now belong to the caller, although nothing more is read.
     assert_eq!(memory.taken(), 0);
     assert!(one.held() < LITTLE, "{}", one.held());
     server.join().unwrap();

@@ -1,4 +1,4 @@
-//! The ROUTER socket, against peers made by hand and the zeromq crate's sockets.
+//! The ROUTER socket against hand-made peers and the zeromq crate's sockets.
 
 mod busy_poll;
 mod counts;
