@@ -75,7 +75,7 @@ impl SocketSend for Dealer {
         match Dealer::send(self, message.into()) {
             Ok(_) => Ok(()),
             Err(Unsent(message)) => Err(ZmqError::ReturnToSender {
-                reason: "the send queue is full",
+                reason: "the connection has ended or its send queue is full",
                 message: message.try_into()?,
             }),
         }

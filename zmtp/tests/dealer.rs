@@ -2,6 +2,8 @@
 
 #[path = "dealer/bounds.rs"]
 mod bounds;
+#[path = "dealer/conformance.rs"]
+mod conformance;
 #[path = "dealer/connecting.rs"]
 mod connecting;
 #[path = "dealer/heartbeats.rs"]

@@ -38,9 +38,10 @@ const READS: usize = 32;
 /// "never" as a very long duration.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// The message that was not queued, because the maximum number of bytes is already waiting.
+/// A message that was not queued, because the connection has ended or the maximum number of bytes is
+/// already waiting.
 #[derive(Debug, thiserror::Error)]
-#[error("the send queue is full")]
+#[error("the connection has ended or its send queue is full")]
 pub struct Unsent(pub Message);
 
 /// A DEALER socket with one connection. See [`crate::dealer`] for an example.
@@ -150,10 +151,11 @@ impl Dealer {
     ///
     /// # Errors
     ///
-    /// The message, if [`DealerConfig::send_bytes`] are already waiting to be written.
+    /// The message, if the connection has ended or [`DealerConfig::send_bytes`] are already waiting.
     pub fn send(&mut self, message: Message) -> Result<u64, Unsent> {
         let unwritten = self.connection.unwritten();
-        if unwritten > 0 && unwritten + message.bytes() > self.send_bytes {
+        let is_full = unwritten > 0 && unwritten + message.bytes() > self.send_bytes;
+        if is_full || self.ended.is_some() {
             return Err(Unsent(message));
         }
         self.connection.send(message, self.heard_at);

@@ -26,16 +26,16 @@ enum Order {
 }
 
 /// An echo on a socket of its own.
-struct Echo {
-    address: SocketAddr,
-    counts: Counts,
+pub struct Echo {
+    pub address: SocketAddr,
+    pub counts: Counts,
     orders: tokio::sync::mpsc::UnboundedSender<Order>,
     done: mpsc::Receiver<()>,
     thread: JoinHandle<Closed>,
 }
 
 impl Echo {
-    fn start(limits: Limits) -> Self {
+    pub fn start(limits: Limits) -> Self {
         Self::start_on(vec![TcpListener::bind("127.0.0.1:0").unwrap()], limits)
     }
 
@@ -86,7 +86,7 @@ impl Echo {
     }
 
     /// A connection that has sent nothing.
-    fn stream(&self) -> TcpStream {
+    pub fn stream(&self) -> TcpStream {
         let stream = raw::stream(self.address);
         // As large as the server's buffers.
         let socket = socket2::SockRef::from(&stream);
@@ -96,7 +96,7 @@ impl Echo {
     }
 
     /// A DEALER of ZMTP 3.`minor` with a completed handshake.
-    fn dealer(&self, minor: u8, identity: &[u8]) -> TcpStream {
+    pub fn dealer(&self, minor: u8, identity: &[u8]) -> TcpStream {
         let mut stream = self.stream();
         raw::shake_hands(&mut stream, &hello(minor, "DEALER", identity));
         stream
