@@ -1,7 +1,8 @@
 //! Limits on what a server can make the socket hold.
 
-use std::io::{ErrorKind, Write};
-use std::sync::mpsc;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use zmtp::memory_pool::MemoryPool;
@@ -113,45 +114,50 @@ async fn endless_frames_and_commands_hit_a_limit_and_a_message_at_the_limit_pass
 
 #[tokio::test]
 async fn a_server_that_sends_pings_is_not_read_from_until_it_reads_its_pongs() {
-    let ping = ping(0, &[9; 16]);
+    let pings = ping(0, &[9; 16]).repeat(1000);
     let pong = raw::command(&[&b"\x04PONG"[..], &[9; 16]].concat());
-    let (stuck, is_stuck) = mpsc::channel();
+    let size = pong.len();
+    let (read, may_read) = mpsc::channel();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
     let (address, server) = router(1, move |mut stream| {
-        socket2::SockRef::from(&stream).set_send_buffer_size(32 << 10).unwrap();
-        // Long enough that the other side has certainly stopped reading.
-        stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
-        let mut sent = 0;
-        loop {
-            match stream.write(&ping[sent % ping.len()..]) {
-                Ok(count) => sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => panic!("{error}"),
-            }
-        }
-        stuck.send(()).unwrap();
         let mut writer = stream.try_clone().unwrap();
-        let rest = ping[sent % ping.len()..].to_vec();
-        let last = thread::spawn(move || {
-            writer.write_all(&rest).unwrap();
+        let writing = thread::spawn(move || {
+            let mut sent = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                writer.write_all(&pings).unwrap();
+                sent += 1000;
+            }
             writer.write_all(&raw::frame(b"at last", false)).unwrap();
+            sent
         });
-        for _ in 0..sent.div_ceil(ping.len()) {
-            assert_eq!(raw::read(&mut stream, pong.len()), pong);
-        }
-        last.join().unwrap();
+        may_read.recv().unwrap();
+        let mut pongs = Vec::new();
+        stream.read_to_end(&mut pongs).unwrap();
+        assert_eq!(pongs.len(), writing.join().unwrap() * size);
+        assert!(pongs.chunks(size).all(|one| one == pong));
     });
     let mut dealer = connected(address).await;
-    while is_stuck.try_recv().is_err() {
+    // The kernel accepts megabytes of PONGs first. Then they wait here, and their number stays.
+    let (mut unwritten, mut still) = (0, 0);
+    while unwritten < 200 * size || still < 20 {
         tokio::select! {
             told = dealer.recv() => panic!("{told:?}"),
             () = tokio::time::sleep(Duration::from_millis(5)) => {}
         }
         assert!(dealer.unwritten() < 16 << 10, "{} of PONGs", dealer.unwritten());
         assert!(dealer.held() < 192 << 10, "{}", dealer.held());
+        still = if dealer.unwritten() == unwritten { still + 1 } else { 0 };
+        unwritten = dealer.unwritten();
     }
+    stop.store(true, Ordering::Relaxed);
+    read.send(()).unwrap();
     assert_eq!(payload(&mut dealer).await, b"at last");
-    // Until the server has read all PONGs and disconnects.
-    end(&mut dealer).await;
+    while dealer.unwritten() > 0 {
+        let none = timeout(Duration::from_millis(5), dealer.recv()).await;
+        assert!(none.is_err(), "{none:?}");
+    }
+    drop(dealer);
     server.join().unwrap();
 }
 
