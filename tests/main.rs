@@ -6,6 +6,7 @@ mod build_plan;
 mod busy_poll;
 mod client;
 mod config;
+mod conformance;
 mod discovery;
 mod drain;
 mod echo;

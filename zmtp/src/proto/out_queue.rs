@@ -1,4 +1,4 @@
-//! What a peer is still to be sent. No I/O, no clock.
+//! Bytes waiting to be sent to a peer, without I/O and without a clock.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -8,62 +8,62 @@ use bytes::Bytes;
 
 use super::frame::{encode_header, message_flags};
 
-/// A frame from this size on is queued as it is, not copied behind the others: a
-/// copy of less costs no more than an entry of its own.
+/// Frames of at least this size are queued as they are. Smaller ones are copied behind each
+/// other, which costs no more than an entry of their own.
 const LARGE: usize = 8 << 10;
 
-/// The most slices that one write takes, a small part of the kernel's 1,024.
+/// The maximum number of slices in one write. The kernel allows 1,024.
 pub const SLICES: usize = 32;
 
-/// What an entry of `parts` costs beside its bytes, allocation included.
+/// What an entry of `parts` costs in addition to its bytes, including its allocation.
 const PART: usize = 64;
 
-/// Bytes in the order in which they leave, and where in them each reply ends.
+/// Bytes in the order in which they are sent, and where each reply ends.
 #[derive(Debug, Default)]
 pub struct OutQueue {
-    /// What leaves before `tail`.
+    /// Sent before `tail`.
     parts: VecDeque<Bytes>,
-    /// Frames copied one behind the other.
+    /// Frames copied behind each other.
     tail: Vec<u8>,
-    /// How much has left of the first part, or of `tail` where there is none.
+    /// How much of the first part has been sent, or of `tail` if there are no parts.
     front_sent: usize,
-    /// Bytes queued and bytes left, from the start on.
+    /// Total bytes queued and sent since the start.
     queued: u64,
     sent: u64,
-    /// Where each reply ends, counted as `queued` is.
+    /// Where each reply ends, counted like `queued`.
     ends: VecDeque<u64>,
-    /// How many replies belong to the requests that were read at each time.
+    /// How many replies belong to the requests read at each time.
     reads: VecDeque<(Instant, usize)>,
 }
 
 impl OutQueue {
-    /// Bytes that have not left.
+    /// Bytes not sent yet.
     pub fn len(&self) -> usize {
         (self.queued - self.sent) as usize
     }
 
-    /// How many bytes were queued since the start.
+    /// Total bytes queued since the start.
     pub fn queued(&self) -> u64 {
         self.queued
     }
 
-    /// How many bytes have left since the start.
+    /// Total bytes sent since the start.
     pub fn left(&self) -> u64 {
         self.sent
     }
 
-    /// Whether everything has left.
+    /// Whether everything has been sent.
     pub fn is_empty(&self) -> bool {
         self.queued == self.sent
     }
 
-    /// Replies of which a part has not left.
+    /// Replies that are not completely sent.
     pub fn replies(&self) -> usize {
         self.ends.len()
     }
 
-    /// The memory that the queue holds. A large part counts in full until its last
-    /// byte has left, for so long it takes memory.
+    /// Memory held by the queue. A large part counts in full until its last byte is sent, because
+    /// it occupies its memory until then.
     pub fn held(&self) -> usize {
         self.parts.iter().map(|part| part.len() + PART).sum::<usize>()
             + self.tail.capacity()
@@ -71,8 +71,8 @@ impl OutQueue {
             + self.reads.capacity() * size_of::<(Instant, usize)>()
     }
 
-    /// Appends a reply to a request that was read at `read_at`. Takes its frames, and
-    /// returns their bytes.
+    /// Appends a reply to a request that was read at `read_at`. Takes the frames and returns
+    /// their payload size.
     #[inline(always)]
     pub fn push_reply(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant) -> usize {
         let before = self.tail.len();
@@ -93,7 +93,7 @@ impl OutQueue {
         payload
     }
 
-    /// Appends a message of a short tag, which is copied, an empty frame and a payload.
+    /// Appends a message of a short tag, an empty frame and a payload. The tag is copied.
     #[inline]
     pub fn push_tagged(&mut self, tag: &[u8], payload: &Bytes, read_at: Instant) {
         let before = self.tail.len();
@@ -122,7 +122,7 @@ impl OutQueue {
         }
     }
 
-    /// Appends what `write` appends: a greeting or a command, which is no reply.
+    /// Appends the output of `write`: a greeting or a command, which does not count as a reply.
     pub fn push_bytes<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         let before = self.tail.len();
         let result = write(&mut self.tail);
@@ -130,12 +130,12 @@ impl OutQueue {
         result
     }
 
-    /// All that is to leave, where it lies in one place.
+    /// All unsent bytes, if they are contiguous.
     pub fn only_slice(&self) -> Option<&[u8]> {
         self.parts.is_empty().then(|| &self.tail[self.front_sent..])
     }
 
-    /// What leaves next, for one vectored write.
+    /// The bytes to send next, for one vectored write. Returns how many slices are set.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
         let mut skip = self.front_sent;
         let mut count = 0;
@@ -150,8 +150,8 @@ impl OutQueue {
         count
     }
 
-    /// The first `count` bytes have left. Calls `replied` with the time at which
-    /// requests were read and how many of their replies have left with these bytes.
+    /// Call this after sending the first `count` bytes. Calls `replied` with the time at which
+    /// requests were read and how many of their replies are now complete.
     pub fn advance(&mut self, count: usize, mut replied: impl FnMut(Instant, usize)) {
         self.sent += count as u64;
         self.front_sent += count;
@@ -185,10 +185,9 @@ impl OutQueue {
         }
     }
 
-    /// Moves what has not left into memory of its own, no larger than it must be,
-    /// and keeps the memory that there was for the next peer. A part of at most
-    /// `shared` bytes may be a slice of a shared buffer, which it must not keep
-    /// alive.
+    /// Moves the unsent bytes into a queue with memory of its own, no larger than necessary, and
+    /// leaves the old memory here for the next peer. A part of at most `shared` bytes may be a
+    /// slice of a shared buffer. It is copied, so that it does not keep that buffer alive.
     pub fn take_backlog(&mut self, shared: usize) -> Self {
         let mut skip = std::mem::take(&mut self.front_sent);
         let mut backlog = Self { queued: self.queued, sent: self.sent, ..Self::default() };
@@ -233,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_leave_in_order_however_the_kernel_cuts_them_and_are_counted_once() {
+    fn replies_leave_in_order_and_are_counted_once_however_writes_are_split() {
         let frames = |sizes: &[usize]| -> VecDeque<Bytes> {
             sizes.iter().map(|size| vec![*size as u8; *size].into()).collect()
         };
