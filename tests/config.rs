@@ -120,7 +120,8 @@ fn the_environment_configures_and_an_argument_overrides_it() {
     let server = Server::spawn(server);
     assert!(server.endpoint.starts_with("tcp://127.0.0.1:"), "{}", server.endpoint);
     let (_, metrics) = server.get("/metrics");
-    assert_eq!(metrics.matches("zmq_echo_request_duration_seconds_bucket").count(), 3, "{metrics}");
+    let bucket = "zmq_echo_request_duration_seconds_bucket{method=\"echo\"";
+    assert_eq!(metrics.matches(bucket).count(), 3, "{metrics}");
 }
 
 #[test]

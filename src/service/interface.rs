@@ -55,6 +55,19 @@ pub trait Service {
     /// server is shutting down. Replies to it are ignored from now on.
     fn cancel(&mut self, _ticket: Ticket) {}
 
+    /// The names of the methods by which requests are counted. They are values of a label, so
+    /// there are few of them, and each once. The loop asks once, at the start.
+    fn methods(&self) -> &'static [&'static str] {
+        &["any"]
+    }
+
+    /// Which of its methods a request asks for: its index in [`Service::methods`]. A request
+    /// with another number is counted as `other`. The loop asks before each [`Service::call`].
+    #[inline(always)]
+    fn method(&self, _request: &Request<'_>) -> usize {
+        0
+    }
+
     /// Whether the service can do its work. If not, probes and checks fail with this text.
     ///
     /// # Errors

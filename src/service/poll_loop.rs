@@ -21,6 +21,7 @@ use zmtp::router::{Closed, ConnectedPeer, Origin, PeerId, Router, SendError};
 
 use crate::log;
 use crate::metrics::Metrics;
+use crate::metrics::methods::Label;
 use crate::service::drain::{Action, Drain, DrainPolicy, Ending};
 use crate::service::health::{Health, Phase};
 use crate::service::in_flight::{Entry, InFlight, Ticket};
@@ -131,7 +132,7 @@ pub async fn run<O: Observer, S: Service>(
         message: Message::default(),
         in_flight: InFlight::new(settings.request_deadline),
         clock: TurnClock::new(now),
-        is_calling: false,
+        calling: None,
         panics: Panics::default(),
         queue_duration: metrics.queue_duration.local(),
         work_duration: metrics.work_duration.local(),
@@ -159,8 +160,9 @@ struct PollLoop<'a, O, S, F> {
     message: Message,
     in_flight: InFlight,
     clock: TurnClock,
-    /// Whether the service is at work, so that a panic is its own.
-    is_calling: bool,
+    /// What the request is counted under that the service is at work on, if it is: then a panic
+    /// is its own.
+    calling: Option<Label>,
     panics: Panics,
     /// Kept apart from the metrics during a turn, as an atomic operation for each reply costs.
     queue_duration: LocalHistogram,
@@ -318,7 +320,7 @@ where
     fn answer_ready(&mut self, first: Origin, tally: &mut Tally) -> bool {
         let mut next = Some(first);
         while let Some(origin) = next {
-            self.answer(&origin, tally);
+            self.answer(origin, tally);
             match self.clock.message(Instant::now) {
                 Due::Nothing => {}
                 Due::Flush => self.socket.flush_batch(),
@@ -334,8 +336,8 @@ where
 
     /// Answers one request.
     #[inline(always)]
-    fn answer(&mut self, origin: &Origin, tally: &mut Tally) {
-        tally.request(origin);
+    fn answer(&mut self, mut origin: Origin, tally: &mut Tally) {
+        tally.request(&origin);
         let payload_at = envelope(&self.message);
         trace!(
             identity = %self.identity(origin.peer).escape_ascii(),
@@ -345,24 +347,29 @@ where
         );
         let first = self.message.frames().get(payload_at);
         let Answer(kind) = if origin.is_monitor || first.is_some_and(|frame| is_reserved(frame)) {
-            self.answer_check(origin, payload_at)
+            origin.label = Label::NO_METHOD.number();
+            self.answer_check(&origin, payload_at)
         } else {
-            self.is_calling = true;
-            let request = Request {
+            self.calling = Some(Label::NO_METHOD);
+            let mut request = Request {
                 message: &mut self.message,
                 payload_at,
-                origin: *origin,
+                origin,
                 peers: &self.socket,
                 in_flight: &mut self.in_flight,
             };
+            let label = Label::of_method(self.service.method(&request));
+            self.calling = Some(label);
+            origin.label = label.number();
+            request.origin.label = label.number();
             let answer = self.service.call(request);
-            self.is_calling = false;
+            self.calling = None;
             answer
         };
         match kind {
-            Kind::Reply => self.send(origin, tally),
-            Kind::Later(ticket) => self.hold(origin, ticket),
-            Kind::Reject(rejection) => self.reject(origin, payload_at, &rejection, tally),
+            Kind::Reply => self.send(&origin, tally),
+            Kind::Later(ticket) => self.hold(&origin, ticket),
+            Kind::Reject(rejection) => self.reject(&origin, payload_at, &rejection, tally),
         }
     }
 
@@ -421,7 +428,7 @@ where
         let frames = self.message.frames_mut();
         frames.truncate(payload_at);
         frames.extend(rejection.frames());
-        self.send(origin, tally);
+        self.send(&as_error(origin), tally);
     }
 
     /// Sends replies that are ready, and then takes requests that are: a flood of one must not
@@ -452,12 +459,11 @@ where
         let read_at = entry.origin.read_at;
         if let Some(reply) = reply {
             let reply = reply.and_then(|payload| check_payload(&payload).map(|()| payload));
-            let payload = reply.unwrap_or_else(|rejection| {
-                self.metrics.rejected.inc();
-                debug!(%rejection, "request rejected");
-                (&rejection).into()
-            });
-            if self.send_later(ticket, payload) {
+            let is_sent = match reply {
+                Ok(payload) => self.send_later(ticket, payload, false),
+                Err(rejection) => self.reject_later(ticket, &rejection),
+            };
+            if is_sent {
                 self.replied += u64::from(self.drain.begun());
             }
         }
@@ -480,13 +486,21 @@ where
         }
     }
 
+    /// Sends an error reply to a request that was taken for later, as [`Self::send_later`] does.
+    fn reject_later(&mut self, ticket: Ticket, rejection: &Rejection) -> bool {
+        self.metrics.rejected.inc();
+        debug!(%rejection, "request rejected");
+        self.send_later(ticket, rejection.into(), true)
+    }
+
     /// Sends a reply to a request that was taken for later, and says whether its peer is still
     /// there.
-    fn send_later(&mut self, ticket: Ticket, payload: Message) -> bool {
+    fn send_later(&mut self, ticket: Ticket, payload: Message, is_error: bool) -> bool {
         let Some(entry) = self.in_flight.get(ticket) else { return false };
         self.message.clone_from(&entry.envelope);
         self.message.frames_mut().extend(payload.into_frames());
-        let sent = self.socket.send_to(&entry.origin, &mut self.message);
+        let origin = if is_error { as_error(&entry.origin) } else { entry.origin };
+        let sent = self.socket.send_to(&origin, &mut self.message);
         sent.map_err(|error| self.not_delivered(&error)).is_ok()
     }
 
@@ -515,10 +529,12 @@ where
         tally: &mut Tally,
     ) -> Result<bool, LoopError> {
         self.metrics.panics.inc();
-        if !std::mem::take(&mut self.is_calling) || !self.panics.may_go_on(Instant::now()) {
+        let Some(label) = self.calling.take().filter(|_| self.panics.may_go_on(Instant::now()))
+        else {
             resume_unwind(panic);
-        }
-        if let Some(origin) = self.socket.batch_origin() {
+        };
+        if let Some(mut origin) = self.socket.batch_origin() {
+            origin.label = label.number();
             let payload_at = envelope(&self.message);
             self.reject(&origin, payload_at, &Rejection::panicked(), tally);
         }
@@ -532,8 +548,7 @@ where
 
     /// Tells a client that its request will not be finished.
     fn give_up(&mut self, ticket: Ticket, rejection: &Rejection) {
-        self.metrics.rejected.inc();
-        self.send_later(ticket, rejection.into());
+        self.reject_later(ticket, rejection);
         self.settle(ticket);
     }
 
@@ -622,6 +637,11 @@ where
         );
         Report { ending, answered, lost, unfinished, closed, duration }
     }
+}
+
+/// Where an error reply to the same request goes, and what it is counted under.
+fn as_error(origin: &Origin) -> Origin {
+    Origin { label: Label::of_number(origin.label).error().number(), ..*origin }
 }
 
 /// Waits for `future` while the loop's turns go on, for liveness stays true until

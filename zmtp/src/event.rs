@@ -25,6 +25,8 @@ pub enum Event {
     Replied {
         /// How many.
         replies: usize,
+        /// The [`Origin::label`](crate::router::Origin::label) of their requests.
+        label: u32,
         /// From the read of the request to the write of the reply.
         latency: Duration,
     },

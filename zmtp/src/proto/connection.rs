@@ -300,7 +300,7 @@ impl Connection {
 
     /// Queues a message.
     pub fn send(&mut self, message: Message, now: Instant) {
-        self.out.push_reply(&mut message.into_frames(), now);
+        self.out.push_reply(&mut message.into_frames(), now, 0);
     }
 
     /// As [`Connection::send`], for a message of a short tag, which is copied, an empty frame and a
@@ -350,7 +350,7 @@ impl Connection {
 
     /// The first `count` of these bytes have been written.
     pub fn advance(&mut self, count: usize) {
-        self.out.advance(count, |_, _| {});
+        self.out.advance(count, |_, _, _| {});
         while self.pongs.front().is_some_and(|end| *end <= self.out.left()) {
             self.pongs.pop_front();
         }

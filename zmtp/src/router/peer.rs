@@ -362,7 +362,7 @@ impl Peer {
 
     /// Writes what there is and the kernel takes; the bell rings when it takes more.
     /// `replied` is [`OutQueue::advance`]'s.
-    pub fn flush(&mut self, mut replied: impl FnMut(Instant, usize)) -> io::Result<()> {
+    pub fn flush(&mut self, mut replied: impl FnMut(Instant, u32, usize)) -> io::Result<()> {
         while !self.out.is_empty() {
             let stream = &mut self.stream;
             let out = &self.out;
@@ -446,11 +446,11 @@ impl Peer {
     /// Queues a reply to a request that was read at `read_at`. Takes the frames, and
     /// returns their bytes.
     #[inline]
-    pub fn queue(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant) -> usize {
+    pub fn queue(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant, label: u32) -> usize {
         if self.out.is_empty() {
             self.moved_at = read_at.max(self.moved_at);
         }
-        self.out.push_reply(frames, read_at)
+        self.out.push_reply(frames, read_at, label)
     }
 
     /// Tells the peer that nothing more comes.
