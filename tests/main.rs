@@ -22,3 +22,4 @@ mod services;
 mod side_port;
 mod simulation;
 mod support;
+mod time_limits;

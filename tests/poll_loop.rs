@@ -61,7 +61,8 @@ pub fn start_with<S: Service + 'static>(
     let health = Arc::new(Health::new(Instant::now()));
     let (termination, other_end) = UnixStream::pair().unwrap();
     let drain = DrainPolicy { delay: Duration::ZERO, quiet: Duration::from_millis(200), timeout };
-    let settings = Settings { drain, request_deadline, exit_on_panic: false };
+    let settings =
+        Settings { drain, request_deadline, client_deadlines: true, exit_on_panic: false };
     let (own_metrics, own_health) = (metrics.clone(), Arc::clone(&health));
     let thread = thread::spawn(move || {
         runtime().block_on(async {

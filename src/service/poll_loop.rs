@@ -30,6 +30,7 @@ use crate::service::panics::Panics;
 use crate::service::rejection::{CHECK, Rejection, is_reserved};
 use crate::service::request::{Answer, Kind, Peers, Request, check_payload, envelope};
 use crate::service::termination::{AsyncTermination, Signal, TerminationSocket};
+use crate::service::time_limit::{self, TIME_LIMIT};
 use crate::service::turn::{Due, TurnClock};
 
 /// While draining the loop turns this often, to notice soon that a peer has left. (Otherwise
@@ -102,6 +103,8 @@ pub struct Settings {
     /// A request that has waited for this long is not worked on any more. It is for services
     /// that answer later; `None` for no limit.
     pub request_deadline: Option<Duration>,
+    /// Whether clients may say how long a request is worth working on: see [`time_limit`].
+    pub client_deadlines: bool,
     /// Whether a panic of the service ends the process, rather than only its request.
     pub exit_on_panic: bool,
 }
@@ -128,6 +131,7 @@ pub async fn run<O: Observer, S: Service>(
         socket,
         termination,
         drain: Drain::new(settings.drain),
+        client_deadlines: settings.client_deadlines,
         exit_on_panic: settings.exit_on_panic,
         message: Message::default(),
         in_flight: InFlight::new(settings.request_deadline),
@@ -155,6 +159,7 @@ struct PollLoop<'a, O, S, F> {
     socket: Router<O>,
     termination: AsyncTermination,
     drain: Drain,
+    client_deadlines: bool,
     exit_on_panic: bool,
     /// The request that is being answered, and then its reply.
     message: Message,
@@ -347,24 +352,9 @@ where
         );
         let first = self.message.frames().get(payload_at);
         let Answer(kind) = if origin.is_monitor || first.is_some_and(|frame| is_reserved(frame)) {
-            origin.label = Label::NO_METHOD.number();
-            self.answer_check(&origin, payload_at)
+            self.answer_reserved(&mut origin, payload_at)
         } else {
-            self.calling = Some(Label::NO_METHOD);
-            let mut request = Request {
-                message: &mut self.message,
-                payload_at,
-                origin,
-                peers: &self.socket,
-                in_flight: &mut self.in_flight,
-            };
-            let label = Label::of_method(self.service.method(&request));
-            self.calling = Some(label);
-            origin.label = label.number();
-            request.origin.label = label.number();
-            let answer = self.service.call(request);
-            self.calling = None;
-            answer
+            self.call(&mut origin, payload_at, None)
         };
         match kind {
             Kind::Reply => self.send(&origin, tally),
@@ -373,19 +363,61 @@ where
         }
     }
 
-    /// Answers a probe or a check itself, so that neither needs anything of the service but to be
-    /// healthy. No other request may begin with a reserved frame.
+    /// Has the service answer a request, unless its deadline has passed.
+    #[inline(always)]
+    fn call(
+        &mut self,
+        origin: &mut Origin,
+        payload_at: usize,
+        deadline: Option<Instant>,
+    ) -> Answer {
+        self.calling = Some(Label::NO_METHOD);
+        let mut request = Request {
+            message: &mut self.message,
+            payload_at,
+            origin: *origin,
+            peers: &self.socket,
+            in_flight: &mut self.in_flight,
+            deadline,
+        };
+        let label = Label::of_method(self.service.method(&request));
+        self.calling = Some(label);
+        origin.label = label.number();
+        request.origin.label = label.number();
+        let answer = if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            request.reject(Rejection::deadline())
+        } else {
+            self.service.call(request)
+        };
+        self.calling = None;
+        answer
+    }
+
+    /// Answers a probe, or a request that begins with a reserved frame. Probes and checks need
+    /// nothing of the service but to be healthy.
     #[cold]
     #[inline(never)]
-    fn answer_check(&mut self, origin: &Origin, payload_at: usize) -> Answer {
-        let first = self.message.frames().get(payload_at);
-        if !origin.is_monitor && first.is_none_or(|frame| frame != &CHECK[..]) {
+    fn answer_reserved(&mut self, origin: &mut Origin, payload_at: usize) -> Answer {
+        origin.label = Label::NO_METHOD.number();
+        let is = |frame: &[u8]| self.message.frames().get(payload_at).is_some_and(|it| it == frame);
+        if origin.is_monitor || is(CHECK) {
+            return match self.service.health() {
+                Ok(()) => Answer(Kind::Reply),
+                Err(text) => Answer(Kind::Reject(Rejection::unhealthy(text))),
+            };
+        }
+        if !self.client_deadlines || !is(TIME_LIMIT) {
             return Answer(Kind::Reject(Rejection::reserved()));
         }
-        match self.service.health() {
-            Ok(()) => Answer(Kind::Reply),
-            Err(text) => Answer(Kind::Reject(Rejection::unhealthy(text))),
+        let limit = match time_limit::take(&mut self.message, payload_at) {
+            Ok(limit) => limit,
+            Err(rejection) => return Answer(Kind::Reject(rejection)),
+        };
+        let first = self.message.frames().get(payload_at);
+        if first.is_some_and(|frame| is_reserved(frame)) {
+            return Answer(Kind::Reject(Rejection::reserved()));
         }
+        self.call(origin, payload_at, Some(origin.read_at + limit))
     }
 
     /// Sends the reply that stands in the request's place.

@@ -42,6 +42,7 @@ pub struct Request<'a> {
     pub(super) origin: Origin,
     pub(super) peers: &'a dyn Peers,
     pub(super) in_flight: &'a mut InFlight,
+    pub(super) deadline: Option<Instant>,
 }
 
 /// A request that is answered later.
@@ -99,6 +100,12 @@ impl Request<'_> {
         self.origin.read_at
     }
 
+    /// When it is not worth working on any more, if its client has said so. It was not over when
+    /// the service was called.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
     /// Replies with the request's own payload.
     #[inline(always)]
     pub fn echo(self) -> Answer {
@@ -130,7 +137,8 @@ impl Request<'_> {
         let envelope = owned(envelope.map(|frame| &frame[..]));
         let read_at = self.origin.read_at;
         let ticket = self.in_flight.add(self.origin, envelope, payload.bytes());
-        let deadline = self.in_flight.deadline(read_at);
+        let deadlines = [self.deadline, self.in_flight.deadline(read_at)];
+        let deadline = deadlines.into_iter().flatten().min();
         let call = Call { ticket, payload, method, peer, read_at, deadline };
         (call, Answer(Kind::Later(ticket)))
     }

@@ -161,10 +161,10 @@ impl Dealer {
         Ok(self.sent - 1)
     }
 
-    /// As [`Dealer::send`], for a message of a short first frame, which is copied, and one more.
-    /// It is always taken.
-    pub fn send_tagged(&mut self, tag: &[u8], payload: &Bytes) -> u64 {
-        self.connection.send_tagged(tag, payload, self.heard_at);
+    /// As [`Dealer::send`], for a message of a short first frame, an empty one, short `head`
+    /// frames and a payload. It is always taken.
+    pub fn send_tagged(&mut self, tag: &[u8], head: &[&[u8]], payload: &Bytes) -> u64 {
+        self.connection.send_tagged(tag, head, payload, self.heard_at);
         self.sent += 1;
         self.sent - 1
     }

@@ -305,8 +305,8 @@ impl Connection {
 
     /// As [`Connection::send`], for a message of a short tag, which is copied, an empty frame and a
     /// payload of one frame.
-    pub fn send_tagged(&mut self, tag: &[u8], payload: &Bytes, now: Instant) {
-        self.out.push_tagged(tag, payload, now);
+    pub fn send_tagged(&mut self, tag: &[u8], head: &[&[u8]], payload: &Bytes, now: Instant) {
+        self.out.push_tagged(tag, head, payload, now);
     }
 
     /// Queues a PING that asks for a PONG and nothing more.

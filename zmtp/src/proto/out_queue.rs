@@ -106,13 +106,18 @@ impl OutQueue {
         payload
     }
 
-    /// Appends a message of a short tag, which is copied, an empty frame and a payload.
+    /// Appends a message of a short tag, an empty frame, short `head` frames and a payload. The
+    /// tag and the head are copied.
     #[inline]
-    pub fn push_tagged(&mut self, tag: &[u8], payload: &Bytes, read_at: Instant) {
+    pub fn push_tagged(&mut self, tag: &[u8], head: &[&[u8]], payload: &Bytes, read_at: Instant) {
         let before = self.tail.len();
         encode_header(&mut self.tail, message_flags(true), tag.len());
         self.tail.extend_from_slice(tag);
         encode_header(&mut self.tail, message_flags(true), 0);
+        for frame in head {
+            encode_header(&mut self.tail, message_flags(true), frame.len());
+            self.tail.extend_from_slice(frame);
+        }
         encode_header(&mut self.tail, message_flags(false), payload.len());
         let mut parted = 0;
         if payload.len() < LARGE {
