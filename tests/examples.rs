@@ -14,7 +14,12 @@ use crate::support::{Server, command, raw, wait_until};
 
 /// An example on ports of its own, with a variable that it reads.
 fn start(name: &str, variable: Option<(&str, &str)>) -> Server {
+    start_with(name, variable, &[])
+}
+
+fn start_with(name: &str, variable: Option<(&str, &str)>, args: &[&str]) -> Server {
     let mut example = command(&EXAMPLES[name]);
+    example.args(args);
     example.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0", "--log-format", "json"]);
     example.args(["--drain-quiet", "50ms"]).envs(variable);
     Server::spawn(example)
@@ -193,6 +198,32 @@ fn a_stream_replies_several_times_in_order() {
     }
     assert_eq!(asked(&mut client, &["none"]), Err("invalid_argument".to_owned()));
     end(server, client);
+}
+
+#[test]
+fn a_stream_waits_for_a_reader_that_stops_and_then_gives_it_every_item() {
+    const ITEMS: u32 = 300_000;
+    // All items are five times the pool. Who holds too much of that is closed.
+    let limits = ["--buffer-limit", "1MiB", "--message-limit", "512KiB"];
+    let server = start_with("stream", None, &[&limits[..], &["--socket-buffer", "32KiB"]].concat());
+    let mut stopped = raw::dealer(server.address(), 0, b"");
+    ask(&mut stopped, &[&ITEMS.to_string()]);
+    server.wait_for_metric("zmq_echo_pending_replies", |replies| replies > 100.0);
+    let mut other = raw::connect(server.address(), b"");
+    for _ in 0..20 {
+        ask(&mut other, &["1000"]);
+        for number in 1..=1000 {
+            assert_eq!(answer(&mut other), Ok(number.to_string()));
+        }
+    }
+    let held = server.metric("zmq_echo_buffered_bytes");
+    assert!(held < 64.0 * 1024.0, "{held} bytes wait for a reader that has stopped");
+    for number in 1..=ITEMS {
+        assert_eq!(answer(&mut stopped), Ok(number.to_string()));
+    }
+    assert_eq!(server.metric("zmq_echo_disconnections_total{reason=\"pool_full\"}"), 0.0);
+    drop(stopped);
+    end(server, other);
 }
 
 /// An HTTP server that takes 50 ms for each answer, and how many it worked on at a time at most.

@@ -21,6 +21,7 @@
 //! [`Concurrent`](super::Concurrent), futures on a runtime of their own: while a call runs, the
 //! loop serves nobody else.
 
+use std::any::Any;
 use std::future::{Future, pending};
 use std::time::Instant;
 
@@ -89,6 +90,9 @@ pub struct Completion {
     pub is_last: bool,
     /// From when to when the request was worked on, with the last reply.
     pub worked: Option<(Instant, Instant)>,
+    /// Dropped once its client has room for more replies. A stream waits for that, so that a
+    /// client which reads slowly slows it down.
+    pub token: Option<Box<dyn Any + Send>>,
 }
 
 impl<F: FnMut(Request<'_>) -> Answer> Service for F {

@@ -483,12 +483,12 @@ where
 
     /// Sends one reply to a request that was taken for later.
     fn complete(&mut self, completion: Completion) {
-        let Completion { ticket, reply, is_last, worked } = completion;
+        let Completion { ticket, reply, is_last, worked, token } = completion;
         if matches!(&reply, Some(Err(rejection)) if rejection.code == "panicked") {
             self.panicked();
         }
         let Some(entry) = self.in_flight.get(ticket) else { return };
-        let read_at = entry.origin.read_at;
+        let origin = entry.origin;
         if let Some(reply) = reply {
             let reply = reply.and_then(|payload| check_payload(&payload).map(|()| payload));
             let is_sent = match reply {
@@ -498,11 +498,14 @@ where
             if is_sent {
                 self.replied += u64::from(self.drain.begun());
             }
+            if let Some(token) = token {
+                self.socket.keep_until_room(&origin, token);
+            }
         }
         if is_last {
             self.settle(ticket);
             if let Some((began, ended)) = worked {
-                let queued = began.saturating_duration_since(read_at);
+                let queued = began.saturating_duration_since(origin.read_at);
                 self.queue_duration.observe(queued.as_secs_f64());
                 self.work_duration.observe((ended - began).as_secs_f64());
             }

@@ -1,5 +1,6 @@
 //! One connection: its stream, what has come of a message, what is to be sent.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -159,6 +160,8 @@ pub struct Peer {
     pub is_busy: bool,
     /// Bytes that were read since then, in search of PINGs.
     pub ahead: usize,
+    /// What is dropped once it has room for more replies.
+    pub tokens: Vec<Box<dyn Any + Send>>,
     /// The memory that it has been charged for.
     pub charged: usize,
     /// The replies it has been charged for.
@@ -224,6 +227,7 @@ impl Peer {
             in_flight_bytes: 0,
             is_busy: false,
             ahead: 0,
+            tokens: Vec::new(),
             charged: 0,
             owed: 0,
         }

@@ -689,6 +689,9 @@ impl<O: Observer> Router<O> {
         if peer.paused_at.is_some() {
             peer.pause_or_resume(peer.moved_at);
         }
+        if !peer.tokens.is_empty() && !peer.is_behind() {
+            peer.tokens.clear();
+        }
         result.map_err(|error| Reason::of(&error))
     }
 

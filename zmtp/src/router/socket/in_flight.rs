@@ -5,6 +5,7 @@
 //! nobody is while there are too many of all peers together. So requests wait in the kernel and
 //! at the client, and TCP makes the client wait.
 
+use std::any::Any;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -36,6 +37,15 @@ impl<O: Observer> Router<O> {
         self.in_flight -= 1;
         self.in_flight_bytes -= bytes + REQUEST;
         self.limit_in_flight(request.peer.slot);
+    }
+
+    /// Keeps `token` while so many replies wait for the peer that it is not read from, and drops
+    /// it then: at once, if there is room. Whoever makes many replies to one request waits for
+    /// that, and so for a client that reads slowly. It is dropped as well if the connection ends.
+    pub fn keep_until_room(&mut self, request: &Origin, token: Box<dyn Any + Send>) {
+        if let Some(peer) = self.peer_mut(request.peer).filter(|peer| peer.is_behind()) {
+            peer.tokens.push(token);
+        }
     }
 
     /// Connections that have ended since the last call while requests of theirs were in flight.
