@@ -190,11 +190,19 @@ async fn dispatch<S>(
                         Ok(()) => Ok(service.call(call)),
                         Err(error) => Err(error.into()),
                     };
-                    let (handle, registration) = AbortHandle::new_pair();
-                    handles.put(ticket, handle);
-                    let work = answer(ticket, started, reply, replies.clone());
-                    let work = Abortable::new(work, registration);
-                    running.push(work.map(move |done| (ticket, done)));
+                    let mut work = Box::pin(answer(ticket, started, reply, &replies));
+                    // What needs no waiting takes no place among the futures that run. What does
+                    // is polled again as one of them, and is woken by that poll.
+                    match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+                        // If the loop has ended, nobody waits for it.
+                        Poll::Ready(done) => drop(replies.send(done).await),
+                        Poll::Pending => {
+                            let (handle, registration) = AbortHandle::new_pair();
+                            handles.put(ticket, handle);
+                            let work = Abortable::new(work, registration);
+                            running.push(work.map(move |done| (ticket, done)));
+                        }
+                    }
                     ready = if !waiting.is_empty() && running.len() < limit {
                         poll_fn(|cx| service.poll_ready(cx)).now_or_never()
                     } else {
@@ -207,7 +215,7 @@ async fn dispatch<S>(
                 while let Some((ticket, done)) = ended {
                     handles.take(ticket);
                     // If the loop has ended, nobody waits for it.
-                    if let Ok(Some(completion)) = done {
+                    if let Ok(completion) = done {
                         let _ = replies.send(completion).await;
                     }
                     ended = running.next().now_or_never().flatten();
@@ -235,14 +243,13 @@ impl Handles {
     }
 }
 
-/// Drives one request to its end. Returns its only reply, or sends its replies itself if there
-/// may be several.
+/// Drives one request to its end, and returns its last reply. Those before it are sent.
 async fn answer<E: Into<Rejection>>(
     ticket: Ticket,
     started: Instant,
     reply: Result<impl Future<Output = Result<Replies, E>>, Rejection>,
-    replies: mpsc::Sender<Completion>,
-) -> Option<Completion> {
+    replies: &mpsc::Sender<Completion>,
+) -> Completion {
     let completion = |reply: Option<Result<Message, Rejection>>, is_last: bool| Completion {
         ticket,
         reply,
@@ -257,15 +264,15 @@ async fn answer<E: Into<Rejection>>(
         };
         let mut stream = match made {
             Ok(Replies::Stream(stream)) => stream,
-            Ok(Replies::One(message)) => return Some(completion(Some(Ok(message)), true)),
-            Err(rejection) => return Some(completion(Some(Err(rejection)), true)),
+            Ok(Replies::One(message)) => return completion(Some(Ok(message)), true),
+            Err(rejection) => return completion(Some(Err(rejection)), true),
         };
         let window = Window::default();
         loop {
             let room = window.room().await;
             match stream.next().await {
-                None => return Some(completion(None, true)),
-                Some(Err(rejection)) => return Some(completion(Some(Err(rejection)), true)),
+                None => return completion(None, true),
+                Some(Err(rejection)) => return completion(Some(Err(rejection)), true),
                 Some(Ok(message)) => {
                     let token = Some(window.take(room, message.bytes()));
                     let reply = Completion { token, ..completion(Some(Ok(message)), false) };
@@ -280,7 +287,7 @@ async fn answer<E: Into<Rejection>>(
         Ok(poll) => poll.map(Ok),
         Err(panic) => Poll::Ready(Err(panic)),
     });
-    let panicked = |_| Some(completion(Some(Err(Rejection::panicked())), true));
+    let panicked = |_| completion(Some(Err(Rejection::panicked())), true);
     caught.await.unwrap_or_else(panicked)
 }
 
