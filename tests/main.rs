@@ -23,3 +23,4 @@ mod services;
 mod side_port;
 mod simulation;
 mod support;
+mod time_limits;
