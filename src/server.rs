@@ -140,7 +140,7 @@ pub fn run<S: Service>(
     switches: Option<Switches>,
     termination: Termination,
     logs: &Logs,
-    make: impl FnMut() -> Result<S, ServiceError>,
+    mut make: impl FnMut() -> Result<S, ServiceError>,
 ) -> Result<Exit, ServerError> {
     let watchdog_exit = termination.watchdog.spawn(config.drain(), logs.clone())?;
     let listeners = config
@@ -154,7 +154,12 @@ pub fn run<S: Service>(
     let endpoint = shown(&listeners, |address| ConnectEndpoint::from(address).to_string())?;
     let http_address = shown(&http, |address| address.to_string())?;
 
-    let metrics = Metrics::new(config.latency_buckets.bounds(), logs.dropped());
+    // The metrics have its methods' names, so it comes first.
+    let first = make().map_err(LoopError::Service)?;
+    let methods = first.methods();
+    let mut first = Some(first);
+    let make = || first.take().map_or_else(&mut make, Ok);
+    let metrics = Metrics::new(config.latency_buckets.bounds(), methods, logs.dropped());
     let health = Arc::new(Health::new(Instant::now()));
     let (limits, side_connections) = fit_to_descriptors(config.limits());
     metrics.socket.show_limits(&limits);

@@ -25,3 +25,4 @@ mod services;
 mod side_port;
 mod simulation;
 mod support;
+mod time_limits;

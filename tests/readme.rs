@@ -84,11 +84,22 @@ fn documented_series(document: &str) -> BTreeSet<(String, String)> {
     for row in table_of(document, "## Series", "| series | type |") {
         let (name, kind) = (&row[0], &row[1]);
         match row[2].split_once(": ") {
-            Some((label, values)) => {
-                for value in values.split(", ") {
-                    let (label, value) = (label.trim_matches('`'), value.trim_matches('`'));
-                    documented.insert((format!("{name}{{{label}=\"{value}\"}}"), kind.clone()));
+            Some(_) => {
+                // Each value of one label with each of the next.
+                let mut sets = vec![String::new()];
+                for (label, values) in row[2].split("; ").filter_map(|it| it.split_once(": ")) {
+                    let label = label.trim_matches('`');
+                    let values = values.split(", ").map(|value| value.trim_matches('`'));
+                    let pairs: Vec<_> =
+                        values.map(|value| format!("{label}=\"{value}\"")).collect();
+                    let joined = |set: &String| {
+                        let comma = if set.is_empty() { "" } else { "," };
+                        pairs.iter().map(|pair| format!("{set}{comma}{pair}")).collect::<Vec<_>>()
+                    };
+                    sets = sets.iter().flat_map(joined).collect();
                 }
+                let series = sets.into_iter().map(|set| format!("{name}{{{set}}}"));
+                documented.extend(series.map(|series| (series, kind.clone())));
             }
             None if row[2].is_empty() => drop(documented.insert((name.clone(), kind.clone()))),
             None => {

@@ -73,10 +73,14 @@ fn with_useful_tip(mut error: clap::Error, program: &Command) -> clap::Error {
             && let Some(flag) = flag_that(program, |arg| takes(arg, ENDPOINT))
         {
             tip(&mut error, format!("endpoints follow a flag: --{flag} {argument}"));
-        } else if argument.parse::<bool>().is_ok()
-            && let Some(flag) = flag_that(program, Arg::is_require_equals_set)
-        {
-            tip(&mut error, format!("this value follows an equals sign: --{flag}={argument}"));
+        } else if argument.parse::<bool>().is_ok() {
+            let flags = program.get_arguments().filter(|arg| arg.is_require_equals_set());
+            let right: Vec<_> =
+                flags.filter_map(|arg| Some(format!("--{}={argument}", arg.get_long()?))).collect();
+            if !right.is_empty() {
+                let right = right.join(" or ");
+                tip(&mut error, format!("this value follows an equals sign: {right}"));
+            }
         }
     }
     error

@@ -18,7 +18,7 @@ const TEMPLATE: &str = include_str!("status.html");
 /// Allows only the page's own script and styles, by their SHA-256, and requests only to the side
 /// port. If the page changes, a test prints the new hashes.
 const POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-WzVKMS0Y0fmzCBuYQFXOt7kVn0F22Co15MheUBf7wLA='; \
+     script-src 'sha256-/vFd4TxXFoBUZvq41g0I2yhULcr8p6AQmgVp6bkZyIs='; \
      style-src 'sha256-6J5EXO1QBzN0wosgvt8x7SNi/qORNzu2mQO4HO/4skw='; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

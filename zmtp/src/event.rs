@@ -23,6 +23,8 @@ pub enum Event {
     Replied {
         /// How many replies.
         replies: usize,
+        /// The [`Origin::label`](crate::router::Origin::label) of their requests.
+        label: u32,
         /// Time from reading the request to writing the reply.
         latency: Duration,
     },

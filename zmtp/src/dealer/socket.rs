@@ -163,10 +163,11 @@ impl Dealer {
         Ok(self.sent - 1)
     }
 
-    /// Like [`Dealer::send`], for a message of a short tag, an empty frame and a payload of one
-    /// frame. The tag is copied. The message is always accepted.
-    pub fn send_tagged(&mut self, tag: &[u8], payload: &Bytes) -> u64 {
-        self.connection.send_tagged(tag, payload, self.heard_at);
+    /// Like [`Dealer::send`], for a message of a short tag, an empty frame, short `head` frames
+    /// and a payload of one frame. The tag and the head are copied. The message is always
+    /// accepted.
+    pub fn send_tagged(&mut self, tag: &[u8], head: &[&[u8]], payload: &Bytes) -> u64 {
+        self.connection.send_tagged(tag, head, payload, self.heard_at);
         self.sent += 1;
         self.sent - 1
     }

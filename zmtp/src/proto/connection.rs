@@ -299,13 +299,13 @@ impl Connection {
 
     /// Queues a message.
     pub fn send(&mut self, message: Message, now: Instant) {
-        self.out.push_reply(&mut message.into_frames(), now);
+        self.out.push_reply(&mut message.into_frames(), now, 0);
     }
 
-    /// Like [`Connection::send`], for a message of a short tag, an empty frame and a payload of
-    /// one frame. The tag is copied.
-    pub fn send_tagged(&mut self, tag: &[u8], payload: &Bytes, now: Instant) {
-        self.out.push_tagged(tag, payload, now);
+    /// Like [`Connection::send`], for a message of a short tag, an empty frame, short `head`
+    /// frames and a payload of one frame. The tag and the head are copied.
+    pub fn send_tagged(&mut self, tag: &[u8], head: &[&[u8]], payload: &Bytes, now: Instant) {
+        self.out.push_tagged(tag, head, payload, now);
     }
 
     /// Queues a PING without TTL and context.
@@ -349,7 +349,7 @@ impl Connection {
 
     /// Call this after writing the first `count` of these bytes.
     pub fn advance(&mut self, count: usize) {
-        self.out.advance(count, |_, _| {});
+        self.out.advance(count, |_, _, _| {});
         while self.pongs.front().is_some_and(|end| *end <= self.out.left()) {
             self.pongs.pop_front();
         }

@@ -18,6 +18,14 @@ pub const SLICES: usize = 32;
 /// What an entry of `parts` costs in addition to its bytes, including its allocation.
 const PART: usize = 64;
 
+/// Replies to requests that were read at the same time and have the same label.
+#[derive(Debug)]
+struct Reads {
+    at: Instant,
+    label: u32,
+    replies: u32,
+}
+
 /// Bytes in the order in which they are sent, and where each reply ends.
 #[derive(Debug, Default)]
 pub struct OutQueue {
@@ -32,8 +40,8 @@ pub struct OutQueue {
     sent: u64,
     /// Where each reply ends, counted like `queued`.
     ends: VecDeque<u64>,
-    /// How many replies belong to the requests read at each time.
-    reads: VecDeque<(Instant, usize)>,
+    /// The replies, grouped by their requests, in the order in which they are sent.
+    reads: VecDeque<Reads>,
 }
 
 impl OutQueue {
@@ -68,13 +76,18 @@ impl OutQueue {
         self.parts.iter().map(|part| part.len() + PART).sum::<usize>()
             + self.tail.capacity()
             + self.ends.capacity() * size_of::<u64>()
-            + self.reads.capacity() * size_of::<(Instant, usize)>()
+            + self.reads.capacity() * size_of::<Reads>()
     }
 
-    /// Appends a reply to a request that was read at `read_at`. Takes the frames and returns
-    /// their payload size.
+    /// Appends a reply to a request that was read at `read_at`, counted under `label`. Takes the
+    /// frames and returns their payload size.
     #[inline(always)]
-    pub fn push_reply(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant) -> usize {
+    pub fn push_reply(
+        &mut self,
+        frames: &mut VecDeque<Bytes>,
+        read_at: Instant,
+        label: u32,
+    ) -> usize {
         let before = self.tail.len();
         let (mut parted, mut payload) = (0, 0);
         while let Some(frame) = frames.pop_front() {
@@ -89,17 +102,22 @@ impl OutQueue {
                 self.parts.push_back(frame);
             }
         }
-        self.end_message(parted + self.tail.len() - before, read_at);
+        self.end_message(parted + self.tail.len() - before, read_at, label);
         payload
     }
 
-    /// Appends a message of a short tag, an empty frame and a payload. The tag is copied.
+    /// Appends a message of a short tag, an empty frame, short `head` frames and a payload. The
+    /// tag and the head are copied.
     #[inline]
-    pub fn push_tagged(&mut self, tag: &[u8], payload: &Bytes, read_at: Instant) {
+    pub fn push_tagged(&mut self, tag: &[u8], head: &[&[u8]], payload: &Bytes, read_at: Instant) {
         let before = self.tail.len();
         encode_header(&mut self.tail, message_flags(true), tag.len());
         self.tail.extend_from_slice(tag);
         encode_header(&mut self.tail, message_flags(true), 0);
+        for frame in head {
+            encode_header(&mut self.tail, message_flags(true), frame.len());
+            self.tail.extend_from_slice(frame);
+        }
         encode_header(&mut self.tail, message_flags(false), payload.len());
         let mut parted = 0;
         if payload.len() < LARGE {
@@ -109,16 +127,16 @@ impl OutQueue {
             self.part_tail();
             self.parts.push_back(payload.clone());
         }
-        self.end_message(parted + self.tail.len() - before, read_at);
+        self.end_message(parted + self.tail.len() - before, read_at, 0);
     }
 
     #[inline(always)]
-    fn end_message(&mut self, bytes: usize, read_at: Instant) {
+    fn end_message(&mut self, bytes: usize, read_at: Instant, label: u32) {
         self.queued += bytes as u64;
         self.ends.push_back(self.queued);
         match self.reads.back_mut() {
-            Some((at, replies)) if *at == read_at => *replies += 1,
-            _ => self.reads.push_back((read_at, 1)),
+            Some(last) if last.at == read_at && last.label == label => last.replies += 1,
+            _ => self.reads.push_back(Reads { at: read_at, label, replies: 1 }),
         }
     }
 
@@ -151,8 +169,8 @@ impl OutQueue {
     }
 
     /// Call this after sending the first `count` bytes. Calls `replied` with the time at which
-    /// requests were read and how many of their replies are now complete.
-    pub fn advance(&mut self, count: usize, mut replied: impl FnMut(Instant, usize)) {
+    /// requests were read, their label, and how many of their replies are now complete.
+    pub fn advance(&mut self, count: usize, mut replied: impl FnMut(Instant, u32, usize)) {
         self.sent += count as u64;
         self.front_sent += count;
         while let Some(part) = self.parts.front()
@@ -173,13 +191,13 @@ impl OutQueue {
         self.ends.drain(..left);
         let mut left = left;
         while left > 0
-            && let Some((read_at, replies)) = self.reads.front_mut()
+            && let Some(first) = self.reads.front_mut()
         {
-            let now = left.min(*replies);
-            replied(*read_at, now);
+            let now = left.min(first.replies as usize);
+            replied(first.at, first.label, now);
             left -= now;
-            *replies -= now;
-            if *replies == 0 {
+            first.replies -= now as u32;
+            if first.replies == 0 {
                 self.reads.pop_front();
             }
         }
@@ -240,7 +258,7 @@ mod tests {
         let replies = [frames(&[0, 5]), frames(&[LARGE]), frames(&[3, LARGE + 1, 7])];
         let mut whole = OutQueue::default();
         for reply in &replies {
-            whole.push_reply(&mut reply.clone(), read_at);
+            whole.push_reply(&mut reply.clone(), read_at, 7);
         }
         let bytes = written(&whole);
         assert_eq!(whole.len(), bytes.len());
@@ -248,15 +266,15 @@ mod tests {
             for settle in [false, true] {
                 let mut queue = OutQueue::default();
                 for reply in &replies {
-                    queue.push_reply(&mut reply.clone(), read_at);
+                    queue.push_reply(&mut reply.clone(), read_at, 7);
                 }
                 let (mut out, mut counted) = (Vec::new(), 0);
                 while !queue.is_empty() {
                     let next = written(&queue);
                     let count = cut.min(next.len());
                     out.extend_from_slice(&next[..count]);
-                    queue.advance(count, |at, replies| {
-                        assert_eq!(at, read_at);
+                    queue.advance(count, |at, label, replies| {
+                        assert_eq!((at, label), (read_at, 7));
                         counted += replies;
                     });
                     assert_eq!(counted + queue.replies(), replies.len());
@@ -275,9 +293,9 @@ mod tests {
         let mut queue = OutQueue::default();
         for _ in 0..10_000 {
             let mut frames = VecDeque::from([Bytes::from_static(b"0123456789")]);
-            queue.push_reply(&mut frames, Instant::now());
+            queue.push_reply(&mut frames, Instant::now(), 0);
         }
-        queue.advance(12 * 9_990, |_, _| {});
+        queue.advance(12 * 9_990, |_, _, _| {});
         let backlog = queue.take_backlog(LARGE);
         assert_eq!((backlog.len(), backlog.replies()), (120, 10));
         assert!(backlog.held() < 2_000, "{}", backlog.held());

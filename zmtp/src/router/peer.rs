@@ -1,5 +1,6 @@
 //! One connection: its stream, its partial message and its replies.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -159,6 +160,8 @@ pub struct Peer {
     pub is_busy: bool,
     /// Bytes read since then, to look for PINGs.
     pub ahead: usize,
+    /// Dropped once the peer has room for more replies.
+    pub tokens: Vec<Box<dyn Any + Send>>,
     /// The memory charged for this peer.
     pub charged: usize,
     /// The replies counted for this peer.
@@ -224,6 +227,7 @@ impl Peer {
             in_flight_bytes: 0,
             is_busy: false,
             ahead: 0,
+            tokens: Vec::new(),
             charged: 0,
             owed: 0,
         }
@@ -362,7 +366,7 @@ impl Peer {
 
     /// Writes as much as the kernel accepts. The bell rings when it accepts more. For `replied`,
     /// see [`OutQueue::advance`].
-    pub fn flush(&mut self, mut replied: impl FnMut(Instant, usize)) -> io::Result<()> {
+    pub fn flush(&mut self, mut replied: impl FnMut(Instant, u32, usize)) -> io::Result<()> {
         while !self.out.is_empty() {
             let stream = &mut self.stream;
             let out = &self.out;
@@ -446,11 +450,11 @@ impl Peer {
     /// Queues a reply to a request that was read at `read_at`. Takes the frames and returns their
     /// payload size.
     #[inline]
-    pub fn queue(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant) -> usize {
+    pub fn queue(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant, label: u32) -> usize {
         if self.out.is_empty() {
             self.moved_at = read_at.max(self.moved_at);
         }
-        self.out.push_reply(frames, read_at)
+        self.out.push_reply(frames, read_at, label)
     }
 
     /// Closes our direction.

@@ -85,6 +85,9 @@ pub struct Origin {
     pub read_at: Instant,
     /// Whether the peer is a monitor on this host (see [`Router::with_monitors`]).
     pub is_monitor: bool,
+    /// A label that the caller may set before it replies. Initially zero. [`Event::Replied`]
+    /// reports it.
+    pub label: u32,
 }
 
 /// Address and identity of a connected peer.
@@ -328,7 +331,7 @@ impl<O: Observer> Router<O> {
             return Ok(());
         }
         let slot = self.peer(to.peer).map(|_| to.peer.slot);
-        self.queue(slot, Some(to.read_at), frames)
+        self.queue(slot, Some((to.read_at, to.label)), frames)
     }
 
     /// Waits for the next message. Its first frame is the sender's identity.
@@ -402,13 +405,14 @@ impl<O: Observer> Router<O> {
         message
     }
 
-    /// Queues a reply to the peer in `slot`, for a request that was read at `read_at`. Without
-    /// `read_at`, it uses the time at which the current batch or the peer's last bytes were read.
+    /// Queues a reply to the peer in `slot`. `request` is the time at which its request was read
+    /// and its label. Without it, the time is that of the current batch or of the peer's last
+    /// bytes.
     #[inline(never)]
     fn queue(
         &mut self,
         slot: Option<usize>,
-        read_at: Option<Instant>,
+        request: Option<(Instant, u32)>,
         frames: &mut VecDeque<Bytes>,
     ) -> Result<(), SendError> {
         if frames.is_empty() {
@@ -418,13 +422,13 @@ impl<O: Observer> Router<O> {
         let batch = self.batch.as_ref();
         let is_of_batch = batch.is_some_and(|batch| batch.slot() == slot);
         let peer = &mut self.peers[slot];
-        let read_at =
-            read_at.unwrap_or_else(|| batch.map_or(peer.read_at, |batch| batch.origin.read_at));
+        let (read_at, label) = request
+            .unwrap_or_else(|| (batch.map_or(peer.read_at, |batch| batch.origin.read_at), 0));
         if !is_of_batch && peer.out.is_empty() {
             // The reply starts waiting now, however long ago the request arrived.
             peer.moved_at = Instant::now();
         }
-        let sent = peer.queue(frames, read_at);
+        let sent = peer.queue(frames, read_at, label);
         self.sent += if peer.is_client { sent } else { 0 };
         if !is_of_batch {
             peer.bell.wake_by_ref();
@@ -632,6 +636,7 @@ impl<O: Observer> Router<O> {
                 peer: PeerId { slot, generation: peer.generation },
                 read_at,
                 is_monitor: !peer.is_client,
+                label: 0,
             };
             self.begin_batch(Batch { origin, bytes, own, whole, taken, commands, write_at });
         }
@@ -684,10 +689,11 @@ impl<O: Observer> Router<O> {
         let (is_client, observer) = (peer.is_client, &mut self.observer);
         let owed = peer.out.replies();
         let mut written_at = None;
-        let result = peer.flush(|read_at, replies| {
+        let result = peer.flush(|read_at, label, replies| {
             let now = *written_at.get_or_insert_with(Instant::now);
             if is_client {
-                observer.event(Event::Replied { replies, latency: now - read_at });
+                let latency = now - read_at;
+                observer.event(Event::Replied { replies, label, latency });
             }
         });
         if peer.out.len() < before {
@@ -696,6 +702,9 @@ impl<O: Observer> Router<O> {
         }
         if peer.paused_at.is_some() {
             peer.pause_or_resume(peer.moved_at);
+        }
+        if !peer.tokens.is_empty() && !peer.is_behind() {
+            peer.tokens.clear();
         }
         result.map_err(|error| Reason::of(&error))
     }
@@ -846,7 +855,7 @@ fn queue_for_batch(
     frames: &mut VecDeque<Bytes>,
     sent: &mut usize,
 ) -> Option<usize> {
-    let bytes = peer.queue(frames, to.read_at);
+    let bytes = peer.queue(frames, to.read_at, to.label);
     *sent += if peer.is_client { bytes } else { 0 };
     if peer.out.len() < batch.write_at || peer.blocked {
         return None;

@@ -63,7 +63,7 @@ impl Observer for Counts {
             }
             Event::Peers(peers) => counted.peers = peers,
             Event::Malformed => counted.malformed += 1,
-            Event::Replied { replies, latency } => {
+            Event::Replied { replies, latency, .. } => {
                 counted.replied += replies;
                 counted.latencies += latency * replies as u32;
             }

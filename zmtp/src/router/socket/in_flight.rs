@@ -5,6 +5,7 @@
 //! too many of all peers together, no peer is read from. Further requests then wait in the kernel
 //! and at the clients, because TCP makes them wait.
 
+use std::any::Any;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -39,7 +40,16 @@ impl<O: Observer> Router<O> {
         self.limit_in_flight(request.peer.slot);
     }
 
-    /// Returns the connections that have ended with requests in flight since the last call.
+    /// Keeps `token` while the peer has too many unread replies to be read from, and drops it
+    /// then, or at once if there is room. Use it to pace several replies to one request. It is
+    /// also dropped if the connection ends.
+    pub fn keep_until_room(&mut self, request: &Origin, token: Box<dyn Any + Send>) {
+        if let Some(peer) = self.peer_mut(request.peer).filter(|peer| peer.is_behind()) {
+            peer.tokens.push(token);
+        }
+    }
+
+    /// Connections that have ended since the last call while requests of theirs were in flight.
     pub fn take_abandoned(&mut self) -> Vec<PeerId> {
         std::mem::take(&mut self.abandoned)
     }
