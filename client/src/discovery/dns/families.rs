@@ -419,9 +419,11 @@ mod tests {
     async fn a_name_without_addresses_yields_none_or_the_failure() {
         for preference in [Preference::FIRST, in_use(Family::V4, V4).preference(routed)] {
             assert_eq!(asked(preference, EMPTY, EMPTY).await, Ok(None));
-            for (v4, v6, kind) in
-                [(Fails, EMPTY, "A:"), (EMPTY, Fails, "AAAA:"), (Fails, Fails, "A:")]
-            {
+            for (v4, v6, kind) in [
+                (Fails, EMPTY, "A query:"),
+                (EMPTY, Fails, "AAAA query:"),
+                (Fails, Fails, "A query:"),
+            ] {
                 let error = asked(preference, v4, v6).await.unwrap_err();
                 assert!(error.starts_with(kind), "{v4:?}, {v6:?}: {error}");
             }
