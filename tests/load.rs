@@ -496,7 +496,7 @@ const REFUSED: [(&str, &str, &str); 26] = [
     ("--size", "4KiB-64", "a rising range"),
     ("--size", "16MiB", "--size 16MiB; expected 262144 requests and 1GiB of payload at most"),
     ("--payload", "/no/such/file", "cannot be read: No such file"),
-    ("--payload", "/dev/zero", "expected a file of 16MiB at most"),
+    ("--payload", "/dev/zero", "expected a file of at most 16MiB"),
     ("--payload-template", "", "expected a text, such as 'order {n}'"),
     ("--expect", "ok", "expected echo, any or contains:TEXT, such as contains:ok"),
     ("--wait", "0s", "more than 0s"),
