@@ -1,17 +1,27 @@
 //! `zmq-echo-probe`: see [`zmq_echo::probe`].
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use zmq_echo::config::ProbeConfig;
+use clap::CommandFactory;
+use zmq_echo::config::{ProbeConfig, unread};
 use zmq_echo::exit::Exit;
 use zmq_echo::log;
 use zmq_echo::probe;
+use zmq_echo::simulation::EchoConfig;
 use zmq_echo::units::milliseconds;
 
 fn main() -> ExitCode {
     let config = ProbeConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    // The verdict is the exit code, whether or not anybody takes the line.
+    // An orchestrator's probe often shares the environment of its server, and its output becomes
+    // an event.
+    if config.verbose || io::stderr().is_terminal() {
+        let environment = std::env::vars_os();
+        for unread in unread(&ProbeConfig::command(), &EchoConfig::command(), environment) {
+            let _ = writeln!(io::stderr(), "{unread}");
+        }
+    }
+    // The exit code is the verdict, whether or not the line can be written.
     match probe::run(&config.endpoint, config.timeout) {
         Ok(round_trip) => {
             if config.verbose {

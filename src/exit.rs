@@ -1,21 +1,21 @@
-//! Exit codes: what an orchestrator, a script or a person on call reads first.
+//! Exit codes: the first thing that an orchestrator, a script or a person on call looks at.
 
 use std::process::ExitCode;
 
-/// How the server and the load generator end. The remaining codes are not ours to return: clap exits
-/// with 2, a panic with 101 (see [`crate::log`]), a second signal with 128 + its
-/// number (see [`crate::service::termination`]).
+/// How the server and the load generator end. The remaining codes come from elsewhere: clap exits
+/// with 2, a panic with 101 (see [`crate::log`]), and a second signal with 128 plus its number (see
+/// [`crate::service::termination`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
     /// Everything that was received was answered.
     Answered = 0,
-    /// The service could not start or could not go on.
+    /// The service could not start or continue.
     Failed = 1,
-    /// The load generator's: a signal cut the run short. What it found until then is printed.
+    /// The load generator's: a signal cut the run short. The result until then is printed.
     Interrupted = 3,
-    /// The drain ended with unfinished requests, with replies owed to connected peers, or threw
-    /// requests away.
+    /// The drain ended with unfinished requests, with replies owed to connected peers, or with
+    /// discarded requests.
     Deadline = 4,
 }
 
@@ -58,10 +58,10 @@ pub const PROBE: [(&str, &str); 3] = [
 
 /// The load generator's exit codes with their meaning, for `--help` and docs/.
 pub const LOAD: [(&str, &str); 6] = [
-    ("0", "every request was answered, or no more failed than --max-failures"),
-    ("1", "more failed, or the run could not start; one line on stderr says why"),
+    ("0", "every request was answered, or at most --max-failures failed"),
+    ("1", "more requests failed, or the run could not start; one line on stderr says why"),
     ("2", "usage: a flag or environment variable is wrong"),
-    ("3", "a signal cut the run short, with no more failures until then"),
+    ("3", "a signal cut the run short; until then at most --max-failures had failed"),
     ("101", "panic"),
     ("128+N", "a second signal N (130 SIGINT, 143 SIGTERM) ended it without a result"),
 ];

@@ -1,22 +1,23 @@
-//! A ZeroMQ echo service as a microservice should be: one poll loop over a
-//! ROUTER socket, a termination socket for a graceful drain, a probe, and an
-//! HTTP side port with health and Prometheus metrics.
+//! A ZeroMQ echo service, built as a microservice should be: one poll loop over a ROUTER socket, a
+//! termination socket for a graceful drain, a probe, and an HTTP side port with health checks and
+//! Prometheus metrics.
 //!
-//! The modules, in the order in which they are best read:
+//! The modules, in reading order:
 //!
 //! 1. [`service`]: the core: the handler, the poll loop, the drain and the signals.
 //! 2. [`server`]: puts the parts together: binds, starts the threads, runs the loop.
 //! 3. [`side_port`]: `/metrics`, `/livez`, `/readyz` and a live page over HTTP.
 //! 4. [`probe`]: one real echo through the public endpoint, within a limit.
 //! 5. [`metrics`]: every series, in a registry that is owned and passed.
-//! 6. [`simulation`]: an echo that takes time and fails when it is told to.
-//! 7. [`log`]: one record a line on stdout, panics included; never in the way.
+//! 6. [`simulation`]: an echo that takes time and fails on demand.
+//! 7. [`log`]: one record per line on stdout, panics included; it never blocks the service.
 //! 8. [`config`]: the flags of the server and the probe, validated once.
-//! 9. [`units`]: bytes and times, as people write and read them.
-//! 10. [`exit`]: the exit codes, a contract with whoever starts the process.
+//! 9. [`version`]: the version and the commit.
+//! 10. [`units`]: bytes and times, as people write and read them.
+//! 11. [`exit`]: the exit codes, a contract with whatever starts the process.
 //!
-//! The ROUTER socket is a library of its own, [`zmtp`]. The client and the load generator are
-//! in the package `zmq-echo-client`.
+//! The ROUTER socket is in its own library, [`zmtp`]. The client and the load generator are in the
+//! package `zmq-echo-client`.
 #![deny(unsafe_code)]
 
 pub mod config;
@@ -29,3 +30,4 @@ pub mod service;
 pub mod side_port;
 pub mod simulation;
 pub mod units;
+pub mod version;

@@ -19,13 +19,13 @@ use crate::service::Rejection;
 use crate::service::rejection::CHECK;
 use crate::units::milliseconds;
 
-/// The part of the limit in which a refused connection is tried again: 1/5.
+/// A refused connection is tried again during the first fifth of the limit.
 const RETRIED: u32 = 5;
 
 /// The pause before a refused connection is tried again.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The largest reply that is read. The right one has some fifty bytes.
+/// The largest reply that is read. The correct one has about fifty bytes.
 const REPLY_BYTES: usize = 4 << 10;
 
 /// What the probe was doing when it failed.
@@ -55,7 +55,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// A probe that failed: where, at which step, why and after how long.
+/// A failed probe: where, at which step, why and after how long.
 #[derive(Debug, thiserror::Error)]
 #[error("{endpoint}: {step} failed after {}: {reason}", milliseconds(*after))]
 pub struct ProbeError {
@@ -63,19 +63,29 @@ pub struct ProbeError {
     pub endpoint: ConnectEndpoint,
     /// The step that failed.
     pub step: Step,
-    /// Why, in a few words.
+    /// The reason, in a few words.
     pub reason: String,
     /// From the start to the failure.
     pub after: Duration,
 }
 
-/// A failed step, before it is known when and where.
+/// A failed step, without when and where.
 struct Failure(Step, String);
 
 impl Failure {
-    fn to_connect(error: ConnectError) -> Self {
+    fn to_connect(error: ConnectError, limit: Duration) -> Self {
         let step = if error.is_of_handshake() { Step::Handshake } else { Step::Connect };
-        Self(step, log::chain(&error))
+        let limit = humantime::format_duration(limit);
+        // The error's own limit is what was left of the probe's.
+        let reason = match error {
+            ConnectError::ResolveTimeout(_) => format!("the name was not resolved within {limit}"),
+            ConnectError::ConnectTimeout(_) => format!("no connection within {limit}"),
+            ConnectError::HandshakeTimeout { .. } => {
+                format!("connected, but no handshake within {limit}")
+            }
+            error => log::chain(&error),
+        };
+        Self(step, reason)
     }
 
     fn of(self, endpoint: &ConnectEndpoint, after: Duration) -> ProbeError {
@@ -122,7 +132,7 @@ async fn echo(
         socket_type: SocketType::Req,
         identity: unique(),
         connect_timeout: limit,
-        // The limit is shorter than any.
+        // The probe ends before any would be due.
         heartbeat_interval: Duration::ZERO,
         ..DealerConfig::default()
     };
@@ -136,14 +146,14 @@ async fn echo(
         Ok(Ok(reply)) => verify(&reply, &request),
         Ok(Err(reason)) => Err(Failure(Step::Receive, end_of(reason))),
         Err(_) if dealer.written() == 0 => {
-            Err(Failure(Step::Send, "the peer does not read".to_owned()))
+            Err(Failure(Step::Send, "the server does not read".to_owned()))
         }
         Err(_) => Err(Failure(Step::Receive, "no reply".to_owned())),
     }
 }
 
-/// Connects. A connection that is refused, or a name that is unknown, is tried again for the
-/// first [`RETRIED`] of the limit: a Job that waits for its service needs no loop of its own.
+/// Connects. A refused connection or an unknown name is tried again during the first part of the
+/// limit (see [`RETRIED`]), so that a Job that waits for its service needs no loop of its own.
 async fn connect(
     endpoint: &ConnectEndpoint,
     addresses: &[SocketAddr],
@@ -159,20 +169,20 @@ async fn connect(
             Err(error) if !error.is_of_handshake() && started.elapsed() < limit / RETRIED => {
                 sleep(PAUSE.min(limit / RETRIED)).await;
             }
-            Err(error) => return Err(Failure::to_connect(error)),
+            Err(error) => return Err(Failure::to_connect(error, limit)),
         }
     }
 }
 
-/// Why a connection has ended, as a person reads it.
+/// Why a connection has ended, for people.
 fn end_of(reason: Reason) -> String {
     match reason {
-        Reason::Closed => "the peer closed the connection".to_owned(),
+        Reason::Closed => "the server closed the connection".to_owned(),
         Reason::Error => "the connection broke".to_owned(),
         Reason::MessageLimit | Reason::FrameLimit => {
             format!("the reply is larger than {REPLY_BYTES} bytes")
         }
-        reason => format!("the peer breaks the protocol: {}", reason.as_str()),
+        reason => format!("the server broke the protocol: {}", reason.as_str()),
     }
 }
 
@@ -182,14 +192,16 @@ fn verify(reply: &Message, request: &Message) -> Result<(), Failure> {
     }
     let payload = reply.frames().iter().skip(1).map(|frame| &frame[..]);
     if let Some(rejection) = Rejection::of_payload(payload) {
-        let reason = format!("the server answers with an error: {rejection}");
+        let reason = format!("the server answered with an error: {rejection}");
         return Err(Failure(Step::Verify, reason));
     }
     let reason = match (reply.frames().len(), request.frames().len()) {
-        (frames, sent) if frames != sent => format!("{frames} frames came back for {sent}"),
+        (frames, sent) if frames != sent => {
+            format!("the reply has {frames} frames, the request had {sent}")
+        }
         _ => {
             let (got, sent) = (reply.bytes(), request.bytes());
-            format!("the reply is not the payload that was sent: {got} bytes for {sent}")
+            format!("the reply is not the payload that was sent: {got} bytes instead of {sent}")
         }
     };
     Err(Failure(Step::Verify, reason))
@@ -199,11 +211,11 @@ fn verify(reply: &Message, request: &Message) -> Result<(), Failure> {
 ///
 /// # Errors
 ///
-/// [`check`]'s, or what the kernel says if there can be no runtime.
+/// As of [`check`], or the kernel's error if there can be no runtime.
 pub fn run(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(check(endpoint, limit));
-    // A resolver that hangs has a thread of its own, which is not waited for.
+    // A resolver that hangs has its own thread, for which this does not wait.
     runtime.shutdown_background();
     Ok(outcome?)
 }
@@ -211,10 +223,10 @@ pub fn run(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, RunE
 /// Why a probe process failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The echo did not come back.
+    /// The echo did not come back in time, or not unchanged.
     #[error(transparent)]
     Probe(#[from] ProbeError),
-    /// No runtime.
+    /// There can be no runtime.
     #[error("cannot start")]
     Start(#[from] io::Error),
 }

@@ -1,14 +1,15 @@
 //! Puts the parts together: binds, starts the threads, runs the loop.
 //!
-//! Four threads: the poll loop on the one that calls [`run`], the side port, the
-//! log's writer and the watchdog. Only the first does the service's work.
+//! There are four threads: the poll loop on the one that calls [`run`], the side port, the log's
+//! writer and the watchdog. Only the first does the service's work.
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
+use clap::CommandFactory;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::uname;
 use tracing::{info, warn};
@@ -16,10 +17,10 @@ use zmtp::Router;
 use zmtp::endpoint::{BindEndpoint, ConnectEndpoint};
 use zmtp::router::{Limits, RESERVED_PEERS};
 
-use crate::config::ServerConfig;
+use crate::config::{Hint, ServerConfig, Unread, unread};
 use crate::exit::Exit;
 use crate::log::{self, FLUSH_LIMIT, Logs};
-use crate::metrics::{Metrics, PROBE_IDENTITY, REVISION, SocketObserver, VERSION};
+use crate::metrics::{Metrics, PROBE_IDENTITY, SocketObserver};
 use crate::service::Service;
 use crate::service::health::Health;
 use crate::service::poll_loop::{self, LoopError, Report, ServiceError};
@@ -28,36 +29,53 @@ use crate::side_port::address::HttpAddress;
 use crate::side_port::own_addresses::OwnAddresses;
 use crate::side_port::{self, SidePort};
 use crate::simulation::Switches;
+use crate::version::{REVISION, VERSION};
 
-/// The descriptors that are neither a client's nor the side port's: listeners,
-/// signals, runtimes, standard streams, a probe of our own and a few to spare.
+/// The descriptors that are neither a client's nor the side port's: listeners, signals, runtimes,
+/// standard streams, the probe of `/livez`, and a few to spare.
 const OWN_DESCRIPTORS: usize = 32;
 
-/// Why the service could not start or go on.
+/// Why the service could not start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// The ROUTER's endpoint cannot be had.
-    #[error("cannot listen on {endpoint}")]
+    /// The ROUTER's endpoint is not available.
+    #[error("cannot listen on {endpoint}: {source}; {}", advice(source, "--bind"))]
     Bind {
         /// As it was configured.
         endpoint: BindEndpoint,
-        /// What the resolver or the kernel says.
+        /// The resolver's or the kernel's error.
         source: io::Error,
     },
-    /// The side port's address cannot be had.
-    #[error("cannot serve HTTP on {address}")]
+    /// The side port's address is not available.
+    #[error("cannot serve HTTP on {address}: {source}; {}", advice(source, "--http"))]
     Http {
         /// As it was configured.
         address: HttpAddress,
-        /// What the kernel says.
+        /// The resolver's or the kernel's error.
         source: io::Error,
     },
-    /// No thread, no runtime, no descriptors.
-    #[error("cannot start")]
+    /// A thread, a runtime or a descriptor is not available.
+    #[error("no thread or file descriptor is available")]
     Start(#[from] io::Error),
-    /// The loop ended for want of a socket.
-    #[error("cannot go on")]
+    /// The loop has ended for lack of a service or of its termination socket.
+    #[error(transparent)]
     Loop(#[from] LoopError),
+}
+
+/// What you can do about an address that is not available: which flag to change, and how.
+fn advice(error: &io::Error, flag: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("choose another {flag}, or stop the process that listens there")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("ports below 1024 need a privilege: choose a higher port with {flag}")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("this machine has no such address: choose another {flag}, or * for all")
+        }
+        _ => format!("check {flag}"),
+    }
 }
 
 /// The whole of a server's `main`: parses the command line, registers the signals, starts the
@@ -82,12 +100,28 @@ pub fn main_with<S: Service>(
         Ok(logs) => logs,
         Err(error) => return cannot_start("start the log", &error),
     };
+    report_ignored_variables();
     let exit = run(config, switches, termination, &logs, make).unwrap_or_else(|error| {
-        log::fatal(&error);
+        match &error {
+            ServerError::Loop(LoopError::Termination(_)) => log::cannot_continue(&error),
+            _ => log::cannot_start(&error),
+        }
         Exit::Failed
     });
     logs.flush(FLUSH_LIMIT);
     exit.into()
+}
+
+/// Says which environment variables look like settings of this server and are not read.
+fn report_ignored_variables() {
+    let flags = ServerConfig::command();
+    for Unread { variable, hint } in unread(&flags, &flags, std::env::vars_os()) {
+        match hint {
+            // Ordinary where one environment is shared, as in a container with its probe.
+            Hint::ReadBy(program) => info!(variable, read_by = program, "variable ignored"),
+            Hint::Meant(meant) => warn!(variable, meant, "variable unknown"),
+        }
+    }
 }
 
 fn cannot_start(what: &str, error: &io::Error) -> ExitCode {
@@ -96,11 +130,11 @@ fn cannot_start(what: &str, error: &io::Error) -> ExitCode {
 }
 
 /// Serves with a service that `make` makes, until a signal and through the drain that it starts.
-/// Another one is made if it has panicked.
+/// If the service panics, `make` makes another one.
 ///
 /// # Errors
 ///
-/// [`ServerError`] where the service could not start or go on.
+/// [`ServerError`] if the service could not start or continue.
 pub fn run<S: Service>(
     config: &ServerConfig,
     switches: Option<Switches>,
@@ -116,8 +150,9 @@ pub fn run<S: Service>(
     let http = config
         .http
         .listen()
-        .map_err(|source| ServerError::Http { address: config.http, source })?;
-    let (endpoint, http_address) = (endpoint_of(&listeners)?, http.local_addr()?);
+        .map_err(|source| ServerError::Http { address: config.http.clone(), source })?;
+    let endpoint = shown(&listeners, |address| ConnectEndpoint::from(address).to_string())?;
+    let http_address = shown(&http, |address| address.to_string())?;
 
     // The metrics have its methods' names, so it comes first.
     let first = make().map_err(LoopError::Service)?;
@@ -158,18 +193,16 @@ pub fn run<S: Service>(
     Ok(exit)
 }
 
-/// Where clients connect, for the log: each address as an endpoint, comma-separated.
-fn endpoint_of(listeners: &[TcpListener]) -> io::Result<String> {
-    let endpoints: io::Result<Vec<String>> = listeners
-        .iter()
-        .map(|listener| Ok(ConnectEndpoint::from(listener.local_addr()?).to_string()))
-        .collect();
-    Ok(endpoints?.join(","))
+/// The addresses of `listeners` for the log, comma-separated.
+fn shown(listeners: &[TcpListener], show: impl Fn(SocketAddr) -> String) -> io::Result<String> {
+    let addresses: io::Result<Vec<String>> =
+        listeners.iter().map(|listener| listener.local_addr().map(&show)).collect();
+    Ok(addresses?.join(","))
 }
 
-/// Raises the soft limit of open files to the hard one, and lowers the peer limit and
-/// the side port's connections, which is the second, to what that allows: a scrape
-/// must get its descriptors however many clients there are, and clients theirs.
+/// Raises the soft limit of open files to the hard one. Lowers the peer limit and the side port's
+/// connections, which are returned second, to what that allows: a scrape must get its descriptors
+/// however many clients there are, and clients theirs.
 fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
     let allowed = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: allowed.maximum, ..allowed };
@@ -177,7 +210,7 @@ fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
         Ok(()) => allowed.maximum,
         Err(_) => allowed.current,
     };
-    // No limit is more than there are numbers for descriptors.
+    // Unlimited is as good as the largest number of a descriptor.
     let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
     let side_connections = side_port::CONNECTIONS.min(files / 4).max(1);
     let kept = OWN_DESCRIPTORS + side_connections;
@@ -189,7 +222,7 @@ fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
     (limits, side_connections)
 }
 
-/// What peers lost by their own doing does not count: nobody waits for it.
+/// What peers lost through their own fault does not count, because nobody waits for it.
 fn exit_of(report: &Report) -> Exit {
     let is_clean = report.closed.is_clean() && report.unfinished == 0;
     if is_clean { Exit::Answered } else { Exit::Deadline }

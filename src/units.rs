@@ -1,15 +1,16 @@
 //! Bytes and times, as people write and read them.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The longest duration that a flag takes. What is longer is a mistake in the
-/// unit, and times near the end of the clock's range cannot be added to.
+/// The longest duration that a flag takes. A longer one is a mistake in the unit, and times near
+/// the end of the clock's range cannot be added to.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The units of bytes, each as a power of two. There is no kB or MB: some mean 1000 by
-/// it, some 1024.
+/// The units of bytes, each as a power of two. There is no kB or MB, because some people mean 1000
+/// and others 1024.
 const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("", 0)];
 
 /// A limit in bytes, as a flag takes it.
@@ -17,7 +18,7 @@ const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("", 0)]
 pub struct ByteSize(u32);
 
 impl ByteSize {
-    /// The least that makes sense of any limit: the kernel's least buffer.
+    /// The least that makes sense for any limit: the kernel's smallest buffer.
     const LEAST: u64 = 1 << 10;
 
     /// The most that any limit may be.
@@ -47,7 +48,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Parses a number of bytes: a whole number, and KiB, MiB or GiB if it has a unit.
+/// Parses a number of bytes: a whole number, with KiB, MiB or GiB behind it or no unit.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     UNITS.into_iter().find_map(|(unit, shift)| {
         let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
@@ -67,11 +68,11 @@ pub fn bytes(bytes: u64) -> String {
 ///
 /// # Errors
 ///
-/// What is wrong with it, and a value that would do.
+/// An example of a correct value.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text).map_err(|error| {
-        format!("{error}; expected a number with its unit, such as 500ms, 1s or 2m")
-    })?;
+    // humantime's own errors count characters and invent units such as `10sec`.
+    let duration = humantime::parse_duration(text)
+        .map_err(|_| "expected a number with a unit, such as 500ms, 1s or 2m".to_owned())?;
     if duration > LONGEST {
         return Err(format!("expected {} at most", humantime::format_duration(LONGEST)));
     }
@@ -82,13 +83,25 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 ///
-/// What is wrong with it, and a value that would do.
+/// An example of a correct value.
 pub fn parse_limit(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text)?;
     if duration.is_zero() {
         return Err("expected more than 0s, such as 500ms".to_owned());
     }
     Ok(duration)
+}
+
+/// A parser of whole numbers in `range`, for a flag.
+pub fn count(
+    range: RangeInclusive<u32>,
+) -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| {
+            format!("expected a whole number from {} to {}", range.start(), range.end())
+        })
+    }
 }
 
 /// A short time in milliseconds.
@@ -99,6 +112,25 @@ pub fn milliseconds(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_duration_needs_a_unit_and_the_error_has_examples() {
+        for text in ["10", "soon", "-1s", "", "1.5.s"] {
+            let error = parse_duration(text).unwrap_err();
+            assert_eq!(error, "expected a number with a unit, such as 500ms, 1s or 2m", "{text}");
+        }
+        assert_eq!(parse_duration("0").unwrap(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_count_outside_its_range_is_refused_with_the_range() {
+        let parse = count(9..=1 << 20);
+        assert_eq!(parse("9"), Ok(9));
+        for text in ["8", "1048577", "100000000000", "-9", "nine", ""] {
+            let error = parse(text).unwrap_err();
+            assert_eq!(error, "expected a whole number from 9 to 1048576", "{text}");
+        }
+    }
 
     #[test]
     fn bytes_are_shown_as_they_are_parsed() {

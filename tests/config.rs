@@ -1,5 +1,5 @@
-//! Every flag by argument and by environment; what is wrong is refused with what
-//! would be right.
+//! Every flag by argument and by environment. A wrong value is rejected with an example of a correct
+//! one.
 
 use clap::CommandFactory;
 use zmq_echo::config::{ProbeConfig, ServerConfig};
@@ -7,50 +7,57 @@ use zmq_echo::exit::{self, Exit};
 use zmq_echo::log::LogFormat;
 use zmq_echo::simulation::EchoConfig;
 
-use crate::support::{SERVER, Server, command};
+use crate::support::built::LOAD;
+use crate::support::{PROBE, SERVER, Server, command};
 
-/// A value that each flag refuses, and a part of what would be right.
-const REFUSED: [(&str, &str, &str); 45] = [
+/// A value that each flag rejects, and a part of the message.
+const REFUSED: [(&str, &str, &str); 51] = [
     ("--bind", "127.0.0.1:5555", "expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555"),
     ("--bind", "tcp://127.0.0.1", "expected tcp://HOST:PORT"),
     ("--bind", "tcp://127.0.0.1:99999", "expected a port from 0 to 65535"),
     ("--bind", "tcp://::1:5555", "expected an IPv6 address in brackets, such as tcp://[::1]:5555"),
-    ("--http", "8080", "expected IP:PORT, such as 127.0.0.1:8080"),
-    ("--http", "localhost:8080", "expected IP:PORT"),
+    ("--http", "8080", "expected HOST:PORT, such as 127.0.0.1:8080"),
+    ("--http", "http://localhost:8080", "expected HOST:PORT"),
+    ("--http", "localhost:99999", "expected a port from 0 to 65535"),
     ("--log-level", "verbose", "expected off, error, warn, info, debug or trace"),
     ("--log-level", "", "expected off, error, warn, info, debug or trace"),
     ("--log-level", "inof,zmq_echo=debug", "expected off, error, warn, info, debug or trace"),
     ("--log-level", "zmq_ehco", "directives such as info,zmtp=debug"),
     ("--log-level", "zmq_echo=loud", "directives such as info,zmtp=debug"),
     ("--log-format", "xml", "[possible values: auto, json, text]"),
-    ("--drain-delay", "5", "a number with its unit, such as 500ms, 1s or 2m"),
+    ("--drain-delay", "5", "expected a number with a unit, such as 500ms, 1s or 2m"),
     ("--drain-delay", "20s", "--drain-delay 20s leaves nothing of --drain-timeout 20s"),
-    ("--drain-quiet", "soon", "a number with its unit"),
-    ("--drain-quiet", "-1s", "a number with its unit"),
+    ("--drain-delay", "18s", "1s are left after --drain-delay 18s"),
+    ("--drain-quiet", "soon", "expected a number with a unit"),
+    ("--drain-quiet", "-1s", "expected a number with a unit"),
+    ("--drain-quiet", "19s", "--drain-quiet 19s does not fit into --drain-timeout 20s"),
+    ("--drain-timeout", "1s", "--drain-quiet 1s does not fit into --drain-timeout 1s"),
     ("--drain-timeout", "100years", "expected 1day at most"),
-    ("--drain-timeout", "0s", "--drain-delay 0s leaves nothing of --drain-timeout 0s"),
-    ("--latency-buckets", "0.1,0.1", "expected seconds, comma-separated and rising"),
+    ("--drain-timeout", "0s", "more than 0s"),
+    ("--latency-buckets", "0.1,0.1", "expected seconds in rising order, comma-separated"),
     ("--latency-buckets", "0.1,nan", "expected seconds"),
     ("--message-limit", "8 apples", "such as 65536, 64KiB or 8MiB"),
     ("--message-limit", "1GiB", "--message-limit 1GiB is more than --buffer-limit 64MiB"),
-    ("--frame-limit", "1", "1 is not in 2..="),
+    ("--frame-limit", "1", "expected a whole number from 2 to 1048576"),
     ("--metadata-limit", "1", "expected 1KiB to 3GiB"),
-    ("--peer-limit", "8", "8 is not in 9..="),
-    ("--address-limit", "9999999", "9999999 is not in 0..="),
+    ("--peer-limit", "8", "expected a whole number from 9 to 1048576"),
+    ("--peer-limit", "100000000", "expected a whole number from 9 to 1048576"),
+    ("--address-limit", "9999999", "expected a whole number from 0 to 1048576"),
     ("--handshake-timeout", "0s", "more than 0s"),
     ("--stall-timeout", "0s", "more than 0s"),
     ("--stall-bytes", "8", "1KiB to 3GiB"),
     ("--buffer-limit", "4GiB", "expected 1KiB to 3GiB"),
     ("--buffer-limit", "1MiB", "--message-limit 8MiB is more than --buffer-limit 1MiB"),
-    ("--in-flight-limit", "0", "0 is not in 1..="),
-    ("--peer-in-flight-limit", "0", "0 is not in 1..="),
-    ("--request-deadline", "soon", "a number with its unit"),
+    ("--in-flight-limit", "0", "expected a whole number from 1 to 1048576"),
+    ("--peer-in-flight-limit", "0", "expected a whole number from 1 to 1048576"),
+    ("--request-deadline", "soon", "expected a number with a unit"),
     ("--client-deadlines", "1", "[possible values: true, false]"),
     ("--on-panic", "ignore", "[possible values: reply, exit]"),
     ("--socket-buffer", "64kB", "such as 65536, 64KiB or 8MiB"),
-    ("--heartbeat-interval", "often", "a number with its unit"),
-    ("--busy-poll", "1s", "expected 1ms at most, such as 10us"),
-    ("--work", "5", "a number with its unit"),
+    ("--heartbeat-interval", "often", "expected a number with a unit"),
+    ("--busy-poll", "1s", "expected 0s to 1ms, with its unit, such as 10us"),
+    ("--busy-poll", "10", "expected 0s to 1ms, with its unit, such as 10us"),
+    ("--work", "5", "expected a number with a unit"),
     ("--work-mode", "think", "[possible values: sleep, burn]"),
     ("--work-jitter", "0.2", "expected 0% to 100%, such as 20%"),
     ("--work-threads", "0", "expected 1 to 1024, such as 4"),
@@ -59,12 +66,11 @@ const REFUSED: [(&str, &str, &str); 45] = [
 ];
 
 #[test]
-fn a_wrong_value_is_refused_with_what_would_be_right() {
+fn a_wrong_value_is_rejected_with_an_example_of_a_correct_one() {
     refuses(SERVER, &REFUSED);
 }
 
-/// Holds a program to what it refuses: a flag, a value, and a part of what would be
-/// right.
+/// Checks that a program rejects a value of a flag with a message that has this part.
 pub fn refuses(program: &str, refused: &[(&str, &str, &str)]) {
     for (flag, value, right) in refused {
         let output = command(program).arg(format!("{flag}={value}")).output().unwrap();
@@ -105,6 +111,141 @@ pub fn refuses_from_the_environment(
     }
     let with_values = parser.get_arguments().filter(|arg| arg.get_long().is_some()).count();
     assert_eq!(checked, with_values, "a flag without an environment variable");
+}
+
+#[test]
+fn an_argument_that_makes_no_sense_gets_no_misleading_tip() {
+    let said = |program: &str, argument: &str| {
+        let output = command(program).arg(argument).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(&format!("unexpected argument '{argument}'")), "{stderr}");
+        assert!(stderr.contains("try '--help'") && !stderr.contains("'-- "), "{stderr}");
+        stderr
+    };
+    for program in [SERVER, PROBE, &LOAD] {
+        assert!(!said(program, "--concurrency").contains("tip:"), "{program}");
+    }
+    let endpoint = "tcp://127.0.0.1:5555";
+    let right = |flag| format!("tip: endpoints follow a flag: --{flag} {endpoint}");
+    assert!(said(SERVER, endpoint).contains(&right("bind")));
+    assert!(said(PROBE, endpoint).contains(&right("endpoint")));
+    assert!(said(SERVER, "true").contains(
+        "tip: this value follows an equals sign: --client-deadlines=true or --faults=true"
+    ));
+    assert!(said(PROBE, "--timout").contains("a similar argument exists: '--timeout'"));
+}
+
+#[test]
+fn an_address_that_is_not_available_is_reported_with_the_flag_to_change() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let _taken = std::net::TcpListener::bind(taken).unwrap();
+    // A block for documentation, which no host has.
+    let foreign = "192.0.2.1:0";
+    let in_use = "Address already in use (os error 98); choose another";
+    for (flag, value, begin, end) in [
+        ("--bind", format!("tcp://{taken}"), "cannot listen on", in_use),
+        ("--http", taken.to_string(), "cannot serve HTTP on", in_use),
+        ("--bind", format!("tcp://{foreign}"), "cannot listen on", "no such address"),
+        ("--http", foreign.to_owned(), "cannot serve HTTP on", "no such address"),
+        ("--bind", "tcp://no-such-host.invalid:0".to_owned(), "cannot listen on", "check"),
+        ("--http", "no-such-host.invalid:0".to_owned(), "cannot serve HTTP on", "check"),
+    ] {
+        let mut server = command(SERVER);
+        let other = if flag == "--bind" {
+            ["--http", "127.0.0.1:0"]
+        } else {
+            ["--bind", "tcp://127.0.0.1:0"]
+        };
+        let output = server.args([flag, &value]).args(other).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(record["message"], "cannot start");
+        let error = record["error"].as_str().unwrap();
+        assert!(error.starts_with(&format!("{begin} {value}: ")), "{error}");
+        assert!(error.contains(end) && error.contains(flag), "{error}");
+    }
+}
+
+#[test]
+fn a_reason_that_a_filter_keeps_out_of_the_log_goes_to_stderr() {
+    let mut server = command(SERVER);
+    server.args(["--bind", "tcp://192.0.2.1:0", "--log-level", "off"]);
+    let output = server.output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{output:?}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("cannot start: cannot listen on tcp://192.0.2.1:0: "), "{stderr}");
+}
+
+#[test]
+fn the_side_port_listens_on_every_address_of_a_name() {
+    let mut server = command(SERVER);
+    server.args(["--bind", "tcp://127.0.0.1:0", "--http", "localhost:0"]);
+    let mut server = crate::support::Process::spawn(&mut server);
+    let mut records = std::io::BufRead::lines(server.stdout());
+    let record = records.next().unwrap().unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    let addresses = record["http"].as_str().unwrap().split(',').map(|address| {
+        address.parse::<std::net::SocketAddr>().unwrap_or_else(|_| panic!("{record}"))
+    });
+    let addresses: Vec<_> = addresses.collect();
+    let of_name = std::net::ToSocketAddrs::to_socket_addrs("localhost:0").unwrap();
+    for ip in of_name.map(|address| address.ip()) {
+        // `lo` may have no `::1`.
+        let is_here = std::net::TcpListener::bind((ip, 0)).is_ok();
+        assert_eq!(addresses.iter().any(|address| address.ip() == ip), is_here, "{record}");
+    }
+    for address in addresses {
+        assert_eq!(crate::support::get(address, "/readyz").0, 200, "{address}");
+    }
+}
+
+#[test]
+fn variables_that_the_server_ignores_are_logged_and_those_of_kubernetes_are_not() {
+    let mut server = command(SERVER);
+    server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]).envs([
+        ("ZMQ_ECHO_LOAD_RATE", "fast"),
+        ("ZMQ_ECHO_PROBE_TIMEOUT", "1s"),
+        ("ZMQ_ECHO_LOGLEVEL", "debug"),
+        ("ZMQ_ECHO_PORT", "tcp://10.0.0.1:5555"),
+        ("ZMQ_ECHO_SERVICE_HOST", "10.0.0.1"),
+    ]);
+    let server = Server::spawn(server);
+    let records = server.lines();
+    let records: Vec<serde_json::Value> =
+        records.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let about = |variable: &str| records.iter().find(|record| record["variable"] == *variable);
+    for (variable, field, value, level) in [
+        ("ZMQ_ECHO_LOAD_RATE", "read_by", "zmq-echo-load", "INFO"),
+        ("ZMQ_ECHO_PROBE_TIMEOUT", "read_by", "zmq-echo-probe", "INFO"),
+        ("ZMQ_ECHO_LOGLEVEL", "meant", "ZMQ_ECHO_LOG_LEVEL", "WARN"),
+    ] {
+        let record = about(variable).unwrap_or_else(|| panic!("{variable}: {records:?}"));
+        assert_eq!((&record[field], &record["level"]), (&value.into(), &level.into()), "{record}");
+    }
+    assert_eq!(records.iter().filter(|record| record["variable"].is_string()).count(), 3);
+}
+
+#[test]
+fn variables_that_the_other_programs_ignore_are_named_on_stderr() {
+    let said = |program: &str, args: &[&str], variable: &str| {
+        let output = command(program).args(args).env(variable, "tcp://127.0.0.1:6000").output();
+        String::from_utf8(output.unwrap().stderr).unwrap()
+    };
+    let nobody = "tcp://no-such-host.invalid:1";
+    let probe =
+        |args: &[&str]| said(PROBE, &[&["--endpoint", nobody], args].concat(), "ZMQ_ECHO_BIND");
+    let load = |variable| said(&LOAD, &[nobody, "--wait", "1ms"], variable);
+    let of_server = "ZMQ_ECHO_BIND is ignored: only zmq-echo-server reads it";
+    assert!(probe(&["-v"]).contains(of_server));
+    assert!(load("ZMQ_ECHO_BIND").contains(of_server));
+    // An orchestrator's probe shares its server's variables, and has one line for its event.
+    assert_eq!(probe(&[]).lines().count(), 1);
+    let meant = load("ZMQ_ECHO_RATE");
+    assert!(
+        meant.contains("ZMQ_ECHO_RATE is ignored: did you mean ZMQ_ECHO_LOAD_RATE?"),
+        "{meant}"
+    );
 }
 
 #[test]
@@ -247,7 +388,7 @@ fn a_variable_that_is_no_text_is_named() {
 
 #[test]
 fn the_probe_is_configured_by_its_environment_too() {
-    let output = command(crate::support::PROBE)
+    let output = command(PROBE)
         .env("ZMQ_ECHO_PROBE_ENDPOINT", "tcp://no-such-host.invalid:1")
         .env("ZMQ_ECHO_PROBE_TIMEOUT", "30s")
         .output()

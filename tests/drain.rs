@@ -107,7 +107,7 @@ async fn every_request_pipelined_before_the_signal_is_answered() {
 
 #[tokio::test]
 async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
-    let mut server = Server::start(&["--drain-timeout", "2s", "--drain-quiet", "1m"]);
+    let mut server = Server::start(&["--drain-timeout", "5s", "--drain-quiet", "4s"]);
     let mut dealer = server.dealer().await;
     server.signal(Signal::TERM);
     server.wait_for_record("draining");
@@ -125,7 +125,7 @@ async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
     // The last request may have come too late for an answer.
     assert_eq!(code, if is_clean(&drained) { 0 } else { 4 }, "{drained}");
     assert!(drained["answered"].as_u64().unwrap() >= echoes, "{echoes} echoes: {drained}");
-    assert!(drained["duration"].as_f64().unwrap() >= 1.5, "{drained}");
+    assert!(drained["duration"].as_f64().unwrap() >= 4.0, "{drained}");
 }
 
 #[test]

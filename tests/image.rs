@@ -268,7 +268,9 @@ fn every_binary_in_it_starts_with_no_library_around_it() {
         let name = unique("version");
         let entry_point = format!("--entrypoint=/{binary}");
         let version = podman(&run(&name, &[&entry_point], &["--version"]));
-        assert_eq!(version, format!("{binary} {}", env!("CARGO_PKG_VERSION")));
+        let revision = image()["Labels"]["org.opencontainers.image.revision"].clone();
+        let revision = revision.as_str().expect("a label");
+        assert_eq!(version, format!("{binary} {} ({revision})", env!("CARGO_PKG_VERSION")));
     }
 }
 

@@ -103,7 +103,7 @@ fn nobody_listening_is_a_no_before_the_limit() {
 
 #[test]
 fn a_peer_that_accepts_and_says_nothing_is_a_no() {
-    says_no_at_the_limit(peer(|_| {}), "handshake", "no handshake");
+    says_no_at_the_limit(peer(|_| {}), "handshake", "connected, but no handshake within 2s");
 }
 
 #[test]
@@ -183,9 +183,9 @@ fn another_payload_than_its_own_is_a_no() {
 #[test]
 fn its_payload_in_another_shape_is_a_no() {
     let more = |payload: Vec<u8>| raw::message(&[b"", CHECK, &payload, b"and more"]);
-    says_no_at_once(answering(more), "verify", "4 frames came back for 3");
+    says_no_at_once(answering(more), "verify", "the reply has 4 frames, the request had 3");
     let bare = |payload: Vec<u8>| raw::frame(&payload, false);
-    says_no_at_once(answering(bare), "verify", "1 frames came back for 3");
+    says_no_at_once(answering(bare), "verify", "the reply has 1 frames, the request had 3");
     let half = |payload: Vec<u8>| raw::frame(&payload, false)[..20].to_vec();
     says_no(answering(half), "5s", "receive", "no reply");
 }

@@ -13,11 +13,12 @@ use prometheus::TextEncoder;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use socket2::{Domain, SockRef, Socket, Type};
-use zmq_echo::metrics::{self, Metrics, REVISION, VERSION};
+use zmq_echo::metrics::{self, Metrics};
 use zmq_echo::service::health::{Health, Phase};
 use zmq_echo::side_port::address::HttpAddress;
 use zmq_echo::side_port::own_addresses::OwnAddresses;
 use zmq_echo::side_port::{self, PATHS, SidePort};
+use zmq_echo::version::{REVISION, VERSION};
 use zmtp::Reason;
 
 use crate::support::{Server, echo, get, message, raw, request, sample, wait_until};
@@ -471,7 +472,7 @@ fn a_request_being_answered_survives_a_flood_of_connections() {
 
 #[test]
 fn clients_that_do_not_read_their_answers_keep_nobody_out() {
-    let listener = "127.0.0.1:0".parse::<HttpAddress>().unwrap().listen().unwrap();
+    let listener = "127.0.0.1:0".parse::<HttpAddress>().unwrap().listen().unwrap().remove(0);
     // What the kernel takes of an answer is no longer ours to send. It takes 64 KiB at
     // once, however small the buffer, so the answer has to be larger.
     SockRef::from(&listener).set_send_buffer_size(4 << 10).unwrap();
@@ -545,7 +546,7 @@ fn beside_a_stuck_loop(phase: Phase) -> (std::net::TcpListener, SocketAddr) {
 }
 
 fn beside_a_stuck_loop_of(instance: &str, phase: Phase) -> (std::net::TcpListener, SocketAddr) {
-    let http = "127.0.0.1:0".parse::<HttpAddress>().unwrap().listen().unwrap();
+    let http = "127.0.0.1:0".parse::<HttpAddress>().unwrap().listen().unwrap().remove(0);
     serve_beside_a_stuck_loop(http, instance, phase, &[1.0], side_port::CONNECTIONS)
 }
 
@@ -564,7 +565,7 @@ fn serve_beside_a_stuck_loop(
     let metrics = Metrics::new(buckets, &["echo"], metrics::log_records_dropped());
     let addresses = OwnAddresses::of(&[silent.try_clone().unwrap()]).unwrap();
     let side_port = SidePort::new(metrics, Arc::new(health), addresses, instance);
-    side_port::spawn(http, side_port, connections).unwrap();
+    side_port::spawn(vec![http], side_port, connections).unwrap();
     (silent, address)
 }
 
@@ -585,7 +586,7 @@ fn a_loop_that_does_not_turn_is_not_alive_while_draining() {
     let (_silent, http) = beside_a_stuck_loop(Phase::Draining);
     let (status, text) = get(http, "/livez");
     assert_eq!(status, 503, "{text}");
-    assert!(text.starts_with("draining, the loop turned "), "{text}");
+    assert!(text.starts_with("draining, the loop ran "), "{text}");
     assert_eq!(get(http, "/readyz"), (503, "draining\n".to_owned()));
 }
 

@@ -3,9 +3,12 @@
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
+use clap::CommandFactory;
+use zmq_echo::config::unread;
 use zmq_echo::exit::Exit;
 use zmq_echo::log::{self, FLUSH_LIMIT, LogFormat};
 use zmq_echo::service::termination::Termination;
+use zmq_echo::simulation::EchoConfig;
 use zmq_echo_client::load::config::LoadConfig;
 use zmq_echo_client::load::progress::Progress;
 use zmq_echo_client::load::report::Destination;
@@ -13,6 +16,10 @@ use zmq_echo_client::load::{self, LoadError};
 
 fn main() -> ExitCode {
     let config = LoadConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let environment = std::env::vars_os();
+    for unread in unread(&LoadConfig::command(), &EchoConfig::command(), environment) {
+        eprintln!("{unread}");
+    }
     let progress = Progress::new(config.duration);
     let terminal = io::stderr().is_terminal();
     let filter = config.log_level.filter();

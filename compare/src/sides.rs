@@ -127,19 +127,19 @@ pub fn server_command(server: &Path, endpoint: &str) -> Command {
     command
 }
 
-/// Builds the server as this program was built, optimised or not, and returns
-/// its path: cargo does not build a dependency's binaries.
+/// Builds the server, as for the image if this program is optimised, and returns its path. (Cargo does
+/// not build the binaries of a dependency.)
 ///
 /// # Errors
 ///
-/// Where cargo cannot be run or does not succeed.
+/// If cargo cannot be run or fails.
 pub fn build_server() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--manifest-path", MANIFEST, "--package", "zmq-echo", "--bin", SERVER]);
     command.args(["--message-format", "json-render-diagnostics"]);
     if !cfg!(debug_assertions) {
-        command.arg("--release");
+        command.args(["--profile", "image"]);
     }
     let output = command
         .stderr(Stdio::inherit())

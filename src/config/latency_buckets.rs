@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::metrics::LATENCY_BUCKETS;
 
-/// The most latency buckets: each is a series of its own in every replica.
+/// Maximum number of latency buckets. Each is a series of its own in every replica.
 const MOST_BUCKETS: usize = 64;
 
 /// Upper bounds of histogram buckets, in seconds: positive, finite and rising.
@@ -29,8 +29,10 @@ impl FromStr for LatencyBuckets {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let right =
-            || "expected seconds, comma-separated and rising, such as 0.0001,0.001,0.01".to_owned();
+        let right = || {
+            "expected seconds in rising order, comma-separated, such as 0.0001,0.001,0.01"
+                .to_owned()
+        };
         let bounds: Vec<f64> = text
             .split(',')
             .map(|bound| bound.trim().parse())
@@ -43,7 +45,7 @@ impl FromStr for LatencyBuckets {
         }
         if bounds.len() > MOST_BUCKETS {
             return Err(format!(
-                "expected {MOST_BUCKETS} bounds at most: each is a series of its own"
+                "expected at most {MOST_BUCKETS} bounds, because each is a series of its own"
             ));
         }
         Ok(Self(bounds))

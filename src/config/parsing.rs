@@ -2,11 +2,14 @@
 
 use std::ffi::OsString;
 
-use clap::Parser;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Command, Parser};
 
-/// Parses the arguments. If a value from the environment is wrong, the error names the
-/// variable; clap names only the flag.
+/// What the values of flags for endpoints are called in `--help`.
+const ENDPOINT: &str = "ENDPOINT";
+
+/// Parses the arguments, with better errors than clap's own: an error in the environment names the
+/// variable, and an argument that makes no sense gets a tip only if there is a useful one.
 ///
 /// # Errors
 ///
@@ -15,23 +18,84 @@ pub fn parse<C: Parser, T: Into<OsString>>(
     args: impl IntoIterator<Item = T>,
 ) -> Result<C, clap::Error> {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    let parsed = C::try_parse_from(&args);
-    let arguments = C::command().mut_args(|arg| arg.env(None::<&'static str>));
-    if parsed.is_ok() || arguments.clone().try_get_matches_from(&args).is_err() {
-        return parsed;
+    C::try_parse_from(&args).map_err(|error| {
+        let error = with_useful_tip(error, &C::command());
+        from_environment(&C::command(), &args).unwrap_or(error)
+    })
+}
+
+/// An error about flags that do not fit together. It names the variables that set some of them.
+pub fn conflict(program: &mut Command, message: &str) -> clap::Error {
+    let flags = program.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_env()?)));
+    let is_named =
+        |long: &str| message.split(' ').any(|word| word.strip_prefix("--") == Some(long));
+    let set =
+        flags.filter(|(long, variable)| is_named(long) && std::env::var_os(variable).is_some());
+    let names: Vec<_> = set.map(|(_, variable)| variable.to_string_lossy().into_owned()).collect();
+    let from = if names.is_empty() {
+        String::new()
+    } else {
+        format!("\n\n  the environment sets {}", names.join(" and "))
+    };
+    program.error(ErrorKind::ArgumentConflict, format!("{message}{from}"))
+}
+
+/// The error that a variable causes, if the arguments alone are right.
+fn from_environment(program: &Command, args: &[OsString]) -> Option<clap::Error> {
+    let arguments = program.clone().mut_args(|arg| arg.env(None::<&'static str>));
+    if arguments.clone().try_get_matches_from(args).is_err() {
+        return None;
     }
-    for arg in C::command().get_arguments() {
-        let Some(variable) = arg.get_env() else { continue };
-        let Some(value) = std::env::var_os(variable) else { continue };
+    program.get_arguments().find_map(|arg| {
+        let variable = arg.get_env()?;
+        let value = std::env::var_os(variable)?;
         let name = arg.get_long().map(|long| format!("--{long}="));
         let mut flag = OsString::from(name.unwrap_or_default());
         flag.push(value);
         let alone = [OsString::from(arguments.get_name()), flag];
-        if let Err(mut error) = arguments.clone().try_get_matches_from(alone) {
-            let origin = format!("this is the environment variable {}", variable.to_string_lossy());
-            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![origin.into()]));
-            return Err(error);
+        let mut error = arguments.clone().try_get_matches_from(alone).err()?;
+        let origin = format!("this is the environment variable {}", variable.to_string_lossy());
+        tip(&mut error, origin);
+        Some(error)
+    })
+}
+
+/// clap proposes to pass an unknown flag as a value, behind `--`, which is never meant here. More
+/// likely mistakes are an endpoint without its flag, and a value that has to follow `=`.
+fn with_useful_tip(mut error: clap::Error, program: &Command) -> clap::Error {
+    if error.kind() == ErrorKind::UnknownArgument {
+        error.remove(ContextKind::Suggested);
+        let argument = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(argument)) => argument.clone(),
+            _ => String::new(),
+        };
+        if argument.starts_with("tcp://")
+            && let Some(flag) = flag_that(program, |arg| takes(arg, ENDPOINT))
+        {
+            tip(&mut error, format!("endpoints follow a flag: --{flag} {argument}"));
+        } else if argument.parse::<bool>().is_ok() {
+            let flags = program.get_arguments().filter(|arg| arg.is_require_equals_set());
+            let right: Vec<_> =
+                flags.filter_map(|arg| Some(format!("--{}={argument}", arg.get_long()?))).collect();
+            if !right.is_empty() {
+                let right = right.join(" or ");
+                tip(&mut error, format!("this value follows an equals sign: {right}"));
+            }
         }
     }
-    parsed
+    error
+}
+
+/// The first flag of this kind.
+fn flag_that(program: &Command, is_one: impl Fn(&Arg) -> bool) -> Option<&str> {
+    program.get_arguments().find(|arg| is_one(arg))?.get_long()
+}
+
+/// Whether the value of an argument has this name in `--help`.
+fn takes(arg: &Arg, name: &str) -> bool {
+    arg.get_value_names().is_some_and(|names| names.iter().any(|of_arg| of_arg == name))
+}
+
+fn tip(error: &mut clap::Error, text: String) {
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![text.into()]));
 }

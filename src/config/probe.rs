@@ -9,15 +9,16 @@ use zmtp::endpoint::ConnectEndpoint;
 use super::parsing::parse;
 use crate::exit;
 use crate::units::parse_limit;
+use crate::version::WITH_REVISION;
 
-/// Sends one message to a ZeroMQ echo service and requires it back in time
+/// Sends one message to a ZeroMQ echo service and checks that it comes back in time
 #[derive(Debug, Clone, Parser)]
-#[command(name = "zmq-echo-probe", version, after_help = exit::help(&exit::PROBE))]
+#[command(name = "zmq-echo-probe", version = WITH_REVISION, after_help = exit::help(&exit::PROBE))]
 pub struct ProbeConfig {
     /// The service's public endpoint, tcp://HOST:PORT
     ///
-    /// The public one, because a check that takes another way than the clients
-    /// proves nothing about theirs. The default is the server's own.
+    /// Use the endpoint that clients use: a check that takes another way proves nothing about
+    /// theirs. The default is the server's own.
     #[arg(
         long,
         env = "ZMQ_ECHO_PROBE_ENDPOINT",
@@ -26,27 +27,27 @@ pub struct ProbeConfig {
     )]
     pub endpoint: ConnectEndpoint,
 
-    /// How long it may take in all, connecting included, such as 500ms
+    /// Time limit for the whole probe, connecting included, such as 500ms
     ///
-    /// The default, 500ms, is thousands of times what an echo takes, and well
-    /// below the period of any orchestrator's checks.
+    /// The default, 500ms, is thousands of times longer than an echo takes, and much shorter than
+    /// the interval between an orchestrator's checks.
     #[arg(
         long, env = "ZMQ_ECHO_PROBE_TIMEOUT", value_name = "DURATION", default_value = "500ms",
         value_parser = parse_limit
     )]
     pub timeout: Duration,
 
-    /// Print the round trip
+    /// Print how long the echo took, and which environment variables are ignored
     #[arg(short, long)]
     pub verbose: bool,
 }
 
 impl ProbeConfig {
-    /// Parses a command line, program name first, and what the environment adds.
+    /// Parses a command line, which begins with the program's name, and the environment.
     ///
     /// # Errors
     ///
-    /// A message for the user: what is wrong, where, and what would be right.
+    /// A message for the user: what is wrong, where, and an example of a correct value.
     pub fn parse_args<T: Into<OsString>>(
         args: impl IntoIterator<Item = T>,
     ) -> Result<Self, clap::Error> {

@@ -1,11 +1,11 @@
-//! One record a line on stdout, panics included, and never in the way.
+//! One record per line on stdout, panics included, written without ever blocking the service.
 //!
-//! Records are formatted where they arise and handed to one thread that writes
-//! them. A reader of stdout that stops reading stops that thread alone: the queue
-//! fills up to [`QUEUE_BYTES`], further records are dropped and counted, the echo goes on.
+//! Records are formatted by the thread that logs them and handed to one thread that writes them. If
+//! nobody reads stdout, only the writing thread stops: the queue fills up to [`QUEUE_BYTES`],
+//! further records are dropped and counted, and requests are unaffected.
 //!
-//! (tracing-appender does the same, but prints to stdout when it cannot shut
-//! down, which hangs the process in just the case that this is for.)
+//! (tracing-appender does the same, but prints to stdout if it cannot shut down. That hangs the
+//! process in exactly the case that this module is for.)
 
 mod record;
 
@@ -33,24 +33,22 @@ use crate::metrics;
 pub use self::record::{CUT, PLACE, RECORD_LIMIT};
 use self::record::{JsonRecords, clip};
 
-/// The most memory that records take while they wait to be written. It holds a second
-/// or so of a busy debug log: about 4,000 records of the usual 200 bytes, or 60 of the
-/// longest.
+/// Memory for records that wait to be written. It holds about a second of a busy debug log: 4,000
+/// records of the usual 200 bytes, or 60 of the longest.
 pub const QUEUE_BYTES: usize = 1 << 20;
 
-/// What a record takes in the queue beside its text: its place there, and what the
-/// allocator adds.
+/// What a record takes in the queue beside its text: its place there and the allocator's overhead.
 const RECORD_OVERHEAD: usize = 64;
 
 /// How long a process that is about to end waits for its last records.
 pub const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
-/// The most bytes that a panic's message and its backtrace take in a record, which has
-/// [`RECORD_LIMIT`]: without these a long message would leave no room for the rest.
+/// The most bytes that a panic's message and its backtrace take in a record. Without these limits
+/// a long message would fill the record, which has [`RECORD_LIMIT`].
 const PANIC_MESSAGE_LIMIT: usize = 2 << 10;
 const PANIC_BACKTRACE_LIMIT: usize = 12 << 10;
 
-/// The handle of the log: what is still to be written, and what was dropped.
+/// The handle of the log: the records that wait to be written, and the count of those dropped.
 #[derive(Debug, Clone)]
 pub struct Logs {
     queue: Sender<Vec<u8>>,
@@ -62,11 +60,11 @@ pub struct Logs {
 /// How log records are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// Text on a terminal, else JSON.
+    /// Text on a terminal, JSON otherwise
     Auto,
-    /// One JSON object a line.
+    /// One JSON object per line
     Json,
-    /// One line for people.
+    /// Lines for people
     Text,
 }
 
@@ -81,20 +79,20 @@ impl LogFormat {
     }
 }
 
-/// Makes stdout the log of this process and a panic in any thread its last record.
+/// Makes stdout the log of this process, and a panic in any thread its last record.
 ///
 /// # Errors
 ///
-/// Where the writing thread cannot be started.
+/// If the writing thread cannot be started.
 pub fn init(filter: EnvFilter, format: LogFormat) -> io::Result<Logs> {
     init_to(io::stdout(), io::stdout().is_terminal(), filter, format)
 }
 
-/// The same for another stream than stdout, for a program whose stdout is its result.
+/// The same for another stream, for a program that writes its result to stdout.
 ///
 /// # Errors
 ///
-/// Where the writing thread cannot be started.
+/// If the writing thread cannot be started.
 pub fn init_to(
     stream: impl Write + Send + 'static,
     terminal: bool,
@@ -119,8 +117,7 @@ pub fn init_to(
         if last.dropped.get() > dropped || !shows_errors() {
             to_stderr(panic);
         }
-        // The thread is lost, and with it the service: whoever started the
-        // process starts another one.
+        // The thread is lost, and the service with it: the process's supervisor starts another one.
         if !CATCHES.get() {
             std::process::exit(exit::PANIC.into());
         }
@@ -129,12 +126,12 @@ pub fn init_to(
 }
 
 thread_local! {
-    /// Whether this thread survives a panic, so that it is recorded and no more.
+    /// Whether this thread survives a panic, so that the panic is only recorded.
     static CATCHES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work`. A panic in it is recorded like any other, and returned instead of ending the
-/// process. What `work` has changed may be half changed then: do not use it again.
+/// Runs `work`. A panic in it is recorded like any other and returned, instead of ending the
+/// process. After a panic, do not use anything that `work` changes: it may be half changed.
 ///
 /// # Errors
 ///
@@ -146,13 +143,23 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> thread::Result<T> {
     result
 }
 
-/// Records what ends the process; on stderr, where a filter keeps it out of the log.
-pub fn fatal(error: &dyn Error) {
+/// Records why the process cannot start. If a filter keeps that out of the log, it goes to stderr.
+pub fn cannot_start(error: &dyn Error) {
     let error = chain(error);
     if shows_errors() {
-        error!(error, "the service ends");
+        error!(error, "cannot start");
     } else {
-        let _ = writeln!(io::stderr(), "{error}");
+        let _ = writeln!(io::stderr(), "cannot start: {error}");
+    }
+}
+
+/// Records why the process ends while it serves, in the same way.
+pub fn cannot_continue(error: &dyn Error) {
+    let error = chain(error);
+    if shows_errors() {
+        error!(error, "cannot continue");
+    } else {
+        let _ = writeln!(io::stderr(), "cannot continue: {error}");
     }
 }
 
@@ -166,8 +173,8 @@ fn colour_is_unwanted() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-/// An error with everything that caused it, in one printable line. A cause that the text says
-/// already is not repeated.
+/// An error with everything that caused it, in one printable line. A cause that the text already
+/// contains is not repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -197,7 +204,7 @@ impl Logs {
         self.dropped.clone()
     }
 
-    /// Waits until everything logged so far is written, `limit` at most.
+    /// Waits until everything logged so far is written, but no longer than `limit`.
     pub fn flush(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         while self.waiting.load(Ordering::Acquire) > 0 && Instant::now() < deadline {

@@ -1,5 +1,5 @@
-//! A record as JSON: one object a line, with the place where the process runs, and
-//! short enough that no container runtime splits it. `docs/logs.md` is its schema.
+//! Records as JSON: one object per line, with the place where the process runs, and short enough that
+//! no container runtime splits it. `docs/logs.md` is the schema.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,33 +12,33 @@ use tracing_subscriber::fmt::format::{Format, Json, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The most bytes of a record, the end of its line included. Container runtimes
-/// split longer lines, and a part of an object is none
+/// The most bytes of a record, including the end of its line. Container runtimes split longer lines,
+/// and a part of an object is not valid JSON
 /// (<https://github.com/containerd/containerd/blob/main/internal/cri/io/logger.go>).
 pub const RECORD_LIMIT: usize = 16 << 10;
 
-/// What Kubernetes' downward API tells a container in its environment, and the field
-/// of every record that says so: the names that Prometheus' labels have, so that a
-/// dashboard goes from a series to its records.
+/// Environment variables that Kubernetes' downward API sets, each with its field in every record.
+/// The fields have the names of Prometheus' labels, so that a dashboard can link a series to its
+/// records.
 pub const PLACE: [(&str, &str); 3] =
     [("POD_NAMESPACE", "namespace"), ("POD_NAME", "pod"), ("NODE_NAME", "node")];
 
-/// The most bytes that each of them takes in a record: Kubernetes' names have 253 at
-/// most, and what else these variables may hold elsewhere is not ours to refuse.
+/// The most bytes that each of them takes in a record. Kubernetes' names have at most 253; elsewhere
+/// these variables may hold anything.
 pub(super) const NAME_LIMIT: usize = 253;
 
-/// Stands where a text was cut.
+/// Marks where a text was cut.
 pub const CUT: char = '…';
 
 /// Formats events as records.
 pub struct JsonRecords {
     format: Format<Json>,
-    /// The fields of [`PLACE`] that are known, each with a comma before it.
+    /// The known fields of [`PLACE`], each with a comma before it.
     place: String,
 }
 
 impl JsonRecords {
-    /// Takes the place from `variable`, which looks up the environment.
+    /// Reads the place with `variable`, which looks up an environment variable.
     pub fn new(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let mut place = String::new();
         for (name, field) in PLACE {
@@ -49,7 +49,7 @@ impl JsonRecords {
             }
         }
         let format = Format::default().json().flatten_event(true);
-        // A span is an object, and spans a list of them: records are flat.
+        // Spans would be nested objects, but records are flat.
         Self { format: format.with_current_span(false).with_span_list(false), place }
     }
 }
@@ -77,7 +77,7 @@ where
     }
 }
 
-/// Cuts the longest texts of a record to one length at which it has `room` at most.
+/// Cuts the longest texts of a record to one length, at which the record fits into `room`.
 fn shorten(record: &str, room: usize) -> serde_json::Result<String> {
     let mut fields: BTreeMap<String, Value> = serde_json::from_str(record)?;
     let mut limit = room;
@@ -88,7 +88,7 @@ fn shorten(record: &str, room: usize) -> serde_json::Result<String> {
             }
         }
         let record = serde_json::to_string(&fields)?;
-        // What else there is, names and numbers, is ours and short.
+        // Everything else is our own names and numbers, and short.
         if record.len() <= room || limit <= 8 {
             return Ok(record);
         }
@@ -96,8 +96,8 @@ fn shorten(record: &str, room: usize) -> serde_json::Result<String> {
     }
 }
 
-/// The longest start of `text` that takes at most `limit` bytes in a record, where
-/// control characters and quotes are escaped. [`CUT`] is its end where that is not all.
+/// The longest beginning of `text` that takes at most `limit` bytes in a record, in which control
+/// characters and quotes are escaped. It ends with [`CUT`] if something was cut.
 pub fn clip(text: &str, limit: usize) -> Cow<'_, str> {
     let mut room = limit;
     let mut fits_with_mark = 0;
@@ -105,8 +105,8 @@ pub fn clip(text: &str, limit: usize) -> Cow<'_, str> {
         if room >= CUT.len_utf8() {
             fits_with_mark = at;
         }
-        // JSON takes six bytes at most for what it must escape; the text format
-        // escapes as Debug does.
+        // JSON needs at most six bytes for an escaped character; the text format escapes as
+        // `Debug` does.
         let json = if c.is_control() { 6 } else { c.len_utf8() };
         let size = json.max(c.escape_debug().len());
         match room.checked_sub(size) {

@@ -17,6 +17,7 @@ use prometheus::{
 use self::methods::{Label, Methods};
 use self::process::Process;
 use self::series::{counter, counters, gauge, histogram, register, seconds};
+use crate::version::{REVISION, VERSION};
 use zmtp::Reason;
 use zmtp::event::{Event, Observer, Totals};
 use zmtp::router::Limits;
@@ -25,16 +26,6 @@ use zmtp::router::Limits;
 /// counted, and nothing else. The server trusts it only from its own host, and gives
 /// other peers that claim it another identity.
 pub const PROBE_IDENTITY: &str = "zmq-echo-probe/";
-
-/// The commit that the binary was built from, given to the build in the
-/// environment variable `ZMQ_ECHO_REVISION`.
-pub const REVISION: &str = match option_env!("ZMQ_ECHO_REVISION") {
-    Some(revision) => revision,
-    None => "unknown",
-};
-
-/// The version of the package.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The content type of [`Metrics::render`]: the text format, version 0.0.4
 /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).

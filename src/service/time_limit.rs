@@ -62,10 +62,10 @@ mod tests {
             (Duration::MAX, ms(9_999_999_999)),
         ] {
             let [marker, digits] = frames(limit);
-            let [id, delimiter, payload] = ["id", "", "payload"].map(Bytes::from_static);
+            let [id, delimiter, payload] = ["id", "", "payload"].map(Bytes::from);
             let mut message = Message::from([id, delimiter, marker, digits, payload]);
             assert_eq!(take(&mut message, 2), Ok(read));
-            assert_eq!(message, ["id", "", "payload"].map(Bytes::from_static).into());
+            assert_eq!(message, ["id", "", "payload"].map(Bytes::from).into());
         }
     }
 

@@ -2,31 +2,24 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::str::FromStr;
 
-use zmtp::listeners;
+use zmtp::endpoint::{BindEndpoint, EndpointError};
 
-/// Where the side port listens: `IP:PORT`, or `*:PORT` for all interfaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HttpAddress {
-    /// On all interfaces.
-    All(u16),
-    /// On this address.
-    One(SocketAddr),
-}
+/// Where the side port listens: `HOST:PORT`, or `*:PORT` for all interfaces. It is what clients'
+/// endpoint is, without `tcp://`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpAddress(BindEndpoint);
 
 impl HttpAddress {
-    /// Opens the listener; `*` is what it is to [`zmtp::endpoint::BindEndpoint::listen`].
+    /// Opens the listeners, as [`BindEndpoint::listen`] does.
     ///
     /// # Errors
     ///
-    /// What the kernel says: no permission, in use.
-    pub fn listen(self) -> io::Result<TcpListener> {
-        match self {
-            Self::All(port) => listeners::open_on_all(port),
-            Self::One(address) => listeners::open(address),
-        }
+    /// The resolver's or the kernel's: no such name, no permission, in use.
+    pub fn listen(&self) -> io::Result<Vec<TcpListener>> {
+        self.0.listen()
     }
 }
 
@@ -34,22 +27,21 @@ impl FromStr for HttpAddress {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let address = match text.strip_prefix("*:") {
-            // `parse` would take a plus sign.
-            Some(port) if port.starts_with('+') => None,
-            Some(port) => port.parse().ok().map(Self::All),
-            None => text.parse().ok().map(Self::One),
-        };
-        address.ok_or("expected IP:PORT, such as 127.0.0.1:8080, or *:8080 for all interfaces")
+        format!("tcp://{text}").parse().map(Self).map_err(|error| match error {
+            EndpointError::Port { .. } => {
+                "expected a port from 0 to 65535 after the last colon, such as 127.0.0.1:8080"
+            }
+            EndpointError::Brackets if !text.contains("://") => {
+                "expected an IPv6 address in brackets, such as [::1]:8080"
+            }
+            _ => "expected HOST:PORT, such as 127.0.0.1:8080, or *:8080 for all interfaces",
+        })
     }
 }
 
 impl fmt::Display for HttpAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::All(port) => write!(f, "*:{port}"),
-            Self::One(address) => address.fmt(f),
-        }
+        f.write_str(self.0.to_string().trim_start_matches("tcp://"))
     }
 }
 
@@ -58,12 +50,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_side_port_takes_an_address_or_all_interfaces() {
-        for text in ["127.0.0.1:8080", "[::1]:0", "*:8080"] {
+    fn the_side_port_takes_what_clients_endpoint_takes_without_its_scheme() {
+        for text in ["127.0.0.1:8080", "[::1]:0", "*:8080", "localhost:8080"] {
             assert_eq!(text.parse::<HttpAddress>().unwrap().to_string(), text);
         }
-        for text in ["8080", "localhost:8080", "*", "*:", "*:+1", "*:65536"] {
-            assert!(text.parse::<HttpAddress>().unwrap_err().contains("*:8080"), "{text}");
+        for (text, right) in [
+            ("8080", "*:8080 for all interfaces"),
+            ("*", "*:8080 for all interfaces"),
+            ("http://127.0.0.1:8080", "*:8080 for all interfaces"),
+            ("tcp://127.0.0.1:8080", "*:8080 for all interfaces"),
+            ("*:", "a port from 0 to 65535"),
+            ("*:+1", "a port from 0 to 65535"),
+            ("*:65536", "a port from 0 to 65535"),
+            ("::1:8080", "such as [::1]:8080"),
+        ] {
+            let error = text.parse::<HttpAddress>().unwrap_err();
+            assert!(error.contains(right), "{text}: {error}");
         }
     }
 }

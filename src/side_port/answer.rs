@@ -1,26 +1,26 @@
-//! The paths that answer, and the form that every answer has.
+//! The paths of the side port, and the form of every answer.
 
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Response, StatusCode};
 
-/// The paths that answer, with what they answer, for the status page and the README.
+/// The paths and their answers, for the status page and the documentation.
 pub const PATHS: [(&str, &str); 5] = [
     (
         "/",
-        "a live page of what /metrics says, for a browser; the service's name, version and these links as text for others",
+        "a live page of the metrics for browsers; for other clients the name, version and these links as text",
     ),
     ("/metrics", "all series, in the Prometheus text format 0.0.4"),
     (
         "/livez",
-        "200 where an echo through the public endpoint came back within 500 ms, else 503; while draining, where the loop turned within the last second",
+        "200 if an echo through the public endpoint came back within 500 ms, else 503; while draining, 200 if the loop ran in the last second",
     ),
     ("/healthz", "the same as /livez"),
-    ("/readyz", "200 while new clients are welcome, else 503"),
+    ("/readyz", "200 while new clients are accepted, else 503"),
 ];
 
-/// What the side port sends: its whole body is at hand.
+/// An answer, with its whole body in memory.
 pub type Answer = Response<Full<Bytes>>;
 
 /// An answer of one line of text.
@@ -28,7 +28,7 @@ pub fn line(status: StatusCode, text: String) -> Answer {
     body(status, "text/plain; charset=utf-8", text + "\n")
 }
 
-/// An answer that nobody keeps or guesses the type of.
+/// An answer that no client may cache, or guess the type of.
 pub fn body(status: StatusCode, content_type: &'static str, content: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(content.into()));
     *answer.status_mut() = status;

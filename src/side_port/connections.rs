@@ -1,18 +1,18 @@
 //! The side port's connections, and which of them gives way when there is no room for
 //! the next one.
 //!
-//! A client that is served takes milliseconds: it sends its request, has it answered,
-//! and the kernel takes the answer. So those that take longer give way, in this order:
+//! Serving a client takes milliseconds: it sends its request, the request is answered, and the kernel
+//! takes the answer. Connections that take longer give way, in this order:
 //!
 //! 1. An answer that its client has not read for [`UNREAD_LIMIT`], the oldest first,
 //!    or any unread answer, while there are more of them than [`UNREAD_SHARE`] allows.
 //! 2. A connection that has not sent a whole request, as [`Newcomers`] has it.
 //! 3. An answer that its client has not read yet, the oldest first.
 //!
-//! A request that is being answered never gives way. If there are only those, the next
+//! A request that is being answered never gives way. If there are only such requests, the next
 //! connection waits: an answer takes [`super::LIVE_LIMIT`] at most.
 //!
-//! Nothing here knows a socket: a connection is an id and whatever ends it.
+//! Nothing here depends on sockets: a connection is an id and a handle that ends it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -20,19 +20,19 @@ use std::time::{Duration, Instant};
 
 use zmtp::newcomers::{Newcomers, Ticket};
 
-/// How long a client may take to read an answer that is larger than what the kernel
-/// holds for it, while others want its place. A scrape takes milliseconds.
+/// How long a client may take to read an answer that is larger than the kernel's buffer, while
+/// others wait for its place. A scrape takes milliseconds.
 pub const UNREAD_LIMIT: Duration = Duration::from_secs(1);
 
-/// Unread answers may hold one of this many connections. Otherwise clients that do not
-/// read could take nearly all, and a connection that is about to send its request would
-/// have to give way to the next.
+/// Unread answers may hold one in this many connections. Otherwise clients that do not read could
+/// take nearly all places, and a connection that is about to send its request would have to give way
+/// to the next.
 const UNREAD_SHARE: usize = 2;
 
 /// Identifies a connection.
 pub type Id = u64;
 
-/// What a connection waits for.
+/// What a connection is waiting for.
 #[derive(Debug, Clone, Copy)]
 enum Stage {
     /// The rest of its request.
@@ -54,7 +54,7 @@ pub struct Connections<E> {
 }
 
 impl<E> Connections<E> {
-    /// None yet, and at most so many.
+    /// No connections yet, and at most this many.
     pub fn new(most: usize) -> Self {
         Self {
             most,
@@ -70,7 +70,7 @@ impl<E> Connections<E> {
         self.open.len() < self.most
     }
 
-    /// Adds a connection from `address`; `start` makes what ends it.
+    /// Adds a connection from `address`; `start` makes the handle that ends it.
     pub fn admit(&mut self, address: IpAddr, now: Instant, start: impl FnOnce(Id) -> E) {
         let id = self.next;
         self.next += 1;

@@ -1,12 +1,12 @@
 //! `/faults`: shows the simulated faults, and lets this host switch them.
 //!
-//! Whoever can switch them can stop the service, so a request has to show that it comes from a
+//! Anyone who can switch faults can stop the service, so a request has to prove that it comes from a
 //! person or a script on this host (or through `kubectl port-forward`, which ends there). Its
-//! address alone does not: a web page that is open here sends from here as well, and so does the
-//! sidecar of a service mesh on behalf of anyone.
+//! address alone does not prove that: a web page that is open in a browser here sends from this
+//! host as well, and so does the sidecar of a service mesh on behalf of anyone.
 //!
-//! - A page of another origin cannot send [`HEADER`]: its browser would have to ask first, by a
-//!   preflight, and the side port refuses that.
+//! - A page of another origin cannot send [`HEADER`], because its browser first sends a preflight
+//!   request, which the side port refuses.
 //! - A page whose name was made to resolve to this host (DNS rebinding) has its own name in `Host`.
 //! - A browser sends `Origin` with every POST, so a request that has it comes from a page.
 
@@ -25,10 +25,10 @@ use crate::simulation::{Faults, Switches};
 /// The path, which exists only with `--faults`.
 pub const PATH: &str = "/faults";
 
-/// The header that switching takes; its value is `1`.
+/// The header that a request needs to switch faults, with the value `1`.
 pub const HEADER: &str = "x-faults";
 
-/// The largest body: many times what all faults take.
+/// The largest body: many times the length of all faults together.
 const BODY_BYTES: usize = 1 << 10;
 
 /// Answers a request that came from `from`.
@@ -37,7 +37,7 @@ pub async fn answer(switches: &Switches, request: Request<Incoming>, from: IpAdd
         Method::GET | Method::HEAD => return line(StatusCode::OK, switches.get().to_string()),
         Method::POST => {}
         _ => {
-            let text = "only GET, HEAD and POST".to_owned();
+            let text = "only GET, HEAD and POST are allowed".to_owned();
             let mut answer = line(StatusCode::METHOD_NOT_ALLOWED, text);
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST"));
             return answer;
@@ -67,21 +67,21 @@ pub async fn answer(switches: &Switches, request: Request<Incoming>, from: IpAdd
 /// Whether a request may switch faults.
 fn may_switch(headers: &HeaderMap, from: IpAddr) -> Result<(), &'static str> {
     if !from.to_canonical().is_loopback() {
-        return Err("faults are switched from this host only");
+        return Err("faults can be switched from this host only");
     }
     if headers.get(HEADER).is_none_or(|value| value != "1") {
-        return Err("faults are switched with the header X-Faults: 1");
+        return Err("faults can be switched only with the header X-Faults: 1");
     }
     if headers.contains_key(ORIGIN) {
-        return Err("faults are not switched by web pages");
+        return Err("web pages cannot switch faults");
     }
     if !headers.get(HOST).is_some_and(is_loopback) {
-        return Err("faults are switched at localhost or a loopback address only");
+        return Err("faults can be switched at localhost or a loopback address only");
     }
     Ok(())
 }
 
-/// Whether a `Host` is this host by a name or address that nobody else can have.
+/// Whether a `Host` means this host, by a name or address that no other host can have.
 fn is_loopback(host: &HeaderValue) -> bool {
     let Ok(authority) = Authority::try_from(host.as_bytes()) else { return false };
     let name = authority.host();

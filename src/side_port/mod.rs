@@ -1,9 +1,9 @@
-//! The HTTP side port: metrics for a scraper, health for those who prefer HTTP, a
+//! The HTTP side port: metrics for a scraper, health checks for orchestrators that prefer HTTP, and a
 //! live page for people.
 //!
-//! It has a thread and a runtime of its own: a scrape answers while the poll loop
-//! is saturated, and a slow scraper never delays an echo. What a stranger can take
-//! of it is bounded: connections, header bytes, time.
+//! It has its own thread and runtime, so a scrape is answered while the poll loop is saturated, and a
+//! slow scraper never delays an echo. Untrusted clients are bounded in connections, header bytes and
+//! time.
 
 pub mod address;
 mod answer;
@@ -19,6 +19,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderValue};
 use hyper::server::conn::http1;
@@ -42,25 +43,25 @@ use connections::{Connections, Id};
 use own_addresses::OwnAddresses;
 use page::Page;
 
-/// Connections at a time, if there are descriptors for them. Beyond that, one of them
-/// gives way to the next: `side_port/connections.rs` says which.
+/// Maximum number of connections, if there are enough descriptors. Beyond that, one of them gives
+/// way to the next: `side_port/connections.rs` says which.
 pub const CONNECTIONS: usize = 256;
 
-/// From the accepted connection to the last byte of the answer, for one request:
-/// its head, an echo where one is asked for, and a reader of the answer.
+/// Time limit for one request, from the accepted connection to the last byte of the answer. It
+/// includes reading the head, an echo if the path needs one, and the client reading the answer.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(5);
 
-/// For the request's head: the smallest buffer that hyper takes.
+/// The buffer for a request's head: the smallest that hyper allows.
 const HEADER_BYTES: usize = 8 << 10;
 
-/// How long an echo may take for `/livez`, as with the probe binary.
+/// Time limit for the echo of `/livez`: the probe's default.
 pub const LIVE_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long the result of an echo is shared: callers of `/livez` are not to be a
-/// load of their own.
+/// How long the result of an echo is shared, so that requests for `/livez` do not become a load of
+/// their own.
 const LIVE_SHARED: Duration = Duration::from_secs(1);
 
-/// What the side port answers from.
+/// The sources of the side port's answers.
 pub struct SidePort {
     metrics: Metrics,
     health: Arc<Health>,
@@ -68,36 +69,42 @@ pub struct SidePort {
     page: Page,
     /// The simulated faults, if they may be switched.
     switches: Option<Switches>,
-    /// The last echo's end and result. The lock is held through an echo: there is
-    /// one at a time.
+    /// The last echo's end and result. The lock is held during an echo, so there is one at a time.
     last_echo: Mutex<Option<(Instant, Result<Duration, String>)>>,
 }
 
-/// Starts the thread that serves `side_port` on `listener`, for as long as the
-/// process lives, to at most so many `connections` at a time.
+/// Starts the thread that serves `side_port` on `listeners` for as long as the process lives.
+/// Together they have at most this many `connections` at a time.
 ///
 /// # Errors
 ///
-/// Where there is no thread or no runtime to be had.
+/// If the thread or its runtime cannot be started.
 pub fn spawn(
-    listener: std::net::TcpListener,
+    listeners: Vec<std::net::TcpListener>,
     side_port: SidePort,
     connections: usize,
 ) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
+    for listener in &listeners {
+        listener.set_nonblocking(true)?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let connections = Connections::new(connections).into();
+    let open = Arc::new(Open { connections, changed: Notify::new() });
+    let side_port = Arc::new(side_port);
     thread::Builder::new().name("side-port".to_owned()).spawn(move || {
         runtime.block_on(async {
-            let listener = TcpListener::from_std(listener).expect("the runtime takes a listener");
-            accept(listener, Arc::new(side_port), connections).await;
+            let each = listeners.into_iter().map(|listener| {
+                let listener =
+                    TcpListener::from_std(listener).expect("the runtime takes a listener");
+                accept(listener, Arc::clone(&side_port), Arc::clone(&open))
+            });
+            join_all(each).await;
         });
     })?;
     Ok(())
 }
 
-async fn accept(listener: TcpListener, side_port: Arc<SidePort>, most: usize) {
-    let open =
-        Arc::new(Open { connections: Connections::new(most).into(), changed: Notify::new() });
+async fn accept(listener: TcpListener, side_port: Arc<SidePort>, open: Arc<Open>) {
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -115,18 +122,17 @@ async fn accept(listener: TcpListener, side_port: Arc<SidePort>, most: usize) {
 /// The open connections, shared by the loop that accepts and the tasks that serve.
 struct Open {
     connections: std::sync::Mutex<Connections<AbortHandle>>,
-    /// One of them has another stage now, or has ended.
+    /// Notified when one of them changes its stage or ends.
     changed: Notify,
 }
 
 impl Open {
-    /// Waits until there is room for another connection. Nearly always another one gives
-    /// way at once.
+    /// Waits until there is room for another connection. Nearly always, one gives way at once.
     async fn make_room(&self) {
         while !self.lock().has_room() {
-            // Requests that have arrived are read before anyone gives way.
+            // Requests that have arrived are read before a connection gives way.
             tokio::task::yield_now().await;
-            // Registered before the look, so that no change goes unnoticed.
+            // Registered before checking, so that no change goes unnoticed.
             let changed = self.changed.notified();
             let gives_way = {
                 let mut connections = self.lock();
@@ -151,16 +157,17 @@ impl Open {
 
     fn change(&self, change: impl FnOnce(&mut Connections<AbortHandle>)) {
         change(&mut self.lock());
-        self.changed.notify_one();
+        // Several listeners may wait for room.
+        self.changed.notify_waiters();
     }
 
     fn lock(&self) -> MutexGuard<'_, Connections<AbortHandle>> {
-        // Nothing under the lock can leave the accounts half changed.
+        // No code under the lock can panic halfway through a change.
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection's place among the open ones, which it leaves when it is dropped.
+/// A connection's place among the open ones. Dropping it gives the place back.
 struct Place {
     open: Arc<Open>,
     id: Id,
@@ -179,23 +186,23 @@ async fn serve(stream: TcpStream, from: IpAddr, side_port: Arc<SidePort>, place:
         async move {
             place.open.change(|connections| connections.has_asked(place.id));
             let answer = side_port.answer(request, from).await;
-            // What the kernel takes now is done; else it is the client's turn to read.
+            // If the kernel does not take all of it now, the client has to read first.
             place.open.change(|connections| connections.has_its_answer(place.id, Instant::now()));
             Ok::<_, Infallible>(answer)
         }
     });
     let connection = http1::Builder::new()
         .max_buf_size(HEADER_BYTES)
-        // A connection kept for the next request is a connection to be bounded.
+        // An idle connection that waits for the next request would need a bound as well.
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // What goes wrong here is the client's doing, and it knows.
+    // Errors are the client's own doing.
     let _ = tokio::time::timeout(CONNECTION_LIMIT, connection).await;
 }
 
 impl SidePort {
-    /// A side port that shows `metrics` and `health`, and probes the server at its own
-    /// `addresses`, of the `instance` of that name: a pod's or a host's.
+    /// A side port that shows `metrics` and `health` and probes the server at its own `addresses`.
+    /// `instance` is the name of the pod or host.
     pub fn new(
         metrics: Metrics,
         health: Arc<Health>,
@@ -206,7 +213,7 @@ impl SidePort {
         Self { metrics, health, addresses, page, switches: None, last_echo: Mutex::new(None) }
     }
 
-    /// This side port, which lets this host set `switches` if there are any.
+    /// Lets this host set `switches`, if there are any.
     #[must_use]
     pub fn with_switches(self, switches: Option<Switches>) -> Self {
         Self { switches, ..self }
@@ -220,11 +227,12 @@ impl SidePort {
             return faults::answer(switches, request, from).await;
         }
         if !PATHS.iter().any(|(known, _)| *known == path) {
-            return line(StatusCode::NOT_FOUND, format!("no such page; see {}", paths()));
+            return line(StatusCode::NOT_FOUND, format!("no such path; the paths are {}", paths()));
         }
         // hyper leaves out the body of an answer to HEAD.
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut answer = line(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD".to_owned());
+            let mut answer =
+                line(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed".to_owned());
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return answer;
         }
@@ -236,7 +244,7 @@ impl SidePort {
         }
     }
 
-    /// Whether the process should live, as a line for people either way.
+    /// Whether the process should be kept alive, with a line for people in both cases.
     async fn alive(&self) -> Result<String, String> {
         if self.health.phase() != Phase::Draining {
             match self.shared_echo().await {
@@ -249,7 +257,7 @@ impl SidePort {
             }
         }
         let since = self.health.since_turn(Instant::now());
-        let text = format!("draining, the loop turned {} ago", milliseconds(since));
+        let text = format!("draining, the loop ran {} ago", milliseconds(since));
         if since <= Health::TURN_LIMIT { Ok(text) } else { Err(text) }
     }
 

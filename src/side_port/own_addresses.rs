@@ -1,4 +1,4 @@
-//! The way from this host to its own listeners.
+//! The addresses at which this host reaches its own listeners.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -7,8 +7,8 @@ use socket2::SockRef;
 
 /// The addresses at which this host reaches listeners of its own.
 ///
-/// They are candidates, and [`OwnAddresses::reachable`] chooses: `lo` may have no `::1`,
-/// or lose it.
+/// They are candidates, among which [`OwnAddresses::reachable`] chooses, because `lo` may have no
+/// `::1`, or lose it.
 #[derive(Debug, Clone)]
 pub struct OwnAddresses {
     port: u16,
@@ -18,11 +18,11 @@ pub struct OwnAddresses {
 }
 
 impl OwnAddresses {
-    /// Those of `listeners`, of which there is at least one.
+    /// The addresses of `listeners`, of which there must be at least one.
     ///
     /// # Errors
     ///
-    /// What the kernel says of a listener.
+    /// If the kernel does not say where a listener listens.
     pub fn of(listeners: &[TcpListener]) -> io::Result<Self> {
         let mut own = Self { port: 0, candidates: Vec::new(), any_ipv6: false };
         for listener in listeners {
@@ -35,7 +35,7 @@ impl OwnAddresses {
                 IpAddr::V6(_) => {
                     own.any_ipv6 = true;
                     own.candidates.push(loopback(Ipv6Addr::LOCALHOST.into()));
-                    // Otherwise a listener of another process may have the port there.
+                    // Otherwise another process may have this port on IPv4.
                     if !SockRef::from(listener).only_v6()? {
                         own.candidates.push(loopback(Ipv4Addr::LOCALHOST.into()));
                     }
@@ -57,15 +57,15 @@ impl OwnAddresses {
     }
 }
 
-/// Whether this host has the address. To connect would not tell: without a `::1` on
-/// `lo`, the kernel may send the connection to the default gateway.
+/// Whether this host has the address. Connecting to it would not tell: without a `::1` on `lo`, the
+/// kernel may send the connection to the default gateway.
 fn is_own(address: SocketAddr) -> bool {
     let mut any_port = address;
     any_port.set_port(0);
     UdpSocket::bind(any_port).is_ok()
 }
 
-/// The host's IPv6 addresses but link-local ones, which need an interface as well
+/// The host's IPv6 addresses, except link-local ones, which need an interface as well
 /// (`/proc/net/if_inet6`, proc_net(5)).
 fn ipv6_addresses() -> Vec<Ipv6Addr> {
     let table = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();

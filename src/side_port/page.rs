@@ -1,8 +1,7 @@
-//! What `/` answers: a live page for a browser, a few lines of text for others.
+//! The answer to `/`: a live page for a browser, a few lines of text for other clients.
 //!
-//! The page is one file without a resource of its own: it works where nothing but
-//! the side port can be reached. It reads `/metrics` as a scraper does, so that
-//! there is one source of numbers.
+//! The page is one file that loads no other, so it works even if only the side port can be reached.
+//! It reads `/metrics` as a scraper does, so that there is one source of numbers.
 
 use hyper::StatusCode;
 use hyper::body::Bytes;
@@ -11,19 +10,19 @@ use hyper::header::{
 };
 
 use super::answer::{Answer, PATHS, body};
-use crate::metrics::{REVISION, VERSION};
+use crate::version::{REVISION, VERSION};
 
-/// The page, but for the names in double braces.
+/// The page, with placeholders in double braces.
 const TEMPLATE: &str = include_str!("status.html");
 
-/// Nothing runs and nothing styles but what stands in the page, by its SHA-256, and
-/// nothing is asked for but the side port. A test says what the hashes must be.
+/// Allows only the page's own script and styles, by their SHA-256, and requests only to the side
+/// port. If the page changes, a test prints the new hashes.
 const POLICY: &str = "default-src 'none'; \
      script-src 'sha256-/vFd4TxXFoBUZvq41g0I2yhULcr8p6AQmgVp6bkZyIs='; \
      style-src 'sha256-6J5EXO1QBzN0wosgvt8x7SNi/qORNzu2mQO4HO/4skw='; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Both answers, made once.
+/// Both answers, built once.
 pub struct Page {
     html: Bytes,
     text: Bytes,
@@ -35,7 +34,7 @@ impl Page {
         Self { html: html(instance).into(), text: text(instance).into() }
     }
 
-    /// The page for those who ask for HTML by name, as every browser does.
+    /// The page if the request asks for HTML by name, as every browser's does; otherwise the text.
     pub fn answer(&self, request: &HeaderMap) -> Answer {
         let mut answer = if accepts_html(request) {
             body(StatusCode::OK, "text/html; charset=utf-8", self.html.clone())
@@ -50,7 +49,7 @@ impl Page {
     }
 }
 
-/// `*/*` is what curl sends: it asks for nothing in particular (RFC 9110, 12.5.1).
+/// Whether the request names `text/html`. curl sends `*/*`, which accepts any type (RFC 9110, 12.5.1).
 fn accepts_html(request: &HeaderMap) -> bool {
     let ranges = request.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     ranges.flat_map(|ranges| ranges.split(',')).any(|range| {
@@ -63,7 +62,7 @@ fn accepts_html(request: &HeaderMap) -> bool {
 
 fn html(instance: &str) -> String {
     let link = |(path, purpose): (&str, &str)| {
-        // Relative, for those who come through a proxy that adds a prefix.
+        // Relative, for clients behind a proxy that adds a prefix.
         let target = format!(".{path}");
         format!("<li><a href=\"{target}\">{path}</a> {}</li>\n", escaped(purpose))
     };
@@ -71,7 +70,7 @@ fn html(instance: &str) -> String {
         .replace("{{version}}", &escaped(VERSION))
         .replace("{{revision}}", &escaped(REVISION))
         .replace("{{links}}", &PATHS.map(link).concat())
-        // Last, as it is the one that could hold braces.
+        // Last, because only the instance could contain braces.
         .replace("{{instance}}", &escaped(instance))
 }
 

@@ -12,16 +12,17 @@ use super::work::{Work, WorkMode};
 use crate::config::{ServerConfig, parse};
 use crate::exit;
 use crate::units::parse_duration;
+use crate::version::WITH_REVISION;
 
 /// Echoes what ZeroMQ clients send to its ROUTER socket, until SIGTERM or SIGINT
 #[derive(Debug, Clone, Parser)]
-#[command(name = "zmq-echo-server", version, after_help = exit::help(&exit::SERVER))]
+#[command(name = "zmq-echo-server", version = WITH_REVISION, after_help = exit::help(&exit::SERVER))]
 pub struct EchoConfig {
-    /// Those of every server.
+    /// The flags of every server.
     #[command(flatten)]
     pub server: ServerConfig,
 
-    /// Those of the simulation.
+    /// The flags of the simulation.
     #[command(flatten)]
     pub simulation: SimulationConfig,
 }
@@ -31,8 +32,8 @@ pub struct EchoConfig {
 pub struct SimulationConfig {
     /// Simulate work: how long each request takes, such as 5ms
     ///
-    /// For demonstrations and tests of autoscaling, back-pressure and drains. The default, 0s, is
-    /// the plain echo.
+    /// Use it to demonstrate and test autoscaling, back-pressure and drains. The default, 0s, is the
+    /// plain echo.
     #[arg(
         long, env = "ZMQ_ECHO_WORK", value_name = "DURATION", default_value = "0s",
         value_parser = parse_duration
@@ -41,20 +42,21 @@ pub struct SimulationConfig {
 
     /// Whether simulated work waits or takes CPU time
     ///
-    /// The default, sleep, is like waiting for a database. burn is what makes an autoscaler on CPU
-    /// act.
+    /// The default, sleep, is like waiting for a database. burn makes an autoscaler that watches the
+    /// CPU act.
     #[arg(long, env = "ZMQ_ECHO_WORK_MODE", value_name = "MODE", default_value = "sleep")]
     pub work_mode: WorkMode,
 
     /// How much longer or shorter than --work a request may take, such as 20%
     ///
-    /// Drawn evenly: with 5ms and 20%, from 4 to 6 ms. The default, 0%, is always the same.
+    /// The time is drawn evenly: with 5ms and 20%, it is from 4 to 6 ms. The default, 0%, makes it
+    /// always the same.
     #[arg(long, env = "ZMQ_ECHO_WORK_JITTER", value_name = "PERCENT", default_value = "0%")]
     pub work_jitter: Share,
 
-    /// How many threads do the simulated work, each one request at a time
+    /// Number of threads for the simulated work; each works on one request at a time
     ///
-    /// With --work they bound the rate: 4 threads at 5ms answer at most 800 requests/s. The
+    /// Together with --work it limits the rate: 4 threads at 5ms answer at most 800 requests/s. The
     /// default, 4, is enough to show that, and few enough for a small machine.
     #[arg(
         long, env = "ZMQ_ECHO_WORK_THREADS", value_name = "THREADS",
@@ -63,10 +65,10 @@ pub struct SimulationConfig {
     )]
     pub work_threads: NonZeroU32,
 
-    /// Let POST /faults on the side port, from this host, make requests slow or fail
+    /// Let POST /faults on the side port, from this machine only, make requests slow or fail
     ///
-    /// For demonstrations and tests of retries, alerts and drains. The default, false, knows no
-    /// such path.
+    /// Use it to demonstrate and test retries, alerts and drains. The default, false, answers 404
+    /// there.
     #[arg(
         long, env = "ZMQ_ECHO_FAULTS", value_name = "BOOL", default_value_t = false,
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,
@@ -75,7 +77,7 @@ pub struct SimulationConfig {
     pub faults: bool,
 }
 
-/// The most threads. Beyond that it is a mistake.
+/// Maximum number of threads. A larger number is a mistake.
 const MOST_THREADS: u32 = 1024;
 
 fn parse_threads(text: &str) -> Result<NonZeroU32, String> {
@@ -84,11 +86,11 @@ fn parse_threads(text: &str) -> Result<NonZeroU32, String> {
 }
 
 impl EchoConfig {
-    /// Parses a command line, program name first, and what the environment adds.
+    /// Parses a command line, which begins with the program's name, and the environment.
     ///
     /// # Errors
     ///
-    /// A message for the user: what is wrong, where, and what would be right.
+    /// A message for the user: what is wrong, where, and an example of a correct value.
     pub fn parse_args<T: Into<OsString>>(
         args: impl IntoIterator<Item = T>,
     ) -> Result<Self, clap::Error> {

@@ -14,7 +14,8 @@ pub fn documents() -> Vec<(PathBuf, String)> {
     let mut files: Vec<_> = documents
         .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
         .collect();
-    files.push(root.join("README.md"));
+    let at_root = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
+    files.extend(at_root.map(|name| root.join(name)));
     files.into_iter().map(|file| (file.clone(), fs::read_to_string(file).unwrap())).collect()
 }
 

@@ -169,7 +169,7 @@ impl LoadResult {
             retried: recorder.retried,
             failed: recorder.failures(),
             failures: failures(recorder),
-            max_failures: config.max_failures,
+            max_failures: config.max_failures.into(),
             most_waiting: recorder.most_waiting,
             latency: Latency::from(&recorder.latency),
             from_sending: Latency::from(&recorder.from_sending),
