@@ -5,23 +5,23 @@ use crate::fleet::Fleet;
 use crate::load::Load;
 use crate::manifests::Deployed;
 
-fn restart_under(cluster: &Cluster, source: &str) {
+/// The three ways to find it at the same time: one restart is enough for all.
+pub fn restart(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
     let fleet = Fleet::watch(cluster);
-    let load = Load::start_on(cluster, &deployed.job, "load", source);
+    let start = |name, source| {
+        Load::start_with(cluster, &deployed.job, name, source, &[("--rate", "1500")])
+    };
+    let loads = [
+        start("by-cluster-ip", Some("tcp://zmq-echo:5555")),
+        start("by-headless-name", Some("dns://zmq-echo-headless:5555")),
+        // As the Job in the manifests: by EndpointSlices, with the rights of its Role.
+        start("by-endpoint-slices", None),
+    ];
     kubectl(&["rollout", "restart", "deployment/zmq-echo"]);
     cluster.wait_for_rollout();
     cluster.wait_for_servers(3);
-    let outcome = load.finish();
-    fleet.accounts_for(&[outcome]);
-}
-
-pub fn cluster_ip(cluster: &Cluster) {
-    restart_under(cluster, "tcp://zmq-echo:5555");
-}
-
-pub fn headless_name(cluster: &Cluster) {
-    restart_under(cluster, "dns://zmq-echo-headless:5555");
+    fleet.accounts_for(&loads.map(Load::finish));
 }
 
 /// The rollouts of other scenarios are followed with these rights; no other is there.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::api::{Cluster, IMAGE, NAME, apply, container, kubectl, name};
+use crate::api::{Cluster, IMAGE, NAME, apply, apply_in, container, kubectl};
 use crate::fleet::Fleet;
 use crate::load::Load;
 use crate::manifests::{Deployed, build};
@@ -104,7 +104,7 @@ fn connects(cluster: &Cluster, namespace: &str, labels: &[(&str, &str)], endpoin
         },
     });
     kubectl(&["delete", "pod", "probe", "--namespace", namespace, "--ignore-not-found"]);
-    apply_in(namespace, &pod);
+    apply_in(namespace, &[pod]);
     let path = format!("/api/v1/namespaces/{namespace}/pods/probe");
     let ended = wait_for("the probe ends", || {
         let ended = container(&cluster.get(&path))["state"]["terminated"].clone();
@@ -115,15 +115,6 @@ fn connects(cluster: &Cluster, namespace: &str, labels: &[(&str, &str)], endpoin
     let connected = ended["exitCode"] == 0 || message.contains("handshake failed");
     assert!(connected || message.contains("connect failed"), "{ended}");
     connected
-}
-
-#[track_caller]
-fn apply_in(namespace: &str, object: &Json) {
-    crate::api::with_stdin(
-        &["apply", "--namespace", namespace, "--filename", "-"],
-        &object.to_string(),
-    )
-    .unwrap_or_else(|error| panic!("{}: {error}", name(object)));
 }
 
 /// The other namespace, deleted at the end.
