@@ -94,7 +94,8 @@ pub fn metrics_server(cluster: &Cluster) -> Installed {
         let mut objects = of_module("metrics-server", &directory.join("manifests/base"));
         for object in &mut objects {
             if object["kind"] == "Deployment" {
-                let args = object["spec"]["template"]["spec"]["containers"][0]["args"].as_array_mut();
+                let args =
+                    object["spec"]["template"]["spec"]["containers"][0]["args"].as_array_mut();
                 // The kubelets of kind, and of `.ci/cluster`, have certificates that no pod knows.
                 args.expect("flags").push(json!("--kubelet-insecure-tls"));
             }
@@ -130,12 +131,18 @@ pub fn prometheus_adapter(cluster: &Cluster) -> Installed {
         let values = manifests::parse(&values).remove(0);
         assert_eq!(values["rules"]["default"], false);
         let prometheus = &values["prometheus"];
-        let text = |value: &Json| value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned();
-        let url =
-            format!("{}:{}{}", text(&prometheus["url"]), prometheus["port"], text(&prometheus["path"]));
+        let text =
+            |value: &Json| value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned();
+        let url = format!(
+            "{}:{}{}",
+            text(&prometheus["url"]),
+            prometheus["port"],
+            text(&prometheus["path"])
+        );
         let interval = text(&values["metricsRelistInterval"]);
         let rules = json!({"rules": values["rules"]["custom"]}).to_string();
-        let mut objects = manifests::parse(&read("tests/cluster/manifests/prometheus-adapter.yaml"));
+        let mut objects =
+            manifests::parse(&read("tests/cluster/manifests/prometheus-adapter.yaml"));
         for object in &mut objects {
             if object["kind"] == "ConfigMap" {
                 object["data"]["config.yaml"] = json!(rules);
@@ -148,7 +155,9 @@ pub fn prometheus_adapter(cluster: &Cluster) -> Installed {
             }
             assert!(
                 object["metadata"]["namespace"].is_null()
-                    || [ADAPTER, "kube-system"].iter().any(|one| object["metadata"]["namespace"] == *one),
+                    || [ADAPTER, "kube-system"]
+                        .iter()
+                        .any(|one| object["metadata"]["namespace"] == *one),
                 "{}",
                 name(object)
             );

@@ -10,9 +10,10 @@ mod autoscalers;
 mod fleet;
 mod load;
 mod manifests;
-#[allow(dead_code, reason = "shared with the tests of the manifests' observability")]
+#[allow(dead_code, reason = "shared with the test `observability`")]
 #[path = "../observability/names.rs"]
 mod names;
+mod neighbour;
 mod plot;
 mod prometheus;
 #[path = "../observability/queries.rs"]

@@ -131,4 +131,3 @@ fn the_variables_of_a_dashboard_are_filled_in() {
         "count by (pod) (up{job=\"zmq-echo\"})"
     );
 }
-

@@ -4,7 +4,9 @@ use std::thread;
 
 use serde_json::{Value as Json, json};
 
-use crate::api::{Cluster, NAME, OURS, apply_in, container, kubectl, name, try_kubectl, with_stdin};
+use crate::api::{
+    Cluster, NAME, OURS, apply_in, container, kubectl, name, try_kubectl, with_stdin,
+};
 use crate::load::follow;
 use crate::manifests::{Removed, ask_for_little, build, build_kustomization, use_images};
 use crate::wait_for;

@@ -44,7 +44,10 @@ pub fn sees_everything(cluster: &Cluster) {
     let faults: Vec<_> =
         expressions.iter().flat_map(|expression| faults(&prometheus, expression)).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-    println!("  {} expressions of rules.yml and dashboard.json find their series", expressions.len());
+    println!(
+        "  {} expressions of rules.yml and dashboard.json find their series",
+        expressions.len()
+    );
 
     let outcome = load.finish();
     fleet.accounts_for(&[outcome]);

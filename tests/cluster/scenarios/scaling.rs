@@ -178,7 +178,8 @@ impl Run {
             let end = recorder.now();
             wait_within(down + PATIENCE, &format!("{least} servers are left"), || {
                 let wanted = recorder.last_wanted();
-                (wanted == least && cluster.list("pods", crate::api::SERVER).len() == least).then_some(())
+                (wanted == least && cluster.list("pods", crate::api::SERVER).len() == least)
+                    .then_some(())
             });
             println!("  {least} servers {:.0} s after the load", recorder.now() - end);
             // The last state is to be seen.
@@ -229,7 +230,8 @@ fn is_called(metric: &Json, name: &str) -> bool {
 
 /// The value and the target of a metric for each pod.
 fn metric(autoscaler: &Json, name: &str) -> Option<(f64, f64)> {
-    let find = |list: &Json| list.as_array()?.iter().find(|metric| is_called(metric, name)).cloned();
+    let find =
+        |list: &Json| list.as_array()?.iter().find(|metric| is_called(metric, name)).cloned();
     let value = |metric: &Json, of: &str| {
         let kinds = ["resource", "pods", "external"].into_iter();
         kinds.filter_map(|kind| quantity(metric[kind][of]["averageValue"].as_str()?)).next()
@@ -356,11 +358,16 @@ impl Record {
     #[track_caller]
     fn asks_for_more_by_its_metric(&self) {
         let pairs = self.samples.windows(2);
-        let more = pairs.filter(|pair| pair[1].wanted > pair[0].wanted).last().expect("more servers");
+        let more =
+            pairs.filter(|pair| pair[1].wanted > pair[0].wanted).last().expect("more servers");
         let until = more[1].at + 15.0;
         let seen = self.samples.iter().filter(|sample| sample.at <= until);
         let highest = seen.filter_map(|sample| sample.metric).fold(0.0, f64::max);
-        assert!(highest > self.target, "{highest} of {}: another metric asked for more", self.target);
+        assert!(
+            highest > self.target,
+            "{highest} of {}: another metric asked for more",
+            self.target
+        );
     }
 }
 
