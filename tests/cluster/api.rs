@@ -25,6 +25,9 @@ pub struct Cluster {
     crds: Vec<PathBuf>,
     /// Images in place of those in manifests, by the name without a tag.
     pub images: Vec<(String, String)>,
+    /// Images of programs that some scenarios need.
+    pub attacker_image: Option<String>,
+    pub pyzmq_image: Option<String>,
     /// Where the manifests of metrics-server and of KEDA are.
     pub metrics_server: Option<PathBuf>,
     pub keda: Option<PathBuf>,
@@ -48,6 +51,8 @@ impl Cluster {
             ));
         }
         let others = options.image.iter().map(|(_, image)| image.as_str());
+        let others = others.chain(options.attacker_image.as_deref());
+        let others = others.chain(options.pyzmq_image.as_deref());
         for image in [IMAGE, NEXT_IMAGE].into_iter().chain(others) {
             let words = words(&options.load_image);
             let (program, args) = words.split_first().ok_or("--load-image is empty")?;
@@ -61,6 +66,8 @@ impl Cluster {
             node_exec,
             crds: options.crds.clone(),
             images: options.image.clone(),
+            attacker_image: options.attacker_image.clone(),
+            pyzmq_image: options.pyzmq_image.clone(),
             metrics_server: options.metrics_server.clone(),
             keda: options.keda.clone(),
             window: options.window,

@@ -6,6 +6,7 @@
 //! So this is a program of its own instead of functions that run side by side.
 
 mod api;
+mod attack;
 mod autoscalers;
 mod fleet;
 mod load;
@@ -55,6 +56,14 @@ pub struct Options {
     /// `quay.io/prometheus/prometheus=my/prometheus:1`. May be given more than once
     #[arg(long, value_parser = replacement)]
     image: Vec<(String, String)>,
+
+    /// An image of tests/cluster/programs/attacker
+    #[arg(long)]
+    attacker_image: Option<String>,
+
+    /// An image with Python and pyzmq
+    #[arg(long)]
+    pyzmq_image: Option<String>,
 
     /// The directory of metrics-server's Go module, which has its manifests. It is installed
     /// for the scenarios on scaling if the cluster has no API of this kind

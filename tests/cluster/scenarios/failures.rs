@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 
-use crate::api::{Cluster, container, is_ready, kubectl, name, restarts};
+use crate::api::{Cluster, NAME, container, is_ready, kubectl, name, restarts};
+use crate::attack::Attack;
 use crate::fleet::Fleet;
 use crate::load::Load;
 use crate::manifests::Deployed;
@@ -71,6 +72,101 @@ pub fn frozen(cluster: &Cluster) {
     cluster.wait_for_servers(3);
     let outcome = load.finish();
     fleet.accounts_for(&[outcome]);
+}
+
+/// For as long as three probes, the last of which would end the pod, and then some.
+const ATTACKED: u32 = 45;
+
+/// All of one pod's memory is asked for at the same time, within the limits of its manifest.
+pub fn attacked(cluster: &Cluster) {
+    let deployed = Deployed::local(cluster);
+    let fleet = Fleet::watch(cluster);
+    let load = Load::start_with(cluster, &deployed.job, "load", None, &UNDER_ATTACK);
+    let server = cluster.servers().remove(0);
+    let attack = Attack::start(cluster, address(&server), ATTACKED);
+    let ends = Instant::now() + Duration::from_secs(ATTACKED.into());
+    let (mut peers, mut buffers, mut memory) = (0.0_f64, 0.0_f64, 0.0_f64);
+    while Instant::now() < ends {
+        let [held, allowed, bytes, pool] = figures(cluster, &server);
+        peers = peers.max(held / allowed);
+        buffers = buffers.max(bytes / pool);
+        memory = memory.max(working_set(cluster, &server).unwrap_or(0.0));
+        thread::sleep(Duration::from_secs(1));
+    }
+    attack.wait(cluster);
+    println!(
+        "  at most {:.0} % of the peers, {:.0} % of the buffers, {memory:.0} MiB of memory",
+        peers * 100.0,
+        buffers * 100.0
+    );
+    assert!(peers > 0.9, "the attack did not reach the limit of peers");
+    assert!(buffers > 0.8, "the attack did not reach the limit of the buffers");
+    let after = cluster.ready_servers();
+    let after = after.iter().find(|pod| name(pod) == name(&server)).expect("it is ready");
+    assert_eq!(restarts(after), restarts(&server), "{}", container(after)["lastState"]);
+    drop(attack);
+    let outcome = load.finish();
+    fleet.accounts_for(&[outcome]);
+}
+
+/// Below what its limits add up to, the kernel kills it, and Kubernetes says so.
+pub fn out_of_memory(cluster: &Cluster) {
+    let deployed = Deployed::local(cluster);
+    let fleet = Fleet::watch(cluster);
+    let load = Load::start_with(cluster, &deployed.job, "load", None, &UNDER_ATTACK);
+    kubectl(&[
+        "set",
+        "resources",
+        "deployment/zmq-echo",
+        "--limits=memory=48Mi",
+        "--requests=memory=32Mi",
+    ]);
+    cluster.wait_for_rollout();
+    let server = cluster.wait_for_servers(3).remove(0);
+    let attack = Attack::start(cluster, address(&server), ATTACKED);
+    let last = wait_for("it is killed", || {
+        let pods = cluster.servers();
+        let pod = pods.iter().find(|pod| name(pod) == name(&server)).expect("it is there");
+        let last = &container(pod)["lastState"]["terminated"];
+        (!last.is_null()).then(|| last.clone())
+    });
+    println!("  reason {}, exit code {}", last["reason"], last["exitCode"]);
+    assert_eq!(last["reason"], "OOMKilled", "{last}");
+    assert_eq!(last["exitCode"], 137, "{last}");
+    drop(attack);
+    kubectl(&["rollout", "undo", "deployment/zmq-echo"]);
+    cluster.wait_for_rollout();
+    cluster.wait_for_servers(3);
+    let outcome = load.finish();
+    fleet.accounts_for(&[outcome]);
+}
+
+/// Two cores are for attackers, too.
+const UNDER_ATTACK: [(&str, &str); 2] = [("--rate", "500"), ("--timeout", "5s")];
+
+fn address(pod: &Json) -> &str {
+    pod["status"]["podIP"].as_str().expect("an address")
+}
+
+/// Peers and their limit, bytes in buffers and their limit. All 0 if it does not say.
+fn figures(cluster: &Cluster, pod: &Json) -> [f64; 4] {
+    let path = format!("/api/v1/namespaces/{NAME}/pods/{}:8080/proxy/metrics", name(pod));
+    let metrics = cluster.read(&path).unwrap_or_default();
+    ["peers", "limit_peers", "buffered_bytes", "limit_buffered_bytes"].map(|metric| {
+        let sample = format!("zmq_echo_{metric} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&sample)?.parse().ok());
+        value.unwrap_or(0.0)
+    })
+}
+
+/// The memory of a pod that counts towards its limit, in MiB, as the kubelet has it.
+fn working_set(cluster: &Cluster, pod: &Json) -> Option<f64> {
+    let node = pod["spec"]["nodeName"].as_str()?;
+    let summary = cluster.read(&format!("/api/v1/nodes/{node}/proxy/stats/summary")).ok()?;
+    let summary: Json = serde_json::from_str(&summary).ok()?;
+    let mut pods = summary["pods"].as_array()?.iter();
+    let found = pods.find(|found| found["podRef"]["name"] == pod["metadata"]["name"])?;
+    Some(found["containers"][0]["memory"]["workingSetBytes"].as_f64()? / 1024.0 / 1024.0)
 }
 
 pub fn kubelet_down(cluster: &Cluster) {

@@ -357,9 +357,8 @@ impl Record {
     /// It was above its target when more were asked for.
     #[track_caller]
     fn asks_for_more_by_its_metric(&self) {
-        let pairs = self.samples.windows(2);
-        let more =
-            pairs.filter(|pair| pair[1].wanted > pair[0].wanted).last().expect("more servers");
+        let mut pairs = self.samples.windows(2);
+        let more = pairs.rfind(|pair| pair[1].wanted > pair[0].wanted).expect("more servers");
         let until = more[1].at + 15.0;
         let seen = self.samples.iter().filter(|sample| sample.at <= until);
         let highest = seen.filter_map(|sample| sample.metric).fold(0.0, f64::max);
