@@ -1,28 +1,69 @@
-//! Several methods, chosen by the first frame. Unknown ones are rejected.
+//! Several methods, chosen by the first frame. Quick ones are answered at once, a slow one by a
+//! pool of threads. Unknown ones are rejected.
 //!
 //!     cargo run --example methods
 //!     python3 examples/client.py tcp://127.0.0.1:5555 add 1 2
+//!     python3 examples/client.py tcp://127.0.0.1:5555 wait 50
 //!     python3 examples/client.py tcp://127.0.0.1:5555 multiply 1 2
 
+use std::io;
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
 use zmq_echo::server;
-use zmq_echo::service::{Answer, Rejection, Request};
+use zmq_echo::service::{
+    Answer, Blocking, Call, Completion, Methods, Rejection, Request, Service, Ticket,
+};
+use zmtp::Message;
+
+/// The methods' names. Metrics have them as well.
+const METHODS: [&str; 3] = ["add", "upper", "wait"];
+const ADD: usize = 0;
+const UPPER: usize = 1;
+
+/// How many requests wait at a time, and for how long at most.
+const THREADS: usize = 10;
+const LONGEST: u64 = 1_000;
 
 fn main() -> ExitCode {
-    server::main(|| Ok(call))
+    server::main(|| Ok(Methods::new(&METHODS, Calculator::new()?)))
 }
 
-fn call(request: Request<'_>) -> Answer {
-    let reply = match request.frame(0) {
-        Some(b"add") => sum(&request).map(|sum| sum.to_string().into_bytes()),
-        Some(b"upper") => Ok(request.frame(1).unwrap_or_default().to_ascii_uppercase()),
-        Some(_) => Err(Rejection::new("unknown_method", "expected add or upper")),
-        None => Err(Rejection::new("empty", "expected a method")),
-    };
-    match reply {
-        Ok(reply) => request.reply([reply.into()]),
-        Err(rejection) => request.reject(rejection),
+struct Calculator {
+    pool: Blocking,
+}
+
+impl Calculator {
+    fn new() -> io::Result<Self> {
+        Ok(Self { pool: Blocking::new(THREADS, || Ok(()), |(), call| wait(call))? })
+    }
+}
+
+impl Service for Calculator {
+    fn call(&mut self, request: Request<'_>) -> Answer {
+        let reply = match request.method() {
+            ADD => sum(&request).map(|sum| sum.to_string().into_bytes()),
+            UPPER => Ok(request.frame(1).unwrap_or_default().to_ascii_uppercase()),
+            _ => return self.pool.call(request),
+        };
+        match reply {
+            Ok(reply) => request.reply([reply.into()]),
+            Err(rejection) => request.reject(rejection),
+        }
+    }
+
+    /// Cancel-safe, as the pool's is.
+    async fn completed(&mut self) -> Completion {
+        self.pool.completed().await
+    }
+
+    fn try_completed(&mut self) -> Option<Completion> {
+        self.pool.try_completed()
+    }
+
+    fn cancel(&mut self, ticket: Ticket) {
+        self.pool.cancel(ticket);
     }
 }
 
@@ -33,4 +74,15 @@ fn sum(request: &Request<'_>) -> Result<i64, Rejection> {
         let number = str::from_utf8(frame).ok().and_then(|text| text.parse().ok());
         sum.checked_add(number.ok_or_else(wrong)?).ok_or_else(wrong)
     })
+}
+
+/// Stands for work that blocks: takes as many milliseconds as the request says.
+fn wait(call: &Call) -> Result<Message, Rejection> {
+    let text = call.payload.frames().get(1).and_then(|frame| str::from_utf8(frame).ok());
+    let milliseconds = text.and_then(|text| text.parse().ok()).filter(|time| *time <= LONGEST);
+    let milliseconds: u64 = milliseconds.ok_or_else(|| {
+        Rejection::new("invalid_argument", format!("expected 0 to {LONGEST} milliseconds"))
+    })?;
+    thread::sleep(Duration::from_millis(milliseconds));
+    Ok([milliseconds.to_string().into()].into())
 }

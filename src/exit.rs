@@ -35,7 +35,7 @@ impl From<Exit> for ExitCode {
 /// A panic in any thread.
 pub const PANIC: u8 = 101;
 
-/// The server's exit codes with their meaning, for `--help` and the README.
+/// The server's exit codes with their meaning, for `--help` and docs/.
 pub const SERVER: [(&str, &str); 6] = [
     ("0", "everything that was received was answered"),
     ("1", "could not start or serve"),
@@ -49,14 +49,14 @@ pub const SERVER: [(&str, &str); 6] = [
     ("128+N", "a second signal N (130 SIGINT, 143 SIGTERM) cut the drain short"),
 ];
 
-/// The probe's exit codes with their meaning, for `--help` and the README.
+/// The probe's exit codes with their meaning, for `--help` and docs/.
 pub const PROBE: [(&str, &str); 3] = [
     ("0", "the echo came back, verified, within the limit"),
     ("1", "it did not; one line on stderr says which step failed and after how long"),
     ("2", "usage: a flag or environment variable is wrong"),
 ];
 
-/// The load generator's exit codes with their meaning, for `--help` and the README.
+/// The load generator's exit codes with their meaning, for `--help` and docs/.
 pub const LOAD: [(&str, &str); 6] = [
     ("0", "every request was answered, or no more failed than --max-failures"),
     ("1", "more failed, or the run could not start; one line on stderr says why"),

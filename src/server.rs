@@ -106,7 +106,7 @@ pub fn run<S: Service>(
     switches: Option<Switches>,
     termination: Termination,
     logs: &Logs,
-    make: impl FnMut() -> Result<S, ServiceError>,
+    mut make: impl FnMut() -> Result<S, ServiceError>,
 ) -> Result<Exit, ServerError> {
     let watchdog_exit = termination.watchdog.spawn(config.drain(), logs.clone())?;
     let listeners = config
@@ -119,7 +119,12 @@ pub fn run<S: Service>(
         .map_err(|source| ServerError::Http { address: config.http, source })?;
     let (endpoint, http_address) = (endpoint_of(&listeners)?, http.local_addr()?);
 
-    let metrics = Metrics::new(config.latency_buckets.bounds(), logs.dropped());
+    // The metrics have its methods' names, so it comes first.
+    let first = make().map_err(LoopError::Service)?;
+    let methods = first.methods();
+    let mut first = Some(first);
+    let make = || first.take().map_or_else(&mut make, Ok);
+    let metrics = Metrics::new(config.latency_buckets.bounds(), methods, logs.dropped());
     let health = Arc::new(Health::new(Instant::now()));
     let (limits, side_connections) = fit_to_descriptors(config.limits());
     metrics.socket.show_limits(&limits);

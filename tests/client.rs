@@ -2,6 +2,7 @@
 
 mod addresses;
 mod bounds;
+mod deadlines;
 mod draining;
 mod heartbeats;
 mod losses;

@@ -10,7 +10,7 @@ use zmq_echo::simulation::EchoConfig;
 use crate::support::{SERVER, Server, command};
 
 /// A value that each flag refuses, and a part of what would be right.
-const REFUSED: [(&str, &str, &str); 44] = [
+const REFUSED: [(&str, &str, &str); 45] = [
     ("--bind", "127.0.0.1:5555", "expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555"),
     ("--bind", "tcp://127.0.0.1", "expected tcp://HOST:PORT"),
     ("--bind", "tcp://127.0.0.1:99999", "expected a port from 0 to 65535"),
@@ -45,6 +45,7 @@ const REFUSED: [(&str, &str, &str); 44] = [
     ("--in-flight-limit", "0", "0 is not in 1..="),
     ("--peer-in-flight-limit", "0", "0 is not in 1..="),
     ("--request-deadline", "soon", "a number with its unit"),
+    ("--client-deadlines", "1", "[possible values: true, false]"),
     ("--on-panic", "ignore", "[possible values: reply, exit]"),
     ("--socket-buffer", "64kB", "such as 65536, 64KiB or 8MiB"),
     ("--heartbeat-interval", "often", "a number with its unit"),
@@ -120,7 +121,8 @@ fn the_environment_configures_and_an_argument_overrides_it() {
     let server = Server::spawn(server);
     assert!(server.endpoint.starts_with("tcp://127.0.0.1:"), "{}", server.endpoint);
     let (_, metrics) = server.get("/metrics");
-    assert_eq!(metrics.matches("zmq_echo_request_duration_seconds_bucket").count(), 3, "{metrics}");
+    let bucket = "zmq_echo_request_duration_seconds_bucket{method=\"echo\"";
+    assert_eq!(metrics.matches(bucket).count(), 3, "{metrics}");
 }
 
 #[test]

@@ -3,18 +3,23 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use zmq_echo::service::Rejection;
 
 use crate::support::built::EXAMPLES;
-use crate::support::{Server, command, raw};
+use crate::support::{Server, command, raw, wait_until};
 
 /// An example on ports of its own, with a variable that it reads.
 fn start(name: &str, variable: Option<(&str, &str)>) -> Server {
+    start_with(name, variable, &[])
+}
+
+fn start_with(name: &str, variable: Option<(&str, &str)>, args: &[&str]) -> Server {
     let mut example = command(&EXAMPLES[name]);
+    example.args(args);
     example.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0", "--log-format", "json"]);
     example.args(["--drain-quiet", "50ms"]).envs(variable);
     Server::spawn(example)
@@ -66,11 +71,96 @@ fn methods_are_chosen_by_the_first_frame_and_unknown_ones_are_rejected() {
         (&["multiply", "1"][..], "unknown_method"),
         (&["add", "one"], "invalid_argument"),
         (&["add", "1", "9223372036854775807"], "invalid_argument"),
-        (&[], "empty"),
+        (&["wait", "long"], "invalid_argument"),
+        (&[], "unknown_method"),
     ] {
         assert_eq!(asked(&mut client, payload), Err(code.to_owned()), "{payload:?}");
     }
     end(server, client);
+}
+
+/// The replies of a method, by outcome, and how many latencies there are.
+fn counted(server: &Server, method: &str) -> [f64; 3] {
+    let replies = |outcome: &str| {
+        let labels = format!("method=\"{method}\",outcome=\"{outcome}\"");
+        server.metric(&format!("zmq_echo_replies_total{{{labels}}}"))
+    };
+    let latencies = format!("zmq_echo_request_duration_seconds{{method=\"{method}\"}}");
+    [replies("ok"), replies("error"), server.metric(&latencies)]
+}
+
+#[test]
+fn requests_are_counted_by_method_and_outcome_from_the_first_scrape_on() {
+    let server = start("methods", None);
+    for method in ["add", "upper", "wait", "other"] {
+        assert_eq!(counted(&server, method), [0.0; 3], "{method}");
+    }
+    let mut client = raw::connect(server.address(), b"");
+    for payload in [
+        &["add", "1"][..],
+        &["add", "one"],
+        &["wait", "1"],
+        &["add", "2"],
+        &["wait", "1"],
+        &["multiply", "1"],
+        &["wait", "long"],
+    ] {
+        let _ = asked(&mut client, payload);
+    }
+    for (method, expected) in [
+        ("add", [2.0, 1.0, 3.0]),
+        ("upper", [0.0; 3]),
+        ("wait", [2.0, 1.0, 3.0]),
+        ("other", [0.0, 1.0, 1.0]),
+    ] {
+        wait_until(&format!("{method} is counted"), || counted(&server, method) == expected);
+    }
+    let (_, text) = server.get("/metrics");
+    assert!(!text.contains("multiply"), "what a client sends is in no label: {text}");
+    end(server, client);
+}
+
+/// The 99th percentile of the latency of a method that takes no time, while 100 clients keep ten
+/// threads busy with requests of 50 ms.
+fn latency_beside_slow_clients() -> Duration {
+    let server = start("methods", None);
+    let address = server.address();
+    let (stop, stopped) = (Arc::new(AtomicBool::new(false)), |stop: &AtomicBool| stop.load(SeqCst));
+    let slow: Vec<_> = (0..100)
+        .map(|_| {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                let mut client = raw::connect(address, b"");
+                while !stopped(&stop) {
+                    assert_eq!(asked(&mut client, &["wait", "50"]), Ok("50".to_owned()));
+                }
+            })
+        })
+        .collect();
+    server.wait_for_metric("zmq_echo_in_flight_requests", |requests| requests > 90.0);
+    let mut client = raw::connect(address, b"");
+    let mut latencies: Vec<_> = (0..500)
+        .map(|_| {
+            let asked_at = Instant::now();
+            assert_eq!(asked(&mut client, &["add", "1", "2"]), Ok("3".to_owned()));
+            asked_at.elapsed()
+        })
+        .collect();
+    stop.store(true, SeqCst);
+    slow.into_iter().for_each(|client| client.join().unwrap());
+    end(server, client);
+    latencies.sort_unstable();
+    latencies[latencies.len() * 99 / 100]
+}
+
+#[test]
+fn beside_a_hundred_slow_clients_a_fast_method_takes_less_than_one_unit_of_slow_work() {
+    // A machine with much else to do may be slower: then it is tried again.
+    wait_until("the fast method is fast", || {
+        let latency = latency_beside_slow_clients();
+        eprintln!("99th percentile: {latency:?}");
+        latency < Duration::from_millis(50)
+    });
 }
 
 #[test]
@@ -108,6 +198,32 @@ fn a_stream_replies_several_times_in_order() {
     }
     assert_eq!(asked(&mut client, &["none"]), Err("invalid_argument".to_owned()));
     end(server, client);
+}
+
+#[test]
+fn a_stream_waits_for_a_reader_that_stops_and_then_gives_it_every_item() {
+    const ITEMS: u32 = 300_000;
+    // All items are five times the pool. Who holds too much of that is closed.
+    let limits = ["--buffer-limit", "1MiB", "--message-limit", "512KiB"];
+    let server = start_with("stream", None, &[&limits[..], &["--socket-buffer", "32KiB"]].concat());
+    let mut stopped = raw::dealer(server.address(), 0, b"");
+    ask(&mut stopped, &[&ITEMS.to_string()]);
+    server.wait_for_metric("zmq_echo_pending_replies", |replies| replies > 100.0);
+    let mut other = raw::connect(server.address(), b"");
+    for _ in 0..20 {
+        ask(&mut other, &["1000"]);
+        for number in 1..=1000 {
+            assert_eq!(answer(&mut other), Ok(number.to_string()));
+        }
+    }
+    let held = server.metric("zmq_echo_buffered_bytes");
+    assert!(held < 64.0 * 1024.0, "{held} bytes wait for a reader that has stopped");
+    for number in 1..=ITEMS {
+        assert_eq!(answer(&mut stopped), Ok(number.to_string()));
+    }
+    assert_eq!(server.metric("zmq_echo_disconnections_total{reason=\"pool_full\"}"), 0.0);
+    drop(stopped);
+    end(server, other);
 }
 
 /// An HTTP server that takes 50 ms for each answer, and how many it worked on at a time at most.

@@ -293,10 +293,11 @@ fn its_settings_are_what_a_cluster_goes_by() {
 }
 
 #[test]
-fn what_can_be_set_while_it_is_built_is_what_the_readme_says() {
+fn the_build_arguments_are_those_of_the_documents() {
     let args = include_str!("../Dockerfile").lines().filter_map(|line| line.strip_prefix("ARG "));
     let args: BTreeSet<_> = args.filter_map(|arg| arg.split_once('=')).collect();
-    let (_, table) = include_str!("../README.md").split_once("| `--build-arg` |").expect("a table");
+    let page = include_str!("../docs/kubernetes.md");
+    let (_, table) = page.split_once("| `--build-arg` |").expect("a table");
     let rows = table.lines().skip(2).map_while(|row| row.strip_prefix("| `"));
     let documented: BTreeSet<_> = rows
         .filter_map(|row| {

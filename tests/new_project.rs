@@ -105,8 +105,8 @@ fn a_new_project_has_its_own_name_everywhere_and_cargo_accepts_it() {
         let expected = [
             ("Cargo.toml", format!("name = \"{name}-server\"")),
             ("bin/server.rs", format!("use {snake}::server;")),
-            ("README.md", format!("`{}_BIND`", snake.to_uppercase())),
-            ("README.md", format!("`{snake}_requests_total`")),
+            ("docs/configuration.md", format!("`{}_BIND`", snake.to_uppercase())),
+            ("docs/metrics.md", format!("`{snake}_requests_total`")),
             ("k8s/base/service.yaml", format!("name: {name}-headless")),
             ("docs/operations.md", format!("### {camel}Errors\n")),
             ("k8s/components/prometheus/rules.yml", format!("#{}errors\n", camel.to_lowercase())),
@@ -152,7 +152,7 @@ fn what_is_for_this_project_only_is_left_out(files: &[(String, Vec<u8>)]) {
         assert!(!path.contains("new_project") && path != "new-project", "{path}");
         let text = String::from_utf8_lossy(content);
         assert!(!text.contains("new-project") && !text.contains("mod new_project"), "{path}");
-        if path == "README.md" || path == "compare/RESULTS.md" {
+        if path == "docs/performance.md" || path == "compare/RESULTS.md" {
             assert!(text.contains("\nNot measured yet"), "{path}");
             assert!(!text.contains("| libzmq |"), "{path}");
         }

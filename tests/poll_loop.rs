@@ -57,11 +57,12 @@ pub fn start_with<S: Service + 'static>(
 ) -> Loop {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let metrics = Metrics::new(&[1.0], metrics::log_records_dropped());
+    let metrics = Metrics::new(&[1.0], &["any"], metrics::log_records_dropped());
     let health = Arc::new(Health::new(Instant::now()));
     let (termination, other_end) = UnixStream::pair().unwrap();
     let drain = DrainPolicy { delay: Duration::ZERO, quiet: Duration::from_millis(200), timeout };
-    let settings = Settings { drain, request_deadline, exit_on_panic: false };
+    let settings =
+        Settings { drain, request_deadline, client_deadlines: true, exit_on_panic: false };
     let (own_metrics, own_health) = (metrics.clone(), Arc::clone(&health));
     let thread = thread::spawn(move || {
         runtime().block_on(async {
@@ -207,5 +208,6 @@ fn each_request_is_counted_once_whatever_becomes_of_it() {
     assert_eq!((metrics.rejected.get(), socket.undeliverable_peer_gone.get()), (1, 0));
     let error: usize = Rejection::new("asked", "").frames().iter().map(|frame| frame.len()).sum();
     assert_eq!((socket.received_bytes.get(), socket.sent_bytes.get()), (6 + 5, error as u64 + 5));
-    assert_eq!(socket.request_duration.get_sample_count(), 2);
+    let any = socket.methods.get("any").unwrap();
+    assert_eq!((any.ok.get(), any.error.get(), any.duration.get_sample_count()), (1, 1, 2));
 }

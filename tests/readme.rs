@@ -1,6 +1,8 @@
-//! The README says what the code does: every table, held to its source.
+//! The README and `docs/` say what the code does: every table is held to its source.
 
 mod commands;
+mod front_page;
+mod links;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -17,29 +19,31 @@ use crate::side_port::series;
 use crate::support::tables::table_of;
 
 const README: &str = include_str!("../README.md");
-
-fn table(heading: &str, header: &str) -> Vec<Vec<String>> {
-    table_of(README, heading, header)
-}
+const CLIENT: &str = include_str!("../docs/client.md");
+const CONFIGURATION: &str = include_str!("../docs/configuration.md");
+const DEVELOPMENT: &str = include_str!("../docs/development.md");
+const LOAD_GENERATOR: &str = include_str!("../docs/load-generator.md");
+const METRICS: &str = include_str!("../docs/metrics.md");
+const REFUSED_PEERS: &str = include_str!("../docs/refused-peers.md");
 
 fn pairs(rows: &[Vec<String>]) -> Vec<(&str, &str)> {
     rows.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect()
 }
 
-/// A binary's section, its flags and its exit codes.
-type Binary = (&'static str, Command, &'static [(&'static str, &'static str)]);
+/// A binary's document and heading, its flags and its exit codes.
+type Binary = (&'static str, &'static str, Command, &'static [(&'static str, &'static str)]);
 
 fn binaries() -> Vec<Binary> {
     vec![
-        ("## The server", EchoConfig::command(), &exit::SERVER),
-        ("## The probe", ProbeConfig::command(), &exit::PROBE),
-        ("## The load generator", LoadConfig::command(), &exit::LOAD),
+        (CONFIGURATION, "## The server", EchoConfig::command(), &exit::SERVER),
+        (CONFIGURATION, "## The probe", ProbeConfig::command(), &exit::PROBE),
+        (LOAD_GENERATOR, "# The load generator", LoadConfig::command(), &exit::LOAD),
     ]
 }
 
 #[test]
 fn the_flags_are_those_of_the_parsers() {
-    for (heading, command, _) in binaries() {
+    for (document, heading, command, _) in binaries() {
         let valued = command.get_arguments().filter(|arg| arg.get_action().takes_values());
         let flags: Vec<Vec<String>> = valued
             .map(|arg| {
@@ -50,7 +54,7 @@ fn the_flags_are_those_of_the_parsers() {
                 vec![flag, text(arg.get_env().unwrap()), default.unwrap_or_default()]
             })
             .collect();
-        let rows = table(heading, "| flag | environment |");
+        let rows = table_of(document, heading, "| flag | environment |");
         let documented: Vec<_> = rows.iter().map(|row| row[..3].to_vec()).collect();
         assert_eq!(documented, flags);
     }
@@ -58,32 +62,44 @@ fn the_flags_are_those_of_the_parsers() {
 
 #[test]
 fn the_exit_codes_are_those_of_the_binaries() {
-    for (heading, _, codes) in binaries() {
-        assert_eq!(pairs(&table(heading, "| code | meaning |")), codes);
+    for (document, heading, _, codes) in binaries() {
+        assert_eq!(pairs(&table_of(document, heading, "| code | meaning |")), codes);
     }
 }
 #[test]
 fn the_failures_are_those_of_the_load_generator() {
-    let rows = table("## The load generator", "| failed | when |");
+    let rows = table_of(LOAD_GENERATOR, "# The load generator", "| failed | when |");
     assert_eq!(pairs(&rows), zmq_echo_client::load::FAILURES);
 }
 
 #[test]
 fn the_paths_are_those_of_the_side_port() {
-    assert_eq!(pairs(&table("## The side port", "| path | answer |")), PATHS);
+    let rows = table_of(METRICS, "# The side port", "| path | answer |");
+    assert_eq!(pairs(&rows), PATHS);
 }
 
-/// The series in the table under `heading`, each with its type.
-fn documented_series(heading: &str) -> BTreeSet<(String, String)> {
+/// The series in the table of a document, each with its type.
+fn documented_series(document: &str) -> BTreeSet<(String, String)> {
     let mut documented = BTreeSet::new();
-    for row in table(heading, "| series | type |") {
+    for row in table_of(document, "## Series", "| series | type |") {
         let (name, kind) = (&row[0], &row[1]);
         match row[2].split_once(": ") {
-            Some((label, values)) => {
-                for value in values.split(", ") {
-                    let (label, value) = (label.trim_matches('`'), value.trim_matches('`'));
-                    documented.insert((format!("{name}{{{label}=\"{value}\"}}"), kind.clone()));
+            Some(_) => {
+                // Each value of one label with each of the next.
+                let mut sets = vec![String::new()];
+                for (label, values) in row[2].split("; ").filter_map(|it| it.split_once(": ")) {
+                    let label = label.trim_matches('`');
+                    let values = values.split(", ").map(|value| value.trim_matches('`'));
+                    let pairs: Vec<_> =
+                        values.map(|value| format!("{label}=\"{value}\"")).collect();
+                    let joined = |set: &String| {
+                        let comma = if set.is_empty() { "" } else { "," };
+                        pairs.iter().map(|pair| format!("{set}{comma}{pair}")).collect::<Vec<_>>()
+                    };
+                    sets = sets.iter().flat_map(joined).collect();
                 }
+                let series = sets.into_iter().map(|set| format!("{name}{{{set}}}"));
+                documented.extend(series.map(|series| (series, kind.clone())));
             }
             None if row[2].is_empty() => drop(documented.insert((name.clone(), kind.clone()))),
             None => {
@@ -102,7 +118,7 @@ fn the_series_are_those_of_the_registry() {
         .filter(|(series, _)| series.starts_with("zmq_echo_"))
         .map(|(series, kind)| (series, kind.to_owned()))
         .collect();
-    assert_eq!(documented_series("## The side port"), held);
+    assert_eq!(documented_series(METRICS), held);
 }
 #[test]
 fn the_clients_series_are_those_of_its_registry() {
@@ -116,16 +132,14 @@ fn the_clients_program_is_the_one_that_is_run_as_a_test() {
         let shown = lines.take_while(|line| *line != "```").filter(|line| !line.starts_with("# "));
         shown.skip(1).collect::<Vec<_>>()
     };
-    let (_, section) = README.split_once(CLIENT).expect("the section");
     let run = program(include_str!("../client/src/lib.rs"), "//! ```");
-    assert_eq!(program(section, "```rust"), run);
+    assert_eq!(program(CLIENT, "```rust"), run);
     assert!(run.len() <= 20, "{} lines", run.len());
 }
-const CLIENT: &str = "## The client, in your own code";
 
 #[test]
 fn the_reasons_are_those_of_the_socket() {
-    let rows = table("## Wrong peers", "| reason | handshake |");
+    let rows = table_of(REFUSED_PEERS, "# Refused peers", "| reason | handshake |");
     let documented: Vec<_> = rows.iter().map(|row| row[..4].to_vec()).collect();
     let yes_or_no = |yes| if yes { "yes" } else { "" };
     let held: Vec<_> = Reason::ALL
@@ -142,7 +156,7 @@ fn the_reasons_are_those_of_the_socket() {
 #[test]
 fn every_file_that_it_points_to_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for row in table("## Where each pattern lives", "| pattern | file |") {
+    for row in table_of(DEVELOPMENT, "## Where each pattern lives", "| pattern | file |") {
         assert!(root.join(&row[1]).is_file(), "{}", row[1]);
     }
     let libraries = [

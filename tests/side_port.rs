@@ -24,10 +24,15 @@ use crate::support::{Server, echo, get, message, raw, request, sample, wait_unti
 
 /// Every series of the service but those by reason, with its type, as the contract
 /// has it.
-const SERIES: [(&str, &str); 40] = [
+const SERIES: [(&str, &str); 45] = [
     ("zmq_echo_requests_total{source=\"client\"}", "counter"),
     ("zmq_echo_requests_total{source=\"probe\"}", "counter"),
-    ("zmq_echo_request_duration_seconds", "histogram"),
+    ("zmq_echo_request_duration_seconds{method=\"echo\"}", "histogram"),
+    ("zmq_echo_request_duration_seconds{method=\"other\"}", "histogram"),
+    ("zmq_echo_replies_total{method=\"echo\",outcome=\"ok\"}", "counter"),
+    ("zmq_echo_replies_total{method=\"echo\",outcome=\"error\"}", "counter"),
+    ("zmq_echo_replies_total{method=\"other\",outcome=\"ok\"}", "counter"),
+    ("zmq_echo_replies_total{method=\"other\",outcome=\"error\"}", "counter"),
     ("zmq_echo_received_bytes_total", "counter"),
     ("zmq_echo_sent_bytes_total", "counter"),
     ("zmq_echo_peers", "gauge"),
@@ -126,11 +131,14 @@ async fn what_clients_do_is_counted() {
     assert_eq!(server.metric("zmq_echo_requests_total{source=\"client\"}"), 3.0);
     assert_eq!(server.metric("zmq_echo_received_bytes_total"), 24.0);
     assert_eq!(server.metric("zmq_echo_sent_bytes_total"), 24.0);
+    assert_eq!(server.metric("zmq_echo_replies_total{method=\"echo\",outcome=\"ok\"}"), 3.0);
     assert_eq!(server.metric("zmq_echo_peers"), 1.0);
     let (_, text) = server.get("/metrics");
     for bucket in ["0.5", "60", "+Inf"] {
         assert!(
-            text.contains(&format!("zmq_echo_request_duration_seconds_bucket{{le=\"{bucket}\"}}")),
+            text.contains(&format!(
+                "zmq_echo_request_duration_seconds_bucket{{method=\"echo\",le=\"{bucket}\"}}"
+            )),
             "{text}"
         );
     }
@@ -553,7 +561,7 @@ fn serve_beside_a_stuck_loop(
     let long_ago = Instant::now().checked_sub(2 * Health::TURN_LIMIT).expect("the machine is up");
     let health = Health::new(long_ago);
     health.enter(phase);
-    let metrics = Metrics::new(buckets, metrics::log_records_dropped());
+    let metrics = Metrics::new(buckets, &["echo"], metrics::log_records_dropped());
     let addresses = OwnAddresses::of(&[silent.try_clone().unwrap()]).unwrap();
     let side_port = SidePort::new(metrics, Arc::new(health), addresses, instance);
     side_port::spawn(http, side_port, connections).unwrap();

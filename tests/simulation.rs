@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use humantime::parse_rfc3339;
 use rustix::process::Signal;
 use zmq_echo::service::Rejection;
+use zmq_echo::simulation::EchoConfig;
 
 use crate::log_schema::assert_documented;
 use crate::support::{Server, raw, wait_until};
@@ -108,6 +109,55 @@ fn at_work_sigterm_is_noticed_within_100_ms_livez_stays_200_and_the_drain_loses_
         let (noticed, is_live) = terminated_at_work();
         noticed < Duration::from_millis(100) && is_live
     });
+}
+
+/// With one thread the replies come in the order of the requests, so the first that the new
+/// connection gets shows what became of the old one's.
+#[test]
+fn a_reply_for_a_peer_that_has_reconnected_by_the_same_identity_is_not_delivered_to_it() {
+    let server = Server::start(&["--work", "300ms", "--work-threads", "1"]);
+    let mut old = raw::connect(server.address(), b"me");
+    for id in ["old", "never begun"] {
+        ask(&mut old, id, "hello");
+    }
+    server.wait_for_metric("zmq_echo_in_flight_requests", |requests| requests == 2.0);
+    drop(old);
+    server.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
+    let mut new = raw::connect(server.address(), b"me");
+    ask(&mut new, "new", "hello");
+    assert_eq!(answer(&mut new), ("new".to_owned(), Ok("hello".to_owned())));
+    let undeliverable = "zmq_echo_undeliverable_total{reason=\"peer_gone\"}";
+    server.wait_for_metric(undeliverable, |replies| replies == 2.0);
+}
+
+#[test]
+fn a_flood_of_slow_requests_stays_within_the_memory_formula() {
+    let args = ["--work", "50ms", "--work-threads", "10", "--message-limit", "1MiB"];
+    let limits = ["--buffer-limit", "16MiB", "--socket-buffer", "64KiB", "--peer-limit", "300"];
+    let args = [&args[..], &limits].concat();
+    let command = [&["zmq-echo-server"], &args[..]].concat();
+    let limits = EchoConfig::parse_args(command).unwrap().server.limits();
+    let server = Server::start(&args);
+    // Each would send without end. What one client may have in flight, 128 requests of 64 KiB, is
+    // half the pool, and all of them together 50 times the pool.
+    let request = raw::message(&[b"id", b"", &[7; 64 << 10]]);
+    for mut client in raw::crowd(server.address(), 100) {
+        raw::flood(&client, request.clone());
+        thread::spawn(move || raw::read_until_closed(&mut client));
+    }
+    let replies = "zmq_echo_replies_total{method=\"echo\",outcome=\"ok\"}";
+    server.wait_for_metric(replies, |replies| replies >= 400.0);
+    // The rows of docs/operations.md that are not the kernel's.
+    let most = (limits.most_memory() + zmq_echo::log::QUEUE_BYTES + (16 << 20)) as u64;
+    let taken = server.memory("VmHWM");
+    eprintln!("{} MiB of {} MiB", taken >> 20, most >> 20);
+    assert!(taken <= most, "{taken} of {most}");
+    let in_flight = server.metric("zmq_echo_in_flight_requests");
+    assert!((10.0..=4096.0).contains(&in_flight), "{in_flight} in flight");
+    // Nobody is closed for it.
+    assert_eq!(server.metric("zmq_echo_disconnections_total{reason=\"pool_full\"}"), 0.0);
+    assert_eq!(server.metric("zmq_echo_peers"), 100.0);
+    server.is_alive();
 }
 
 #[test]

@@ -356,17 +356,18 @@ pub fn parse_metrics(text: &str) -> Scrape {
     Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).expect("the text format")
 }
 
-/// The value of `name` or `name{label="value"}`; a histogram's is its count.
+/// The value of `name` or `name{label="value",...}`; a histogram's is its count.
 pub fn sample(scrape: &Scrape, series: &str) -> Option<f64> {
-    let (name, label) = match series.split_once('{') {
-        Some((name, label)) => (name, label.strip_suffix('}')?.split_once('=')),
-        None => (series, None),
+    let (name, labels) = match series.split_once('{') {
+        Some((name, labels)) => (name, labels.strip_suffix('}')?),
+        None => (series, ""),
     };
+    let labels: Vec<_> = labels.split(',').filter_map(|label| label.split_once('=')).collect();
     let matches = |sample: &&prometheus_parse::Sample| {
-        sample.metric == name
-            && label.is_none_or(|(label, value)| {
-                sample.labels.get(label) == Some(value.trim_matches('"'))
-            })
+        let holds = |(label, value): &(&str, &str)| {
+            sample.labels.get(label) == Some(value.trim_matches('"'))
+        };
+        sample.metric == name && labels.iter().all(holds)
     };
     scrape.samples.iter().find(matches).map(|sample| match &sample.value {
         Value::Counter(value) | Value::Gauge(value) | Value::Untyped(value) => *value,

@@ -23,6 +23,10 @@ pub struct ClientConfig {
     /// How long a request may take with all of its attempts. `None` is as long as
     /// they can take at their timeouts, the pauses between them included.
     pub deadline: Option<Duration>,
+    /// Whether the server is told how long each attempt waits, so that it does not work on what
+    /// nobody waits for any more: no, as a server without `--client-deadlines` rejects such
+    /// requests.
+    pub send_deadlines: bool,
     /// How many further attempts a request has after its first: 2, so that two
     /// endpoints may fail at once. 0 for a handler that must not see a request twice.
     pub retries: u32,
@@ -70,6 +74,7 @@ impl Default for ClientConfig {
         Self {
             timeout: Duration::from_secs(1),
             deadline: None,
+            send_deadlines: false,
             retries: 2,
             retry_backoff: Backoff::new(Duration::from_millis(10), Duration::from_secs(1)),
             connect_timeout: Duration::from_secs(1),

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tracing::debug;
 use zmq_echo::probe;
+use zmq_echo::service::time_limit;
 use zmtp::dealer::DealerConfig;
 use zmtp::memory_pool::MemoryPool;
 use zmtp::{Dealer, Reason};
@@ -321,7 +322,16 @@ impl Session<'_> {
                 continue;
             }
             let id = self.pending.next_id();
-            self.dealer.send_tagged(&id.to_be_bytes(), ticket.payload());
+            let tag = id.to_be_bytes();
+            if self.connection.shared.config.send_deadlines {
+                let ends_at =
+                    deadline.min(after(ticket.started(), self.connection.shared.deadline));
+                let [marker, limit] =
+                    time_limit::frames(ends_at.saturating_duration_since(Instant::now()));
+                self.dealer.send_tagged(&tag, &[&marker, &limit], ticket.payload());
+            } else {
+                self.dealer.send_tagged(&tag, &[], ticket.payload());
+            }
             self.pending.enter(ticket, deadline);
         }
     }

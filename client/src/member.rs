@@ -131,6 +131,11 @@ impl Ticket {
         &self.request.payload
     }
 
+    /// When the request began, this attempt or an earlier one.
+    pub fn started(&self) -> Instant {
+        self.request.started
+    }
+
     /// Whether it may be handed to the socket. If its caller has given it up before, it must
     /// not, for the caller knows it as one that was not sent.
     pub fn claim(&self) -> bool {

@@ -19,7 +19,7 @@ use crate::sides::{Binaries, Side, build_server};
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md");
 
 /// The page that shows the summary, between two lines.
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/performance.md");
 const BEGIN: &str = "<!-- results of compare/ begin -->\n";
 const END: &str = "<!-- results of compare/ end -->";
 
@@ -334,5 +334,10 @@ mod tests {
         assert_eq!(shown, format!("before\n{BEGIN}\nnew\n{END}\nafter\n"));
         assert_eq!(replaced(&shown, "new").unwrap(), shown);
         assert_eq!(replaced("a page without a place", "new"), None);
+    }
+
+    #[test]
+    fn the_page_has_a_place_for_the_summary() {
+        assert!(replaced(include_str!("../../docs/performance.md"), "new").is_some());
     }
 }

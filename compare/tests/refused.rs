@@ -1,5 +1,5 @@
 //! What libzmq's clients make of a refusal: which event they see, and whether they come
-//! back. The README's "Wrong peers" says the same.
+//! back. docs/refused-peers.md says the same.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;

@@ -28,7 +28,7 @@ const LIMITS: ConnectionLimits =
 /// The most that may wait to be written.
 const SEND: usize = 32 << 10;
 
-/// What it holds at most: `zmtp::dealer`, "What it can take". What it sends here is small.
+/// Upper bound on what it holds: `zmtp::dealer`, "Memory". What it sends here is small.
 const MOST: usize = SEND + 2 * LIMITS.message_bytes + (192 << 10);
 
 /// The most that the server sends, so that inputs stay fast.

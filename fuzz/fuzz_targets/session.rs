@@ -118,7 +118,7 @@ impl Service {
     async fn start(limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
+        let metrics = Metrics::new(&LATENCY_BUCKETS, &["echo"], log_records_dropped());
         let router =
             Router::bind([listener], limits, SocketObserver::new(metrics.socket.clone())).unwrap();
         let mut neighbour = Peer::connect(address);

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
 use zmtp::endpoint::BindEndpoint;
 use zmtp::router::{Limits, RESERVED_PEERS};
 
@@ -217,6 +217,17 @@ pub struct ServerConfig {
     )]
     pub request_deadline: Duration,
 
+    /// Let a client say how long a request is worth working on
+    ///
+    /// It sends two frames before the payload (docs/services.md), and a request that has waited
+    /// longer is answered with an error. The default, false, rejects requests with these frames.
+    #[arg(
+        long, env = "ZMQ_ECHO_CLIENT_DEADLINES", value_name = "BOOL", default_value_t = false,
+        action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub client_deadlines: bool,
+
     /// What to do if the service panics
     ///
     /// The default, reply, keeps one bad request from taking down one replica after the other as
@@ -324,6 +335,7 @@ impl ServerConfig {
         Settings {
             drain: self.drain(),
             request_deadline: Some(self.request_deadline).filter(|deadline| !deadline.is_zero()),
+            client_deadlines: self.client_deadlines,
             exit_on_panic: self.on_panic == OnPanic::Exit,
         }
     }

@@ -4,6 +4,7 @@
 //! Each series exists at zero from the first scrape: what is not there cannot be
 //! scaled on, and an alert on it cannot fire.
 
+pub mod methods;
 mod process;
 pub mod series;
 
@@ -13,6 +14,7 @@ use prometheus::{
     Result, TextEncoder,
 };
 
+use self::methods::{Label, Methods};
 use self::process::Process;
 use self::series::{counter, counters, gauge, histogram, register, seconds};
 use zmtp::Reason;
@@ -106,8 +108,8 @@ pub struct SocketMetrics {
     pub pending_replies: IntGauge,
     /// Bytes held for peers: parts of messages, and replies.
     pub buffered_bytes: IntGauge,
-    /// From a client's request read to its reply handed to the kernel, in seconds.
-    pub request_duration: Histogram,
+    /// Replies and their latency, by method.
+    pub methods: Methods,
     limits: LimitMetrics,
 }
 
@@ -196,18 +198,29 @@ impl LimitMetrics {
 
 /// Counts a socket's events.
 ///
-/// The latency histogram is kept apart while there is work, and let out with each
+/// Replies and their latency are kept apart while there is work, and let out with each
 /// [`Event::Turned`].
 #[derive(Debug)]
 pub struct SocketObserver {
     metrics: SocketMetrics,
+    methods: Vec<Replied>,
+}
+
+/// What one method's series are behind.
+#[derive(Debug)]
+struct Replied {
+    ok: u64,
+    error: u64,
     duration: LocalHistogram,
 }
 
 impl SocketObserver {
     /// Counts in `metrics`.
     pub fn new(metrics: SocketMetrics) -> Self {
-        Self { duration: metrics.request_duration.local(), metrics }
+        let methods = metrics.methods.all().iter();
+        let methods =
+            methods.map(|method| Replied { ok: 0, error: 0, duration: method.duration.local() });
+        Self { methods: methods.collect(), metrics }
     }
 }
 
@@ -221,9 +234,17 @@ impl Observer for SocketObserver {
             Event::Disconnected(reason) => metrics.disconnected(reason),
             Event::Peers(peers) => metrics.peers.set(peers as i64),
             Event::Malformed => metrics.malformed_requests.inc(),
-            Event::Replied { replies, latency } => {
+            Event::Replied { replies, label, latency } => {
+                let label = Label::of_number(label);
+                let index = label.method().min(self.methods.len() - 1);
+                let method = &mut self.methods[index];
+                if label.is_error() {
+                    method.error += replies as u64;
+                } else {
+                    method.ok += replies as u64;
+                }
                 let seconds = latency.as_secs_f64();
-                (0..replies).for_each(|_| self.duration.observe(seconds));
+                (0..replies).for_each(|_| method.duration.observe(seconds));
             }
             Event::Undeliverable(replies) => metrics.undeliverable_peer_gone.inc_by(replies),
             Event::Lost(requests) => metrics.lost_requests.inc_by(requests),
@@ -238,8 +259,14 @@ impl Observer for SocketObserver {
 
 impl SocketObserver {
     fn turned(&mut self, totals: &Totals) {
-        self.duration.flush();
         let metrics = &self.metrics;
+        for (behind, method) in self.methods.iter_mut().zip(metrics.methods.all()) {
+            if behind.ok + behind.error > 0 {
+                method.ok.inc_by(std::mem::take(&mut behind.ok));
+                method.error.inc_by(std::mem::take(&mut behind.error));
+                behind.duration.flush();
+            }
+        }
         metrics.received_bytes.inc_by(totals.received_bytes as u64);
         metrics.sent_bytes.inc_by(totals.sent_bytes as u64);
         metrics.pending_replies.set(totals.pending_replies as i64);
@@ -281,14 +308,19 @@ impl SocketMetrics {
 impl Metrics {
     /// All series at zero, in a registry of their own.
     ///
-    /// `buckets` are the latency buckets' upper bounds in seconds, rising.
-    /// `log_records_dropped` counts for the log, which is older than the registry.
-    pub fn new(buckets: &[f64], log_records_dropped: IntCounter) -> Self {
-        Self::registered(buckets, log_records_dropped)
+    /// `buckets` are the latency buckets' upper bounds in seconds, rising. `methods` are the
+    /// names of the service's methods, each once. `log_records_dropped` counts for the log, which
+    /// is older than the registry.
+    pub fn new(buckets: &[f64], methods: &[&'static str], log_records_dropped: IntCounter) -> Self {
+        Self::registered(buckets, methods, log_records_dropped)
             .expect("names and labels are valid, and each name is registered once")
     }
 
-    fn registered(buckets: &[f64], log_records_dropped: IntCounter) -> Result<Self> {
+    fn registered(
+        buckets: &[f64],
+        methods: &[&'static str],
+        log_records_dropped: IntCounter,
+    ) -> Result<Self> {
         let registry = Registry::new();
         let r = &registry;
         let requests = counters(r, "zmq_echo_requests_total", "Requests received.", "source")?;
@@ -374,12 +406,7 @@ impl Metrics {
                     "zmq_echo_buffered_bytes",
                     "Bytes held for peers: parts of messages, and replies.",
                 )?,
-                request_duration: histogram(
-                    r,
-                    "zmq_echo_request_duration_seconds",
-                    "Time from a client's request read to its reply handed to the kernel.",
-                    buckets,
-                )?,
+                methods: Methods::new(r, methods, buckets)?,
                 limits: LimitMetrics::new(r)?,
             },
             rejected: counter(

@@ -160,6 +160,7 @@ fn run<S>(
             reply: Some(reply),
             is_last: true,
             worked: Some((started, Instant::now())),
+            token: None,
         };
         if replies.blocking_send(completion).is_err() {
             return;

@@ -21,13 +21,16 @@
 //!
 //! All futures run on one thread of their own, so one must not block: use
 //! [`Blocking`](super::Blocking) for that. When a client leaves, the futures of its requests are
-//! dropped. A panic costs its request.
+//! dropped. A panic costs its request. A stream of replies waits for a client that reads slowly, and
+//! counts towards the limit meanwhile.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::Instant;
@@ -35,8 +38,9 @@ use std::time::Instant;
 use futures_util::future::{AbortHandle, Abortable};
 use futures_util::stream::{BoxStream, FuturesUnordered};
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use zmtp::Message;
+use zmtp::router::ALLOWANCE;
 
 use crate::log;
 
@@ -46,6 +50,13 @@ use super::interface::{Completion, Service};
 use super::rejection::Rejection;
 use super::request::{Answer, Call, Request};
 
+/// Bytes of a stream's replies that may be on their way to the socket, or wait there for a client
+/// with too many, before the stream is asked for more. It is what every peer may hold.
+const WINDOW: usize = ALLOWANCE;
+
+/// What a reply costs of that beside its bytes.
+const REPLY: usize = 64;
+
 /// Orders that are taken from the loop at a time.
 const BATCH: usize = 256;
 
@@ -53,7 +64,8 @@ const BATCH: usize = 256;
 pub enum Replies {
     /// One reply.
     One(Message),
-    /// Several, in order. An error ends them.
+    /// Several, in order. An error ends them. The next one is asked for only while the client
+    /// takes them.
     Stream(BoxStream<'static, Result<Message, Rejection>>),
 }
 
@@ -178,11 +190,19 @@ async fn dispatch<S>(
                         Ok(()) => Ok(service.call(call)),
                         Err(error) => Err(error.into()),
                     };
-                    let (handle, registration) = AbortHandle::new_pair();
-                    handles.put(ticket, handle);
-                    let work = answer(ticket, started, reply, replies.clone());
-                    let work = Abortable::new(work, registration);
-                    running.push(work.map(move |done| (ticket, done)));
+                    let mut work = Box::pin(answer(ticket, started, reply, &replies));
+                    // What needs no waiting takes no place among the futures that run. What does
+                    // is polled again as one of them, and is woken by that poll.
+                    match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+                        // If the loop has ended, nobody waits for it.
+                        Poll::Ready(done) => drop(replies.send(done).await),
+                        Poll::Pending => {
+                            let (handle, registration) = AbortHandle::new_pair();
+                            handles.put(ticket, handle);
+                            let work = Abortable::new(work, registration);
+                            running.push(work.map(move |done| (ticket, done)));
+                        }
+                    }
                     ready = if !waiting.is_empty() && running.len() < limit {
                         poll_fn(|cx| service.poll_ready(cx)).now_or_never()
                     } else {
@@ -195,7 +215,7 @@ async fn dispatch<S>(
                 while let Some((ticket, done)) = ended {
                     handles.take(ticket);
                     // If the loop has ended, nobody waits for it.
-                    if let Ok(Some(completion)) = done {
+                    if let Ok(completion) = done {
                         let _ = replies.send(completion).await;
                     }
                     ended = running.next().now_or_never().flatten();
@@ -223,19 +243,19 @@ impl Handles {
     }
 }
 
-/// Drives one request to its end. Returns its only reply, or sends its replies itself if there
-/// may be several.
+/// Drives one request to its end, and returns its last reply. Those before it are sent.
 async fn answer<E: Into<Rejection>>(
     ticket: Ticket,
     started: Instant,
     reply: Result<impl Future<Output = Result<Replies, E>>, Rejection>,
-    replies: mpsc::Sender<Completion>,
-) -> Option<Completion> {
+    replies: &mpsc::Sender<Completion>,
+) -> Completion {
     let completion = |reply: Option<Result<Message, Rejection>>, is_last: bool| Completion {
         ticket,
         reply,
         is_last,
         worked: is_last.then(|| (started, Instant::now())),
+        token: None,
     };
     let work = async {
         let made = match reply {
@@ -244,25 +264,59 @@ async fn answer<E: Into<Rejection>>(
         };
         let mut stream = match made {
             Ok(Replies::Stream(stream)) => stream,
-            Ok(Replies::One(message)) => return Some(completion(Some(Ok(message)), true)),
-            Err(rejection) => return Some(completion(Some(Err(rejection)), true)),
+            Ok(Replies::One(message)) => return completion(Some(Ok(message)), true),
+            Err(rejection) => return completion(Some(Err(rejection)), true),
         };
-        while let Some(item) = stream.next().await {
-            if item.is_err() {
-                return Some(completion(Some(item), true));
+        let window = Window::default();
+        loop {
+            let room = window.room().await;
+            match stream.next().await {
+                None => return completion(None, true),
+                Some(Err(rejection)) => return completion(Some(Err(rejection)), true),
+                Some(Ok(message)) => {
+                    let token = Some(window.take(room, message.bytes()));
+                    let reply = Completion { token, ..completion(Some(Ok(message)), false) };
+                    // If the loop has ended, nobody waits for it.
+                    let _ = replies.send(reply).await;
+                }
             }
-            // If the loop has ended, nobody waits for it.
-            let _ = replies.send(completion(Some(item), false)).await;
         }
-        Some(completion(None, true))
     };
     let mut work = pin!(work);
     let caught = poll_fn(|cx| match log::caught(|| work.as_mut().poll(cx)) {
         Ok(poll) => poll.map(Ok),
         Err(panic) => Poll::Ready(Err(panic)),
     });
-    let panicked = |_| Some(completion(Some(Err(Rejection::panicked())), true));
+    let panicked = |_| completion(Some(Err(Rejection::panicked())), true);
     caught.await.unwrap_or_else(panicked)
+}
+
+/// How much of a stream is on its way to its client.
+struct Window(Arc<Semaphore>);
+
+impl Default for Window {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(WINDOW)))
+    }
+}
+
+impl Window {
+    /// Waits until there is room for a reply.
+    async fn room(&self) -> OwnedSemaphorePermit {
+        let room = Arc::clone(&self.0).acquire_owned().await;
+        room.expect("it is never closed")
+    }
+
+    /// Takes the room of a reply of this many bytes, or all that there is if it is larger. It is
+    /// free again when the token is dropped.
+    fn take(&self, mut room: OwnedSemaphorePermit, bytes: usize) -> Box<dyn Any + Send> {
+        // Only this stream takes room, so what is there stays there.
+        let more = (bytes + REPLY - 1).min(self.0.available_permits());
+        if let Ok(more) = Arc::clone(&self.0).try_acquire_many_owned(more as u32) {
+            room.merge(more);
+        }
+        Box::new(room)
+    }
 }
 
 /// Makes a [`tower_service::Service`] of an `async` function.

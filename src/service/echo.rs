@@ -8,6 +8,10 @@ use super::request::{Answer, Request};
 pub struct Echo;
 
 impl Service for Echo {
+    fn methods(&self) -> &'static [&'static str] {
+        &["echo"]
+    }
+
     #[inline(always)]
     fn call(&mut self, request: Request<'_>) -> Answer {
         request.echo()

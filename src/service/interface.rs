@@ -21,6 +21,7 @@
 //! [`Concurrent`](super::Concurrent), futures on a runtime of their own: while a call runs, the
 //! loop serves nobody else.
 
+use std::any::Any;
 use std::future::{Future, pending};
 use std::time::Instant;
 
@@ -55,6 +56,19 @@ pub trait Service {
     /// server is shutting down. Replies to it are ignored from now on.
     fn cancel(&mut self, _ticket: Ticket) {}
 
+    /// The names of the methods by which requests are counted. They are values of a label, so
+    /// there are few of them, and each once. The loop asks once, at the start.
+    fn methods(&self) -> &'static [&'static str] {
+        &["any"]
+    }
+
+    /// Which of its methods a request asks for: its index in [`Service::methods`]. A request
+    /// with another number is counted as `other`. The loop asks before each [`Service::call`].
+    #[inline(always)]
+    fn method(&self, _request: &Request<'_>) -> usize {
+        0
+    }
+
     /// Whether the service can do its work. If not, probes and checks fail with this text.
     ///
     /// # Errors
@@ -76,6 +90,9 @@ pub struct Completion {
     pub is_last: bool,
     /// From when to when the request was worked on, with the last reply.
     pub worked: Option<(Instant, Instant)>,
+    /// Dropped once its client has room for more replies. A stream waits for that, so that a
+    /// client which reads slowly slows it down.
+    pub token: Option<Box<dyn Any + Send>>,
 }
 
 impl<F: FnMut(Request<'_>) -> Answer> Service for F {

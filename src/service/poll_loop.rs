@@ -21,6 +21,7 @@ use zmtp::router::{Closed, ConnectedPeer, Origin, PeerId, Router, SendError};
 
 use crate::log;
 use crate::metrics::Metrics;
+use crate::metrics::methods::Label;
 use crate::service::drain::{Action, Drain, DrainPolicy, Ending};
 use crate::service::health::{Health, Phase};
 use crate::service::in_flight::{Entry, InFlight, Ticket};
@@ -29,6 +30,7 @@ use crate::service::panics::Panics;
 use crate::service::rejection::{CHECK, Rejection, is_reserved};
 use crate::service::request::{Answer, Kind, Peers, Request, check_payload, envelope};
 use crate::service::termination::{AsyncTermination, Signal, TerminationSocket};
+use crate::service::time_limit::{self, TIME_LIMIT};
 use crate::service::turn::{Due, TurnClock};
 
 /// While draining the loop turns this often, to notice soon that a peer has left. (Otherwise
@@ -101,6 +103,8 @@ pub struct Settings {
     /// A request that has waited for this long is not worked on any more. It is for services
     /// that answer later; `None` for no limit.
     pub request_deadline: Option<Duration>,
+    /// Whether clients may say how long a request is worth working on: see [`time_limit`].
+    pub client_deadlines: bool,
     /// Whether a panic of the service ends the process, rather than only its request.
     pub exit_on_panic: bool,
 }
@@ -127,11 +131,12 @@ pub async fn run<O: Observer, S: Service>(
         socket,
         termination,
         drain: Drain::new(settings.drain),
+        client_deadlines: settings.client_deadlines,
         exit_on_panic: settings.exit_on_panic,
         message: Message::default(),
         in_flight: InFlight::new(settings.request_deadline),
         clock: TurnClock::new(now),
-        is_calling: false,
+        calling: None,
         panics: Panics::default(),
         queue_duration: metrics.queue_duration.local(),
         work_duration: metrics.work_duration.local(),
@@ -154,13 +159,15 @@ struct PollLoop<'a, O, S, F> {
     socket: Router<O>,
     termination: AsyncTermination,
     drain: Drain,
+    client_deadlines: bool,
     exit_on_panic: bool,
     /// The request that is being answered, and then its reply.
     message: Message,
     in_flight: InFlight,
     clock: TurnClock,
-    /// Whether the service is at work, so that a panic is its own.
-    is_calling: bool,
+    /// What the request is counted under that the service is at work on, if it is: then a panic
+    /// is its own.
+    calling: Option<Label>,
     panics: Panics,
     /// Kept apart from the metrics during a turn, as an atomic operation for each reply costs.
     queue_duration: LocalHistogram,
@@ -318,7 +325,7 @@ where
     fn answer_ready(&mut self, first: Origin, tally: &mut Tally) -> bool {
         let mut next = Some(first);
         while let Some(origin) = next {
-            self.answer(&origin, tally);
+            self.answer(origin, tally);
             match self.clock.message(Instant::now) {
                 Due::Nothing => {}
                 Due::Flush => self.socket.flush_batch(),
@@ -334,8 +341,8 @@ where
 
     /// Answers one request.
     #[inline(always)]
-    fn answer(&mut self, origin: &Origin, tally: &mut Tally) {
-        tally.request(origin);
+    fn answer(&mut self, mut origin: Origin, tally: &mut Tally) {
+        tally.request(&origin);
         let payload_at = envelope(&self.message);
         trace!(
             identity = %self.identity(origin.peer).escape_ascii(),
@@ -345,40 +352,72 @@ where
         );
         let first = self.message.frames().get(payload_at);
         let Answer(kind) = if origin.is_monitor || first.is_some_and(|frame| is_reserved(frame)) {
-            self.answer_check(origin, payload_at)
+            self.answer_reserved(&mut origin, payload_at)
         } else {
-            self.is_calling = true;
-            let request = Request {
-                message: &mut self.message,
-                payload_at,
-                origin: *origin,
-                peers: &self.socket,
-                in_flight: &mut self.in_flight,
-            };
-            let answer = self.service.call(request);
-            self.is_calling = false;
-            answer
+            self.call(&mut origin, payload_at, None)
         };
         match kind {
-            Kind::Reply => self.send(origin, tally),
-            Kind::Later(ticket) => self.hold(origin, ticket),
-            Kind::Reject(rejection) => self.reject(origin, payload_at, &rejection, tally),
+            Kind::Reply => self.send(&origin, tally),
+            Kind::Later(ticket) => self.hold(&origin, ticket),
+            Kind::Reject(rejection) => self.reject(&origin, payload_at, &rejection, tally),
         }
     }
 
-    /// Answers a probe or a check itself, so that neither needs anything of the service but to be
-    /// healthy. No other request may begin with a reserved frame.
+    /// Has the service answer a request, unless its deadline has passed.
+    #[inline(always)]
+    fn call(
+        &mut self,
+        origin: &mut Origin,
+        payload_at: usize,
+        deadline: Option<Instant>,
+    ) -> Answer {
+        self.calling = Some(Label::NO_METHOD);
+        let mut request = Request {
+            message: &mut self.message,
+            payload_at,
+            origin: *origin,
+            peers: &self.socket,
+            in_flight: &mut self.in_flight,
+            deadline,
+        };
+        let label = Label::of_method(self.service.method(&request));
+        self.calling = Some(label);
+        origin.label = label.number();
+        request.origin.label = label.number();
+        let answer = if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            request.reject(Rejection::deadline())
+        } else {
+            self.service.call(request)
+        };
+        self.calling = None;
+        answer
+    }
+
+    /// Answers a probe, or a request that begins with a reserved frame. Probes and checks need
+    /// nothing of the service but to be healthy.
     #[cold]
     #[inline(never)]
-    fn answer_check(&mut self, origin: &Origin, payload_at: usize) -> Answer {
-        let first = self.message.frames().get(payload_at);
-        if !origin.is_monitor && first.is_none_or(|frame| frame != &CHECK[..]) {
+    fn answer_reserved(&mut self, origin: &mut Origin, payload_at: usize) -> Answer {
+        origin.label = Label::NO_METHOD.number();
+        let is = |frame: &[u8]| self.message.frames().get(payload_at).is_some_and(|it| it == frame);
+        if origin.is_monitor || is(CHECK) {
+            return match self.service.health() {
+                Ok(()) => Answer(Kind::Reply),
+                Err(text) => Answer(Kind::Reject(Rejection::unhealthy(text))),
+            };
+        }
+        if !self.client_deadlines || !is(TIME_LIMIT) {
             return Answer(Kind::Reject(Rejection::reserved()));
         }
-        match self.service.health() {
-            Ok(()) => Answer(Kind::Reply),
-            Err(text) => Answer(Kind::Reject(Rejection::unhealthy(text))),
+        let limit = match time_limit::take(&mut self.message, payload_at) {
+            Ok(limit) => limit,
+            Err(rejection) => return Answer(Kind::Reject(rejection)),
+        };
+        let first = self.message.frames().get(payload_at);
+        if first.is_some_and(|frame| is_reserved(frame)) {
+            return Answer(Kind::Reject(Rejection::reserved()));
         }
+        self.call(origin, payload_at, Some(origin.read_at + limit))
     }
 
     /// Sends the reply that stands in the request's place.
@@ -421,7 +460,7 @@ where
         let frames = self.message.frames_mut();
         frames.truncate(payload_at);
         frames.extend(rejection.frames());
-        self.send(origin, tally);
+        self.send(&as_error(origin), tally);
     }
 
     /// Sends replies that are ready, and then takes requests that are: a flood of one must not
@@ -444,27 +483,29 @@ where
 
     /// Sends one reply to a request that was taken for later.
     fn complete(&mut self, completion: Completion) {
-        let Completion { ticket, reply, is_last, worked } = completion;
+        let Completion { ticket, reply, is_last, worked, token } = completion;
         if matches!(&reply, Some(Err(rejection)) if rejection.code == "panicked") {
             self.panicked();
         }
         let Some(entry) = self.in_flight.get(ticket) else { return };
-        let read_at = entry.origin.read_at;
+        let origin = entry.origin;
         if let Some(reply) = reply {
             let reply = reply.and_then(|payload| check_payload(&payload).map(|()| payload));
-            let payload = reply.unwrap_or_else(|rejection| {
-                self.metrics.rejected.inc();
-                debug!(%rejection, "request rejected");
-                (&rejection).into()
-            });
-            if self.send_later(ticket, payload) {
+            let is_sent = match reply {
+                Ok(payload) => self.send_later(ticket, payload, false),
+                Err(rejection) => self.reject_later(ticket, &rejection),
+            };
+            if is_sent {
                 self.replied += u64::from(self.drain.begun());
+            }
+            if let Some(token) = token {
+                self.socket.keep_until_room(&origin, token);
             }
         }
         if is_last {
             self.settle(ticket);
             if let Some((began, ended)) = worked {
-                let queued = began.saturating_duration_since(read_at);
+                let queued = began.saturating_duration_since(origin.read_at);
                 self.queue_duration.observe(queued.as_secs_f64());
                 self.work_duration.observe((ended - began).as_secs_f64());
             }
@@ -480,13 +521,21 @@ where
         }
     }
 
+    /// Sends an error reply to a request that was taken for later, as [`Self::send_later`] does.
+    fn reject_later(&mut self, ticket: Ticket, rejection: &Rejection) -> bool {
+        self.metrics.rejected.inc();
+        debug!(%rejection, "request rejected");
+        self.send_later(ticket, rejection.into(), true)
+    }
+
     /// Sends a reply to a request that was taken for later, and says whether its peer is still
     /// there.
-    fn send_later(&mut self, ticket: Ticket, payload: Message) -> bool {
+    fn send_later(&mut self, ticket: Ticket, payload: Message, is_error: bool) -> bool {
         let Some(entry) = self.in_flight.get(ticket) else { return false };
         self.message.clone_from(&entry.envelope);
         self.message.frames_mut().extend(payload.into_frames());
-        let sent = self.socket.send_to(&entry.origin, &mut self.message);
+        let origin = if is_error { as_error(&entry.origin) } else { entry.origin };
+        let sent = self.socket.send_to(&origin, &mut self.message);
         sent.map_err(|error| self.not_delivered(&error)).is_ok()
     }
 
@@ -515,10 +564,12 @@ where
         tally: &mut Tally,
     ) -> Result<bool, LoopError> {
         self.metrics.panics.inc();
-        if !std::mem::take(&mut self.is_calling) || !self.panics.may_go_on(Instant::now()) {
+        let Some(label) = self.calling.take().filter(|_| self.panics.may_go_on(Instant::now()))
+        else {
             resume_unwind(panic);
-        }
-        if let Some(origin) = self.socket.batch_origin() {
+        };
+        if let Some(mut origin) = self.socket.batch_origin() {
+            origin.label = label.number();
             let payload_at = envelope(&self.message);
             self.reject(&origin, payload_at, &Rejection::panicked(), tally);
         }
@@ -532,8 +583,7 @@ where
 
     /// Tells a client that its request will not be finished.
     fn give_up(&mut self, ticket: Ticket, rejection: &Rejection) {
-        self.metrics.rejected.inc();
-        self.send_later(ticket, rejection.into());
+        self.reject_later(ticket, rejection);
         self.settle(ticket);
     }
 
@@ -622,6 +672,11 @@ where
         );
         Report { ending, answered, lost, unfinished, closed, duration }
     }
+}
+
+/// Where an error reply to the same request goes, and what it is counted under.
+fn as_error(origin: &Origin) -> Origin {
+    Origin { label: Label::of_number(origin.label).error().number(), ..*origin }
 }
 
 /// Waits for `future` while the loop's turns go on, for liveness stays true until

@@ -11,8 +11,10 @@
 //! with one has failed. So an error reply cannot be mistaken for a payload, not even for one
 //! that is echoed.
 //!
-//! The other reserved frame is [`CHECK`]: the loop returns a request that begins with it without
-//! asking the service. Clients use it to find out whether a server answers.
+//! There are two other reserved frames. The loop returns a request that begins with [`CHECK`]
+//! without asking the service: clients use it to find out whether a server answers. And
+//! [`time_limit`](super::time_limit) has the frame that says how long a request is worth working
+//! on.
 
 use std::borrow::Cow;
 use std::fmt;

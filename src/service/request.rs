@@ -12,6 +12,7 @@ use zmtp::router::{ConnectedPeer, Origin, PeerId};
 
 use super::in_flight::{InFlight, Ticket};
 use super::rejection::Rejection;
+use crate::metrics::methods::Label;
 
 /// What the loop does about a request. A [`Request`] makes it.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ pub struct Request<'a> {
     pub(super) origin: Origin,
     pub(super) peers: &'a dyn Peers,
     pub(super) in_flight: &'a mut InFlight,
+    pub(super) deadline: Option<Instant>,
 }
 
 /// A request that is answered later.
@@ -50,6 +52,8 @@ pub struct Call {
     pub ticket: Ticket,
     /// The payload, in memory of its own.
     pub payload: Message,
+    /// Which of the service's methods it asks for: see [`Request::method`].
+    pub method: usize,
     /// Who sent it, or `None` if it has left.
     pub peer: Option<ConnectedPeer>,
     /// When it was read.
@@ -80,6 +84,12 @@ impl Request<'_> {
         owned(self.frames())
     }
 
+    /// Which of the service's methods it asks for, as
+    /// [`Service::method`](super::Service::method) has said.
+    pub fn method(&self) -> usize {
+        Label::of_number(self.origin.label).method()
+    }
+
     /// Who sent it.
     pub fn peer(&self) -> Option<ConnectedPeer> {
         self.peers.peer(self.origin.peer)
@@ -88,6 +98,12 @@ impl Request<'_> {
     /// When it was read.
     pub fn read_at(&self) -> Instant {
         self.origin.read_at
+    }
+
+    /// When it is not worth working on any more, if its client has said so. It was not over when
+    /// the service was called.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
     }
 
     /// Replies with the request's own payload.
@@ -116,13 +132,14 @@ impl Request<'_> {
     /// Takes the request for an answer later: what to work on, and what to tell the loop now.
     pub fn later(self) -> (Call, Answer) {
         let payload = self.payload();
-        let peer = self.peer();
+        let (peer, method) = (self.peer(), self.method());
         let envelope = self.message.frames().range(..self.payload_at);
         let envelope = owned(envelope.map(|frame| &frame[..]));
         let read_at = self.origin.read_at;
         let ticket = self.in_flight.add(self.origin, envelope, payload.bytes());
-        let deadline = self.in_flight.deadline(read_at);
-        let call = Call { ticket, payload, peer, read_at, deadline };
+        let deadlines = [self.deadline, self.in_flight.deadline(read_at)];
+        let deadline = deadlines.into_iter().flatten().min();
+        let call = Call { ticket, payload, method, peer, read_at, deadline };
         (call, Answer(Kind::Later(ticket)))
     }
 }

@@ -10,7 +10,9 @@ use zmtp::Message;
 
 use super::faults::{Outcome, Switches};
 use super::work::Work;
-use crate::service::{Answer, Blocking, Call, Completion, Rejection, Request, Service, Ticket};
+use crate::service::{
+    Answer, Blocking, Call, Completion, Echo, Rejection, Request, Service, Ticket,
+};
 
 /// The code with which a thread tells the service that a request gets no reply. It never leaves
 /// the process.
@@ -38,6 +40,10 @@ impl SimulatedEcho {
 }
 
 impl Service for SimulatedEcho {
+    fn methods(&self) -> &'static [&'static str] {
+        Echo.methods()
+    }
+
     fn call(&mut self, request: Request<'_>) -> Answer {
         self.pool.call(request)
     }

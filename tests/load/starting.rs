@@ -105,8 +105,8 @@ fn if_no_endpoint_answers_one_line_says_the_last_reason_and_what_to_do() {
         ),
         (
             http.to_string(),
-            "this is not a ZeroMQ port: what answers does not speak ZMTP; is this the port that \
-             the server binds for ZeroMQ?",
+            "this is not a ZeroMQ port: the peer does not speak ZMTP; is this the port that the \
+             server binds for ZeroMQ?",
         ),
         (
             publisher.to_string(),

@@ -1,4 +1,4 @@
-//! docs/operations.md and the README say what the manifests say.
+//! docs/operations.md, docs/kubernetes.md and the README say what the manifests say.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ use crate::server::{config, probe_config};
 use crate::support::shell::{blocks_of, commands, commands_of};
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
+const KUBERNETES: &str = include_str!("../../docs/kubernetes.md");
 const README: &str = include_str!("../../README.md");
 const DEPLOYMENT: &str = include_str!("../../k8s/base/deployment.yaml");
 
@@ -293,7 +294,7 @@ fn every_reason_that_is_named_is_one() {
 fn every_object_that_is_named_is_there() {
     let there: BTreeSet<_> =
         variant("overlays-local").documents.iter().map(|one| name_of(one).to_lowercase()).collect();
-    let words = [OPERATIONS, README]
+    let words = [OPERATIONS, KUBERNETES, README]
         .into_iter()
         .flat_map(|text| text.split(|c: char| !c.is_ascii_alphanumeric() && !"/-".contains(c)));
     let named: Vec<_> = words
@@ -313,7 +314,8 @@ fn every_service_and_path_that_is_named_is_there() {
         .map(|document| name_of(document).to_lowercase())
         .collect();
     let belongs = |c: char| c.is_ascii_alphanumeric() || "/-._".contains(c);
-    let words = [OPERATIONS, README].into_iter().flat_map(|text| text.split(|c| !belongs(c)));
+    let pages = [OPERATIONS, KUBERNETES, README];
+    let words = pages.into_iter().flat_map(|text| text.split(|c| !belongs(c)));
     let (mut services, mut paths) = (0, 0);
     for word in words.map(|word| word.trim_end_matches('.')) {
         if word.starts_with("service/") {
@@ -325,27 +327,6 @@ fn every_service_and_path_that_is_named_is_there() {
         }
     }
     assert!(services >= 2 && paths > 15, "{services} services, {paths} paths");
-}
-
-#[test]
-fn every_link_leads_somewhere() {
-    let anchor = |heading: &str| {
-        let kept = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
-        kept.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect::<String>()
-    };
-    let headings = OPERATIONS.lines().filter(|line| line.starts_with('#'));
-    let headings: BTreeSet<_> = headings.map(anchor).collect();
-    let links =
-        |text: &'static str| text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-    for link in links(OPERATIONS).filter(|link| !link.starts_with("https://")) {
-        match link.split_once('#') {
-            Some(("", heading)) => assert!(headings.contains(heading), "{link}"),
-            _ => assert!(root().join("docs").join(link).exists(), "{link}"),
-        }
-    }
-    for link in links(README).filter_map(|link| link.strip_prefix("docs/operations.md#")) {
-        assert!(headings.contains(link), "{link}");
-    }
 }
 
 #[test]
@@ -371,8 +352,8 @@ fn the_other_probes_are_an_overlay_that_builds_and_asks_the_side_port() {
 }
 
 #[test]
-fn production_takes_an_image_by_its_digest_with_the_commands_of_the_readme() {
-    let blocks = blocks_of(README);
+fn production_takes_an_image_by_its_digest_with_the_commands_of_the_documents() {
+    let blocks = blocks_of(KUBERNETES);
     let block = blocks.iter().find(|block| block.contains("sha256:DIGEST")).unwrap();
     let [set, apply] = &commands_of(block)[..] else { panic!("two commands") };
     // In a copy, and with kustomize in place of a cluster.
@@ -441,8 +422,8 @@ fn away() -> PathBuf {
 }
 
 #[test]
-fn the_readme_lists_every_directory_of_the_manifests() {
-    let rows = table(README, "| directory | what it is |");
+fn the_documents_list_every_directory_of_the_manifests() {
+    let rows = table(KUBERNETES, "| directory | what it is |");
     let listed: BTreeSet<_> =
         rows.iter().map(|row| root().join(row[0].trim_matches('`'))).collect();
     let held: BTreeSet<_> = sources()
@@ -454,20 +435,30 @@ fn the_readme_lists_every_directory_of_the_manifests() {
 }
 
 #[test]
-fn the_walk_through_makes_and_loads_the_image_that_the_manifests_run() {
-    let (_, section) = README.split_once("## In a cluster\n").unwrap();
-    let section = section.split("\n## ").next().unwrap();
-    let commands: Vec<_> = section.split("```").nth(1).unwrap().lines().skip(1).collect();
-    assert_eq!(commands.len(), 4);
+fn the_commands_build_load_and_run_the_image_of_the_manifests() {
     let image = format!("{NAME}:{VERSION}");
-    for command in &commands[..2] {
-        assert!(command.split(' ').any(|word| word == image), "{command}");
+    let (mut images, mut overlays) = (0, 0);
+    for (file, command) in commands() {
+        let place = format!("{}: {command}", file.display());
+        for part in command.split(" && ") {
+            let words: Vec<_> = part.split_whitespace().collect();
+            match words[..] {
+                ["docker", "build" | "run", ..] | ["kind", "load", ..] => {
+                    assert!(words.contains(&image.as_str()), "{place}");
+                    images += 1;
+                }
+                ["kubectl", "apply", "-k", overlay, ..] => {
+                    assert!(root().join(overlay).join("kustomization.yaml").exists(), "{place}");
+                    overlays += 1;
+                }
+                ["kubectl", ..] if file.ends_with("README.md") => {
+                    assert!(part.contains(&format!("--namespace {NAME} ")), "{place}");
+                }
+                _ => {}
+            }
+        }
     }
-    let applied = commands[2].split(' ').nth(3).unwrap();
-    assert!(root().join(applied).join("kustomization.yaml").exists(), "{applied}");
-    for command in &commands[2..] {
-        assert!(command.contains(&format!("--namespace {NAME} ")), "{command}");
-    }
+    assert!(images >= 3 && overlays >= 3, "{images} images, {overlays} overlays");
     let local = variant("overlays-local");
     for container in local.pods().iter().flat_map(|pod| pod.containers()) {
         assert_eq!(container.image, Some(image.clone()));

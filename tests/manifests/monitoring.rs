@@ -129,11 +129,11 @@ fn the_label_release_is_said_where_people_look_and_reaches_what_the_operator_sel
     for document in of_the_operator {
         assert!(document["metadata"]["labels"]["release"].is_string(), "{document}");
     }
-    let readme = include_str!("../../README.md");
+    let kubernetes = include_str!("../../docs/kubernetes.md");
     let (monitoring, _) = component_file("monitoring/kustomization.yaml");
     let (monitor, _) = component_file("monitoring/pod-monitor.yaml");
     let alert = page.split("### ZmqEchoNoReplicaSeen\n").nth(1).unwrap();
-    for text in [readme, &monitoring, &monitor, alert] {
+    for text in [kubernetes, &monitoring, &monitor, alert] {
         assert!(text.contains("`release`"), "{text}");
     }
 }

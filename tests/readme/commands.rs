@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::README;
+use super::{LOAD_GENERATOR, README};
 use crate::support::built::LOAD;
 use crate::support::shell::{blocks_of, blocks_under, commands, commands_of, documents, inline};
 use crate::support::{PROBE, Process, SERVER, Server, command, get, sample, scrape, wait_until};
@@ -39,10 +39,16 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("curl http://127.0.0.1:8080/faults", "the tests of the simulation send the same"),
 ];
 
-/// Sections whose commands a test runs as they are written.
-const RUN: [&str; 3] = ["## See it work", "## Three replicas", "## The load generator"];
+/// Documents and sections with blocks that a test runs as they are written, each with a
+/// command by which the block is known.
+const RUN: [(&str, &str, &str); 4] = [
+    (README, "## One minute", "zmq-echo-probe"),
+    (README, "## Three replicas", "for n in 1 2 3"),
+    (README, "## Three replicas", ">> 2.log"),
+    (LOAD_GENERATOR, "# The load generator", "zmq-echo-load"),
+];
 
-/// The one block of another section that a test runs: that of the manifests.
+/// The one block of another document that a test runs: that of the manifests.
 const RUN_WITH_KUBECTL: &str = "cat >> k8s/overlays/production/kustomization.yaml";
 
 /// How all three servers are stopped, in the prose beside them.
@@ -52,8 +58,7 @@ const STOP: &str = "kill $(cat ?.pid)";
 fn every_command_is_run_by_a_test_or_stands_on_the_list_with_its_reason() {
     let run: Vec<_> = RUN
         .iter()
-        .flat_map(|heading| blocks_under(README, heading))
-        .flat_map(|block| commands_of(&block))
+        .flat_map(|(document, heading, part)| commands_of(&block_under(document, heading, part)))
         .collect();
     let commands = commands();
     let begins = |command: &str| NOT_RUN.iter().any(|(begin, _)| command.starts_with(begin));
@@ -66,6 +71,13 @@ fn every_command_is_run_by_a_test_or_stands_on_the_list_with_its_reason() {
         let any = commands.iter().any(|(_, command)| command.starts_with(begin));
         assert!(any, "no command begins with `{begin}`, which {reason}");
     }
+}
+
+/// The block under a heading that contains this part of a command.
+fn block_under(document: &str, heading: &str, part: &str) -> String {
+    let blocks = blocks_under(document, heading);
+    let block = blocks.into_iter().find(|block| block.contains(part));
+    block.unwrap_or_else(|| panic!("no block with `{part}` under `{heading}`"))
 }
 
 #[test]
@@ -106,13 +118,12 @@ fn shell(block: &str, addresses: &[(&str, String)], place: &Path) -> Command {
 
 #[test]
 fn the_probe_and_the_side_port_answer_as_the_readme_says() {
-    let blocks = blocks_under(README, "## See it work");
-    let [block] = &blocks[..] else { panic!("one block") };
+    let block = block_under(README, "## One minute", "zmq-echo-probe");
     let server = Server::start(&[]);
     let place = Place::new("see");
     let addresses = [("127.0.0.1:8080", server.http.to_string())];
     let mut said = String::new();
-    for one in commands_of(block) {
+    for one in commands_of(&block) {
         if one.starts_with("curl") && Command::new("curl").arg("--version").output().is_err() {
             // What curl does, where there is none.
             let path = one.split("8080").nth(1).unwrap().split_whitespace().next().unwrap();
@@ -130,14 +141,13 @@ fn the_probe_and_the_side_port_answer_as_the_readme_says() {
 }
 
 #[test]
-fn the_load_generator_makes_its_report_as_the_readme_says() {
-    let blocks = blocks_under(README, "## The load generator");
-    let [block] = &blocks[..] else { panic!("one block") };
+fn the_load_generator_makes_its_report_as_the_document_says() {
+    let block = block_under(LOAD_GENERATOR, "# The load generator", "zmq-echo-load");
     let server = Server::start(&[]);
     let place = Place::new("load");
     // Shorter, and at a pace that a busy machine keeps.
     let shorter = [("--duration 30s", "--duration 1s".to_owned()), ("5000", "500".to_owned())];
-    let mut shell = shell(block, &shorter, &place.0);
+    let mut shell = shell(&block, &shorter, &place.0);
     shell.env("ZMQ_ECHO_LOAD_ENDPOINTS", &server.endpoint).env("ZMQ_ECHO_LOAD_TIMEOUT", "1m");
     let output = shell.output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -193,8 +203,8 @@ impl Drop for Place {
 
 #[test]
 fn one_of_three_servers_is_restarted_under_load_and_all_are_stopped_as_the_readme_says() {
-    let blocks = blocks_under(README, "## Three replicas");
-    let [start, restart] = &blocks[..] else { panic!("two blocks") };
+    let block = |part| block_under(README, "## Three replicas", part);
+    let (start, restart) = (block("for n in 1 2 3"), block(">> 2.log"));
     assert!(README.contains(&format!("`{STOP}`")));
     let place = Place::new("replicas");
     // An address of this process's own, as the ports are the README's.
@@ -211,12 +221,12 @@ fn one_of_three_servers_is_restarted_under_load_and_all_are_stopped_as_the_readm
     };
     let is_up = |port| TcpStream::connect(SocketAddr::from((host, port))).is_ok();
 
-    let mut load = Process::spawn(&mut shell(start));
+    let mut load = Process::spawn(&mut shell(&start));
     wait_until("the second server is under load", || {
         let requests = r#"zmq_echo_requests_total{source="client"}"#;
         is_up(8082) && sample(&scrape(SocketAddr::from((host, 8082))), requests) > Some(10.0)
     });
-    let status = shell(restart).stdout(Stdio::null()).status().unwrap();
+    let status = shell(&restart).stdout(Stdio::null()).status().unwrap();
     assert!(status.success(), "{status}");
     wait_until("the second server is back", || is_up(5552));
     let mut table = String::new();

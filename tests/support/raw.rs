@@ -1,7 +1,7 @@
-//! ZMTP by hand, for peers that no library would make: RFC 23.
+//! Hand-written ZMTP (RFC 23), for peers that no library would make.
 //!
-//! What goes on the wire comes as bytes, and what speaks it is blocking, also in tests
-//! of the async client: a peer made by hand has a thread of its own.
+//! Everything on the wire is bytes, and everything that speaks it blocks, even in tests of the
+//! async client: a hand-made peer has a thread of its own.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ pub const GREETING_START: usize = 11;
 /// The server's READY.
 pub const SERVER_READY: &[u8] = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER";
 
-/// The server's greeting and READY.
+/// Length of the server's greeting and READY.
 pub const SERVER_HELLO: usize = 64 + SERVER_READY.len();
 
 /// A greeting of ZMTP 3.`minor`.
@@ -26,13 +26,12 @@ pub fn greeting(minor: u8) -> Vec<u8> {
     greeting
 }
 
-/// The header of a frame: its flags, the one for eight bytes included, and the
-/// size that it announces.
+/// The header of a long frame with these flags that announces `size` bytes.
 pub fn announced(flags: u8, size: u64) -> Vec<u8> {
     [&[flags | 0x02], &size.to_be_bytes()[..]].concat()
 }
 
-/// A frame as the server would send it.
+/// A message frame, encoded as the server encodes it.
 pub fn frame(body: &[u8], more: bool) -> Vec<u8> {
     with_header(u8::from(more), body)
 }
@@ -41,7 +40,7 @@ pub fn command(body: &[u8]) -> Vec<u8> {
     with_header(0x04, body)
 }
 
-/// With eight bytes of size where one will not do.
+/// Uses an eight-byte size if one byte is not enough.
 fn with_header(flags: u8, body: &[u8]) -> Vec<u8> {
     let header = match u8::try_from(body.len()) {
         Ok(size) => vec![flags, size],
@@ -50,7 +49,7 @@ fn with_header(flags: u8, body: &[u8]) -> Vec<u8> {
     [&header, body].concat()
 }
 
-/// The ERROR by which the server refuses a peer.
+/// The ERROR that the server sends to a peer that it refuses.
 pub fn error(reason: &str) -> Vec<u8> {
     command(&[b"\x05ERROR", &[reason.len() as u8][..], reason.as_bytes()].concat())
 }
@@ -68,12 +67,12 @@ pub fn message(frames: &[&[u8]]) -> Vec<u8> {
     frames.iter().enumerate().flat_map(|(at, body)| frame(body, at < last)).collect()
 }
 
-/// A message as [`read_message`] gives it.
+/// Encodes a message in the form that [`read_message`] returns.
 pub fn echo(frames: &[Vec<u8>]) -> Vec<u8> {
     message(&frames.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
 
-/// READY in the long form of a command, which it may have however short it is.
+/// READY as a long command, which is allowed however short it is.
 pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
     let body = ready_body(socket_type, identity);
     [announced(0x04, body.len() as u64), body].concat()
@@ -95,8 +94,8 @@ pub fn hello(minor: u8, socket_type: &str, identity: &[u8]) -> Vec<u8> {
     [greeting(minor), ready(socket_type, identity)].concat()
 }
 
-/// A connection that has sent nothing, with small kernel buffers: as the kernel
-/// lets them grow, it takes megabytes to be stuck.
+/// A connection that has sent nothing, with small kernel buffers. If the kernel let them grow, it
+/// would take megabytes until a write blocks.
 pub fn stream(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("the kernel accepts");
     let socket = socket2::SockRef::from(&stream);
@@ -108,19 +107,19 @@ pub fn stream(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// A DEALER of ZMTP 3.`minor` on such a connection, its handshake done.
+/// A DEALER of ZMTP 3.`minor` on such a connection, with a completed handshake.
 pub fn dealer(address: SocketAddr, minor: u8, identity: &[u8]) -> TcpStream {
     let mut stream = stream(address);
     shake_hands(&mut stream, &hello(minor, "DEALER", identity));
     stream
 }
 
-/// `count` peers of ZMTP 3.0, connected.
+/// `count` connected peers of ZMTP 3.0.
 pub fn crowd(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| dealer(address, 0, b"")).collect()
 }
 
-/// A DEALER of ZMTP 3.0 on a connection with the kernel's own buffers.
+/// A DEALER of ZMTP 3.0 on a connection with default kernel buffers.
 pub fn connect(address: SocketAddr, identity: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).expect("the server accepts");
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -128,14 +127,14 @@ pub fn connect(address: SocketAddr, identity: &[u8]) -> TcpStream {
     stream
 }
 
-/// Sends `hello` and reads the server's.
+/// Sends `hello` and reads the server's greeting and READY.
 #[track_caller]
 pub fn shake_hands(stream: &mut TcpStream, hello: &[u8]) {
     stream.write_all(hello).unwrap();
     read(stream, SERVER_HELLO);
 }
 
-/// Greets and shakes hands as a ROUTER would; the READY of who has connected.
+/// Greets and completes the handshake as a ROUTER. Returns the READY of the connecting peer.
 pub fn welcome(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     stream.write_all(&greeting(0))?;
     stream.read_exact(&mut [0; 64])?;
@@ -150,7 +149,7 @@ pub fn read(stream: &mut impl Read, count: usize) -> Vec<u8> {
     bytes
 }
 
-/// One frame or command: its flags and its body.
+/// Reads one frame or command. Returns its flags and its body.
 #[track_caller]
 pub fn read_frame(stream: &mut impl Read) -> (u8, Vec<u8>) {
     let flags = read(stream, 1)[0];
@@ -160,7 +159,7 @@ pub fn read_frame(stream: &mut impl Read) -> (u8, Vec<u8>) {
     (flags, read(stream, u64::from_be_bytes(size) as usize))
 }
 
-/// Reads a whole message: its frames.
+/// Reads a whole message and returns its frames.
 pub fn read_message(stream: &mut impl Read) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     loop {
@@ -178,14 +177,13 @@ pub fn echoes(stream: &mut TcpStream, bytes: &[u8]) {
     assert!(read(stream, bytes.len()) == bytes, "another message came back");
 }
 
-/// Writes `bytes` over and over, in a thread of its own, until the other side has
-/// closed.
+/// Writes `bytes` repeatedly, in a thread of its own, until the other side closes.
 pub fn flood(stream: &TcpStream, bytes: Vec<u8>) -> JoinHandle<()> {
     let mut writer = stream.try_clone().unwrap();
     thread::spawn(move || while writer.write_all(&bytes).is_ok() {})
 }
 
-/// So many peers who always have a next request and take every reply, until the other
+/// Starts `count` peers that always have another request and read every reply, until the other
 /// side is gone.
 pub fn keep_busy(address: SocketAddr, count: usize) {
     for mut peer in crowd(address, count) {
@@ -194,13 +192,13 @@ pub fn keep_busy(address: SocketAddr, count: usize) {
     }
 }
 
-/// Leaves as soon as the other side has said that nothing more comes.
+/// Closes the connection as soon as the other side has closed its direction.
 #[track_caller]
 pub fn leave_when_closed(mut stream: TcpStream) {
     read_until_closed(&mut stream);
 }
 
-/// Reads until the other side has closed; how much came before.
+/// Reads until the other side has closed. Returns how many bytes came before.
 #[track_caller]
 pub fn read_until_closed(stream: &mut TcpStream) -> u64 {
     let mut bytes = vec![0; 64 << 10];

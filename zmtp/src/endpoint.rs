@@ -1,4 +1,4 @@
-//! ZeroMQ endpoints, `tcp://HOST:PORT`, to bind to and to connect to.
+//! ZeroMQ endpoints to bind to and to connect to, in the form `tcp://HOST:PORT`.
 
 use std::fmt;
 use std::io;
@@ -7,8 +7,8 @@ use std::str::FromStr;
 
 use crate::listeners;
 
-/// Where a server listens: `tcp://HOST:PORT`, or `tcp://*:PORT` for all
-/// interfaces. Port 0 lets the kernel choose.
+/// An endpoint to listen on: `tcp://HOST:PORT`, or `tcp://*:PORT` for all interfaces. With port 0
+/// the kernel chooses a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindEndpoint {
     host: BindHost,
@@ -21,33 +21,41 @@ enum BindHost {
     Name(String),
 }
 
-/// Where a client connects: `tcp://HOST:PORT`, the host a name or an address.
+/// An endpoint to connect to: `tcp://HOST:PORT`, where the host is a name or an address.
+///
+/// ```
+/// use zmtp::endpoint::ConnectEndpoint;
+///
+/// let endpoint: ConnectEndpoint = "tcp://[::1]:5555".parse()?;
+/// assert_eq!(endpoint.host_and_port(), ("::1", 5555));
+/// # Ok::<_, zmtp::endpoint::EndpointError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectEndpoint {
     host: String,
     port: u16,
 }
 
-/// Why a text is not an endpoint; says what would be one.
+/// Why a text is not a valid endpoint. The message gives an example of a valid one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// Not of the form at all.
+    /// The text does not have the form `tcp://HOST:PORT`.
     #[error("expected tcp://HOST:PORT, such as {0}")]
     Form(&'static str),
-    /// The port is not one.
+    /// The port is missing or out of range.
     #[error("expected a port from {from} to 65535 after the last colon, such as {example}")]
     Port {
-        /// The lowest port that would do.
+        /// The lowest valid port.
         from: u16,
-        /// A whole endpoint that would do.
+        /// A complete valid endpoint.
         example: &'static str,
     },
-    /// `*` says nothing about where to connect.
+    /// `*` does not name a host to connect to.
     #[error(
         "a client needs a host to connect to, such as tcp://127.0.0.1:5555; `*` is for binding"
     )]
     Wildcard,
-    /// An IPv6 address without its brackets.
+    /// An IPv6 address without brackets.
     #[error("expected an IPv6 address in brackets, such as tcp://[::1]:5555")]
     Brackets,
 }
@@ -55,14 +63,14 @@ pub enum EndpointError {
 impl BindEndpoint {
     const EXAMPLE: &str = "tcp://127.0.0.1:5555, or tcp://*:5555 for all interfaces";
 
-    /// Opens the listeners, which share one port.
+    /// Opens the listeners. They share one port.
     ///
-    /// `*` is IPv6 and IPv4 in one socket, or IPv4 alone if the host has no IPv6. A name
-    /// gets a listener on each of its addresses: [`listeners::open_each`].
+    /// `*` opens one socket for IPv6 and IPv4, or an IPv4 socket if the host has no IPv6. A name
+    /// gets a listener on each of its addresses (see [`listeners::open_each`]).
     ///
     /// # Errors
     ///
-    /// What the resolver or the kernel says: no such name, no permission, in use.
+    /// The resolver's or the kernel's error: unknown name, no permission, address in use.
     pub fn listen(&self) -> io::Result<Vec<TcpListener>> {
         match &self.host {
             BindHost::All => Ok(vec![listeners::open_on_all(self.port)?]),
@@ -77,7 +85,7 @@ impl BindEndpoint {
 impl ConnectEndpoint {
     const EXAMPLE: &str = "tcp://127.0.0.1:5555";
 
-    /// Host and port, for a resolver.
+    /// Host and port, in the form that resolvers take.
     pub fn host_and_port(&self) -> (&str, u16) {
         (&self.host, self.port)
     }
@@ -114,7 +122,7 @@ impl From<SocketAddr> for ConnectEndpoint {
     }
 }
 
-/// Host (without brackets) and port of `tcp://HOST:PORT`.
+/// Splits `tcp://HOST:PORT` into the host, without brackets, and the port.
 fn split<'a>(
     text: &'a str,
     example: &'static str,
@@ -124,7 +132,7 @@ fn split<'a>(
     let rest = text.strip_prefix("tcp://").ok_or(form.clone())?;
     let (host, port) = rest.rsplit_once(':').ok_or(form.clone())?;
     let port = Some(port)
-        // `parse` would take a plus sign.
+        // `parse` alone would accept a leading plus sign.
         .filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|port| port.parse().ok())
         .filter(|port| *port >= lowest_port)
@@ -173,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_parsed_is_printed_the_same() {
+    fn endpoints_print_as_they_were_parsed() {
         for text in [
             "tcp://127.0.0.1:5555",
             "tcp://*:0",
@@ -188,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_refused_with_what_would_be_right() {
+    fn invalid_endpoints_are_rejected_with_a_valid_example() {
         for text in [
             "",
             "5555",

@@ -1,13 +1,12 @@
-//! What a socket reports while it works, as one closed set.
+//! The events that a socket reports.
 
 use std::time::Duration;
 
 use crate::reason::Reason;
 
-/// What a [`Router`](crate::Router) reports to its [`Observer`].
+/// An event that a [`Router`](crate::Router) reports to its [`Observer`].
 ///
-/// Requests, replies and bytes are those of messages. Bytes are the bytes of frames without
-/// the identity.
+/// Byte counts cover message payloads. They exclude the identity frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A handshake succeeded.
@@ -16,50 +15,69 @@ pub enum Event {
     HandshakeFailed(Reason),
     /// An established connection ended.
     Disconnected(Reason),
-    /// The number of established connections changed to this.
+    /// The number of established connections is now this.
     Peers(usize),
-    /// A message of a REQ peer was dropped because it is no request.
+    /// A REQ peer sent a message that is not a request. It was dropped.
     Malformed,
-    /// The kernel took the last bytes of `replies` replies, this long after their requests
-    /// were read. Replies to monitors are not reported.
+    /// The kernel accepted the last bytes of these replies. Replies to monitors are not reported.
     Replied {
-        /// How many.
+        /// How many replies.
         replies: usize,
-        /// From the read of the request to the write of the reply.
+        /// The [`Origin::label`](crate::router::Origin::label) of their requests.
+        label: u32,
+        /// Time from reading the request to writing the reply.
         latency: Duration,
     },
-    /// A connection ended before these replies had left.
+    /// A connection ended before these replies were written.
     Undeliverable(u64),
     /// A connection ended before these requests were handed out.
     Lost(u64),
-    /// A socket that is closing threw these away.
+    /// A closing socket discarded these.
     Discarded {
-        /// Whole requests.
+        /// Complete requests.
         requests: u64,
-        /// Bytes of which it is unknown how many requests they are.
+        /// Bytes for which the number of requests is unknown.
         bytes: u64,
     },
-    /// The socket has nothing more to hand out for now, or hands out the first message
-    /// of a batch.
+    /// The socket has nothing more to hand out for now, or it is handing out the first message of
+    /// a batch.
     Turned(Totals),
 }
 
-/// What has moved since the last [`Event::Turned`], and what is held now.
+/// What moved since the last [`Event::Turned`], and what is held now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
-    /// Bytes received since then, without those of monitors.
+    /// Bytes received since then, excluding monitors.
     pub received_bytes: usize,
-    /// Bytes sent since then, without those to monitors.
+    /// Bytes sent since then, excluding monitors.
     pub sent_bytes: usize,
-    /// Replies that the kernel has not taken.
+    /// Replies that the kernel has not accepted yet.
     pub pending_replies: usize,
-    /// Bytes held for peers: parts of messages, and replies.
+    /// Bytes held for peers: partial messages and replies.
     pub buffered_bytes: usize,
 }
 
-/// Takes a socket's events, on the thread that polls the socket. It must not block.
+/// Receives a socket's events, on the thread that polls the socket. It must not block.
+///
+/// ```
+/// use zmtp::{Event, Observer};
+///
+/// #[derive(Default)]
+/// struct Connections(u64);
+///
+/// impl Observer for Connections {
+///     fn event(&mut self, event: Event) {
+///         if event == Event::Connected {
+///             self.0 += 1;
+///         }
+///     }
+/// }
+/// # let mut connections = Connections::default();
+/// # connections.event(Event::Connected);
+/// # assert_eq!(connections.0, 1);
+/// ```
 pub trait Observer {
-    /// Something happened.
+    /// Called for each event.
     fn event(&mut self, event: Event);
 }
 

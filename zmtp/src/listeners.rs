@@ -1,4 +1,4 @@
-//! Opens listeners.
+//! Opens TCP listeners.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -7,67 +7,68 @@ use std::time::Duration;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// How many connections may wait in the kernel to be accepted. When they are more, the
-/// kernel drops the next, whose client tries again a second later: too late for a probe.
-/// A rollout sends every client of the old replica here at once, and a flood brings
-/// thousands of connections in the few milliseconds in which the thread that accepts
-/// waits for a CPU. The kernel cuts the number down to `net.core.somaxconn`, which is
-/// 4096 by default.
+/// How many connections may wait in the kernel to be accepted.
+///
+/// If the queue is full, the kernel drops the next connection attempt, and the client retries a
+/// second later, which is too late for a probe. Two things fill it: a rollout, which sends all
+/// clients of the old replica here at once, and a flood, which opens thousands of connections in
+/// the few milliseconds that the accepting thread waits for a CPU. The kernel caps this at
+/// `net.core.somaxconn`, which defaults to 4096.
 const BACKLOG: i32 = 4096;
 
-/// How long to wait after an accept that failed. It fails mostly for lack of descriptors, and
-/// trying again at once would spin.
+/// How long to wait after a failed accept. Accept usually fails because the process has run out
+/// of file descriptors, and retrying at once would spin.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How many ports are tried if the kernel is to choose one that is free at several
-/// addresses.
+/// How many ports to try when the kernel chooses a port that must be free at several addresses.
 const PORT_ATTEMPTS: usize = 64;
 
-/// What an IPv6 listener does with IPv4.
+/// How an IPv6 listener treats IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ipv4 {
-    /// Takes it as well, if it is the wildcard.
+    /// Also accepts IPv4, if the address is the wildcard.
     Too,
-    /// Leaves it to another listener.
+    /// Leaves IPv4 to another listener.
     Elsewhere,
-    /// What `net.ipv6.bindv6only` says.
+    /// Follows `net.ipv6.bindv6only`.
     AsConfigured,
 }
 
-/// Opens a listener on one address; port 0 lets the kernel choose.
+/// Opens a listener on one address. With port 0 the kernel chooses a port.
 ///
 /// # Errors
 ///
-/// What the kernel says: no permission, in use, no such address.
+/// The kernel's error: no permission, address in use, no such address.
 pub fn open(address: SocketAddr) -> io::Result<TcpListener> {
     listen(address, Ipv4::AsConfigured)
 }
 
-/// Opens a listener on all interfaces, IPv6 and IPv4, or IPv4 alone if the host has no
+/// Opens a listener on all interfaces for IPv6 and IPv4, or for IPv4 alone if the host has no
 /// IPv6.
 ///
 /// # Errors
 ///
-/// As of [`open`].
+/// See [`open`].
 pub fn open_on_all(port: u16) -> io::Result<TcpListener> {
     let both = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), Ipv4::Too);
     both.or_else(|error| match error.kind() {
-        // The port is the problem, and IPv4 alone would hide it.
+        // The port is the problem. Falling back to IPv4 would hide that.
         io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
         _ => open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
     })
 }
 
-/// Opens a listener on each of `addresses`, which have one port. Port 0 lets the kernel
-/// choose one that is free at all of them. An address that this host lacks is left out:
-/// a name often has an IPv6 address where IPv6 is turned off.
+/// Opens a listener on each of `addresses`, all on the same port. With port 0 the kernel chooses
+/// a port that is free at all of them.
+///
+/// Addresses that this host does not have are skipped: a name often resolves to an IPv6 address
+/// on a host where IPv6 is disabled.
 ///
 /// # Errors
 ///
-/// As of [`open`], also if only one of the addresses is in use; or if this host has none
-/// of them.
+/// See [`open`]. It fails if any of the addresses is in use, or if this host has none of them.
 pub fn open_each(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
-    // A hosts file may name an address twice.
+    // A hosts file may list an address twice.
     let mut each: Vec<SocketAddr> = Vec::new();
     for address in addresses {
         if !each.contains(address) {
@@ -80,12 +81,12 @@ pub fn open_each(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
     }
 }
 
-/// As [`open_each`], each by `open`.
+/// [`open_each`] with the given function to open one listener.
 fn open_several(
     addresses: &[SocketAddr],
     mut open: impl FnMut(SocketAddr) -> io::Result<TcpListener>,
 ) -> io::Result<Vec<TcpListener>> {
-    // Kept until the end, so that the kernel chooses another port each time.
+    // Kept open until the end, so that the kernel chooses a different port each time.
     let mut given_up = Vec::new();
     loop {
         let mut listeners = Vec::new();
@@ -104,8 +105,7 @@ fn open_several(
     }
 }
 
-/// Adds to `listeners` until one address cannot be listened on. From the first on, all
-/// take the port that it has.
+/// Adds listeners until an address fails. All of them use the port of the first.
 fn open_in_turn(
     addresses: &[SocketAddr],
     listeners: &mut Vec<TcpListener>,
@@ -127,7 +127,7 @@ fn open_in_turn(
     if listeners.is_empty() { Err(lacking) } else { Ok(()) }
 }
 
-/// Whether this host does not have the address, or nothing of its family.
+/// Whether this host does not have the address, or lacks its address family.
 fn is_lacking(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable
         || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
@@ -135,7 +135,7 @@ fn is_lacking(error: &io::Error) -> bool {
 
 fn listen(address: SocketAddr, ipv4: Ipv4) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restarted server must not wait for the old connections' TIME_WAIT.
+    // Otherwise a restarted server would have to wait for old connections in TIME_WAIT.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() && ipv4 != Ipv4::AsConfigured {
         socket.set_only_v6(ipv4 == Ipv4::Elsewhere)?;
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_listener_takes_ipv4_and_ipv6() {
+    fn a_wildcard_listener_accepts_ipv4_and_ipv6() {
         let listener = open_on_all(0).unwrap();
         let address = listener.local_addr().unwrap();
         TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).unwrap();
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_of_a_name_is_listened_on_at_one_port() {
+    fn all_addresses_of_a_name_are_opened_on_one_port() {
         let listeners =
             open_each(&addresses(&["127.0.0.1:0", "127.0.0.2:0", "127.0.0.1:0"])).unwrap();
         let bound = bound(&listeners);
@@ -181,16 +181,16 @@ mod tests {
     }
 
     #[test]
-    fn wildcards_of_both_families_do_not_get_in_each_others_way() {
-        // If the host has no IPv6, that address is left out.
+    fn wildcards_of_both_families_do_not_conflict() {
+        // On a host without IPv6 that address is skipped.
         let listeners = open_each(&addresses(&["[::]:0", "0.0.0.0:0"])).unwrap();
         let port = listeners[0].local_addr().unwrap().port();
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
     }
 
     #[test]
-    fn an_address_that_this_host_lacks_is_left_out_unless_it_is_the_only_one() {
-        // Of the blocks for documentation, which no host has.
+    fn missing_addresses_are_skipped_unless_none_is_left() {
+        // Addresses reserved for documentation, which no host has.
         let (lacking, lacking_too) = ("192.0.2.1:0", "[2001:db8::1]:0");
         let listeners = open_each(&addresses(&[lacking, "127.0.0.1:0", lacking_too])).unwrap();
         assert_eq!(listeners.len(), 1);
@@ -213,11 +213,11 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_port_is_another_one_if_the_first_is_taken_at_another_address() {
+    fn another_port_is_chosen_if_the_first_is_taken_at_one_address() {
         let each = addresses(&["127.0.0.1:0", "127.0.0.2:0"]);
         let mut in_the_way = Vec::new();
         let listeners = open_several(&each, |address| {
-            // The first three ports are taken by the time at which they are needed.
+            // The first three ports are taken by the time they are needed.
             if address.port() != 0 && in_the_way.len() < 3 {
                 in_the_way.push(open(address)?);
             }

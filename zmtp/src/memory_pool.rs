@@ -1,9 +1,19 @@
-//! A bound on memory that several connections share.
+//! A memory limit that several connections share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// So many bytes, for all that share the pool. Cloning shares it.
+/// A budget of bytes that several holders share. Clones share the same budget.
+///
+/// ```
+/// use zmtp::memory_pool::MemoryPool;
+///
+/// let pool = MemoryPool::new(100);
+/// let share = pool.take(60).expect("60 of 100 bytes are free");
+/// assert!(pool.take(41).is_none());
+/// drop(share);
+/// assert_eq!(pool.taken(), 0);
+/// ```
 #[derive(Debug, Clone)]
 pub struct MemoryPool(Arc<Pool>);
 
@@ -14,29 +24,29 @@ struct Pool {
 }
 
 impl MemoryPool {
-    /// A pool of `size` bytes.
+    /// Creates a pool of `size` bytes.
     pub fn new(size: usize) -> Self {
         Self(Arc::new(Pool { free: AtomicUsize::new(size), size }))
     }
 
-    /// Bytes that are taken.
+    /// Bytes in use.
     pub fn taken(&self) -> usize {
         self.0.size - self.0.free.load(Relaxed)
     }
 
-    /// An empty share of the pool.
+    /// Creates an empty share of the pool.
     pub fn share(&self) -> Share {
         Share { pool: self.clone(), taken: 0 }
     }
 
-    /// Takes `bytes`, or nothing if they are not free.
+    /// Takes `bytes` from the pool, or returns `None` if they are not free.
     pub fn take(&self, bytes: usize) -> Option<Share> {
         let mut share = self.share();
         share.resize(bytes).then_some(share)
     }
 }
 
-/// What one holder has taken of a pool. It is free again when this is dropped.
+/// One holder's share of a pool. Dropping it returns the bytes.
 #[derive(Debug)]
 pub struct Share {
     pool: MemoryPool,
@@ -44,8 +54,8 @@ pub struct Share {
 }
 
 impl Share {
-    /// Makes the share `bytes` large. It stays as it was, and the result is false, if they are
-    /// not free.
+    /// Changes the size of the share to `bytes`. If they are not free, leaves it as it is and
+    /// returns `false`.
     pub fn resize(&mut self, bytes: usize) -> bool {
         let free = &self.pool.0.free;
         if bytes == self.taken {
@@ -75,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_never_exceed_their_pool_and_give_back_what_they_took() {
+    fn shares_never_exceed_their_pool_and_return_their_bytes() {
         let pool = MemoryPool::new(100);
         let mut one = pool.take(60).unwrap();
         assert!(pool.take(41).is_none());

@@ -1,13 +1,25 @@
-//! A message.
+//! The message type.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// A message: its frames, in order.
+/// A message: one or more frames, in order.
 ///
-/// What a ROUTER receives begins with the identity of the sender, and what it sends with the
-/// identity of the receiver (RFC 28). Frames are reference-counted: cloning one copies no bytes.
+/// A ROUTER adds the sender's identity as the first frame of each message that it receives, and
+/// takes the first frame of each message that it sends as the receiver's identity (RFC 28).
+/// [`Router::recv_from`](crate::Router::recv_from) and
+/// [`Router::send_to`](crate::Router::send_to) work without that frame.
+///
+/// Frames are reference-counted, so cloning a message copies no payload.
+///
+/// ```
+/// use zmtp::Message;
+///
+/// let message = Message::from(["to".into(), "".into(), "hello".into()]);
+/// assert_eq!(message.frames().len(), 3);
+/// assert_eq!(message.bytes(), 7);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Message {
     frames: VecDeque<Bytes>,
@@ -19,19 +31,19 @@ impl Message {
         &self.frames
     }
 
-    /// The frames, to be changed.
+    /// The frames, mutably.
     #[inline(always)]
     pub fn frames_mut(&mut self) -> &mut VecDeque<Bytes> {
         &mut self.frames
     }
 
-    /// The frames, taken apart.
+    /// Returns the frames.
     #[inline(always)]
     pub fn into_frames(self) -> VecDeque<Bytes> {
         self.frames
     }
 
-    /// Bytes of all frames.
+    /// Total size of all frames, in bytes.
     pub fn bytes(&self) -> usize {
         self.frames.iter().map(Bytes::len).sum()
     }

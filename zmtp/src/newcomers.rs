@@ -1,23 +1,24 @@
-//! Connections that have not said yet what they want, and which of them gives way
-//! when there is no room for the next one.
+//! Connections whose handshake has not finished, and which of them to close when there is no room
+//! for the next one.
 //!
-//! A host that opens connections and says nothing takes room from itself: the host
-//! with the most newcomers loses its oldest. Newcomers younger than [`PATIENCE`] are
-//! spared while there is an older one, because an honest client needs a moment. Each
-//! operation costs O(log n), so that a flood of connections stays affordable.
+//! A host that opens connections and sends nothing should take room only from itself. So the host
+//! with the most newcomers loses its oldest one. Newcomers younger than [`PATIENCE`] are spared
+//! while there is an older one, because an honest client needs a moment for its handshake. Each
+//! operation costs O(log n), so a flood of connections stays affordable.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-/// How long a newcomer is spared while an older one can give way: several round trips
-/// around the world.
+/// How long a newcomer is spared while an older one can be closed: several round trips around the
+/// world.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What counts as one host: an IPv4 address, or the /64 network of an IPv6 address. An
-/// IPv6 host usually has a whole /64 and may connect from any address in it, so single
-/// addresses would tell nothing.
+/// What counts as one host: an IPv4 address, or the /64 network of an IPv6 address.
+///
+/// An IPv6 host usually has a whole /64 and may connect from any address in it, so counting
+/// single addresses would not limit it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Host(IpAddr);
 
@@ -30,29 +31,29 @@ impl From<IpAddr> for Host {
     }
 }
 
-/// Identifies a newcomer. Tickets rise in the order of arrival.
+/// Identifies a newcomer. Later arrivals have larger tickets.
 pub type Ticket = u64;
 
-/// The newcomers, each with a key of the caller's.
+/// The newcomers, each with a key that the caller chooses.
 #[derive(Debug)]
 pub struct Newcomers<K> {
     waiting: BTreeMap<Ticket, (Host, Instant, K)>,
     hosts: BTreeMap<Host, BTreeSet<Ticket>>,
-    /// Each host by how many newcomers it has; of two with as many, the one whose
-    /// oldest came first ranks higher.
+    /// Each host with its number of newcomers. If two have the same number, the one whose oldest
+    /// newcomer arrived first ranks higher.
     crowds: BTreeSet<(usize, Reverse<Ticket>, Host)>,
     next: Ticket,
 }
 
-/// The newcomer that gives way. The greater of two candidates goes first.
+/// The newcomer to close. Of two candidates, the greater one goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Candidate<K> {
     has_had_time: bool,
     crowd: usize,
     came_at: Reverse<Instant>,
-    /// Its ticket.
+    /// The candidate's ticket.
     pub ticket: Ticket,
-    /// Its key.
+    /// The candidate's key.
     pub key: K,
 }
 
@@ -63,7 +64,7 @@ impl<K> Default for Newcomers<K> {
 }
 
 impl<K: Copy + Ord> Newcomers<K> {
-    /// Adds a newcomer from `address` that came at `now`.
+    /// Adds a newcomer from `address` that arrived at `now`.
     pub fn insert(&mut self, address: IpAddr, key: K, now: Instant) -> Ticket {
         let ticket = self.next;
         self.next += 1;
@@ -73,14 +74,14 @@ impl<K: Copy + Ord> Newcomers<K> {
         ticket
     }
 
-    /// Removes a newcomer, if it is still one.
+    /// Removes a newcomer, if it is still there.
     pub fn remove(&mut self, ticket: Ticket) {
         if let Some((host, ..)) = self.waiting.remove(&ticket) {
             self.change(host, |tickets| _ = tickets.remove(&ticket));
         }
     }
 
-    /// How many there are.
+    /// Number of newcomers.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
@@ -90,8 +91,9 @@ impl<K: Copy + Ord> Newcomers<K> {
         self.waiting.is_empty()
     }
 
-    /// Which newcomer gives way at `now`: the oldest of the host that has most. If that
-    /// one is younger than [`PATIENCE`], the oldest of all goes, unless it is too.
+    /// The newcomer to close at `now`: the oldest of the host with the most newcomers. If that
+    /// one is younger than [`PATIENCE`], it is the oldest of all, unless that is too young as
+    /// well.
     pub fn candidate(&self, now: Instant) -> Option<Candidate<K>> {
         let (_, Reverse(of_crowd), _) = *self.crowds.last()?;
         let of_crowd = self.as_candidate(of_crowd, now);
@@ -113,7 +115,7 @@ impl<K: Copy + Ord> Newcomers<K> {
         }
     }
 
-    /// Changes the tickets of `host`, and its rank with them.
+    /// Changes the tickets of `host`, and its rank accordingly.
     fn change(&mut self, host: Host, change: impl FnOnce(&mut BTreeSet<Ticket>)) {
         let rank = |tickets: &BTreeSet<Ticket>| {
             tickets.first().map(|oldest| (tickets.len(), Reverse(*oldest), host))
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_of_the_host_that_has_most_gives_way() {
+    fn the_host_with_the_most_newcomers_loses_its_oldest() {
         let start = Instant::now();
         let mut newcomers = Newcomers::default();
         assert_eq!(next(&newcomers, start), None);
@@ -159,14 +161,14 @@ mod tests {
         newcomers.insert(address(2), 2, start);
         assert_eq!(next(&newcomers, start + PATIENCE), Some(1));
         newcomers.remove(oldest);
-        // Each has one: the one that has waited longer.
+        // Each host has one, so the one that has waited longer is closed.
         assert_eq!(next(&newcomers, start + PATIENCE), Some(0));
         newcomers.remove(oldest);
-        assert_eq!(newcomers.len(), 2, "a ticket is good for once");
+        assert_eq!(newcomers.len(), 2, "a ticket works only once");
     }
 
     #[test]
-    fn a_newcomer_younger_than_a_second_gives_way_only_if_there_is_no_older_one() {
+    fn a_young_newcomer_is_closed_only_if_there_is_no_older_one() {
         let start = Instant::now();
         let mut newcomers = Newcomers::default();
         let alone = newcomers.insert(address(1), 0, start);
@@ -177,11 +179,15 @@ mod tests {
         newcomers.remove(alone);
         assert_eq!(next(&newcomers, start + PATIENCE), Some(1));
         newcomers.insert(address(1), 6, start + PATIENCE);
-        assert_eq!(next(&newcomers, start + PATIENCE), Some(1), "all are young: the crowd's");
+        assert_eq!(
+            next(&newcomers, start + PATIENCE),
+            Some(1),
+            "all are young, so the crowd loses one"
+        );
     }
 
     #[test]
-    fn ipv6_addresses_count_by_their_64_bit_network_and_mapped_ones_as_ipv4() {
+    fn ipv6_hosts_count_by_their_64_bit_network_and_mapped_ones_as_ipv4() {
         let host = |text: &str| Host::from(text.parse::<IpAddr>().unwrap());
         assert_eq!(host("2001:db8:1:2:3:4:5:6"), host("2001:db8:1:2::1"));
         assert_ne!(host("2001:db8:1:2::1"), host("2001:db8:1:3::1"));
@@ -190,9 +196,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a look at all of them.
+        /// Compares with a search through all newcomers.
         #[test]
-        fn the_accounts_agree_with_a_look_at_every_newcomer(
+        fn candidates_match_a_search_through_all_newcomers(
             steps in vec((0u8..4, any::<bool>(), 0u64..400), 1..200),
         ) {
             let mut now = Instant::now();
@@ -210,7 +216,7 @@ mod tests {
                 all.iter().for_each(|(_, host, _)| *crowds.entry(*host).or_default() += 1);
                 let most = crowds.values().max();
                 let is_old = |(_, _, at): &&(Ticket, u8, Instant)| now - *at >= PATIENCE;
-                // In order of arrival: the first of the largest crowds is the oldest.
+                // In order of arrival, so the first of the largest crowds is the oldest.
                 let of_crowd = all.iter().find(|(_, host, _)| crowds.get(host) == most);
                 let expected = of_crowd.filter(is_old).or(all.first().filter(is_old)).or(of_crowd);
                 let told = newcomers.candidate(now).map(|candidate| candidate.ticket);

@@ -1,14 +1,18 @@
-//! Text from outside, made printable.
+//! Makes untrusted text safe to print.
 
 use std::borrow::Cow;
 
-/// Escapes what could end a line, steer a terminal or turn the direction of a text: control
-/// characters, line separators, and the marks of bidirectional text that embed, isolate or
-/// override. They are escaped as Rust has them, `\n` or `\u{1b}`. Everything else stays, so that
-/// people can read it in their own script.
+/// Escapes characters that could end a line, control a terminal or change the direction of text:
+/// control characters, line separators, and bidirectional embeddings, overrides and isolates.
+/// They become Rust escapes such as `\n` or `\u{1b}`. All other characters stay, so people can
+/// read text in their own script.
 ///
-/// Pass text from a peer, a server or a name through this before it enters an error or a log.
-/// Doing so twice changes nothing.
+/// Call it on text from a peer, a server or a name before you log it or put it in an error.
+/// Applying it twice changes nothing.
+///
+/// ```
+/// assert_eq!(zmtp::printable("ok\u{1b}[31m"), r"ok\u{1b}[31m");
+/// ```
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unsafe) {
         return Cow::Borrowed(text);
@@ -34,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_forge_a_record_or_steer_a_terminal_is_escaped() {
+    fn characters_that_forge_log_lines_or_control_terminals_are_escaped() {
         let controls = (0..0x20).chain(0x7f..0xa0);
         let marks = (0x2028..=0x202e).chain(0x2066..=0x2069);
         for code in controls.chain(marks) {
@@ -43,13 +47,13 @@ mod tests {
             let escaped = printable(&text);
             assert_eq!(escaped, format!("a{}b", c.escape_default()), "U+{code:04X}");
             assert!(escaped.is_ascii(), "U+{code:04X}");
-            assert_eq!(printable(&escaped), escaped, "it is escaped once");
+            assert_eq!(printable(&escaped), escaped, "escaping twice changes nothing");
         }
         assert_eq!(printable("no\r\n\u{1b}[31mINFO"), r"no\r\n\u{1b}[31mINFO");
     }
 
     #[test]
-    fn ordinary_text_stays_as_it_is() {
+    fn ordinary_text_is_unchanged() {
         for text in [
             "",
             "it's \"no\" \\ way",

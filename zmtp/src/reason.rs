@@ -1,59 +1,61 @@
 //! Why connections end: one closed set for logs, metrics and tests.
 
+use std::fmt;
 use std::io;
 
 /// Why a connection was refused or closed.
 ///
-/// Before the handshake is done it is the reason of a failed handshake, after it
-/// that of a disconnection.
+/// Before the handshake has finished, it says why the handshake failed. Afterwards, it says why
+/// the connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Reason {
-    /// The peer closed its connection between two messages, or the socket was closed.
+    /// The peer closed the connection between two messages, or the socket was closed.
     Closed,
-    /// The connection broke, or was closed within a message or a handshake.
+    /// The connection broke, or the peer closed it in the middle of a message or handshake.
     Error,
-    /// The server was full: it had no place for the connection, or the handshake made room
-    /// for another one.
+    /// The server was full. Either there was no slot for the connection, or its handshake was
+    /// dropped to make room for another one.
     PeerLimit,
-    /// Its address had as many connections as an address may have.
+    /// The peer's address already had as many connections as one address may have.
     AddressLimit,
-    /// The handshake was not done in time.
+    /// The handshake took too long.
     HandshakeTimeout,
-    /// The first bytes are no ZMTP signature: TLS, HTTP, noise, ZMTP 1.0.
+    /// The first bytes are not a ZMTP signature: TLS, HTTP, random bytes, or ZMTP 1.0.
     NotZmtp,
-    /// ZMTP before 3.0.
+    /// The peer speaks a ZMTP version before 3.0.
     Version,
-    /// A security mechanism other than NULL.
+    /// The peer wants a security mechanism other than NULL.
     Mechanism,
-    /// READY announces a socket type other than REQ, DEALER and ROUTER, or none.
+    /// READY announces no socket type, or one that must not connect to this socket (RFC 28).
     SocketType,
-    /// READY is malformed, larger than the limit, or has a property that we read twice.
+    /// READY is malformed, exceeds the limit, or contains a property twice that we use.
     Metadata,
-    /// An identity of more than 255 bytes.
+    /// The identity is longer than 255 bytes.
     Identity,
-    /// A message came where READY was due.
+    /// A message arrived where READY was expected.
     DataBeforeReady,
     /// The peer sent ERROR.
     PeerError,
-    /// Flag bits that RFC 23 reserves.
+    /// The peer set flag bits that RFC 23 reserves.
     ReservedFlags,
-    /// A command that is not known or not well formed.
+    /// The peer sent an unknown or malformed command.
     Command,
-    /// A message of more bytes than the limit.
+    /// A message has more bytes than the limit allows.
     MessageLimit,
-    /// A message of more frames than the limit.
+    /// A message has more frames than the limit allows.
     FrameLimit,
-    /// Half a message or a reply has not moved for the stall timeout.
+    /// A partial message made too little progress within the stall timeout.
     Stalled,
-    /// The shared pool was full, and this holder had gone longest without progress.
+    /// The shared memory pool was full, and this connection would have taken longest to free its
+    /// share.
     PoolFull,
-    /// The peer did not answer a PING, or broke the TTL that it had set itself.
+    /// The peer did not answer a PING, or stayed silent for longer than the TTL of its own PING.
     Vanished,
 }
 
 impl Reason {
-    /// All of them, in the order of their numbers.
+    /// All reasons, in declaration order.
     pub const ALL: [Reason; 20] = [
         Reason::Closed,
         Reason::Error,
@@ -77,8 +79,8 @@ impl Reason {
         Reason::Vanished,
     ];
 
-    /// The reason for the end of a connection that `error` has broken. The kernel says that a
-    /// connection has timed out if keepalive or retransmissions were in vain.
+    /// The reason for closing a connection that failed with `error`. The kernel reports a timeout
+    /// if keepalive probes or retransmissions went unanswered.
     pub fn of(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::TimedOut => Self::Vanished,
@@ -86,7 +88,7 @@ impl Reason {
         }
     }
 
-    /// The word for logs and metric labels.
+    /// The name used in logs and metric labels.
     pub const fn as_str(self) -> &'static str {
         match self {
             Reason::Closed => "closed",
@@ -112,7 +114,7 @@ impl Reason {
         }
     }
 
-    /// Whether a handshake can fail for it.
+    /// Whether a handshake can fail for this reason.
     pub const fn before_ready(self) -> bool {
         !matches!(
             self,
@@ -120,9 +122,10 @@ impl Reason {
         )
     }
 
-    /// Whether a peer that is refused for it in place of our READY is told by an ERROR,
-    /// after which libzmq does not come back (RFC 37, "Error Handling"). So it is never
-    /// sent for what a later attempt may survive, and it is no answer to an ERROR.
+    /// Whether a peer that is refused for this reason is sent an ERROR in place of our READY.
+    ///
+    /// libzmq does not reconnect after an ERROR (RFC 37, "Error Handling"). So ERROR is never
+    /// sent for a problem that may be gone at the next attempt, nor in answer to an ERROR.
     pub const fn sends_error(self) -> bool {
         matches!(
             self,
@@ -135,7 +138,7 @@ impl Reason {
         )
     }
 
-    /// Whether an established connection can end for it.
+    /// Whether an established connection can end for this reason.
     pub const fn after_ready(self) -> bool {
         matches!(
             self,
@@ -153,19 +156,28 @@ impl Reason {
     }
 }
 
+/// Writes the name that logs and metric labels use.
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::error::Error for Reason {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_is_listed_at_its_number_and_has_a_word_of_its_own() {
+    fn every_reason_is_listed_once_with_a_unique_name() {
         let mut words = std::collections::HashSet::new();
         for (number, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, number);
             assert!(words.insert(reason.as_str()));
             assert!(reason.before_ready() || reason.after_ready());
             assert!(reason.before_ready() || !reason.sends_error());
-            // It is sent as an ERROR's reason, which has visible characters alone.
+            // It is sent as an ERROR's reason, which allows only visible characters.
             assert!(reason.as_str().bytes().all(|byte| byte.is_ascii_graphic()));
         }
     }

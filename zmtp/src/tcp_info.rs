@@ -1,10 +1,10 @@
-//! What the kernel knows of a TCP connection: whether the other host still acknowledges.
+//! What the kernel knows about a TCP connection: whether the other host still acknowledges data.
 //!
-//! This is the only way to tell a slow reader from a lost host while replies wait. Linux sends
-//! no keepalive while data is unacknowledged, `TCP_USER_TIMEOUT` kills a live reader whose
-//! window stays closed, and libzmq answers no PING while its pipe is full. But as long as data
-//! waits, the kernel retransmits it or probes the closed window, and a host that is up
-//! acknowledges that, whatever its application does (RFC 9293, 3.8.6.1).
+//! While replies are waiting, this is the only way to tell a slow reader from a lost host. Linux
+//! sends no keepalive while data is unacknowledged. `TCP_USER_TIMEOUT` also kills a live reader
+//! whose window stays closed. libzmq answers no PING while its pipe is full. But as long as data
+//! is waiting, the kernel retransmits it or probes the closed window, and a host that is up
+//! acknowledges that, whatever its application does (RFC 9293, section 3.8.6.1).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -13,24 +13,24 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-/// The start of the kernel's `struct tcp_info` (`linux/tcp.h`), up to `tcpi_notsent_bytes`, which
-/// Linux has had since 4.6. Its layout only ever grows at its end.
+/// The length of the kernel's `struct tcp_info` (`linux/tcp.h`) up to `tcpi_notsent_bytes`,
+/// available since Linux 4.6. The struct only ever grows at its end.
 const BYTES: usize = 148;
 
-/// After this long without an acknowledgement, several unanswered packets mean a lost host. A
-/// network that reroutes or a virtual machine that migrates is back sooner.
+/// After this long without an acknowledgement, several unanswered packets mean that the host is
+/// lost. Rerouting networks and migrating virtual machines recover sooner.
 const SEVERAL_UNANSWERED: Duration = Duration::from_secs(60);
 
-/// After this long, one does. The kernel's probes of a closed window come ever more rarely, up
-/// to two minutes apart, so waiting for a second one would take too long.
+/// After this long, a single unanswered packet is enough. The kernel probes a closed window less
+/// and less often, up to two minutes apart, so waiting for a second probe would take too long.
 const ONE_UNANSWERED: Duration = Duration::from_secs(90);
 
-/// What the kernel says of a connection.
+/// What the kernel says about a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpInfo {
-    /// Retransmissions or window probes in a row that were not acknowledged.
+    /// Consecutive retransmissions or window probes without an acknowledgement.
     pub unanswered: u8,
-    /// How long ago the last acknowledgement came.
+    /// Time since the last acknowledgement.
     pub last_ack: Duration,
     /// Bytes that the other host has acknowledged since the connection was made.
     pub acknowledged: u64,
@@ -41,7 +41,7 @@ impl TcpInfo {
     ///
     /// # Errors
     ///
-    /// What the kernel says, or [`io::ErrorKind::Unsupported`] if it knows less than Linux 4.6.
+    /// The kernel's error, or [`io::ErrorKind::Unsupported`] on kernels older than Linux 4.6.
     pub fn of(socket: impl AsFd) -> io::Result<Self> {
         let raw = read(socket)?;
         let word = |at: usize| u32::from_ne_bytes(raw[at..at + 4].try_into().expect("four bytes"));
@@ -56,13 +56,13 @@ impl TcpInfo {
         })
     }
 
-    /// Whether the other host has been asked repeatedly and has not acknowledged anything for
-    /// at least `limit`. Three retransmissions take the kernel 1.4 s.
+    /// Whether the other host has left several packets unanswered and acknowledged nothing for at
+    /// least `limit`. The kernel needs 1.4 s to send three retransmissions.
     pub fn is_unanswered_for(&self, limit: Duration) -> bool {
         self.unanswered > 2 && self.last_ack >= limit
     }
 
-    /// Whether the other host seems to be lost: the kernel has asked it in vain for long.
+    /// Whether the other host seems to be lost: it has not answered the kernel for a long time.
     pub fn host_is_lost(&self) -> bool {
         match self.unanswered {
             0 => false,
@@ -72,26 +72,27 @@ impl TcpInfo {
     }
 }
 
-/// The longest keepalive time that Linux takes.
+/// The longest keepalive time that Linux accepts.
 const LONGEST: Duration = Duration::from_secs(32_767);
 
-/// Has the kernel probe a silent peer after `interval`, and twice more: ZMTP 3.0 knows no PING,
-/// and some that announce 3.1 do not either. The kernel counts in seconds.
+/// Makes the kernel probe a peer that has been silent for `interval`, and twice more. This covers
+/// peers without PING: those of ZMTP 3.0, and some that announce 3.1. The kernel counts in whole
+/// seconds.
 pub fn keep_alive(stream: &TcpStream, interval: Duration) {
     let interval = interval.clamp(Duration::from_secs(1), LONGEST);
     let keepalive = TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(2);
-    // A connection that is broken already says so when it is read.
+    // If the connection is already broken, the next read will say so.
     let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
-/// `getsockopt(TCP_INFO)`. No maintained crate wraps it without a C compiler or bindgen, hence
-/// the only unsafe block of this project.
+/// `getsockopt(TCP_INFO)`. No maintained crate wraps it without a C compiler or bindgen, so this
+/// is the project's only unsafe block.
 #[expect(unsafe_code, reason = "see above")]
 fn read(socket: impl AsFd) -> io::Result<[u8; BYTES]> {
     let mut raw = [0u8; BYTES];
     let mut length = BYTES as libc::socklen_t;
-    // SAFETY: the descriptor is open, as it is borrowed, and the kernel writes at most `length`
-    // bytes to `raw`, which is as long and for which any bytes are valid.
+    // SAFETY: the descriptor is open because it is borrowed. The kernel writes at most `length`
+    // bytes to `raw`, which has that length and for which any bytes are valid.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
@@ -117,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn acknowledged_bytes_are_those_that_the_other_host_has_received() {
+    fn acknowledged_bytes_count_what_the_other_host_received() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut server, _) = listener.accept().unwrap();
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_lost_only_if_it_was_asked_and_has_been_silent_for_long() {
+    fn a_host_is_lost_only_after_a_long_silence_with_unanswered_packets() {
         let lost = |unanswered, seconds| {
             let last_ack = Duration::from_secs(seconds);
             TcpInfo { unanswered, last_ack, acknowledged: 0 }.host_is_lost()

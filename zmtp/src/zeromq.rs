@@ -1,7 +1,7 @@
-//! The zeromq crate's traits on its message type, so that users of that crate feel at home and
-//! can go back to it.
+//! The zeromq crate's traits for our sockets, on its message type. They let users of that crate
+//! switch to this one and back.
 //!
-//! A conversion copies nothing.
+//! Conversions do not copy payloads.
 
 use async_trait::async_trait;
 use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage, ZmqResult};
@@ -27,7 +27,7 @@ impl TryFrom<Message> for ZmqMessage {
     #[inline(always)]
     fn try_from(message: Message) -> ZmqResult<Self> {
         Self::try_from(message.into_frames())
-            .map_err(|_| ZmqError::Socket("a message has at least one frame"))
+            .map_err(|_| ZmqError::Socket("a message needs at least one frame"))
     }
 }
 
@@ -41,17 +41,17 @@ impl<O: Observer + Send> SocketRecv for Router<O> {
 
 #[async_trait]
 impl<O: Observer + Send> SocketSend for Router<O> {
-    /// Takes no waiting, see [`Router::send`].
+    /// Never waits, see [`Router::send`].
     async fn send(&mut self, message: ZmqMessage) -> ZmqResult<()> {
         let mut message = message.into();
         match Router::send(self, &mut message) {
             Ok(()) => Ok(()),
             Err(SendError::NoPayload) => {
-                Err(ZmqError::Socket("a ROUTER sends an identity and at least one frame"))
+                Err(ZmqError::Socket("a reply needs at least one frame after the identity"))
             }
             Err(SendError::NoPeer) => {
                 let message = message.try_into()?;
-                Err(ZmqError::ReturnToSender { reason: "the peer has left", message })
+                Err(ZmqError::ReturnToSender { reason: "the peer is not connected", message })
             }
         }
     }
@@ -70,12 +70,12 @@ impl SocketRecv for Dealer {
 
 #[async_trait]
 impl SocketSend for Dealer {
-    /// Takes no waiting: the message is queued, and written while [`Dealer::recv`] is polled.
+    /// Never waits. The message is queued, and written while [`Dealer::recv`] is polled.
     async fn send(&mut self, message: ZmqMessage) -> ZmqResult<()> {
         match Dealer::send(self, message.into()) {
             Ok(_) => Ok(()),
             Err(Unsent(message)) => Err(ZmqError::ReturnToSender {
-                reason: "the queue of unwritten messages is full",
+                reason: "the connection has ended or its send queue is full",
                 message: message.try_into()?,
             }),
         }

@@ -1,7 +1,9 @@
-//! The DEALER against servers made by hand that no library would make.
+//! The DEALER against hand-made servers that misbehave in ways no library would.
 
 #[path = "dealer/bounds.rs"]
 mod bounds;
+#[path = "dealer/conformance.rs"]
+mod conformance;
 #[path = "dealer/connecting.rs"]
 mod connecting;
 #[path = "dealer/heartbeats.rs"]
@@ -25,12 +27,12 @@ use waiting::DEADLINE;
 use zmtp::dealer::{ConnectError, DealerConfig, connect_to};
 use zmtp::{Dealer, Message, Reason};
 
-/// Does `behaviour` to the first connection, in a thread of its own.
+/// Runs `behaviour` on the first connection, in a thread of its own.
 fn server<T: Send + 'static>(
     behaviour: impl FnOnce(TcpStream) -> T + Send + 'static,
 ) -> (SocketAddr, JoinHandle<T>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    // Its connections get the same, and are full soon.
+    // Connections inherit this size, so they fill up quickly.
     socket2::SockRef::from(&listener).set_recv_buffer_size(32 << 10).unwrap();
     let address = listener.local_addr().unwrap();
     let thread = thread::spawn(move || {
@@ -50,7 +52,7 @@ fn welcome(stream: &mut TcpStream, minor: u8) {
     raw::read_frame(stream);
 }
 
-/// A server that greets so, and then behaves.
+/// A server that does so, and then runs `behaviour`.
 fn router<T: Send + 'static>(
     minor: u8,
     behaviour: impl FnOnce(TcpStream) -> T + Send + 'static,
@@ -61,7 +63,7 @@ fn router<T: Send + 'static>(
     })
 }
 
-/// Patient, and without heartbeats.
+/// Long timeouts and no heartbeats.
 fn config() -> DealerConfig {
     DealerConfig {
         connect_timeout: DEADLINE,
@@ -74,18 +76,18 @@ async fn connected(address: SocketAddr) -> Dealer {
     connect_to(&[address], &config()).await.expect("it connects")
 }
 
-/// What comes next.
+/// The next message, or the reason why there is none.
 async fn next(dealer: &mut Dealer) -> Result<Message, Reason> {
     timeout(DEADLINE, dealer.recv()).await.expect("something comes in time")
 }
 
-/// The last frame of the message that comes next.
+/// The last frame of the next message.
 async fn payload(dealer: &mut Dealer) -> Vec<u8> {
     let message = next(dealer).await.expect("a message");
     message.frames().back().expect("a frame").to_vec()
 }
 
-/// Why the connection ends; what comes before does not matter.
+/// The reason why the connection ends. Messages before that are ignored.
 async fn end(dealer: &mut Dealer) -> Reason {
     loop {
         if let Err(reason) = next(dealer).await {
@@ -98,7 +100,7 @@ fn message(payload: &[u8]) -> Message {
     [payload.to_vec().into()].into()
 }
 
-/// Reads commands until there is one of this name; what stands behind the name.
+/// Reads frames until there is a command of this name, and returns its data.
 fn read_command(stream: &mut impl Read, name: &str) -> Vec<u8> {
     loop {
         let (flags, body) = raw::read_frame(stream);

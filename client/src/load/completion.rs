@@ -22,7 +22,7 @@ pub const UNEXPECTED: &str = "unexpected";
 /// A request that was due and never sent.
 pub const UNSENT: &str = "unsent";
 
-/// Why a request can fail, for the README. The client's other kinds do not occur: its
+/// Why a request can fail, for docs/load-generator.md. The client's other kinds do not occur: its
 /// bounds are those of the load.
 pub const FAILURES: [(&str, &str); 9] = [
     (ALTERED, "the reply is not the payload that was sent"),

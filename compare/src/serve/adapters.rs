@@ -38,7 +38,7 @@ fn serve<S: Service>(make: impl FnMut() -> Result<S, ServiceError>) -> Result<()
     let (termination, _open) = UnixStream::pair()?;
     let termination = TerminationSocket::new(termination);
     let config = ServerConfig::parse_args(["serve"])?;
-    let metrics = Metrics::new(&LATENCY_BUCKETS, log_records_dropped());
+    let metrics = Metrics::new(&LATENCY_BUCKETS, &["any"], log_records_dropped());
     let health = Health::new(Instant::now());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -1,8 +1,8 @@
-//! From a name to a connection that is past its handshake.
+//! From a name to a connection with a completed handshake.
 //!
-//! The addresses of a name are raced (RFC 8305, "Happy Eyeballs"): a new one is tried whenever
-//! the last one has failed, or has not connected for [`ATTEMPT_DELAY`]. The first that connects
-//! is used and the others are given up, so that one logical connection is one TCP connection.
+//! The addresses of a name are raced (RFC 8305, "Happy Eyeballs"). The next address is tried when
+//! an attempt fails or has not connected within [`ATTEMPT_DELAY`]. The first connection is used
+//! and the other attempts are dropped, so one logical connection is one TCP connection.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,7 +23,7 @@ use crate::reason::Reason;
 /// "Connection Attempt Delay").
 pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Why there is no connection.
+/// Why connecting failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The name cannot be resolved.
@@ -35,45 +35,45 @@ pub enum ConnectError {
     /// The name has no address.
     #[error("the name has no address")]
     NoAddress,
-    /// No address accepts a connection. This is what the kernel says of the last one.
+    /// No address accepted a connection. This is the kernel's error for the last one.
     #[error("cannot connect to {address}")]
     Connect {
-        /// The address.
+        /// The last address.
         address: SocketAddr,
-        /// What the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Connecting took too long.
     #[error("no connection within {0:?}")]
     ConnectTimeout(Duration),
-    /// The connection ended in the handshake.
+    /// The connection ended during the handshake.
     #[error("{}", handshake_text(*reason, refusal.as_deref()))]
     Handshake {
-        /// The address.
+        /// The server's address.
         address: SocketAddr,
-        /// Why.
+        /// Why it ended.
         reason: Reason,
-        /// What the server said when it refused us, made printable.
+        /// The reason that the server gave when it refused us, made printable.
         refusal: Option<String>,
     },
-    /// The connection was made, and the handshake took too long.
+    /// The connection was made, but the handshake took too long.
     #[error("connected, but no handshake within {limit:?}")]
     HandshakeTimeout {
-        /// The address.
+        /// The server's address.
         address: SocketAddr,
-        /// All the time that there was.
+        /// The time allowed for connecting in total.
         limit: Duration,
     },
 }
 
 impl ConnectError {
-    /// Whether there was a TCP connection.
+    /// Whether a TCP connection was made.
     pub fn is_of_handshake(&self) -> bool {
         matches!(self, Self::Handshake { .. } | Self::HandshakeTimeout { .. })
     }
 }
 
-/// The failure as a person reads it.
+/// Describes a failed handshake.
 fn handshake_text(reason: Reason, refusal: Option<&str>) -> String {
     match (reason, refusal) {
         (_, Some(refusal)) => format!("the server refuses the connection: {refusal}"),
@@ -81,21 +81,25 @@ fn handshake_text(reason: Reason, refusal: Option<&str>) -> String {
             "the server closed the connection in the handshake".to_owned()
         }
         (Reason::NotZmtp, None) => {
-            "this is not a ZeroMQ port: what answers does not speak ZMTP".to_owned()
+            "this is not a ZeroMQ port: the peer does not speak ZMTP".to_owned()
         }
-        (Reason::Version, None) => "the server speaks ZMTP before 3.0".to_owned(),
-        (Reason::Mechanism, None) => "the server wants another security mechanism".to_owned(),
+        (Reason::Version, None) => {
+            "the server speaks ZMTP 2.0 or older, but 3.0 or later is needed".to_owned()
+        }
+        (Reason::Mechanism, None) => {
+            "the server requires a security mechanism other than NULL".to_owned()
+        }
         (Reason::SocketType, None) => "the peer is not a ROUTER".to_owned(),
         (reason, None) => format!("the handshake failed: {}", reason.as_str()),
     }
 }
 
 impl Dealer {
-    /// Connects to `endpoint`, the handshake included.
+    /// Connects to `endpoint` and completes the handshake.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] if that does not happen within [`DealerConfig::connect_timeout`].
+    /// [`ConnectError`] if that fails or takes longer than [`DealerConfig::connect_timeout`].
     pub async fn connect(
         endpoint: &ConnectEndpoint,
         config: &DealerConfig,
@@ -109,12 +113,12 @@ impl Dealer {
         race(addresses.collect(), config, deadline).await
     }
 
-    /// Connects to one of `addresses` as [`connect_to`] does, or to those of the endpoint's host
-    /// if none are given.
+    /// Connects to one of `addresses`, like [`connect_to`]. If there are none, connects to
+    /// `endpoint`.
     ///
     /// # Errors
     ///
-    /// As of [`Dealer::connect`].
+    /// See [`Dealer::connect`].
     pub async fn connect_at(
         endpoint: &ConnectEndpoint,
         addresses: &[SocketAddr],
@@ -127,11 +131,11 @@ impl Dealer {
     }
 }
 
-/// Connects to one of `addresses`, which are tried in turn, the families alternating.
+/// Connects to one of `addresses`. They are tried in order, alternating between IPv6 and IPv4.
 ///
 /// # Errors
 ///
-/// As of [`Dealer::connect`].
+/// See [`Dealer::connect`].
 pub async fn connect_to(
     addresses: &[SocketAddr],
     config: &DealerConfig,
@@ -139,7 +143,7 @@ pub async fn connect_to(
     race(addresses.to_vec(), config, deadline(config.connect_timeout)).await
 }
 
-/// However long the timeout is.
+/// Avoids an overflow for very long timeouts.
 fn deadline(timeout: Duration) -> Instant {
     let far = Duration::from_secs(365 * 24 * 60 * 60);
     Instant::now() + timeout.min(far)
@@ -163,7 +167,7 @@ async fn race(
             Attempt::None => return Err(last),
             Attempt::TimedOut => {
                 return Err(match last {
-                    // More telling than that another address did not answer.
+                    // This says more than the fact that another address did not answer.
                     last @ ConnectError::HandshakeTimeout { .. } => last,
                     last @ ConnectError::Handshake { .. } => last,
                     _ => ConnectError::ConnectTimeout(config.connect_timeout),
@@ -183,15 +187,15 @@ async fn race(
     }
 }
 
-/// What came of waiting for attempts.
+/// The result of waiting for attempts.
 enum Attempt {
     /// One has ended.
     Ended((SocketAddr, io::Result<TcpStream>)),
-    /// None has ended for so long that another one is due.
+    /// None has ended, and it is time to start the next one.
     Late,
-    /// There is none.
+    /// There are none.
     None,
-    /// The time is up.
+    /// The deadline has passed.
     TimedOut,
 }
 
@@ -201,11 +205,11 @@ async fn first_of(
     deadline: Instant,
 ) -> Attempt {
     let next = Instant::now() + ATTEMPT_DELAY;
-    // Each is cancel-safe.
+    // All branches are cancel-safe.
     tokio::select! {
         ended = attempts.join_next() => match ended {
             Some(Ok(ended)) => Attempt::Ended(ended),
-            // It cannot panic, and nobody aborts it.
+            // The task cannot panic and is never aborted while we wait.
             Some(Err(_)) => Attempt::Late,
             None => Attempt::None,
         },
@@ -214,7 +218,7 @@ async fn first_of(
     }
 }
 
-/// If there are `others`, it may take half of the time that is left.
+/// If there are `others` to try, the handshake may take half of the remaining time.
 async fn shake_hands(
     stream: TcpStream,
     address: SocketAddr,
@@ -238,8 +242,8 @@ async fn shake_hands(
     }
 }
 
-/// The addresses in the order in which they are tried: the families alternate, beginning with
-/// that of the first (RFC 8305, "Sorting Addresses").
+/// Orders the addresses so that the families alternate, beginning with the first one's (RFC 8305,
+/// "Sorting Addresses").
 fn alternating(addresses: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
     let first = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (mut one, mut other): (VecDeque<_>, VecDeque<_>) =
@@ -257,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_families_alternate_beginning_with_the_first() {
+    fn address_families_alternate_beginning_with_the_first() {
         let addresses = |texts: &[&str]| -> Vec<SocketAddr> {
             texts.iter().map(|text| text.parse().unwrap()).collect()
         };

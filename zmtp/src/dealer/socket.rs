@@ -26,28 +26,29 @@ use crate::tcp_info::{TcpInfo, keep_alive};
 /// What each socket may buffer without drawing on the pool: one read.
 const ALLOWANCE: usize = 64 << 10;
 
-/// How much later a server is judged again if bytes may have come that have not been read: the
-/// process may have stood still.
+/// How much longer to wait for a server if unread bytes may have arrived. The process may have
+/// been stopped for a while.
 const ANOTHER_TURN: Duration = Duration::from_millis(50);
 
-/// How many reads one poll makes without a message, before the caller's other futures have
-/// their turn: a server may send commands without end.
+/// How many reads one poll makes without a message before it yields to the caller's other
+/// futures. A server may send endless commands.
 const READS: usize = 32;
 
-/// Longer than a connection lasts. The clock has an end, and "never" is often said by a very
-/// long time.
+/// Longer than any connection lasts. The clock cannot represent every time, and callers express
+/// "never" as a very long duration.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// A message that was not taken, because as many bytes wait to be written as may.
+/// A message that was not queued, because the connection has ended or the maximum number of bytes is
+/// already waiting.
 #[derive(Debug, thiserror::Error)]
-#[error("the queue of unwritten messages is full")]
+#[error("the connection has ended or its send queue is full")]
 pub struct Unsent(pub Message);
 
-/// A DEALER socket with one connection.
+/// A DEALER socket with one connection. See [`crate::dealer`] for an example.
 ///
-/// Messages are numbered from 0 in the order in which they are sent. [`Dealer::written`] says
-/// how many of them the kernel has taken whole. A server cannot have seen any of the others, not
-/// even if the connection breaks: it is safe to send those again elsewhere.
+/// Messages are numbered from 0 in the order in which they are sent. [`Dealer::written`] returns
+/// how many of them the kernel has accepted completely. The server cannot have seen any of the
+/// others, even if the connection breaks, so it is safe to send those again elsewhere.
 #[derive(Debug)]
 pub struct Dealer {
     stream: TcpStream,
@@ -58,34 +59,34 @@ pub struct Dealer {
     heartbeat_timeout: Duration,
     send_bytes: usize,
     memory: Option<Share>,
-    /// Messages that were queued.
+    /// Messages queued since the start.
     sent: u64,
-    /// Why writing has failed. What the server sent before is still read.
+    /// Why writing failed. What the server sent before is still read.
     unwritable: Option<Reason>,
     ended: Option<Reason>,
     heard_at: Instant,
-    /// Messages that were written, without those that the server has answered or is known to
-    /// have read.
+    /// Messages that were written, minus those that the server has answered or is known to have
+    /// read.
     unanswered: u64,
-    /// When the PING left whose PONG is waited for.
+    /// When the unanswered PING was sent.
     pinged_at: Option<Instant>,
-    /// PINGs that left and have no PONG.
+    /// PINGs that were sent and not answered.
     pings: u32,
     /// How many messages were queued before the last PING.
     sent_before_ping: u64,
-    /// When it was last looked whether the server is lost.
+    /// When we last checked whether the server is lost.
     looked_at: Instant,
-    /// How long the server may be silent, by the last PING that came from it.
+    /// How long the server may stay silent, according to its last PING.
     ttl: Option<Duration>,
     alarm: Pin<Box<Sleep>>,
-    /// Whether the alarm is set for as early as may be needed.
+    /// Whether the alarm is set for as early as necessary.
     is_set: bool,
-    /// Reads of this poll.
+    /// Reads in the current poll.
     reads: usize,
 }
 
 impl Dealer {
-    /// A connection that was just made. The handshake comes first.
+    /// Wraps a new connection. The handshake comes first.
     pub(super) fn new(stream: TcpStream, address: SocketAddr, config: &DealerConfig) -> Self {
         let _ = stream.set_nodelay(true);
         if !config.heartbeat_interval.is_zero() {
@@ -132,7 +133,7 @@ impl Dealer {
                 self.peer = Some(peer);
                 Ok(())
             }
-            // Nothing else comes before that.
+            // Nothing else can arrive before that.
             _ => Err(Reason::DataBeforeReady),
         }
     }
@@ -141,19 +142,20 @@ impl Dealer {
         self.connection.refusal()
     }
 
-    /// The address that it is connected to.
+    /// The server's address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Queues a message, and returns its number. It is written when [`Dealer::recv`] is polled.
+    /// Queues a message and returns its number. It is written while [`Dealer::recv`] is polled.
     ///
     /// # Errors
     ///
-    /// The message, if as many bytes wait to be written as may.
+    /// The message, if the connection has ended or [`DealerConfig::send_bytes`] are already waiting.
     pub fn send(&mut self, message: Message) -> Result<u64, Unsent> {
         let unwritten = self.connection.unwritten();
-        if unwritten > 0 && unwritten + message.bytes() > self.send_bytes {
+        let is_full = unwritten > 0 && unwritten + message.bytes() > self.send_bytes;
+        if is_full || self.ended.is_some() {
             return Err(Unsent(message));
         }
         self.connection.send(message, self.heard_at);
@@ -161,62 +163,63 @@ impl Dealer {
         Ok(self.sent - 1)
     }
 
-    /// As [`Dealer::send`], for a message of a short first frame, which is copied, and one more.
-    /// It is always taken.
-    pub fn send_tagged(&mut self, tag: &[u8], payload: &Bytes) -> u64 {
-        self.connection.send_tagged(tag, payload, self.heard_at);
+    /// Like [`Dealer::send`], for a message of a short tag, an empty frame, short `head` frames
+    /// and a payload of one frame. The tag and the head are copied. The message is always
+    /// accepted.
+    pub fn send_tagged(&mut self, tag: &[u8], head: &[&[u8]], payload: &Bytes) -> u64 {
+        self.connection.send_tagged(tag, head, payload, self.heard_at);
         self.sent += 1;
         self.sent - 1
     }
 
-    /// Bytes that wait to be written.
+    /// Bytes waiting to be written.
     pub fn unwritten(&self) -> usize {
         self.connection.unwritten()
     }
 
-    /// The memory that it holds beyond its own struct, in bytes.
+    /// Memory held beyond the struct itself, in bytes.
     pub fn held(&self) -> usize {
         self.connection.held()
     }
 
-    /// How many messages the kernel has taken whole.
+    /// How many messages the kernel has accepted completely.
     pub fn written(&self) -> u64 {
         self.sent - self.connection.unwritten_messages() as u64
     }
 
-    /// Waits for the next message; meanwhile it writes what waits, answers PINGs and sends its
-    /// own.
+    /// Waits for the next message. Meanwhile it writes queued messages, answers PINGs and sends
+    /// its own.
     ///
-    /// Cancel-safe: a message is returned as soon as it is taken, with no await between, and
-    /// all else is the socket's.
+    /// Cancel-safe: a message is returned as soon as it is taken, with no await in between.
+    /// Everything else stays in the socket.
     ///
     /// # Errors
     ///
-    /// Why the connection has ended. It stays so.
+    /// Why the connection has ended. Later calls return the same reason.
     pub async fn recv(&mut self) -> Result<Message, Reason> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// As [`Dealer::recv`].
+    /// Polls for the next message, like [`Dealer::recv`].
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Reason>> {
         self.poll_recv_as(cx, |received| received.into_message())
     }
 
-    /// As [`Dealer::recv`], with the message made into something else.
+    /// Like [`Dealer::recv`], but converts the message with `make`.
     ///
     /// # Errors
     ///
-    /// As of [`Dealer::recv`].
+    /// See [`Dealer::recv`].
     pub async fn recv_as<M>(&mut self, make: fn(Received<'_>) -> M) -> Result<M, Reason> {
         poll_fn(|cx| self.poll_recv_as(cx, make)).await
     }
 
-    /// As [`Dealer::recv_as`], but also returns, with `None`, once fewer than `below` bytes wait
-    /// to be written: there is room for the next message then.
+    /// Like [`Dealer::recv_as`], but also returns, with `None`, once fewer than `below` bytes are
+    /// waiting to be written. Use it to wait for room for the next message.
     ///
     /// # Errors
     ///
-    /// As of [`Dealer::recv`].
+    /// See [`Dealer::recv`].
     pub async fn recv_or_room<M>(
         &mut self,
         below: usize,
@@ -245,20 +248,20 @@ impl Dealer {
         }
     }
 
-    /// The next message that has been read already, or `None`. Reads nothing.
+    /// Returns the next message that has already been read, or `None`. Reads nothing.
     ///
     /// # Errors
     ///
-    /// As of [`Dealer::recv`].
+    /// See [`Dealer::recv`].
     pub fn try_recv(&mut self) -> Result<Option<Message>, Reason> {
         self.try_recv_as(|received| received.into_message())
     }
 
-    /// As [`Dealer::try_recv`], with the message made into something else.
+    /// Like [`Dealer::try_recv`], but converts the message with `make`.
     ///
     /// # Errors
     ///
-    /// As of [`Dealer::recv`].
+    /// See [`Dealer::recv`].
     #[inline]
     pub fn try_recv_as<M>(
         &mut self,
@@ -273,7 +276,7 @@ impl Dealer {
         }
     }
 
-    /// What has been read already.
+    /// What has already been read.
     #[inline]
     fn next_arrival<M>(
         &mut self,
@@ -294,7 +297,7 @@ impl Dealer {
             Some(Arrival::Connected(_)) | None => {}
         }
         if arrival.is_some() {
-            // It has left the buffer, and less never fails.
+            // A message has left the buffer, and a smaller charge never fails.
             let _ = self.charge();
         }
         Ok(arrival)
@@ -308,7 +311,7 @@ impl Dealer {
         }
     }
 
-    /// The server has sent a PONG: it has read what was sent before the PING.
+    /// The server has sent a PONG, so it has read everything sent before the PING.
     fn ponged(&mut self) {
         self.ttl = None;
         self.pings = self.pings.saturating_sub(1);
@@ -327,7 +330,7 @@ impl Dealer {
                 Ok(Some(arrival)) => return Poll::Ready(Ok(arrival)),
                 Ok(None) => {}
                 Err(reason) => {
-                    // It may tell the server why.
+                    // This may tell the server why.
                     let _ = self.write(cx);
                     return Poll::Ready(Err(reason));
                 }
@@ -335,7 +338,7 @@ impl Dealer {
             let was_full = !self.connection.wants_bytes();
             self.try_to_write(cx);
             if was_full && self.connection.wants_bytes() {
-                // Something may lie in the buffer behind the PINGs.
+                // There may be messages in the buffer behind the PINGs.
                 continue;
             }
             if self.reads == READS {
@@ -355,7 +358,7 @@ impl Dealer {
     }
 
     /// Writes, unless that has failed before. A failure does not end the connection yet: there
-    /// may be messages to read, and reading then shows that it has ended.
+    /// may be messages to read. Reading then shows that the connection has ended.
     fn try_to_write(&mut self, cx: &mut Context<'_>) {
         if self.unwritable.is_none()
             && let Err(reason) = self.write(cx)
@@ -366,7 +369,7 @@ impl Dealer {
         }
     }
 
-    /// Writes as much as the kernel takes.
+    /// Writes as much as the kernel accepts.
     fn write(&mut self, cx: &mut Context<'_>) -> Result<(), Reason> {
         while self.connection.unwritten() > 0 {
             let written = match self.connection.only_slice() {
@@ -397,13 +400,14 @@ impl Dealer {
         Ok(())
     }
 
-    /// Reads once; whether anything came.
+    /// Reads once. Returns whether anything came.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, Reason> {
         if !self.connection.wants_bytes() {
             return Ok(false);
         }
-        // Outside of the runtime's budget: `READS` bounds a poll. The runtime knows that a read
-        // which does not fill the buffer was the last one, and saves a system call.
+        // This bypasses the runtime's budget, because `READS` bounds a poll. A read that does not
+        // fill the buffer tells the runtime that nothing more is there, which saves a system
+        // call.
         let reading = unconstrained(self.stream.read_buf(self.connection.read_buffer()));
         let read = pin!(reading).poll(cx);
         match read {
@@ -427,15 +431,15 @@ impl Dealer {
         self.ttl = None;
     }
 
-    /// Charges the pool for what is buffered.
+    /// Charges the pool for the buffer.
     fn charge(&mut self) -> Result<(), Reason> {
         let Some(share) = &mut self.memory else { return Ok(()) };
         let beyond = self.connection.buffered().saturating_sub(ALLOWANCE);
         if share.resize(beyond) { Ok(()) } else { Err(Reason::PoolFull) }
     }
 
-    /// Looks whether the server is lost, and sees to it that it is looked at again. The alarm is
-    /// only ever set for later when it has rung: traffic does not touch it.
+    /// Checks whether the server is lost, and makes sure to check again later. The alarm only
+    /// moves when it fires, so traffic does not touch it.
     fn keep_watch(&mut self, cx: &mut Context<'_>) -> Option<Reason> {
         loop {
             if !self.is_set {
@@ -451,7 +455,8 @@ impl Dealer {
             if self.connection.wants_bytes()
                 && ioctl_fionread(&self.stream).is_ok_and(|unread| unread > 0)
             {
-                // The process has stood still: the server may have spoken, but unheard.
+                // The process was stopped for a while. The server may have sent something that
+                // was not read yet.
                 self.alarm.as_mut().reset((now + ANOTHER_TURN).into());
                 self.is_set = true;
                 continue;
@@ -459,12 +464,12 @@ impl Dealer {
             if let Some(reason) = self.unwritable.or_else(|| self.look(now)) {
                 return Some(reason);
             }
-            // A PING.
+            // A PING may be queued.
             self.try_to_write(cx);
         }
     }
 
-    /// When the server is to be looked at next. Never, if nothing may be asked of it.
+    /// When to check the server next, or `None` if it is never checked.
     fn next_look(&self) -> Option<Instant> {
         if self.unwritable.is_some() {
             return Some(Instant::now() + ANOTHER_TURN);
@@ -478,11 +483,11 @@ impl Dealer {
         ttl.into_iter().chain(beat).min().map(|at| at.max(earliest))
     }
 
-    /// Whether the server is lost; asks it if it has been silent.
+    /// Whether the server is lost. Sends a PING if it has been silent.
     ///
-    /// A host that acknowledges what it is sent is up, and a server that works on requests may
-    /// take its time: libzmq answers no PING while its pipe is full. So a PONG is waited for
-    /// only if the server has answered all messages, or has read them as far as is known.
+    /// A host that acknowledges data is up, and a server that is working on requests may take its
+    /// time: libzmq answers no PING while its pipe is full. So a PONG is only expected once the
+    /// server has answered all messages, or is known to have read them.
     fn look(&mut self, now: Instant) -> Option<Reason> {
         self.looked_at = now;
         if self.ttl.is_some_and(|ttl| now >= self.heard_at + ttl) {

@@ -1,4 +1,4 @@
-//! Commands, to and from bytes (RFC 37, "Commands" and "Connection Heartbeating").
+//! Encoding and decoding of commands (RFC 37, "Commands" and "Connection Heartbeating").
 
 use std::time::Duration;
 
@@ -8,22 +8,22 @@ use crate::reason::Reason;
 /// The longest context of a PING (RFC 37, "ping-context = 0*16OCTET").
 const CONTEXT_BYTES: usize = 16;
 
-/// A command, by the body of its frame.
+/// A command, decoded from the body of its frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {
     /// The metadata of the NULL handshake.
     Ready(&'a [u8]),
-    /// The peer refuses us, for a reason in its own words; they may be any bytes.
+    /// The peer refuses the connection. The reason may contain any bytes.
     Error(&'a [u8]),
-    /// The peer wants a PONG with the context, and, where there is a TTL, to be
-    /// given up if nothing comes from it for so long.
+    /// The peer asks for a PONG with the same context. If there is a TTL, it asks to be
+    /// disconnected when it stays silent for that long.
     Ping {
-        /// Not zero.
+        /// Never zero.
         ttl: Option<Duration>,
-        /// To be returned.
+        /// To be sent back in the PONG.
         context: &'a [u8],
     },
-    /// The answer to a PING of ours.
+    /// The answer to one of our PINGs.
     Pong,
 }
 
@@ -32,12 +32,12 @@ impl<'a> Command<'a> {
     ///
     /// # Errors
     ///
-    /// [`Reason::Command`] where it is unknown or malformed.
+    /// [`Reason::Command`] if the command is unknown or malformed.
     pub fn decode(body: &'a [u8]) -> Result<Self, Reason> {
         let (name, data) = split_short(body).ok_or(Reason::Command)?;
         match name {
             b"READY" => Ok(Command::Ready(data)),
-            // Some peers leave out the reason's length.
+            // Some peers leave out the length of the reason.
             b"ERROR" => Ok(Command::Error(split_short(data).map_or(data, |(reason, _)| reason))),
             b"PING" => {
                 let (ttl, context) = data.split_first_chunk().ok_or(Reason::Command)?;
@@ -55,25 +55,25 @@ impl<'a> Command<'a> {
     }
 }
 
-/// An ERROR, which takes the place of READY, as a frame.
+/// Appends an ERROR frame, which takes the place of READY.
 ///
-/// `reason` is of visible characters, 255 at most (RFC 37, "error-reason = short-size
-/// 0*255VCHAR"): a space is none.
+/// `reason` must consist of at most 255 visible ASCII characters (RFC 37, "error-reason =
+/// short-size 0*255VCHAR"). A space is not allowed.
 pub fn encode_error(out: &mut Vec<u8>, reason: &str) {
     encode_command(out, b"ERROR", &[&[reason.len() as u8], reason.as_bytes()]);
 }
 
-/// The PONG to a PING with `context`, as a frame.
+/// Appends a PONG frame that answers a PING with `context`.
 pub fn encode_pong(out: &mut Vec<u8>, context: &[u8]) {
     encode_command(out, b"PONG", &[context]);
 }
 
-/// A PING that asks for a PONG and nothing more: no TTL, no context.
+/// Appends a PING frame without TTL and context.
 pub fn encode_ping(out: &mut Vec<u8>) {
     encode_command(out, b"PING", &[&[0, 0]]);
 }
 
-/// Appends a command as a frame.
+/// Appends a command frame.
 pub fn encode_command(out: &mut Vec<u8>, name: &[u8], data: &[&[u8]]) {
     let body = 1 + name.len() + data.iter().map(|part| part.len()).sum::<usize>();
     encode_header(out, COMMAND, body);
@@ -82,7 +82,7 @@ pub fn encode_command(out: &mut Vec<u8>, name: &[u8], data: &[&[u8]]) {
     data.iter().for_each(|part| out.extend_from_slice(part));
 }
 
-/// What a length of one byte announces, and the rest.
+/// Splits off a string with a one-byte length, and returns it and the rest.
 pub(super) fn split_short(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (size, rest) = bytes.split_first()?;
     rest.split_at_checked(usize::from(*size))

@@ -1,16 +1,16 @@
-//! One connection as a whole, without I/O: bytes in, events out; messages in, bytes out.
+//! A complete connection, without I/O: bytes in, events out; messages in, bytes out.
 //!
 //! The caller reads into [`Connection::read_buffer`], takes events until there are none, and
-//! writes what [`Connection::slices`] names. Time is the caller's as well: it decides when to
-//! ask for a PING and when a silent peer is lost.
+//! writes what [`Connection::slices`] returns. Time belongs to the caller as well: it decides
+//! when to send a PING and when a silent peer is lost.
 //!
 //! # Bounds
 //!
-//! A connection holds one unfinished message, at most [`ConnectionLimits::message_bytes`], and what one
-//! read brought behind it. Its buffer grows with what has come, never with what a frame
-//! announces. Messages are not queued: one that the caller does not take stays in the buffer,
-//! and the caller then stops reading. PONGs that the peer does not read are bounded too
-//! ([`Connection::wants_bytes`]).
+//! A connection holds one unfinished message of at most [`ConnectionLimits::message_bytes`], plus
+//! what one read brought after it. Its buffer grows with the bytes that arrive, never with the
+//! size that a frame announces. Messages are not queued: one that the caller does not take stays
+//! in the buffer, so the caller must then stop reading. PONGs that the peer does not read are
+//! bounded too (see [`Connection::wants_bytes`]).
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -28,56 +28,56 @@ use super::peer_info::{Local, PeerInfo};
 use crate::message::Message;
 use crate::reason::Reason;
 
-/// The least room for a read.
+/// Minimum room for a read.
 const LEAST_READ: usize = 4 << 10;
 
-/// The most room for a read behind what is held already.
+/// Maximum room for a read after the bytes already held.
 const MOST_READ: usize = 64 << 10;
 
-/// A frame below this size is copied out of the buffer: whoever keeps a slice of the buffer
-/// keeps all of it.
+/// Smaller frames are copied out of the buffer, because a slice would keep the whole buffer
+/// alive.
 const SLICED: usize = 16 << 10;
 
-/// How many PONGs may wait, some 8 KiB. If a peer sends PINGs and reads nothing, we stop
+/// How many PONGs may be queued, about 8 KiB. If a peer sends PINGs and reads nothing, we stop
 /// reading from it.
 const PONGS: usize = 256;
 
 /// What a peer may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Bytes of all frames of a message.
+    /// Total bytes of a message's frames.
     pub message_bytes: usize,
-    /// Frames of a message.
+    /// Frames in a message.
     pub message_frames: usize,
-    /// Bytes of a command in the handshake.
+    /// Bytes of a command during the handshake.
     pub metadata_bytes: usize,
 }
 
-/// What has come. `M` is what a message is made into.
+/// What has arrived. `M` is the type that messages are converted to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Arrival<M = Message> {
-    /// The handshake is done.
+    /// The handshake is complete.
     Connected(PeerInfo),
     /// A message.
     Message(M),
-    /// A PING, whose PONG is queued. With a TTL, the peer wants to be given up if nothing comes
-    /// from it for so long (RFC 37, "ping-ttl").
+    /// A PING. Its PONG is queued. If there is a TTL, the peer asks to be disconnected when it
+    /// stays silent for that long (RFC 37, "ping-ttl").
     Ping(Option<Duration>),
-    /// The answer to a PING of ours.
+    /// The answer to one of our PINGs.
     Pong,
 }
 
-/// A message that has come whole, before it is made into something.
+/// A complete message, before it is converted.
 #[derive(Debug)]
 pub enum Received<'a> {
-    /// A small one, as it lies in the buffer: headers and bodies.
+    /// A small message: its headers and bodies, still in the buffer.
     Small(&'a [u8]),
-    /// A large one, taken out of the buffer.
+    /// A large message, taken out of the buffer.
     Large(VecDeque<Bytes>),
 }
 
 impl Received<'_> {
-    /// As a message, with memory of its own.
+    /// Converts it to a message with memory of its own.
     pub fn into_message(self) -> Message {
         match self {
             Self::Small(bytes) => {
@@ -89,9 +89,9 @@ impl Received<'_> {
         }
     }
 
-    /// As an envelope of a tag of N bytes and an empty frame, and a payload: its first frame and
-    /// those behind it. `None` if it has another shape. A payload of one frame takes one
-    /// allocation.
+    /// Splits a message into a tag of N bytes, an empty frame, the first frame of the payload,
+    /// and the frames after it. Returns `None` if the message has another shape. A payload of one
+    /// frame costs one allocation.
     pub fn into_tagged<const N: usize>(self) -> Option<([u8; N], Bytes, Vec<Bytes>)> {
         match self {
             Self::Small(bytes) => {
@@ -110,32 +110,31 @@ impl Received<'_> {
     }
 }
 
-/// A connection, from its first byte on.
+/// A connection, from its first byte.
 #[derive(Debug)]
 pub struct Connection {
     limits: ConnectionLimits,
     message_limits: MessageLimits,
-    /// While it lasts.
+    /// Present until the handshake is complete.
     handshake: Option<Box<Handshake>>,
-    /// What has come and has not been taken.
+    /// Bytes received and not yet taken.
     buffer: BytesMut,
     scan: Scan,
-    /// How many bytes the message at the start of the buffer lacks, or zero if that is not
-    /// known yet.
+    /// How many bytes the message at the start of the buffer lacks, or zero if that is unknown.
     missing: usize,
     /// Room for the next read.
     appetite: usize,
     out: OutQueue,
-    /// Where in the queue each PONG ends that has not left.
+    /// Where in the queue each unwritten PONG ends.
     pongs: VecDeque<u64>,
     /// Whether PINGs are answered.
     answers: bool,
-    /// Why the peer said that it refuses us.
+    /// The reason that the peer gave when it refused us.
     refusal: Option<Bytes>,
 }
 
 impl Connection {
-    /// A connection with the NULL mechanism. What we say first is queued.
+    /// Creates a connection with the NULL mechanism, and queues what we send first.
     pub fn new(local: Local, limits: ConnectionLimits) -> Self {
         let mut handshake = Handshake::new(local, Mechanism::Null(Null::default()));
         let mut out = OutQueue::default();
@@ -158,19 +157,19 @@ impl Connection {
         }
     }
 
-    /// Where to append what has come, with room for one read. Then call
-    /// [`Connection::received`].
+    /// The buffer to append received bytes to, with room for one read. Call
+    /// [`Connection::received`] afterwards.
     pub fn read_buffer(&mut self) -> &mut BytesMut {
         let held = self.buffer.len();
         if self.buffer.capacity() - held < self.appetite {
-            // Grows with what has come, not with what is announced.
+            // It grows with what has arrived, not with what was announced.
             self.buffer.reserve(self.missing.min(held).max(self.appetite));
         }
         &mut self.buffer
     }
 
-    /// `count` bytes were appended to the read buffer. If they fill it, the next read has more
-    /// room.
+    /// Call this after appending `count` bytes to the read buffer. If they fill it, the next read
+    /// gets more room.
     pub fn received(&mut self, count: usize) {
         if self.buffer.len() == self.buffer.capacity() && self.appetite < MOST_READ {
             self.appetite *= 2;
@@ -178,27 +177,27 @@ impl Connection {
         self.missing = self.missing.saturating_sub(count);
     }
 
-    /// Whether more bytes may be read: not while so many PONGs wait that the peer seems to read
-    /// nothing.
+    /// Whether the caller may read more bytes. `false` while so many PONGs are waiting that the
+    /// peer seems to read nothing.
     pub fn wants_bytes(&self) -> bool {
         self.pongs.len() < PONGS
     }
 
-    /// The next thing that the bytes so far say, or `None` if more are needed.
+    /// The next event from the bytes received so far, or `None` if more bytes are needed.
     ///
     /// # Errors
     ///
-    /// Why the connection cannot go on. The caller closes it; what is queued may tell the
-    /// peer why.
+    /// Why the connection cannot continue. Close it after writing what is queued, which may tell
+    /// the peer why.
     pub fn poll(&mut self) -> Result<Option<Arrival>, Reason> {
         self.poll_as(|received| received.into_message())
     }
 
-    /// As [`Connection::poll`], with messages made into something else.
+    /// Like [`Connection::poll`], but converts messages with `make`.
     ///
     /// # Errors
     ///
-    /// As of [`Connection::poll`].
+    /// See [`Connection::poll`].
     #[inline]
     pub fn poll_as<M>(
         &mut self,
@@ -234,7 +233,7 @@ impl Connection {
         let mut input = self.buffer.split().freeze();
         let limit = self.limits.metadata_bytes;
         let told = self.out.push_bytes(|out| handshake.feed(&mut input, limit, out));
-        // Mostly nothing.
+        // Usually nothing is left.
         self.buffer.extend_from_slice(&input);
         match told {
             Ok(Some(info)) => {
@@ -259,7 +258,7 @@ impl Connection {
         let mut frames = VecDeque::with_capacity(2);
         let mut bytes = self.buffer.split_to(end).freeze();
         if end > MOST_READ && self.buffer.len() <= MOST_READ {
-            // Otherwise the rest would keep the memory of a large message for good.
+            // Otherwise the rest would keep the memory of a large message alive.
             self.buffer = BytesMut::from(&self.buffer[..]);
         }
         frame::split_frames(&mut bytes, end, &mut frames);
@@ -269,7 +268,7 @@ impl Connection {
         make(Received::Large(frames))
     }
 
-    /// Does what a command asks for. `Some` for a PING, with its TTL, and `None` for a PONG.
+    /// Carries out a command. Returns `Some` with the TTL for a PING, and `None` for a PONG.
     fn obey(&mut self, body: std::ops::Range<usize>) -> Result<Option<Option<Duration>>, Reason> {
         match Command::decode(&self.buffer[body])? {
             Command::Ping { ttl, context } => {
@@ -288,80 +287,80 @@ impl Connection {
         }
     }
 
-    /// Whether a part of a message has come whose rest has not.
+    /// Whether part of a message has arrived, but not all of it.
     pub fn has_part_of_message(&self) -> bool {
         self.handshake.is_none() && self.scan.is_in_message(&self.buffer)
     }
 
-    /// What the peer said when it refused us, which may be any bytes.
+    /// The reason that the peer gave when it refused us. It may contain any bytes.
     pub fn refusal(&self) -> Option<&Bytes> {
         self.refusal.as_ref()
     }
 
     /// Queues a message.
     pub fn send(&mut self, message: Message, now: Instant) {
-        self.out.push_reply(&mut message.into_frames(), now);
+        self.out.push_reply(&mut message.into_frames(), now, 0);
     }
 
-    /// As [`Connection::send`], for a message of a short tag, which is copied, an empty frame and a
-    /// payload of one frame.
-    pub fn send_tagged(&mut self, tag: &[u8], payload: &Bytes, now: Instant) {
-        self.out.push_tagged(tag, payload, now);
+    /// Like [`Connection::send`], for a message of a short tag, an empty frame, short `head`
+    /// frames and a payload of one frame. The tag and the head are copied.
+    pub fn send_tagged(&mut self, tag: &[u8], head: &[&[u8]], payload: &Bytes, now: Instant) {
+        self.out.push_tagged(tag, head, payload, now);
     }
 
-    /// Queues a PING that asks for a PONG and nothing more.
+    /// Queues a PING without TTL and context.
     pub fn ping(&mut self) {
         self.out.push_bytes(command::encode_ping);
     }
 
-    /// Stops answering PINGs, because nothing can be written any more. What has come can still
-    /// be taken.
+    /// Stops answering PINGs, because nothing can be written any more. Bytes already received can
+    /// still be taken.
     pub fn stop_answering(&mut self) {
         self.answers = false;
         self.pongs = VecDeque::new();
     }
 
-    /// Queues our READY although the peer's has not come, on the side that listens.
+    /// On the listening side, queues our READY although the peer's has not arrived.
     pub fn stop_waiting(&mut self) {
         if let Some(handshake) = &mut self.handshake {
             self.out.push_bytes(|out| handshake.send_ready(out));
         }
     }
 
-    /// Bytes that wait to be written.
+    /// Bytes waiting to be written.
     pub fn unwritten(&self) -> usize {
         self.out.len()
     }
 
-    /// Messages of which some bytes, or all, wait to be written.
+    /// Messages that are not completely written.
     pub fn unwritten_messages(&self) -> usize {
         self.out.replies()
     }
 
-    /// What is to be written next, for one vectored write.
+    /// The bytes to write next, for one vectored write. Returns how many slices are set.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
         self.out.slices(slices)
     }
 
-    /// The same if it lies in one place.
+    /// The bytes to write next, if they are contiguous.
     pub fn only_slice(&self) -> Option<&[u8]> {
         self.out.only_slice()
     }
 
-    /// The first `count` of these bytes have been written.
+    /// Call this after writing the first `count` of these bytes.
     pub fn advance(&mut self, count: usize) {
-        self.out.advance(count, |_, _| {});
+        self.out.advance(count, |_, _, _| {});
         while self.pongs.front().is_some_and(|end| *end <= self.out.left()) {
             self.pongs.pop_front();
         }
     }
 
-    /// The memory of what has come and has not been taken.
+    /// Memory of bytes received and not yet taken.
     pub fn buffered(&self) -> usize {
         self.buffer.capacity()
     }
 
-    /// The memory that it holds, beyond its own struct.
+    /// Memory held beyond the struct itself, in bytes.
     pub fn held(&self) -> usize {
         let handshake = self.handshake.as_ref().map_or(0, |handshake| handshake.held());
         let pongs = self.pongs.capacity() * size_of::<u64>();
@@ -407,7 +406,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn two_sides_get_each_others_messages_wherever_bytes_are_cut(
+        fn two_sides_receive_each_others_messages_wherever_bytes_are_split(
             sent in [vec(message(), 0..6), vec(message(), 0..6)],
             pings in vec(0usize..2, 0..4),
             cuts in vec(1usize..20_000, 1..12),
@@ -439,7 +438,7 @@ mod tests {
                             }
                         }
                     }
-                    // One read, or one message that is not whole.
+                    // One read, or one incomplete message.
                     prop_assert!(sides[me].buffered() <= 2 * LIMITS.message_bytes + before + MOST_READ);
                 }
             }
@@ -452,7 +451,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_end_in_arrivals_or_a_named_reason_in_both_roles(
+        fn any_bytes_yield_events_or_a_reason_in_both_roles(
             listens in any::<bool>(),
             greeted in any::<bool>(),
             noise in vec(prop_oneof![0u8..8, any::<u8>()], 0..3_000),

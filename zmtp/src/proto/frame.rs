@@ -1,4 +1,4 @@
-//! Frames, to and from bytes (RFC 37, "Framing").
+//! Encoding and decoding of frames (RFC 37, "Framing").
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -7,38 +7,38 @@ use bytes::{Buf, Bytes};
 
 use crate::reason::Reason;
 
-/// The longest body of a command between messages: PING and PONG, the only ones
-/// that are known there, take 23 bytes at most.
+/// The longest body of a command in traffic. PING and PONG, the only known ones, need at most 23
+/// bytes.
 pub const COMMAND_BYTES: usize = 255;
 
-/// The longest header: flags and a size of eight bytes.
+/// The longest header: flags and an eight-byte size.
 const LONGEST_HEADER: usize = 9;
 
 const MORE: u8 = 1;
 const LONG: u8 = 2;
-/// The flag of a command's frame.
+/// The flag that marks a command frame.
 pub const COMMAND: u8 = 4;
 
 /// A frame's flags and size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// A command's frame, not a message's.
+    /// Whether this is a command frame rather than a message frame.
     pub command: bool,
-    /// More frames of the same message follow.
+    /// Whether more frames of the same message follow.
     pub more: bool,
-    /// Bytes of the header itself.
+    /// Size of the header itself, in bytes.
     pub bytes: usize,
-    /// Bytes of the body, as announced: nothing may be reserved for them.
+    /// Size of the body as announced. Never reserve memory for it: a peer can announce anything.
     pub body: u64,
 }
 
 impl Header {
-    /// The header at the start of `bytes`, or `None` while it is incomplete.
+    /// Decodes the header at the start of `bytes`, or returns `None` if it is incomplete.
     ///
     /// # Errors
     ///
-    /// [`Reason::ReservedFlags`], at the first byte: bits 7 to 3 "SHALL be zero",
-    /// and a command has no more frames (RFC 23, "Framing").
+    /// [`Reason::ReservedFlags`], as soon as the first byte is there: bits 7 to 3 must be zero,
+    /// and a command must not set MORE (RFC 23, "Framing").
     #[inline]
     pub fn decode(bytes: &[u8]) -> Result<Option<Self>, Reason> {
         let Some((&flags, rest)) = bytes.split_first() else { return Ok(None) };
@@ -56,13 +56,14 @@ impl Header {
     }
 }
 
-/// The length of the header in front of a command's body, which starts at `body`. A long header
-/// ends with the low bytes of a size up to [`COMMAND_BYTES`]: the last but one is zero.
+/// The length of the header of a command whose body starts at `body`. The body has at most
+/// [`COMMAND_BYTES`] bytes, so the last but one byte of a long header, which is part of its size,
+/// is zero. That tells the two forms apart.
 pub fn command_header(bytes: &[u8], body: usize) -> usize {
     if bytes[body - 2] == COMMAND { 2 } else { LONGEST_HEADER }
 }
 
-/// Appends the header of a frame of `body` bytes.
+/// Appends the header of a frame with `body` bytes.
 #[inline]
 pub fn encode_header(out: &mut Vec<u8>, flags: u8, body: usize) {
     if let Ok(short) = u8::try_from(body) {
@@ -74,23 +75,25 @@ pub fn encode_header(out: &mut Vec<u8>, flags: u8, body: usize) {
     }
 }
 
-/// The flags of a message's frame.
+/// The flags of a message frame.
 #[inline]
 pub fn message_flags(more: bool) -> u8 {
     if more { MORE } else { 0 }
 }
 
-/// The limits that a header is held against.
+/// The limits that each header is checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageLimits {
-    /// Bytes of all frames of a message.
+    /// Total bytes of a message's frames.
     pub bytes: usize,
-    /// Frames of a message.
+    /// Frames in a message.
     pub frames: usize,
 }
 
-/// How far a message has been scanned: the scan goes on where it was when more
-/// bytes are here, so that each byte is looked at once, however it trickles in.
+/// How far a message has been scanned.
+///
+/// The next step continues there, so each byte is examined once, however slowly the message
+/// arrives.
 #[derive(Debug, Default, Clone)]
 pub struct Scan {
     at: usize,
@@ -101,22 +104,23 @@ pub struct Scan {
 /// What [`Scan::step`] found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Scanned {
-    /// A message, and how many bytes it takes from the start. The scan starts anew.
+    /// A complete message, and how many bytes it occupies from the start. The scan restarts.
     Message(usize),
-    /// A command's body. Where [`Scan::between_messages`] says so, the caller drops
-    /// the bytes up to its end.
+    /// The position of a command's body. If [`Scan::between_messages`] returns an offset, drop
+    /// the bytes up to it.
     Command(Range<usize>),
-    /// At least so many bytes are missing.
+    /// At least this many bytes are missing.
     Partial(usize),
 }
 
 impl Scan {
-    /// Looks for the end of the message at the start of `bytes`, which begin with
-    /// the same bytes as at the step before.
+    /// Looks for the end of the message at the start of `bytes`. They must begin with the bytes
+    /// of the previous step.
     ///
     /// # Errors
     ///
-    /// What the header breaks, at the header: nothing has to be held to see it.
+    /// The limit or rule that a header breaks. It is reported at the header, before any of the
+    /// body has to be held.
     #[inline]
     pub fn step(&mut self, bytes: &[u8], limits: &MessageLimits) -> Result<Scanned, Reason> {
         loop {
@@ -139,8 +143,8 @@ impl Scan {
             }
             self.at = end;
             if header.command {
-                // libzmq's PINGs may stand between two frames of a message. They
-                // count towards its bytes: there can be no end of them in there.
+                // libzmq may send PINGs between two frames of a message. They count towards the
+                // message's size, because otherwise a peer could send them endlessly.
                 if self.frames > 0 {
                     self.bytes += header.bytes + body;
                     if self.bytes > limits.bytes {
@@ -158,8 +162,8 @@ impl Scan {
         }
     }
 
-    /// Goes back over the command that was found last, whose header has `header` bytes, because
-    /// it is taken out of the bytes.
+    /// Moves back over the last command, whose header has `header` bytes, because the caller is
+    /// removing it from the bytes.
     pub fn take_back(&mut self, header: usize, body: usize) {
         self.at -= header + body;
         if self.frames > 0 {
@@ -167,22 +171,22 @@ impl Scan {
         }
     }
 
-    /// Whether `bytes`, which [`Scan::step`] called partial, hold a part of a message and not
-    /// just of a command between two messages.
+    /// Whether `bytes`, which [`Scan::step`] called partial, contain part of a message, rather
+    /// than only part of a command between two messages.
     pub fn is_in_message(&self, bytes: &[u8]) -> bool {
         let begins_message = |flags: &u8| flags & COMMAND == 0;
         self.frames > 0 || bytes.get(self.at).is_some_and(begins_message)
     }
 
-    /// If no message has begun, how many bytes of commands can be dropped; the scan
-    /// starts anew behind them.
+    /// If no message has begun, returns how many bytes of commands the caller can drop. The scan
+    /// restarts after them.
     pub fn between_messages(&mut self) -> Option<usize> {
         (self.frames == 0).then(|| std::mem::take(&mut self.at))
     }
 }
 
-/// Takes the message at the start of `bytes`, whose end a [`Scan`] has found, and
-/// appends its frames, as slices. Returns their bytes.
+/// Removes the message at the start of `bytes`, whose end a [`Scan`] found, and appends its
+/// frames to `frames` as slices. Returns the size of its payload.
 #[inline]
 pub fn split_frames(bytes: &mut Bytes, end: usize, frames: &mut VecDeque<Bytes>) -> usize {
     let (mut at, mut payload) = (0, 0);
@@ -198,14 +202,14 @@ pub fn split_frames(bytes: &mut Bytes, end: usize, frames: &mut VecDeque<Bytes>)
     payload
 }
 
-/// As [`split_frames`], for a message that takes all of `bytes`, with frames of their own
-/// memory.
+/// Like [`split_frames`], for a message that occupies all of `bytes`. Copies the frames into
+/// memory of their own.
 pub fn copy_frames(bytes: &[u8], frames: &mut VecDeque<Bytes>) {
     frames.extend(bodies(bytes).map(Bytes::copy_from_slice));
 }
 
-/// The bodies of the frames of a message that takes all of `bytes`; a [`Scan`] has found its
-/// end.
+/// The bodies of the frames of a message that occupies all of `bytes`. A [`Scan`] must have found
+/// its end.
 #[inline]
 pub fn bodies(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = bytes;
@@ -236,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_over_the_limit_is_refused_at_its_header() {
+    fn a_frame_over_the_limit_is_rejected_at_its_header() {
         for size in [1001, 1 << 31, 1 << 40, 1 << 47, 1 << 63, u64::MAX] {
             let mut header = vec![LONG];
             header.extend_from_slice(&size.to_be_bytes());
@@ -248,14 +252,14 @@ mod tests {
     }
 
     #[test]
-    fn a_message_may_have_as_many_frames_as_the_limit_and_no_more() {
+    fn a_message_may_have_the_maximum_number_of_frames_but_no_more() {
         let frames = |count: usize| [1, 0].repeat(count - 1).into_iter().chain([0, 0]);
         assert_eq!(scan(&frames(4).collect::<Vec<_>>()), Ok(Scanned::Message(8)));
         assert_eq!(scan(&frames(5).collect::<Vec<_>>()), Err(Reason::FrameLimit));
     }
 
     #[test]
-    fn reserved_flags_are_refused_at_the_first_byte() {
+    fn reserved_flags_are_rejected_at_the_first_byte() {
         for flags in (8..=255).chain([COMMAND | MORE, COMMAND | MORE | LONG]) {
             assert_eq!(scan(&[flags]), Err(Reason::ReservedFlags), "{flags}");
         }
@@ -265,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_between_two_frames_is_seen_and_is_no_frame() {
+    fn a_command_between_two_frames_is_not_part_of_the_message() {
         let mut bytes = vec![1, 1, b'a'];
         encode_ping(&mut bytes);
         bytes.extend_from_slice(&[0, 1, b'b']);
@@ -283,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_without_end_inside_a_message_meet_its_limit() {
+    fn endless_commands_inside_a_message_hit_its_limit() {
         let mut bytes = vec![1, 1, b'a'];
         for _ in 0..200 {
             encode_ping(&mut bytes);
@@ -301,7 +305,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_come_out_as_they_went_in_wherever_reads_cut_them(
+        fn messages_survive_any_split_into_reads(
             messages in vec(vec(vec(any::<u8>(), 0..300), 1..=4), 0..8),
             ping_before in any::<usize>(),
             cuts in vec(1usize..400, 1..20),
@@ -323,7 +327,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_end_in_messages_or_a_named_reason_within_the_limits(
+        fn any_bytes_yield_messages_or_a_reason_within_the_limits(
             stream in vec(prop_oneof![0u8..8, any::<u8>()], 0..4000),
             cuts in vec(1usize..400, 1..20),
         ) {
@@ -336,8 +340,8 @@ mod tests {
         }
     }
 
-    /// What a connection makes of `stream`, read in pieces of `cuts` bytes in turn:
-    /// the messages, and the reason why it ended.
+    /// What a connection makes of `stream`, read in pieces of `cuts` bytes in turn: its messages,
+    /// and the reason for its end.
     fn session(
         stream: &[u8],
         cuts: &[usize],

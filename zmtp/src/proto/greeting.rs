@@ -5,14 +5,15 @@ use crate::reason::Reason;
 /// The length of a greeting (RFC 23, "Version Negotiation").
 pub const GREETING: usize = 64;
 
-/// The signature and the major version: what a peer needs to know to tell us its own
-/// version. libzmq sends its mechanism only after it has read these.
+/// The signature and the major version, which a peer needs before it reveals its own version.
+/// libzmq sends its mechanism only after it has read these bytes.
 pub const GREETING_START: usize = 11;
 
 /// The length of a mechanism's name, padded with zeros.
 const MECHANISM: usize = 20;
 
-/// Our greeting: ZMTP 3.1, the mechanism, not as a server, which NULL does not know.
+/// Our greeting: ZMTP 3.1 with the given mechanism. The as-server field is zero because NULL has
+/// no server role.
 pub fn greeting(mechanism: &str) -> [u8; GREETING] {
     let mut bytes = [0; GREETING];
     bytes[0] = 0xff;
@@ -23,8 +24,8 @@ pub fn greeting(mechanism: &str) -> [u8; GREETING] {
     bytes
 }
 
-/// Whether the first [`GREETING_START`] bytes of a greeting are here; each byte is
-/// judged as soon as it is.
+/// Whether the first [`GREETING_START`] bytes of a greeting are there. Each byte is checked as
+/// soon as it arrives.
 ///
 /// # Errors
 ///
@@ -41,8 +42,8 @@ pub fn decode_version(bytes: &[u8]) -> Result<bool, Reason> {
     }
 }
 
-/// The minor version of the peer, once its greeting is whole and names `mechanism`; each byte is judged as
-/// soon as it is here.
+/// The peer's minor version, once its greeting is complete and names `mechanism`. Each byte is
+/// checked as soon as it arrives.
 ///
 /// # Errors
 ///
@@ -56,7 +57,7 @@ pub fn decode_greeting(bytes: &[u8], mechanism: &str) -> Result<Option<u8>, Reas
     if mechanism.zip(bytes.iter().skip(12)).any(|(right, byte)| right != *byte) {
         return Err(Reason::Mechanism);
     }
-    // A version above ours speaks ours.
+    // A peer of a higher major version must speak ours.
     let minor = if bytes[10] > 3 { Some(1) } else { bytes.get(11).copied() };
     Ok(minor.filter(|_| bytes.len() >= GREETING))
 }

@@ -1,23 +1,26 @@
-//! The handshake of one connection as a state machine: bytes in, bytes to send
-//! and at last a peer, or the reason why not. No I/O, no clock.
+//! The handshake of one connection as a state machine, without I/O and without a clock.
 //!
-//! We announce ZMTP 3.1 and speak it with every peer of 3.0 and later. The side that connects
-//! says all that it has to say at once: its greeting and what its mechanism begins with. The
-//! side that listens sends:
+//! Bytes go in. Out come bytes to send, and in the end the peer or the reason for refusing it.
 //!
-//! 1. [`GREETING_START`] bytes of its greeting at once. A peer that looks at versions first, as
-//!    libzmq does, then tells us its own.
-//! 2. The rest of the greeting, once the peer is known to speak ZMTP 3.0 or later. A peer
-//!    with another mechanism then learns ours, and can tell its user why it is refused.
-//! 3. READY when the peer's is accepted, or ERROR in its place. RFC 37 allows ERROR
-//!    nowhere else, so our READY waits for the peer's, although the RFC has both sides send
-//!    it unasked. If a peer waits as well, the caller uses [`Handshake::send_ready`].
+//! We announce ZMTP 3.1, and speak 3.1 or 3.0 with every peer of version 3.0 or later. The
+//! connecting side sends everything at once: its greeting and the first command of its mechanism.
+//! The listening side sends:
 //!
-//! One rule of RFC 37 is deliberately not kept: that an identity "SHALL NOT" begin with a
-//! zero byte. RFC 23 has no such rule and libzmq dropped it in 2014, so such clients exist:
-//! one random UUID in 256 begins with a zero byte, and so does every big-endian number. The
-//! identities that a ROUTER generates begin with one too. If an identity is taken, the
-//! later peer gets a generated one.
+//! 1. [`GREETING_START`] bytes of its greeting at once. Peers that check versions first, such as
+//!    libzmq, answer with their own version.
+//! 2. The rest of the greeting, once the peer is known to speak ZMTP 3.0 or later. A peer with
+//!    another mechanism then learns which one we use, and can tell its user why it is refused.
+//! 3. READY once the peer's READY is accepted, or ERROR instead.
+//!
+//! RFC 37 lets the listening side wait for the peer's READY; RFC 23 has both sides send it at
+//! once. We wait, because ERROR is only allowed in place of READY. If the peer is waiting too,
+//! the caller uses [`Handshake::send_ready`].
+//!
+//! One rule of RFC 37 is not kept on purpose: that an identity must not begin with a zero byte.
+//! RFC 23 has no such rule, and libzmq dropped it in 2014, so such clients exist. One in 256
+//! random UUIDs begins with a zero byte, and so does every small big-endian number. The
+//! identities that our ROUTER generates begin with one as well. If an identity is already taken,
+//! the later peer gets a generated one.
 
 use bytes::{Buf, Bytes};
 
@@ -28,25 +31,25 @@ use super::mechanism::Mechanism;
 use super::peer_info::{Local, PeerInfo, Role};
 use crate::reason::Reason;
 
-/// A handshake under way.
+/// A handshake in progress.
 #[derive(Debug)]
 pub struct Handshake {
     local: Local,
     mechanism: Mechanism,
-    /// What has come of the greeting, or of a command behind it.
+    /// The bytes received so far of the greeting, or of the command after it.
     bytes: Vec<u8>,
     minor: Option<u8>,
-    /// Whether the whole of our greeting has been sent.
+    /// Whether all of our greeting has been sent.
     greeted: bool,
 }
 
 impl Handshake {
-    /// A handshake of which nothing has been said.
+    /// Creates a handshake in which nothing has been sent yet.
     pub fn new(local: Local, mechanism: Mechanism) -> Self {
         Self { local, mechanism, bytes: Vec::new(), minor: None, greeted: false }
     }
 
-    /// Appends what is sent before the peer has said anything. Call it once, first.
+    /// Appends what we send before hearing from the peer. Call it once, before anything else.
     pub fn start(&mut self, out: &mut Vec<u8>) {
         let greeting = greeting(self.mechanism.name());
         match self.local.role {
@@ -59,14 +62,14 @@ impl Handshake {
         }
     }
 
-    /// Takes from `input` what belongs to the handshake, appends what is to be sent
-    /// to `out`, and returns the peer when all is said: the rest of `input` is its
-    /// first messages.
+    /// Takes the handshake's bytes from `input` and appends the answers to `out`. Returns the
+    /// peer when the handshake is complete. The rest of `input` then belongs to its first
+    /// messages.
     ///
     /// # Errors
     ///
-    /// Why the peer is refused. The handshake is over then, and `out` has what tells the
-    /// peer, if anything does.
+    /// Why the peer is refused. The handshake is over. `out` contains the ERROR, if there is one
+    /// to send.
     pub fn feed(
         &mut self,
         input: &mut Bytes,
@@ -84,7 +87,7 @@ impl Handshake {
         told
     }
 
-    /// Whether the peer's greeting is whole and our READY has not been sent.
+    /// Whether the peer's greeting is complete but our READY has not been sent.
     pub fn owes_ready(&self) -> bool {
         self.minor.is_some() && self.mechanism.is_waiting()
     }
@@ -94,12 +97,12 @@ impl Handshake {
         self.mechanism.stop_waiting(&self.local, out);
     }
 
-    /// Whether the peer has been sent more than the start of our greeting.
+    /// Whether more than the start of our greeting has been sent.
     pub fn has_greeted(&self) -> bool {
         self.greeted
     }
 
-    /// What the peer said when it refused us, which may be any bytes.
+    /// The reason that the peer gave when it refused us. It may contain any bytes.
     pub fn refusal(&self) -> Option<Bytes> {
         let header = Header::decode(&self.bytes).ok().flatten()?;
         match Command::decode(&self.bytes[header.bytes..]) {
@@ -108,12 +111,12 @@ impl Handshake {
         }
     }
 
-    /// Whether not a byte has come.
+    /// Whether nothing has been received yet.
     pub fn untouched(&self) -> bool {
         self.minor.is_none() && self.bytes.is_empty()
     }
 
-    /// The memory that the handshake holds.
+    /// Memory held by the handshake, in bytes.
     pub fn held(&self) -> usize {
         self.bytes.capacity()
     }
@@ -164,7 +167,7 @@ impl Handshake {
         }
     }
 
-    /// Moves bytes from `input` until there are `whole` or no more.
+    /// Moves bytes from `input` until there are `whole` bytes, or no more.
     fn take(&mut self, input: &mut Bytes, whole: usize) {
         let count = input.len().min(whole - self.bytes.len());
         self.bytes.extend_from_slice(&input[..count]);
@@ -208,7 +211,7 @@ mod tests {
         bytes
     }
 
-    /// The side of a ROUTER that listens, and has sent the start of its greeting.
+    /// The listening side of a ROUTER, after the start of its greeting.
     fn listening() -> Handshake {
         let local = Local {
             role: Role::Listening,
@@ -223,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_known_wherever_its_bytes_are_cut() {
+    fn a_handshake_completes_wherever_its_bytes_are_split() {
         let mut bytes = hello(1, &[("socket-TYPE", b"DEALER"), ("Identity", b"me"), ("X", b"")]);
         let handshake = bytes.len();
         bytes.extend_from_slice(b"\x00\x01a");
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn req_dealer_and_router_of_3_0_and_later_are_welcome_and_nobody_else() {
+    fn only_req_dealer_and_router_of_zmtp_3_0_and_later_are_accepted() {
         for socket_type in [SocketType::Req, SocketType::Dealer, SocketType::Router] {
             let name = socket_type.as_str().as_bytes();
             let peer = feed(&hello(0, &[("Socket-Type", name)])).unwrap().unwrap();
@@ -261,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_told_apart_at_their_first_wrong_byte() {
+    fn wrong_peers_are_rejected_at_their_first_wrong_byte() {
         assert_eq!(feed(b"G"), Err(Reason::NotZmtp));
         assert_eq!(feed(b"\x16\x03\x01"), Err(Reason::NotZmtp));
         assert_eq!(feed(b"\xff\0\0\0\0\0\0\0\x01\x7e"), Err(Reason::NotZmtp));
@@ -283,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_our_greeting_follows_the_peers_version_and_ready_its_ready() {
+    fn the_rest_of_our_greeting_follows_the_peers_version_and_our_ready_its_ready() {
         let bytes = Bytes::from(hello(1, &[("Socket-Type", b"REQ")]));
         let mut handshake = listening();
         let mut out = Vec::new();
@@ -315,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_peer_is_told_why_in_place_of_ready_and_not_behind_it() {
+    fn a_refused_peer_gets_error_in_place_of_ready_but_not_after_it() {
         let metadata = |names: &[&str]| {
             let named: Vec<_> = names.iter().map(|name| (*name, &b"DEALER"[..])).collect();
             hello(1, &named)
@@ -360,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_other_characters_and_a_second_of_what_is_read_are_malformed() {
+    fn invalid_property_names_and_duplicate_properties_are_malformed() {
         let type_and = |name: &str| {
             let properties = [("Socket-Type", &b"REQ"[..]), (name, b"REQ")];
             feed(&hello(1, &properties)).map(|peer| peer.is_some())
@@ -378,7 +381,7 @@ mod tests {
         for name in other {
             assert_eq!(type_and(&name), Err(Reason::Metadata), "{name:?}");
         }
-        // An empty one is one, and others may come twice.
+        // An empty identity counts too. Properties that we do not use may be repeated.
         let identities = [("Socket-Type", &b"REQ"[..]), ("Identity", b""), ("identity", b"")];
         assert_eq!(feed(&hello(1, &identities)), Err(Reason::Metadata));
         let others = [("X-a", &b""[..]), ("Socket-Type", b"REQ"), ("X-a", b"")];
@@ -386,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn identities_of_up_to_255_bytes_are_welcome_whatever_they_begin_with() {
+    fn identities_of_up_to_255_bytes_are_accepted_whatever_they_begin_with() {
         let with = |identity: &[u8]| {
             feed(&hello(0, &[("Socket-Type", b"DEALER"), ("Identity", identity)]))
         };
@@ -397,14 +400,14 @@ mod tests {
         }
     }
 
-    /// A handshake of ours whose peer is to be `socket_type`.
+    /// A connecting side of the given type.
     fn connecting(socket_type: SocketType, identity: &'static [u8]) -> Handshake {
         let local = Local { role: Role::Connecting, socket_type, identity: identity.into() };
         Handshake::new(local, Mechanism::Null(Null::default()))
     }
 
     #[test]
-    fn the_side_that_connects_says_all_it_has_to_say_at_once() {
+    fn the_connecting_side_sends_greeting_and_ready_at_once() {
         let mut handshake = connecting(SocketType::Dealer, b"me");
         let mut out = Vec::new();
         handshake.start(&mut out);
@@ -418,14 +421,14 @@ mod tests {
     }
 
     #[test]
-    fn both_roles_of_every_pair_of_types_understand_each_other_wherever_bytes_are_cut() {
+    fn every_pair_of_socket_types_connects_or_is_refused_wherever_bytes_are_split() {
         for one in SocketType::ALL {
             for other in SocketType::ALL {
                 for cut in [1, 2, 7, 64, 1000] {
                     let told = talk(one, other, cut);
                     let expected = match one.talks_to(other) {
                         true => (Ok(Some(other)), Ok(Some(one))),
-                        // The side that listens refuses, and the other one reads its ERROR.
+                        // The listening side refuses, and the connecting side reads its ERROR.
                         false => (Err(Reason::PeerError), Err(Reason::SocketType)),
                     };
                     assert_eq!(told, expected, "{one:?} {other:?} {cut}");
@@ -434,8 +437,8 @@ mod tests {
         }
     }
 
-    /// What two sides learn of each other, of which the first connects, when their bytes
-    /// arrive in pieces of `cut`.
+    /// What two sides learn about each other when their bytes arrive in pieces of `cut`. The
+    /// first one connects.
     fn talk(
         one: SocketType,
         other: SocketType,
@@ -443,7 +446,7 @@ mod tests {
     ) -> (Result<Option<SocketType>, Reason>, Result<Option<SocketType>, Reason>) {
         let mut sides = [connecting(one, b""), listening()];
         sides[1].local.socket_type = other;
-        // What each has sent that the other has not read.
+        // What each side has sent that the other has not read.
         let mut sent = [Vec::new(), Vec::new()];
         let mut told = [Ok(None), Ok(None)];
         for (side, sent) in sides.iter_mut().zip(&mut sent) {
@@ -466,7 +469,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_end_in_a_peer_or_a_named_reason_within_the_limit(
+        fn any_bytes_yield_a_peer_or_a_reason_within_the_limit(
             greeted in any::<bool>(),
             noise in vec(prop_oneof![Just(4u8), Just(0), any::<u8>()], 0..600),
             cuts in vec(1usize..100, 1..20),

@@ -1,11 +1,11 @@
-//! Metadata: the properties of a READY (RFC 37, "The NULL Security Mechanism").
+//! Metadata: the properties in a READY (RFC 37, "The NULL Security Mechanism").
 
 use super::command::split_short;
 use crate::reason::Reason;
 
-/// The properties of a READY's data: name and value, one after the other.
+/// Iterates over the properties in a READY's data, as pairs of name and value.
 ///
-/// An item is [`Reason::Metadata`] where the data are malformed, and the last one.
+/// If the data is malformed, the last item is [`Reason::Metadata`].
 pub fn properties(mut data: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), Reason>> {
     std::iter::from_fn(move || {
         if data.is_empty() {
@@ -17,9 +17,9 @@ pub fn properties(mut data: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8])
     })
 }
 
-/// The data of a READY with these properties: name and value, one after the other.
+/// Encodes properties, given as pairs of name and value, as the data of a READY.
 ///
-/// A name has 1 to 255 characters.
+/// A name must have 1 to 255 characters.
 pub fn encode(properties: &[(&[u8], &[u8])]) -> Vec<u8> {
     let mut data = Vec::new();
     for (name, value) in properties {
@@ -41,7 +41,7 @@ fn split_property(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     Some((name, value, rest))
 }
 
-/// Whether a property's name may have it (RFC 37, "name-char").
+/// Whether a property's name may contain this character (RFC 37, "name-char").
 fn is_name_char(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte)
 }

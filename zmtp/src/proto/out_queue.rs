@@ -1,4 +1,4 @@
-//! What a peer is still to be sent. No I/O, no clock.
+//! Bytes waiting to be sent to a peer, without I/O and without a clock.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -8,73 +8,86 @@ use bytes::Bytes;
 
 use super::frame::{encode_header, message_flags};
 
-/// A frame from this size on is queued as it is, not copied behind the others: a
-/// copy of less costs no more than an entry of its own.
+/// Frames of at least this size are queued as they are. Smaller ones are copied behind each
+/// other, which costs no more than an entry of their own.
 const LARGE: usize = 8 << 10;
 
-/// The most slices that one write takes, a small part of the kernel's 1,024.
+/// The maximum number of slices in one write. The kernel allows 1,024.
 pub const SLICES: usize = 32;
 
-/// What an entry of `parts` costs beside its bytes, allocation included.
+/// What an entry of `parts` costs in addition to its bytes, including its allocation.
 const PART: usize = 64;
 
-/// Bytes in the order in which they leave, and where in them each reply ends.
+/// Replies to requests that were read at the same time and have the same label.
+#[derive(Debug)]
+struct Reads {
+    at: Instant,
+    label: u32,
+    replies: u32,
+}
+
+/// Bytes in the order in which they are sent, and where each reply ends.
 #[derive(Debug, Default)]
 pub struct OutQueue {
-    /// What leaves before `tail`.
+    /// Sent before `tail`.
     parts: VecDeque<Bytes>,
-    /// Frames copied one behind the other.
+    /// Frames copied behind each other.
     tail: Vec<u8>,
-    /// How much has left of the first part, or of `tail` where there is none.
+    /// How much of the first part has been sent, or of `tail` if there are no parts.
     front_sent: usize,
-    /// Bytes queued and bytes left, from the start on.
+    /// Total bytes queued and sent since the start.
     queued: u64,
     sent: u64,
-    /// Where each reply ends, counted as `queued` is.
+    /// Where each reply ends, counted like `queued`.
     ends: VecDeque<u64>,
-    /// How many replies belong to the requests that were read at each time.
-    reads: VecDeque<(Instant, usize)>,
+    /// The replies, grouped by their requests, in the order in which they are sent.
+    reads: VecDeque<Reads>,
 }
 
 impl OutQueue {
-    /// Bytes that have not left.
+    /// Bytes not sent yet.
     pub fn len(&self) -> usize {
         (self.queued - self.sent) as usize
     }
 
-    /// How many bytes were queued since the start.
+    /// Total bytes queued since the start.
     pub fn queued(&self) -> u64 {
         self.queued
     }
 
-    /// How many bytes have left since the start.
+    /// Total bytes sent since the start.
     pub fn left(&self) -> u64 {
         self.sent
     }
 
-    /// Whether everything has left.
+    /// Whether everything has been sent.
     pub fn is_empty(&self) -> bool {
         self.queued == self.sent
     }
 
-    /// Replies of which a part has not left.
+    /// Replies that are not completely sent.
     pub fn replies(&self) -> usize {
         self.ends.len()
     }
 
-    /// The memory that the queue holds. A large part counts in full until its last
-    /// byte has left, for so long it takes memory.
+    /// Memory held by the queue. A large part counts in full until its last byte is sent, because
+    /// it occupies its memory until then.
     pub fn held(&self) -> usize {
         self.parts.iter().map(|part| part.len() + PART).sum::<usize>()
             + self.tail.capacity()
             + self.ends.capacity() * size_of::<u64>()
-            + self.reads.capacity() * size_of::<(Instant, usize)>()
+            + self.reads.capacity() * size_of::<Reads>()
     }
 
-    /// Appends a reply to a request that was read at `read_at`. Takes its frames, and
-    /// returns their bytes.
+    /// Appends a reply to a request that was read at `read_at`, counted under `label`. Takes the
+    /// frames and returns their payload size.
     #[inline(always)]
-    pub fn push_reply(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant) -> usize {
+    pub fn push_reply(
+        &mut self,
+        frames: &mut VecDeque<Bytes>,
+        read_at: Instant,
+        label: u32,
+    ) -> usize {
         let before = self.tail.len();
         let (mut parted, mut payload) = (0, 0);
         while let Some(frame) = frames.pop_front() {
@@ -89,17 +102,22 @@ impl OutQueue {
                 self.parts.push_back(frame);
             }
         }
-        self.end_message(parted + self.tail.len() - before, read_at);
+        self.end_message(parted + self.tail.len() - before, read_at, label);
         payload
     }
 
-    /// Appends a message of a short tag, which is copied, an empty frame and a payload.
+    /// Appends a message of a short tag, an empty frame, short `head` frames and a payload. The
+    /// tag and the head are copied.
     #[inline]
-    pub fn push_tagged(&mut self, tag: &[u8], payload: &Bytes, read_at: Instant) {
+    pub fn push_tagged(&mut self, tag: &[u8], head: &[&[u8]], payload: &Bytes, read_at: Instant) {
         let before = self.tail.len();
         encode_header(&mut self.tail, message_flags(true), tag.len());
         self.tail.extend_from_slice(tag);
         encode_header(&mut self.tail, message_flags(true), 0);
+        for frame in head {
+            encode_header(&mut self.tail, message_flags(true), frame.len());
+            self.tail.extend_from_slice(frame);
+        }
         encode_header(&mut self.tail, message_flags(false), payload.len());
         let mut parted = 0;
         if payload.len() < LARGE {
@@ -109,20 +127,20 @@ impl OutQueue {
             self.part_tail();
             self.parts.push_back(payload.clone());
         }
-        self.end_message(parted + self.tail.len() - before, read_at);
+        self.end_message(parted + self.tail.len() - before, read_at, 0);
     }
 
     #[inline(always)]
-    fn end_message(&mut self, bytes: usize, read_at: Instant) {
+    fn end_message(&mut self, bytes: usize, read_at: Instant, label: u32) {
         self.queued += bytes as u64;
         self.ends.push_back(self.queued);
         match self.reads.back_mut() {
-            Some((at, replies)) if *at == read_at => *replies += 1,
-            _ => self.reads.push_back((read_at, 1)),
+            Some(last) if last.at == read_at && last.label == label => last.replies += 1,
+            _ => self.reads.push_back(Reads { at: read_at, label, replies: 1 }),
         }
     }
 
-    /// Appends what `write` appends: a greeting or a command, which is no reply.
+    /// Appends the output of `write`: a greeting or a command, which does not count as a reply.
     pub fn push_bytes<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         let before = self.tail.len();
         let result = write(&mut self.tail);
@@ -130,12 +148,12 @@ impl OutQueue {
         result
     }
 
-    /// All that is to leave, where it lies in one place.
+    /// All unsent bytes, if they are contiguous.
     pub fn only_slice(&self) -> Option<&[u8]> {
         self.parts.is_empty().then(|| &self.tail[self.front_sent..])
     }
 
-    /// What leaves next, for one vectored write.
+    /// The bytes to send next, for one vectored write. Returns how many slices are set.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
         let mut skip = self.front_sent;
         let mut count = 0;
@@ -150,9 +168,9 @@ impl OutQueue {
         count
     }
 
-    /// The first `count` bytes have left. Calls `replied` with the time at which
-    /// requests were read and how many of their replies have left with these bytes.
-    pub fn advance(&mut self, count: usize, mut replied: impl FnMut(Instant, usize)) {
+    /// Call this after sending the first `count` bytes. Calls `replied` with the time at which
+    /// requests were read, their label, and how many of their replies are now complete.
+    pub fn advance(&mut self, count: usize, mut replied: impl FnMut(Instant, u32, usize)) {
         self.sent += count as u64;
         self.front_sent += count;
         while let Some(part) = self.parts.front()
@@ -173,22 +191,21 @@ impl OutQueue {
         self.ends.drain(..left);
         let mut left = left;
         while left > 0
-            && let Some((read_at, replies)) = self.reads.front_mut()
+            && let Some(first) = self.reads.front_mut()
         {
-            let now = left.min(*replies);
-            replied(*read_at, now);
+            let now = left.min(first.replies as usize);
+            replied(first.at, first.label, now);
             left -= now;
-            *replies -= now;
-            if *replies == 0 {
+            first.replies -= now as u32;
+            if first.replies == 0 {
                 self.reads.pop_front();
             }
         }
     }
 
-    /// Moves what has not left into memory of its own, no larger than it must be,
-    /// and keeps the memory that there was for the next peer. A part of at most
-    /// `shared` bytes may be a slice of a shared buffer, which it must not keep
-    /// alive.
+    /// Moves the unsent bytes into a queue with memory of its own, no larger than necessary, and
+    /// leaves the old memory here for the next peer. A part of at most `shared` bytes may be a
+    /// slice of a shared buffer. It is copied, so that it does not keep that buffer alive.
     pub fn take_backlog(&mut self, shared: usize) -> Self {
         let mut skip = std::mem::take(&mut self.front_sent);
         let mut backlog = Self { queued: self.queued, sent: self.sent, ..Self::default() };
@@ -233,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_leave_in_order_however_the_kernel_cuts_them_and_are_counted_once() {
+    fn replies_leave_in_order_and_are_counted_once_however_writes_are_split() {
         let frames = |sizes: &[usize]| -> VecDeque<Bytes> {
             sizes.iter().map(|size| vec![*size as u8; *size].into()).collect()
         };
@@ -241,7 +258,7 @@ mod tests {
         let replies = [frames(&[0, 5]), frames(&[LARGE]), frames(&[3, LARGE + 1, 7])];
         let mut whole = OutQueue::default();
         for reply in &replies {
-            whole.push_reply(&mut reply.clone(), read_at);
+            whole.push_reply(&mut reply.clone(), read_at, 7);
         }
         let bytes = written(&whole);
         assert_eq!(whole.len(), bytes.len());
@@ -249,15 +266,15 @@ mod tests {
             for settle in [false, true] {
                 let mut queue = OutQueue::default();
                 for reply in &replies {
-                    queue.push_reply(&mut reply.clone(), read_at);
+                    queue.push_reply(&mut reply.clone(), read_at, 7);
                 }
                 let (mut out, mut counted) = (Vec::new(), 0);
                 while !queue.is_empty() {
                     let next = written(&queue);
                     let count = cut.min(next.len());
                     out.extend_from_slice(&next[..count]);
-                    queue.advance(count, |at, replies| {
-                        assert_eq!(at, read_at);
+                    queue.advance(count, |at, label, replies| {
+                        assert_eq!((at, label), (read_at, 7));
                         counted += replies;
                     });
                     assert_eq!(counted + queue.replies(), replies.len());
@@ -276,9 +293,9 @@ mod tests {
         let mut queue = OutQueue::default();
         for _ in 0..10_000 {
             let mut frames = VecDeque::from([Bytes::from_static(b"0123456789")]);
-            queue.push_reply(&mut frames, Instant::now());
+            queue.push_reply(&mut frames, Instant::now(), 0);
         }
-        queue.advance(12 * 9_990, |_, _| {});
+        queue.advance(12 * 9_990, |_, _, _| {});
         let backlog = queue.take_backlog(LARGE);
         assert_eq!((backlog.len(), backlog.replies()), (120, 10));
         assert!(backlog.held() < 2_000, "{}", backlog.held());

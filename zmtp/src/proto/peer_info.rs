@@ -1,11 +1,11 @@
-//! What the two sides of a connection are.
+//! The two sides of a connection: role, socket type and identity.
 
 use bytes::Bytes;
 
-/// The longest identity (RFC 23, "identity = 0*255OCTET").
+/// The longest identity, in bytes (RFC 23, "identity = 0*255OCTET").
 pub const IDENTITY_BYTES: usize = 255;
 
-/// The socket types of request and reply (RFC 28).
+/// The socket types of the request-reply pattern (RFC 28).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SocketType {
     /// Sends a request, then waits for its reply.
@@ -14,7 +14,7 @@ pub enum SocketType {
     Rep,
     /// Sends and receives at any time.
     Dealer,
-    /// Sends and receives at any time, and knows its peers by their identities.
+    /// Sends and receives at any time, and addresses its peers by identity.
     Router,
 }
 
@@ -22,7 +22,7 @@ impl SocketType {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Req, Self::Rep, Self::Dealer, Self::Router];
 
-    /// Its name in READY.
+    /// The name in READY.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Req => "REQ",
@@ -32,12 +32,12 @@ impl SocketType {
         }
     }
 
-    /// The type of this name.
+    /// The type with this name.
     pub fn from_name(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|socket_type| socket_type.as_str().as_bytes() == name)
     }
 
-    /// Whether the two types may be connected (RFC 28, "compatible with").
+    /// Whether RFC 28 allows these two types to connect.
     pub const fn talks_to(self, peer: Self) -> bool {
         use SocketType::{Dealer, Rep, Req, Router};
         match self {
@@ -49,34 +49,34 @@ impl SocketType {
     }
 }
 
-/// Which side made the connection.
+/// Which side opened the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// The one that accepted it.
+    /// The side that accepted it.
     Listening,
-    /// The one that connected.
+    /// The side that connected.
     Connecting,
 }
 
 /// Our own side.
 #[derive(Debug, Clone)]
 pub struct Local {
-    /// Which side we are.
+    /// Our role.
     pub role: Role,
-    /// What we are.
+    /// Our socket type.
     pub socket_type: SocketType,
-    /// What we want to be called; empty if the peer is to choose. At most [`IDENTITY_BYTES`].
+    /// Our identity, at most [`IDENTITY_BYTES`]. Leave it empty to let the peer choose one.
     pub identity: Bytes,
 }
 
-/// What the handshake has told of the peer.
+/// What the handshake revealed about the peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerInfo {
-    /// The minor version of ZMTP 3 that it speaks: 0, or 1 and more, which have PING.
+    /// The minor version of ZMTP 3 that the peer speaks. PING exists from 1 on.
     pub minor: u8,
-    /// What it is.
+    /// The peer's socket type.
     pub socket_type: SocketType,
-    /// The identity that it announced; empty if none.
+    /// The identity that the peer announced, or empty.
     pub identity: Bytes,
 }
 
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_may_talk_to_whom_is_mutual() {
+    fn socket_type_compatibility_is_mutual() {
         for one in SocketType::ALL {
             assert_eq!(SocketType::from_name(one.as_str().as_bytes()), Some(one));
             for other in SocketType::ALL {

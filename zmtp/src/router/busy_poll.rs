@@ -1,16 +1,17 @@
-//! Whether to look out for the next message awake before the thread sleeps. No I/O,
-//! no clock.
+//! Decides whether to spin for the next message before sleeping. No I/O and no clock.
 
 use std::time::Duration;
 
-/// After how many vain waits in a row they become no rarer: one in 256 is then spent
-/// awake, which costs less than can be measured.
+/// After this many unsuccessful spins in a row, the pauses between them stop growing. One wait in
+/// 256 then spins, which costs too little to measure.
 const RAREST: u32 = 8;
 
-/// To sleep and be woken takes longer than an echo, and as much of the CPU as some
-/// 10 µs awake. So who asks again at once is waited for awake; where nobody does,
-/// that is tried ever more rarely: one wait is left out after the first vain one, three
-/// after the next, seven, and so on.
+/// Decides when spinning is worth it.
+///
+/// Sleeping and waking up takes longer than an echo, and costs as much CPU time as about 10 µs of
+/// spinning. So if a client sends its next request immediately, the socket spins for it. If no
+/// client does, it spins less and less often: after the first unsuccessful spin it skips one
+/// wait, then three, then seven, and so on.
 #[derive(Debug)]
 pub struct BusyPoll {
     longest: Duration,
@@ -19,12 +20,12 @@ pub struct BusyPoll {
 }
 
 impl BusyPoll {
-    /// Waits awake for `longest` at most, or never where that is zero.
+    /// Spins for up to `longest`, or never if that is zero.
     pub fn new(longest: Duration) -> Self {
         Self { longest, vain: 0, left_out: 0 }
     }
 
-    /// For how long to wait awake this time, if at all.
+    /// How long to spin this time, or `None` to sleep at once.
     pub fn begin(&mut self) -> Option<Duration> {
         if self.left_out > 0 {
             self.left_out -= 1;
@@ -33,7 +34,7 @@ impl BusyPoll {
         (!self.longest.is_zero()).then_some(self.longest)
     }
 
-    /// A wait is over: whether a message came while awake.
+    /// Call this after a spin. `came` says whether it brought a message.
     pub fn end(&mut self, came: bool) {
         self.vain = if came { 0 } else { (self.vain + 1).min(RAREST) };
         self.left_out = (1 << self.vain) - 1;
@@ -44,25 +45,25 @@ impl BusyPoll {
 mod tests {
     use super::*;
 
-    /// How many of so many waits are spent awake, all with the same end.
+    /// How many of `waits` waits spin, if all have the same result.
     fn awake(poll: &mut BusyPoll, waits: u32, came: bool) -> usize {
         let wait = |_: &u32| poll.begin().inspect(|_| poll.end(came)).is_some();
         (0..waits).filter(wait).count()
     }
 
     #[test]
-    fn what_pays_is_done_again_and_what_does_not_ever_more_rarely() {
+    fn unsuccessful_spins_become_rarer_and_successful_ones_repeat() {
         let mut poll = BusyPoll::new(Duration::from_micros(10));
         assert_eq!(awake(&mut poll, 1000, true), 1000);
-        // After 0, 2, 6, 14, 30, 62, 126, 254 waits, and then after each 256.
+        // After 0, 2, 6, 14, 30, 62, 126 and 254 waits, and then after every 256.
         assert_eq!(awake(&mut poll, 510, false), 8);
         assert_eq!(awake(&mut poll, 2560 + 1, false), 10 + 1);
-        // It pays again: that is noticed when it is tried next.
+        // When spinning pays off again, the next spin notices.
         assert_eq!(awake(&mut poll, 255 + 100, true), 100);
     }
 
     #[test]
-    fn zero_turns_it_off() {
+    fn a_zero_duration_turns_spinning_off() {
         assert_eq!(awake(&mut BusyPoll::new(Duration::ZERO), 1000, true), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! The deadlines of all connections behind one timer of the runtime.
+//! All connections' deadlines, behind a single timer of the runtime.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -12,10 +12,9 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::ready::{Bell, CLOCK, ReadyList, Token};
 
-/// Alarms in the order of their times, and the timer for the next.
+/// Alarms in order of time, and the timer for the next one.
 ///
-/// An alarm cannot be taken back: who sets one remembers its time, and ignores
-/// any other that comes.
+/// Alarms cannot be cancelled. Whoever sets one remembers its time and ignores any other.
 #[derive(Debug)]
 pub struct Clock {
     alarms: BinaryHeap<Reverse<(Instant, Token)>>,
@@ -25,7 +24,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// No alarms. Rings the bell of [`CLOCK`] on `list`. Needs a runtime.
+    /// Creates a clock without alarms that rings [`CLOCK`] on `list`. Needs a Tokio runtime.
     pub fn new(list: &ReadyList) -> Self {
         let bell = list.bell(CLOCK);
         let waker = Waker::from(Arc::clone(&bell));
@@ -33,7 +32,7 @@ impl Clock {
         Self { alarms: BinaryHeap::new(), sleep, bell, waker }
     }
 
-    /// Has `token` told at `at`.
+    /// Sets an alarm for `token` at `at`.
     pub fn set(&mut self, at: Instant, token: Token) {
         let first = self.alarms.peek().is_none_or(|Reverse((next, _))| at < *next);
         self.alarms.push(Reverse((at, token)));
@@ -42,7 +41,7 @@ impl Clock {
         }
     }
 
-    /// An alarm whose time has come. After the last one the bell rings for the next.
+    /// Returns an alarm that is due. After the last one, the bell is set to ring for the next.
     pub fn due(&mut self, now: Instant) -> Option<(Instant, Token)> {
         self.bell.answer();
         let Reverse((at, _)) = self.alarms.peek()?;
@@ -53,12 +52,12 @@ impl Clock {
         self.alarms.pop().map(|Reverse(alarm)| alarm)
     }
 
-    /// How many alarms are set, those included that nobody waits for any more.
+    /// Number of alarms, including those that nobody needs any more.
     pub fn alarms(&self) -> usize {
         self.alarms.len()
     }
 
-    /// Forgets the alarms that nobody waits for.
+    /// Drops the alarms that nobody needs any more.
     pub fn retain(&mut self, wanted: impl Fn(Instant, Token) -> bool) {
         self.alarms.retain(|Reverse((at, token))| wanted(*at, *token));
     }
@@ -91,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_rings_for_an_alarm_that_is_set_after_the_last_one_has_come() {
+    async fn it_rings_for_an_alarm_set_after_the_last_one_fired() {
         let list = ReadyList::default();
         let mut clock = Clock::new(&list);
         for token in 0..3 {

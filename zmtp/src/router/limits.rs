@@ -2,57 +2,100 @@
 
 use std::time::Duration;
 
-/// What every peer may hold without drawing on the pool: a message of the usual
-/// size, or a few dozen replies, while the other half is on its way.
+/// What each peer may hold without drawing on the pool: one message of the usual size, or a few
+/// dozen replies.
 pub const ALLOWANCE: usize = 8 << 10;
 
-/// Slots for peers of this host alone, so that a full server answers its own probe.
+/// Slots reserved for peers on this host, so that a full server still answers its own probe.
 pub const RESERVED_PEERS: usize = 8;
 
 /// The limits of a [`Router`](crate::Router).
+///
+/// Each field names its default and the reason for it. `zmq-echo-server` uses the same defaults.
+///
+/// ```
+/// use zmtp::router::Limits;
+///
+/// let limits = Limits { peers: 1000, ..Limits::default() };
+/// assert!(limits.most_memory() < 96 << 20);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of all frames of a message.
+    /// Maximum size of a message, all frames together. Default: 8 MiB, so that eight of the
+    /// largest fit into the pool.
     pub message_bytes: usize,
-    /// Frames of a message.
+    /// Maximum number of frames in a message. Each frame costs work and memory in addition to its
+    /// bytes. Default: 1,024, far more than any envelope needs.
     pub message_frames: usize,
-    /// Bytes of a READY command.
+    /// Maximum size of a READY command, in bytes. Default: 4 KiB, sixteen times what ZeroMQ
+    /// libraries send with the longest identity.
     pub metadata_bytes: usize,
-    /// Connections at a time, [`RESERVED_PEERS`] included.
+    /// Maximum number of connections, including [`RESERVED_PEERS`]. Default: 6,000, which keeps
+    /// the memory for their allowances under 70 MiB.
     pub peers: usize,
-    /// Connections from one address of another host; zero for no limit of their own.
+    /// Maximum number of connections from one address of another host, or zero for no limit.
+    /// Default: zero, because behind NAT or a proxy, all clients share a few addresses.
     pub peers_per_address: usize,
-    /// From a connection's first moment to its READY.
+    /// How long a connection may take from accept to READY. Default: 5 s, several round trips,
+    /// with lost packets among them.
     pub handshake_timeout: Duration,
-    /// The window in which half a message has to bring `stall_bytes`.
+    /// A partial message must bring `stall_bytes` in each window of this length. Default: 30 s,
+    /// longer than a pause for garbage collection.
     pub stall_timeout: Duration,
-    /// The least that half a message has to bring in each `stall_timeout`.
+    /// Minimum number of bytes that a partial message must bring in each `stall_timeout`.
+    /// Default: 32 KiB, which is 1 KiB/s: less than the slowest mobile network carries.
     pub stall_bytes: usize,
-    /// The shared pool: what all peers hold together beyond their allowances.
+    /// Size of the shared pool, in bytes: what all peers together may hold beyond their
+    /// allowances. Default: 64 MiB, enough for 256 clients that do not read their replies.
     pub buffer_bytes: usize,
-    /// Requests of one peer that may be in flight before it is not read from:
-    /// [`Router::hold`](crate::Router::hold).
+    /// A peer with this many requests in flight is not read from until some are answered (see
+    /// [`Router::hold`](crate::Router::hold)). Default: 128, a small part of `in_flight`.
     pub in_flight_per_peer: usize,
-    /// Requests of all peers that may be in flight before nobody is read from.
+    /// With this many requests of all peers in flight, no peer is read from. Default: 4,096, for
+    /// forty clients with a hundred slow calls each.
     pub in_flight: usize,
-    /// The kernel's buffer for each connection's requests; replies have a quarter of it.
+    /// Size of the kernel's receive buffer for each connection, in bytes. The send buffer gets a
+    /// quarter of it. Default: 512 KiB, enough for several messages of 64 KiB in transit.
     pub socket_buffer: usize,
-    /// A heartbeat is sent after this much silence; zero for never.
+    /// A heartbeat is sent after this much silence, or never if it is zero. Default: 15 s, which
+    /// finds a lost host before most clients' timeouts.
     pub heartbeat_interval: Duration,
-    /// How long the next message may be waited for awake; zero for not at all.
+    /// How long to spin for the next message before sleeping, or zero to sleep at once. Default:
+    /// 10 µs, which takes no more CPU time than being woken up.
     pub busy_poll: Duration,
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message_bytes: 8 << 20,
+            message_frames: 1024,
+            metadata_bytes: 4 << 10,
+            peers: 6000,
+            peers_per_address: 0,
+            handshake_timeout: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(30),
+            stall_bytes: 32 << 10,
+            buffer_bytes: 64 << 20,
+            in_flight_per_peer: 128,
+            in_flight: 4096,
+            socket_buffer: 512 << 10,
+            heartbeat_interval: Duration::from_secs(15),
+            busy_poll: Duration::from_micros(10),
+        }
+    }
+}
+
 impl Limits {
-    /// The most memory that a socket of these limits takes, in bytes; the kernel's
-    /// buffers, which are not the process's, aside. It is the formula of [`crate::router`].
+    /// Upper bound on the socket's memory, in bytes, excluding the kernel's buffers. See
+    /// [`crate::router`] for the formula.
     pub fn most_memory(&self) -> usize {
         self.peers * (ALLOWANCE + PEER) + self.buffer_bytes + 2 * self.message_bytes + READS
     }
 }
 
-/// The most that a peer costs without a byte buffered.
+/// Upper bound on a peer's cost without buffered bytes.
 const PEER: usize = 4 << 10;
 
-/// The most that the reads under way take beside their message.
+/// Upper bound on the cost of reads in progress, in addition to their message.
 const READS: usize = 1 << 20;

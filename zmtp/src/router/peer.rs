@@ -1,5 +1,6 @@
-//! One connection: its stream, what has come of a message, what is to be sent.
+//! One connection: its stream, its partial message and its replies.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -29,53 +30,53 @@ use crate::proto::peer_info::{Local, Role, SocketType};
 use crate::reason::Reason;
 use crate::tcp_info::{TcpInfo, keep_alive};
 
-/// The least room for a read behind a message in memory of its own, so that small
-/// frames behind a large one do not take a system call each.
+/// Minimum room for a read after a message in memory of its own, so that small frames after a
+/// large one do not cost a system call each.
 const LEAST_READ: usize = 4 << 10;
 
-/// Where a connection is in its life.
+/// The stages of a connection.
 #[derive(Debug)]
 pub enum State {
-    /// Greeting and READY.
+    /// Exchanging greeting and READY.
     Handshake(Box<Handshake>),
-    /// The handshake has failed and is counted. The peer has a moment to read why.
+    /// The handshake failed and has been counted. The peer has a moment to read why.
     Refused(Refused),
-    /// Messages.
+    /// Exchanging messages.
     Established,
-    /// We have said that nothing more comes from us, and wait for the same.
+    /// We have closed our direction, and wait for the peer to close the other one.
     HalfClosed,
 }
 
 /// How long a refused peer may stay.
 #[derive(Debug)]
 pub struct Refused {
-    /// It is closed then at the latest.
+    /// The connection is closed at this time at the latest.
     pub until: Instant,
-    /// How many more bytes are read from it, and ignored, before it is closed.
+    /// How many more bytes are read and discarded before it is closed.
     pub unread: usize,
-    /// Whether we have said that nothing more comes from us.
+    /// Whether we have closed our direction.
     pub half_closed: bool,
 }
 
 /// How the body of a PING begins (RFC 37).
 const PING: &[u8] = b"\x04PING";
 
-/// What a first read takes at most, before it is known how large the messages are.
+/// Maximum size of the first reads, before the size of the messages is known.
 const FIRST_READ: usize = 16 << 10;
 
-/// What a read brought.
+/// The result of a read.
 #[derive(Debug)]
 pub enum Read {
-    /// The start of a message, whole frames mostly, and what follows it.
+    /// Usually whole frames: the start of a message, and what follows it.
     Batch {
-        /// What has been kept of the message, and what has come.
+        /// The bytes kept of the message, and the bytes just read.
         bytes: Bytes,
-        /// Whether the memory is this message's own.
+        /// Whether the memory belongs to this message alone.
         own: bool,
     },
-    /// More of a large frame that is still not whole.
+    /// More of a large frame that is still incomplete.
     More,
-    /// The peer sends nothing more.
+    /// The peer closed its direction.
     End,
 }
 
@@ -83,90 +84,92 @@ pub enum Read {
 #[derive(Debug)]
 pub struct Peer {
     stream: TcpStream,
-    /// Which of the connections that have had its slot.
+    /// Distinguishes the connections that have used this slot.
     pub generation: u64,
-    /// Where it comes from.
+    /// The peer's address.
     pub address: SocketAddr,
-    /// Its share of the places, and whether it may have to give way.
+    /// Its place among the connections, and whether it may have to make room.
     pub place: Place,
     /// Puts the peer on the ready list.
     pub bell: Arc<Bell>,
     waker: Waker,
-    /// Where the connection is in its life.
+    /// The connection's stage.
     pub state: State,
-    /// What routes replies to it. Empty until the handshake is done.
+    /// The identity that routes replies to it. Empty until the handshake is complete.
     pub identity: Bytes,
-    /// Whether its requests count as a client's.
+    /// Whether it is a client rather than a monitor.
     pub is_client: bool,
-    /// Whether it has shown that it knows PING, by a PING or PONG of its own.
+    /// Whether it has shown that it knows PING, by sending a PING or PONG.
     pub knows_ping: bool,
-    /// Whether it is a REQ, whose messages have to be requests.
+    /// Whether it is a REQ, whose messages must be requests.
     pub is_req: bool,
-    /// The start of a message that is not whole, as it came.
+    /// The bytes of an incomplete message.
     pub partial: Vec<u8>,
     /// How far `partial` has been scanned.
     pub scan: Scan,
-    /// How many bytes `partial` lacks at least.
+    /// The minimum number of bytes that `partial` lacks.
     pub missing: usize,
-    /// How fast half a message comes, while there is one.
+    /// How fast the partial message arrives, while there is one.
     pub half_message: Option<Meter>,
-    /// The window in which it has to bring a minimum of bytes.
+    /// The window in which it must bring a minimum number of bytes.
     pub window: Window,
-    /// Bytes that it has sent us since the connection was made.
+    /// Bytes received since the connection was made.
     pub received: u64,
-    /// What a read takes at most, so that its messages fit a turn.
+    /// Maximum size of a read, chosen so that the peer's messages fit one turn.
     appetite: usize,
-    /// What it is to be sent.
+    /// Bytes to send.
     pub out: OutQueue,
     /// Whether the last write left something behind.
     pub blocked: bool,
-    /// When reading from it paused because too much waits to be sent to it.
+    /// When reading paused, because too much is waiting to be sent or is in flight.
     pub paused_at: Option<Instant>,
-    /// How fast replies leave that the kernel did not take at once, while there are some.
+    /// How fast replies leave that the kernel did not accept at once, while there are some.
     pub backlog: Option<Meter>,
-    /// Bytes that we have sent it since the connection was made.
+    /// Bytes sent since the connection was made.
     pub written: u64,
-    /// How many of them there were when a reply left last.
+    /// The value of `written` when the last reply was complete.
     pub replied: u64,
-    /// Whether a reply has left since its bytes came last: it may be busy with that.
+    /// Whether a reply has been sent since bytes last came. The peer may be busy with it.
     pub has_replies: bool,
-    /// It sends nothing more, and why it is to be closed when it has its replies.
+    /// Set when the peer has closed its direction: why to close once it has its replies.
     pub ended: Option<Reason>,
     /// When the connection was accepted.
     pub accepted_at: Instant,
-    /// When it is sent our READY even if its own has not come.
+    /// When to send our READY even if the peer's has not arrived.
     pub ready_at: Option<Instant>,
-    /// When its bytes came last.
+    /// When bytes last came from the peer.
     pub read_at: Instant,
-    /// When bytes to it left last, or began to wait.
+    /// When bytes last left for the peer, or began to wait.
     pub moved_at: Instant,
-    /// When bytes of a client's requests or of replies to it moved last.
+    /// When bytes of a client's request or of a reply to it last moved.
     pub active_at: Instant,
-    /// When we last asked the kernel whether its host is there.
+    /// When we last asked the kernel whether the host is reachable.
     pub looked_at: Instant,
-    /// Whether its host seemed to be lost at that look, or its handshake to be late.
+    /// Whether the host seemed lost then, or the handshake late.
     pub doubted: bool,
-    /// When we sent the PING that is not answered.
+    /// When we sent the PING that is unanswered.
     pub pinged_at: Option<Instant>,
-    /// How long it may be silent, by the PING that was the last to come from it.
+    /// How long the peer may stay silent, according to its last PING.
     pub ttl: Option<Duration>,
-    /// The deadline for it that the clock holds.
+    /// The deadline that the clock holds for this peer.
     pub alarm_at: Option<Instant>,
-    /// Its requests that are being worked on, and what they hold.
+    /// Requests in flight, and the bytes that they hold.
     pub in_flight: usize,
     pub in_flight_bytes: usize,
-    /// Whether these are so many that it is not read from.
+    /// Whether so many are in flight that the peer is not read from.
     pub is_busy: bool,
-    /// Bytes that were read since then, in search of PINGs.
+    /// Bytes read since then, to look for PINGs.
     pub ahead: usize,
-    /// The memory that it has been charged for.
+    /// Dropped once the peer has room for more replies.
+    pub tokens: Vec<Box<dyn Any + Send>>,
+    /// The memory charged for this peer.
     pub charged: usize,
-    /// The replies it has been charged for.
+    /// The replies counted for this peer.
     pub owed: usize,
 }
 
 impl Peer {
-    /// A connection that was accepted at `now`. The start of the greeting is queued.
+    /// Creates a connection that was accepted at `now`, and queues the start of the greeting.
     pub fn new(
         stream: TcpStream,
         generation: u64,
@@ -224,17 +227,18 @@ impl Peer {
             in_flight_bytes: 0,
             is_busy: false,
             ahead: 0,
+            tokens: Vec::new(),
             charged: 0,
             owed: 0,
         }
     }
 
-    /// Has the kernel hold `bytes` of requests, and a quarter of that of replies, and
-    /// no more (Linux doubles both), and send small replies at once. A connection that
-    /// is broken already says so when it is read.
+    /// Limits the kernel's buffers to `bytes` for requests and a quarter of that for replies
+    /// (Linux doubles both), and sends small replies at once. Errors are ignored, because a
+    /// broken connection shows at the next read.
     ///
-    /// Room for requests keeps a peer's window open while others have their turns.
-    /// Replies leave as they are written; room for more of them only cools the caches.
+    /// Room for requests keeps a peer's window open while others have their turns. Replies leave
+    /// as they are written, so more room for them would only waste cache.
     pub fn bound_kernel_buffers(&self, bytes: usize) {
         let socket = SockRef::from(&self.stream);
         let _ = socket.set_recv_buffer_size(bytes);
@@ -242,15 +246,15 @@ impl Peer {
         let _ = socket.set_tcp_nodelay(true);
     }
 
-    /// Has the kernel probe the peer when it is silent.
+    /// Makes the kernel probe the peer when it is silent.
     pub fn keep_alive(&self, interval: Duration) {
         keep_alive(&self.stream, interval);
     }
 
-    /// Reads once into `scratch`, which is the socket's and has `limit` bytes, or
-    /// into memory of its own where the frame that comes is larger than that.
-    /// What has been kept of a message moves to the front of the batch. Messages
-    /// that an earlier turn has left come first, without a read.
+    /// Reads once into `scratch`, which the socket owns and which has `limit` bytes. If the
+    /// arriving frame is larger than that, it reads into memory of its own instead. Bytes kept of
+    /// a message go to the front of the batch. Messages that an earlier turn left behind come
+    /// first, without a read.
     pub fn poll_read(&mut self, scratch: &mut BytesMut, limit: usize) -> Poll<io::Result<Read>> {
         if self.has_messages() {
             let bytes = std::mem::take(&mut self.partial).into();
@@ -273,7 +277,7 @@ impl Peer {
         Poll::Ready(Ok(Read::Batch { bytes: scratch.split().freeze(), own: false }))
     }
 
-    /// Grows with what has come, not with what has been announced.
+    /// The memory grows with what has arrived, not with what was announced.
     fn poll_read_own(&mut self) -> Poll<io::Result<Read>> {
         if self.partial.len() == self.partial.capacity() {
             self.partial.reserve_exact(self.missing.min(self.partial.len()).max(LEAST_READ));
@@ -290,8 +294,8 @@ impl Peer {
         }))
     }
 
-    /// Reads what comes behind the requests that wait, up to [`ALLOWANCE`] bytes, so that PINGs
-    /// in there are seen. Returns whether anything has come.
+    /// Reads up to [`ALLOWANCE`] bytes after the waiting requests, to find PINGs among them.
+    /// Returns whether any bytes came.
     pub fn poll_read_ahead(&mut self) -> Poll<io::Result<bool>> {
         let room = ALLOWANCE - self.ahead;
         self.partial.reserve(room);
@@ -299,22 +303,22 @@ impl Peer {
         let read = ready!(poll_once(&self.waker, self.stream.read_buf(&mut ahead)))?;
         self.received += read as u64;
         self.ahead += read;
-        // How many bytes are missing is found out when their turn comes.
+        // The next turn finds out how many bytes are missing.
         self.missing = 0;
         Poll::Ready(Ok(read > 0))
     }
 
-    /// Whether it may be read from in search of PINGs, while its requests wait.
+    /// Whether bytes may be read to look for PINGs while requests wait.
     pub fn can_read_ahead(&self) -> bool {
         self.ahead < ALLOWANCE && self.ended.is_none() && matches!(self.state, State::Established)
     }
 
-    /// Takes the PINGs out of what waits, each with its time to live and its context.
+    /// Removes the PINGs from the waiting bytes and returns their bodies.
     pub fn take_pings(&mut self, limits: &MessageLimits) -> Vec<Vec<u8>> {
         let mut pings = Vec::new();
         let mut scan = self.scan.clone();
         let mut from = 0;
-        // What is wrong in there is found out when its turn comes.
+        // Errors are handled when it is the bytes' turn.
         while let Ok(scanned) = scan.step(&self.partial[from..], limits) {
             match scanned {
                 Scanned::Message(end) => from += end,
@@ -333,41 +337,41 @@ impl Peer {
         pings
     }
 
-    /// Whether a turn has ended before the messages that it had read.
+    /// Whether a turn ended before all messages that it had read.
     pub fn has_messages(&self) -> bool {
         self.missing == 0 && !self.partial.is_empty()
     }
 
-    /// Whether there may be more for a turn; if not, the bell rings when there is.
+    /// Whether there may be more for a turn. If not, the bell rings when there is.
     pub fn is_readable(&self) -> bool {
         self.has_messages() || self.has_unread()
     }
 
-    /// Whether there may be more in the kernel; if not, the bell rings when there is.
+    /// Whether the kernel may have more bytes. If not, the bell rings when it does.
     pub fn has_unread(&self) -> bool {
         let readable = std::future::poll_fn(|cx| self.stream.poll_read_ready(cx));
         poll_once(&self.waker, readable).is_ready()
     }
 
-    /// How many bytes it has sent that lie in the kernel. The runtime may not have heard of
-    /// them yet.
+    /// Number of received bytes that are still in the kernel. The runtime may not know about them
+    /// yet.
     pub fn unread(&self) -> usize {
         ioctl_fionread(&self.stream).map_or(0, |count| usize::try_from(count).unwrap_or(usize::MAX))
     }
 
-    /// What the kernel knows of the connection.
+    /// What the kernel knows about the connection.
     pub fn tcp_info(&self) -> io::Result<TcpInfo> {
         TcpInfo::of(&self.stream)
     }
 
-    /// Writes what there is and the kernel takes; the bell rings when it takes more.
-    /// `replied` is [`OutQueue::advance`]'s.
-    pub fn flush(&mut self, mut replied: impl FnMut(Instant, usize)) -> io::Result<()> {
+    /// Writes as much as the kernel accepts. The bell rings when it accepts more. For `replied`,
+    /// see [`OutQueue::advance`].
+    pub fn flush(&mut self, mut replied: impl FnMut(Instant, u32, usize)) -> io::Result<()> {
         while !self.out.is_empty() {
             let stream = &mut self.stream;
             let out = &self.out;
             let write = std::future::poll_fn(|cx| match out.only_slice() {
-                // Nearly always, and the kernel does it faster than a list.
+                // The usual case. The kernel handles it faster than a list of slices.
                 Some(only) => Pin::new(&mut *stream).poll_write(cx, only),
                 None => {
                     let mut slices = [IoSlice::new(&[]); SLICES];
@@ -396,7 +400,7 @@ impl Peer {
         self.read_at = now;
         self.pinged_at = None;
         self.ttl = None;
-        // A handshake may be trickled: it is given more time only once.
+        // A handshake may arrive very slowly, so it gets extra time only once.
         self.doubted &= matches!(self.state, State::Handshake(_));
         self.has_replies = false;
         if let Some(meter) = &mut self.half_message {
@@ -404,14 +408,14 @@ impl Peer {
         }
     }
 
-    /// Notes that a batch which was read at `now` is through, and whether it had messages. What
-    /// is left of it is in `partial`.
+    /// Call this when a batch that was read at `now` is done. `messages` says whether it
+    /// contained any. The remaining bytes are in `partial`.
     pub fn track_message(&mut self, messages: bool, now: Instant) {
         let left = self.partial.len();
         if self.is_client && (messages || self.has_part_of_message()) {
             self.active_at = now;
         }
-        // A batch may end within a message, after many commands: that message goes on.
+        // After many commands, a batch may end within a message. That message continues.
         let goes_on = self.missing > 0 || self.scan.is_in_message(&self.partial);
         if messages || left == 0 || !goes_on {
             self.half_message = None;
@@ -443,17 +447,17 @@ impl Peer {
         }
     }
 
-    /// Queues a reply to a request that was read at `read_at`. Takes the frames, and
-    /// returns their bytes.
+    /// Queues a reply to a request that was read at `read_at`. Takes the frames and returns their
+    /// payload size.
     #[inline]
-    pub fn queue(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant) -> usize {
+    pub fn queue(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant, label: u32) -> usize {
         if self.out.is_empty() {
             self.moved_at = read_at.max(self.moved_at);
         }
-        self.out.push_reply(frames, read_at)
+        self.out.push_reply(frames, read_at, label)
     }
 
-    /// Tells the peer that nothing more comes.
+    /// Closes our direction.
     pub fn half_close(&mut self) -> io::Result<()> {
         let stream = &mut self.stream;
         let shutdown = std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx));
@@ -464,26 +468,26 @@ impl Peer {
         }
     }
 
-    /// Reads from now on, up to `limit` bytes, what makes about `messages` of the size
-    /// of the last ones: `count` in `bytes`.
+    /// Sets the size of the next reads to fit about `messages` messages, up to `limit` bytes. The
+    /// last `count` messages took `bytes` bytes.
     pub fn adapt(&mut self, bytes: usize, count: usize, messages: usize, limit: usize) {
         if let Some(average) = bytes.checked_div(count) {
             self.appetite = (average * messages).clamp(LEAST_READ, limit);
         }
     }
 
-    /// Whether it is not read from: so many replies wait for it, or so many of its requests are
-    /// being worked on.
+    /// Whether the peer is not read from, because too many replies are waiting for it or too many
+    /// of its requests are in flight.
     pub fn is_paused(&self) -> bool {
         self.is_busy || self.is_behind()
     }
 
-    /// Whether so many replies wait for it that it is not read from.
+    /// Whether so many replies are waiting that the peer is not read from.
     pub fn is_behind(&self) -> bool {
         self.out.len() > ALLOWANCE
     }
 
-    /// The memory that this connection holds beyond its own struct.
+    /// Memory held beyond the struct itself, in bytes.
     pub fn held(&self) -> usize {
         let handshake = match &self.state {
             State::Handshake(handshake) => handshake.held(),
@@ -492,7 +496,8 @@ impl Peer {
         self.partial.capacity() + self.out.held() + handshake + self.in_flight_bytes
     }
 
-    /// Notes that reading has paused or resumed: meanwhile a message cannot make progress.
+    /// Notes that reading has paused or resumed. While it is paused, a message cannot make
+    /// progress.
     pub fn pause_or_resume(&mut self, now: Instant) {
         match (self.is_paused(), self.paused_at) {
             (true, None) => self.paused_at = Some(now),
@@ -503,7 +508,7 @@ impl Peer {
                 if let Some(meter) = &mut self.half_message {
                     meter.suspend(paused);
                 }
-                // It could not be heard.
+                // We could not hear it while it was paused.
                 self.read_at = now;
                 self.pinged_at = None;
             }
@@ -511,7 +516,7 @@ impl Peer {
         }
     }
 
-    /// When it began to hold what it holds now, if it is more than it gets by its turns.
+    /// When the peer began to hold what it holds now, if that is more than its turns explain.
     pub fn holds_since(&self) -> Option<Instant> {
         if matches!(self.state, State::Handshake(_)) {
             return Some(self.accepted_at);
@@ -520,15 +525,15 @@ impl Peer {
         meters.into_iter().flatten().map(Meter::since).min()
     }
 
-    /// How many seconds it takes at the peer's rate until what it holds is free again.
+    /// At the peer's rate, how many seconds until what it holds is free again.
     pub fn seconds_to_clear(&self, now: Instant) -> f64 {
         if matches!(self.state, State::Handshake(_)) {
-            // More metadata than any client needs.
+            // Metadata larger than any client needs.
             return f64::INFINITY;
         }
         let seconds = |held: usize, rate: f64| if held == 0 { 0.0 } else { held as f64 / rate };
         let message = self.half_message.as_ref().map_or(0.0, |meter| {
-            // It has no reason to pause, unlike a reader that works on its replies.
+            // An upload has no reason to pause, unlike a reader that works on its replies.
             let rate = meter.lowest_rate(self.paused_at.unwrap_or(now));
             seconds(self.partial.len(), rate)
         });
@@ -537,19 +542,19 @@ impl Peer {
         message.max(replies)
     }
 
-    /// Whether a part of a message has been read whose rest has not come.
+    /// Whether part of a message has been read, but not all of it.
     pub fn has_part_of_message(&self) -> bool {
         self.missing > 0 && self.scan.is_in_message(&self.partial)
     }
 
-    /// How many of the bytes that have come have been looked at, but for an unfinished frame.
+    /// How many of the received bytes have been processed, except those of an unfinished frame.
     pub fn handled(&self) -> u64 {
         let waiting = if self.has_messages() { self.partial.len() } else { 0 };
         self.received - waiting as u64
     }
 
-    /// Takes what has been read and not handed out: how many whole messages, the payload of
-    /// these, and how many bytes of another message are left behind them.
+    /// Takes the bytes that were read but not handed out. Returns the number of complete
+    /// messages, their payload size, and the number of bytes of an incomplete message after them.
     pub fn take_kept(&mut self, limits: &MessageLimits) -> (u64, usize, usize) {
         let mut bytes = Bytes::from(std::mem::take(&mut self.partial));
         let (mut messages, mut payload) = (0, 0);
@@ -564,7 +569,7 @@ impl Peer {
                         bytes.advance(end);
                     }
                 }
-                // The peer has broken the protocol: what is behind that is no request.
+                // The peer broke the protocol. What follows is not a request.
                 Err(_) => return (messages, payload, 0),
                 Ok(Scanned::Partial(_)) => {
                     let left = if self.scan.is_in_message(&bytes) { bytes.len() } else { 0 };
@@ -575,8 +580,8 @@ impl Peer {
     }
 }
 
-/// Polls `future` once with `waker`, outside the runtime's cooperative budget: a
-/// turn of the socket is bounded by the socket.
+/// Polls `future` once with `waker`, outside the runtime's cooperative budget. The socket limits
+/// its turns itself.
 fn poll_once<T>(waker: &Waker, future: impl Future<Output = T>) -> Poll<T> {
     pin!(unconstrained(future)).poll(&mut Context::from_waker(waker))
 }

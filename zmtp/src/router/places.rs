@@ -1,9 +1,8 @@
-//! Places: who gets one, and who gives one up when there are no more.
+//! Slots for connections: who gets one, and who loses one when none is left.
 //!
-//! A host that opens connections and says nothing would lock everyone else out until its
-//! handshakes time out. So when the server is full, an unfinished handshake makes room
-//! for the next connection: the one that [`Newcomers`] names. An established peer never
-//! does.
+//! A host that opens connections and sends nothing would lock out everyone else until its
+//! handshakes time out. So when the server is full, the unfinished handshake that [`Newcomers`]
+//! picks makes room for the next connection. Established peers never do.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,17 +10,17 @@ use std::time::Instant;
 
 use crate::newcomers::{Host, Newcomers, Ticket};
 
-/// The connections, by where they come from.
+/// The connections, by origin.
 #[derive(Debug, Default)]
 pub struct Places {
-    /// Unfinished handshakes of peers of this host. They are apart because they do not
-    /// give way to other hosts: a flood must not end the probe's.
+    /// Unfinished handshakes from this host. They are kept apart because they do not make room
+    /// for other hosts: a flood must not close the probe's handshake.
     here: Newcomers<usize>,
-    /// Unfinished handshakes of peers of other hosts.
+    /// Unfinished handshakes from other hosts.
     elsewhere: Newcomers<usize>,
-    /// How many connections each other host has; empty without a limit.
+    /// Number of connections of each other host. Empty if there is no limit.
     of_host: HashMap<Host, usize>,
-    /// The most connections of one other host, or 0 for no limit.
+    /// Maximum number of connections from one other host, or 0 for no limit.
     limit: usize,
 }
 
@@ -29,32 +28,32 @@ pub struct Places {
 #[derive(Debug)]
 pub struct Place {
     host: Host,
-    /// Whether the peer is on this host: it came from loopback, or from the address at
-    /// which it was accepted.
+    /// Whether the peer is on this host: it connected from loopback, or from the address at which
+    /// it was accepted.
     pub of_this_host: bool,
-    /// While its handshake is unfinished.
+    /// Present while its handshake is unfinished.
     ticket: Option<Ticket>,
 }
 
 impl Places {
-    /// All free, with at most `limit` connections of another host, or any number for 0.
+    /// Allows at most `limit` connections from each other host, or any number if it is 0.
     pub fn new(limit: usize) -> Self {
         Self { limit, ..Self::default() }
     }
 
-    /// Whether the host of `address` has as many connections as it may have.
+    /// Whether the host of `address` has reached its limit.
     pub fn are_used_up(&self, address: IpAddr, of_this_host: bool) -> bool {
         let has = || self.of_host.get(&Host::from(address)).copied().unwrap_or_default();
         self.limit > 0 && !of_this_host && has() >= self.limit
     }
 
-    /// The slot whose handshake gives way to a connection, from this host or another.
+    /// The slot whose handshake makes room for a connection from this host or another.
     pub fn giving_way(&self, of_this_host: bool, now: Instant) -> Option<usize> {
         let here = of_this_host.then(|| self.here.candidate(now)).flatten();
         self.elsewhere.candidate(now).max(here).map(|candidate| candidate.key)
     }
 
-    /// A connection from `address` begins its handshake in `slot`.
+    /// Registers a connection from `address` that begins its handshake in `slot`.
     pub fn take(
         &mut self,
         address: IpAddr,
@@ -70,14 +69,14 @@ impl Places {
         Place { host, of_this_host, ticket }
     }
 
-    /// The handshake is done: the peer gives way no more.
+    /// Call this when the handshake is complete. The peer no longer makes room for others.
     pub fn keep(&mut self, place: &mut Place) {
         if let Some(ticket) = place.ticket.take() {
             self.newcomers(place.of_this_host).remove(ticket);
         }
     }
 
-    /// The connection has ended.
+    /// Call this when the connection has ended.
     pub fn leave(&mut self, place: &mut Place) {
         self.keep(place);
         if let Some(count) = self.of_host.get_mut(&place.host).filter(|_| !place.of_this_host) {
@@ -104,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_of_this_host_gives_way_to_this_host_alone() {
+    fn a_handshake_from_this_host_makes_room_only_for_this_host() {
         let now = Instant::now();
         let mut places = Places::new(0);
         let probe = places.take(HERE, true, 0, now);
@@ -112,7 +111,7 @@ mod tests {
         assert_eq!(places.giving_way(true, now), Some(0));
         let mut peers: Vec<_> =
             (1..4).map(|slot| places.take(address(1), false, slot, now)).collect();
-        // Of both: the oldest of the host that has most.
+        // Of both: the oldest of the host with the most.
         assert_eq!(places.giving_way(true, now), Some(1));
         assert_eq!(places.giving_way(false, now), Some(1));
         peers.iter_mut().for_each(|place| places.keep(place));
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_for_each_address_counts_established_peers_too_and_spares_this_host() {
+    fn the_address_limit_counts_established_peers_and_exempts_this_host() {
         let now = Instant::now();
         let mut places = Places::new(2);
         let mut first = places.take(address(1), false, 0, now);

@@ -1,39 +1,40 @@
-//! How fast the bytes move that a peer makes the server hold. No I/O, no clock.
+//! How fast the bytes that a peer makes the server hold are moving. No I/O and no clock.
 //!
-//! Progress is a rate: a single byte now and then is none. Two questions are answered here.
-//! Has half a message brought enough bytes in its window ([`Window`])? And how long would it
-//! take until a peer's memory is free again ([`Meter`]), for when the pool is full?
+//! Progress is a rate: a single byte now and then does not count. Two questions are answered
+//! here. [`Window`]: has a partial message brought enough bytes within its window? [`Meter`]:
+//! when the pool is full, how long would it take until a peer's memory is free again?
 
 use std::time::{Duration, Instant};
 
-/// The time that one of a meter's counts covers.
+/// The time that each of a meter's counters covers.
 const STEP: Duration = Duration::from_secs(2);
 
-/// How many of them are kept: a minute, long enough for a reader that works in bursts.
+/// How many counters are kept. Together they cover a minute, long enough for a reader that works
+/// in bursts.
 const STEPS: usize = 30;
 
-/// Bytes that have moved in the last minute, from the moment at which something was held.
+/// Bytes moved in the last minute, or since the meter was started.
 #[derive(Debug, Clone)]
 pub struct Meter {
     since: Instant,
     /// The number of the current step, counted from `since`.
     step: u64,
-    /// Bytes by step, each at its number modulo [`STEPS`].
+    /// Bytes moved in each step, at index step modulo [`STEPS`].
     moved: [u32; STEPS],
 }
 
 impl Meter {
-    /// Starts counting `now`, with nothing moved yet.
+    /// Starts counting at `now`.
     pub fn new(now: Instant) -> Self {
         Self { since: now, step: 0, moved: [0; STEPS] }
     }
 
-    /// When it began.
+    /// When counting started.
     pub fn since(&self) -> Instant {
         self.since
     }
 
-    /// Leaves out a time in which nothing could move.
+    /// Excludes a period in which nothing could move.
     pub fn suspend(&mut self, time: Duration) {
         self.since += time;
     }
@@ -41,7 +42,7 @@ impl Meter {
     /// Counts `bytes` that moved at `now`.
     pub fn add(&mut self, now: Instant, bytes: usize) {
         let step = self.step_at(now);
-        // Those that were not counted in are over, and a minute later all are.
+        // Clears the counters of skipped steps. After a minute these are all of them.
         for skipped in (self.step + 1..=step).take(STEPS) {
             self.moved[skipped as usize % STEPS] = 0;
         }
@@ -50,13 +51,13 @@ impl Meter {
         *moved = moved.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
     }
 
-    /// Bytes per second over the last minute, or since it began if that is less.
+    /// Bytes per second over the last minute, or since the start if that is shorter.
     pub fn rate(&self, now: Instant) -> f64 {
         self.rate_of(now, STEPS)
     }
 
-    /// The same over the last two to four seconds, or the rate over the minute if that is
-    /// lower: a good start does not hide that nothing moves any more.
+    /// The rate over the last two to four seconds, or over the minute if that is lower. A fast
+    /// start does not hide that nothing moves any more.
     pub fn lowest_rate(&self, now: Instant) -> f64 {
         self.rate(now).min(self.rate_of(now, 2))
     }
@@ -69,7 +70,7 @@ impl Meter {
             .map(|step| u64::from(self.moved[step as usize % STEPS]))
             .sum();
         let from = self.since + STEP * u32::try_from(first).unwrap_or(u32::MAX);
-        // Of a holding that is milliseconds old nothing can be told.
+        // A meter that is only milliseconds old says nothing yet.
         let elapsed = now.saturating_duration_since(from).max(Duration::from_millis(10));
         moved as f64 / elapsed.as_secs_f64()
     }
@@ -79,23 +80,23 @@ impl Meter {
     }
 }
 
-/// The window in which half a message has to bring a minimum of bytes.
+/// The window in which a partial message must bring a minimum number of bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
     /// When it began.
     pub since: Instant,
-    /// What had been received by then.
+    /// Bytes received by then.
     pub from: u64,
 }
 
 impl Window {
-    /// Starts a window `now`; `received` counts the bytes that came before it.
+    /// Starts a window at `now`. `received` counts the bytes that came before it.
     pub fn new(now: Instant, received: u64) -> Self {
         Self { since: now, from: received }
     }
 
-    /// Whether enough has come: `received` is counted as in [`Window::new`], `unread` lies in the
-    /// kernel, and `missing` are the bytes that the message lacks at least.
+    /// Whether enough bytes came. `received` is counted as in [`Window::new`], `unread` bytes are
+    /// in the kernel, and the message lacks at least `missing` bytes.
     pub fn has_progress(&self, received: u64, unread: usize, missing: usize, least: usize) -> bool {
         let moved = (received - self.from) as usize;
         moved + unread >= least || (missing > 0 && unread >= missing)
@@ -111,13 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_that_of_the_last_minute_or_since_the_start() {
+    fn the_rate_covers_the_last_minute_or_the_time_since_the_start() {
         let start = Instant::now();
         let mut meter = Meter::new(start);
         meter.add(at(start, 0.5), 1000);
         assert_eq!(meter.rate(at(start, 1.0)), 1000.0);
         assert_eq!(meter.rate(at(start, 10.0)), 100.0);
-        // A minute later it is forgotten, and what came since counts.
+        // After a minute the old bytes are forgotten, and only newer ones count.
         assert_eq!(meter.rate(at(start, 70.0)), 0.0);
         meter.add(at(start, 71.0), 580);
         assert_eq!(meter.rate(at(start, 72.0)), 10.0);
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_start_does_not_hide_that_nothing_moves_any_more() {
+    fn a_fast_start_does_not_hide_a_stall() {
         let start = Instant::now();
         let mut meter = Meter::new(start);
         meter.add(start, 8 << 20);
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn time_in_which_nothing_could_move_does_not_count() {
+    fn paused_time_does_not_count() {
         let start = Instant::now();
         let mut meter = Meter::new(start);
         meter.add(at(start, 0.5), 1000);

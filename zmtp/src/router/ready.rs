@@ -1,21 +1,21 @@
-//! Who has something to do: the list that wakers write and the socket reads, so
-//! that a turn costs what its busy peers cost, however many are open.
+//! Which peers need attention. Wakers write this list and the socket reads it, so a turn costs
+//! only what its busy peers cost, however many connections are open.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 
-/// A peer's slot, or one of the socket's own below.
+/// A peer's slot, or one of the socket's own tokens below.
 pub type Token = usize;
 
-/// The listener has a connection, or may be tried again.
+/// A listener has a connection, or can be tried again.
 pub const LISTENER: Token = usize::MAX;
 
-/// A deadline has come.
+/// A deadline is due.
 pub const CLOCK: Token = usize::MAX - 1;
 
-/// The tokens that were woken, each once, in the order in which they were.
+/// The tokens that were woken, in order and without duplicates.
 #[derive(Debug, Default, Clone)]
 pub struct ReadyList(Arc<Mutex<Ready>>);
 
@@ -25,20 +25,22 @@ struct Ready {
     task: Option<Waker>,
 }
 
-/// Whose turns are due, in their order: each peer once, for however many reasons, or it
-/// would get more turns than others. So does the listener: several listeners share it.
-/// (The clock twice is a look for nothing.)
+/// The turns that are due, in order.
+///
+/// Each peer has at most one entry, however many reasons it has. Otherwise it would get more
+/// turns than others. The same goes for the listener token, which several listeners share. A
+/// duplicate clock token is harmless.
 #[derive(Debug, Default)]
 pub struct Turns {
     tokens: VecDeque<Token>,
-    /// Which slots are among them.
+    /// Which slots are among the tokens.
     due: Vec<bool>,
     /// Whether the listener is.
     listener: bool,
 }
 
 impl Turns {
-    /// `token` has its turn after all that wait, unless it waits already.
+    /// Appends `token`, unless it is already waiting.
     pub fn push(&mut self, token: Token) {
         if token == LISTENER && std::mem::replace(&mut self.listener, true) {
             return;
@@ -54,7 +56,7 @@ impl Turns {
         self.tokens.push_back(token);
     }
 
-    /// Whose turn it is.
+    /// Takes the next token.
     pub fn pop(&mut self) -> Option<Token> {
         let token = self.tokens.pop_front()?;
         if token == LISTENER {
@@ -65,7 +67,7 @@ impl Turns {
         Some(token)
     }
 
-    /// Whether nobody waits for a turn.
+    /// Whether no turn is due.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
@@ -77,10 +79,10 @@ impl Extend<Token> for Turns {
     }
 }
 
-/// What puts its token on the list when the runtime wakes it.
+/// Puts its token on the list when the runtime wakes it.
 ///
-/// One that outlives its peer may wake the next owner of the slot: a visit for
-/// nothing, and no more.
+/// A bell that outlives its peer may wake the next owner of the slot, which costs one unnecessary
+/// visit.
 #[derive(Debug)]
 pub struct Bell {
     token: Token,
@@ -89,17 +91,17 @@ pub struct Bell {
 }
 
 impl ReadyList {
-    /// A bell for `token`.
+    /// Creates a bell for `token`.
     pub fn bell(&self, token: Token) -> Arc<Bell> {
         Arc::new(Bell { token, rung: AtomicBool::new(false), list: self.clone() })
     }
 
-    /// Moves what is on the list to `tokens`.
+    /// Moves all listed tokens to `tokens`.
     pub fn take(&self, tokens: &mut impl Extend<Token>) {
         tokens.extend(self.lock().tokens.drain(..));
     }
 
-    /// Has `task` woken by the next bell; at once, where one has rung already.
+    /// Wakes `task` at the next bell, or at once if one has rung already.
     pub fn wake_next(&self, task: &Waker) {
         let mut ready = self.lock();
         if ready.tokens.is_empty() {
@@ -110,13 +112,13 @@ impl ReadyList {
     }
 
     fn lock(&self) -> MutexGuard<'_, Ready> {
-        // Nothing under the lock can leave the list half changed.
+        // No code that holds the lock can leave the list half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Bell {
-    /// The token is about to be visited: what comes from now on rings again.
+    /// Call this before visiting the token. Later events then ring again.
     pub fn answer(&self) {
         self.rung.store(false, Ordering::Release);
     }
@@ -147,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_waits_for_a_turn_does_not_wait_for_a_second_one() {
+    fn a_token_waits_for_at_most_one_turn() {
         let mut turns = Turns::default();
         turns.extend([7, LISTENER, 3, 7, LISTENER, 3]);
         turns.push(7);

@@ -1,14 +1,13 @@
-//! The socket: fairness, flow control and accounts. Accepting, handshakes, deadlines and
-//! draining are parts of it in files of their own.
+//! The socket: fairness, flow control and accounting. Accepting, handshakes, deadlines and
+//! draining are in files of their own.
 //!
-//! Whatever wakes a peer, the listener or the clock puts its token on the ready
-//! list. A turn takes one token: it flushes what waits for that peer, reads from
-//! it once, and makes what came the current batch. `recv` and `try_recv` hand out
-//! the batch's messages; the replies gather in the peer's queue and are written
-//! when the batch is through. So peers are served in turn, a read each, and a
-//! batch costs one system call to read and one to write.
+//! Whatever wakes a peer, the listener or the clock puts its token on the ready list. A turn
+//! takes one token, writes what is waiting for that peer, reads from it once, and makes the
+//! result the current batch. `recv` and `try_recv` hand out the batch's messages. Replies gather
+//! in the peer's queue and are written when the batch is done. So peers are served in turn, one
+//! read each, and a batch costs one system call to read and one to write.
 //!
-//! A peer that does not take its replies is not read from: TCP makes it wait.
+//! A peer that does not take its replies is not read from, so TCP makes it wait.
 
 mod accepting;
 mod deadlines;
@@ -44,36 +43,36 @@ use crate::proto::out_queue::OutQueue;
 use crate::proto::peer_info::{PeerInfo, SocketType};
 use crate::reason::Reason;
 
-/// How much one turn reads: nearly four messages of 64 KiB. Half of it halves the
-/// throughput of such, for the part of a message at its end is copied.
+/// Maximum size of one turn's read: almost four messages of 64 KiB. Half of it would halve the
+/// throughput of such messages, because a partial message at the end is copied.
 const READ: usize = 256 << 10;
 
-/// How many messages one turn hands out: they take well under 0.1 ms, against which
-/// a turn's two system calls are small. Who floods the socket with messages of one
-/// byte gets no more turns than others, and no longer ones.
+/// Maximum number of messages in one turn. They take well under 0.1 ms, and the turn's two system
+/// calls are small in comparison. A peer that floods the socket with tiny messages gets neither
+/// more turns than others nor longer ones.
 const MESSAGES: usize = 512;
 
-/// Replies are written before their batch is through when they come to this.
+/// Replies are written before the batch is done once this many bytes are queued.
 const WRITE: usize = READ;
 
-/// Of a batch from this size on the first half of the replies is written before the
-/// rest, where no other peer waits for its turn: the client works on them meanwhile.
+/// In a batch of at least this size, the first half of the replies is written before the rest if
+/// no other peer is waiting. The client then works on them in the meantime.
 const HALVED: usize = 2 << 10;
 
-/// How many turns without a message the caller waits for at a time.
+/// How many turns without a message the socket takes before it yields to the runtime.
 const TURNS: usize = 64;
 
-/// A full pool spares what began less than this ago if there is anything else.
+/// A full pool spares whatever began less than this ago, if there is anything else.
 const YOUNG: Duration = Duration::from_secs(1);
 
-/// The memory that is kept from one batch's replies for the next at most.
+/// Upper bound on the reply buffer kept between batches.
 const SPARE: usize = 1 << 20;
 
-/// One connection of a [`Router`]. Unlike an identity, it never names another one.
+/// Identifies one connection of a [`Router`]. Unlike an identity, it is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerId {
     slot: usize,
-    /// Which of the connections that have had this slot.
+    /// Distinguishes the connections that have used this slot.
     generation: u64,
 }
 
@@ -82,56 +81,68 @@ pub struct PeerId {
 pub struct Origin {
     /// The connection.
     pub peer: PeerId,
-    /// When the message was read. A reply's latency counts from here.
+    /// When the message was read. A reply's latency is measured from here.
     pub read_at: Instant,
-    /// Whether the peer is a monitor of this host: see [`Router::with_monitors`].
+    /// Whether the peer is a monitor on this host (see [`Router::with_monitors`]).
     pub is_monitor: bool,
+    /// A label that the caller may set before it replies. Initially zero. [`Event::Replied`]
+    /// reports it.
+    pub label: u32,
 }
 
-/// Who a connected peer is.
+/// Address and identity of a connected peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectedPeer {
-    /// Its address.
+    /// The peer's address.
     pub address: SocketAddr,
-    /// The identity by which [`Router::send`] finds it.
+    /// The identity by which [`Router::send`] finds the peer.
     pub identity: Bytes,
 }
 
 /// Why a reply was not queued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// The reply has no frame to send.
-    #[error("a ROUTER sends at least one frame to a peer")]
+    /// The reply has no payload frame.
+    #[error("a reply needs at least one payload frame")]
     NoPayload,
     /// The peer is not connected.
-    #[error("the peer has left")]
+    #[error("the peer is not connected")]
     NoPeer,
 }
 
-/// What was left when a socket was closed. All of it is zero if nothing was lost.
+/// What was left when a socket was closed. All fields are zero if nothing was lost.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Closed {
-    /// Replies to connected peers that were not handed to the kernel.
+    /// Replies to connected peers that the kernel had not accepted.
     pub owed: u64,
-    /// Bytes of replies that connected peers had not acknowledged, those of `owed` included.
+    /// Bytes of replies that connected peers had not acknowledged, including those in `owed`.
     pub owed_bytes: u64,
-    /// Whole requests that were received and thrown away.
+    /// Complete requests that were received and discarded.
     pub discarded: u64,
-    /// Bytes that were thrown away without counting the requests in them: parts of messages, and
-    /// what lay in the kernel.
+    /// Bytes that were discarded without counting the requests in them: partial messages, and
+    /// bytes still in the kernel.
     pub discarded_bytes: u64,
 }
 
 impl Closed {
-    /// Whether everything that was received was answered.
+    /// Whether every request that was received has been answered.
     pub fn is_clean(&self) -> bool {
         self.owed + self.owed_bytes + self.discarded + self.discarded_bytes == 0
     }
 }
 
-/// A ROUTER socket whose cost is bounded by [`Limits`].
+/// A ROUTER socket whose memory is bounded by its [`Limits`].
 ///
-/// There is no task but the caller's: the socket works while it is polled.
+/// It spawns no task: it works while one of its `recv` methods is polled. See [`crate::router`]
+/// for an example.
+///
+/// A message can be answered in two ways:
+///
+/// - By identity: [`Router::recv`] puts the sender's identity in front of the message, and
+///   [`Router::send`] takes it off again, as in other ZeroMQ libraries.
+/// - By connection: [`Router::recv_from`] returns an [`Origin`], and [`Router::send_to`] replies
+///   to exactly that connection. This is faster, and a reply never reaches a later connection
+///   that uses the same identity.
 pub struct Router<O> {
     limits: Limits,
     message_limits: MessageLimits,
@@ -141,7 +152,7 @@ pub struct Router<O> {
     places: Places,
     listener_bell: Arc<Bell>,
     peers: Slab<Box<Peer>>,
-    /// Connections so far, which number the next one.
+    /// Total connections accepted, which number the next one.
     accepted: u64,
     identities: HashMap<Bytes, usize>,
     next_identity: u32,
@@ -150,45 +161,45 @@ pub struct Router<O> {
     turns: Turns,
     busy_poll: BusyPoll,
     batch: Option<Batch>,
-    /// What every peer is read into.
+    /// The buffer that all peers are read into.
     scratch: BytesMut,
     /// Lent to the batch's peer for its replies.
     spare: OutQueue,
-    /// Bytes beyond the allowances, all bytes, and replies, of all peers.
+    /// Totals over all peers: bytes beyond the allowances, all bytes, and replies.
     pooled: usize,
     buffered: usize,
     owed: usize,
-    /// Requests that are being worked on, and what they hold.
+    /// Requests in flight, and the bytes that they hold.
     in_flight: usize,
     in_flight_bytes: usize,
-    /// Whether no more requests are taken until some of these are answered, and whose turns are
+    /// Whether no more requests are taken until some of these are answered, and which turns are
     /// due then.
     is_full: bool,
     unread: Turns,
     abandoned: Vec<PeerId>,
-    /// Payload of clients that has come and gone since the last [`Self::publish`].
+    /// Payload received from and sent to clients since the last [`Self::publish`].
     received: usize,
     sent: usize,
     closing: bool,
-    /// What was owed and discarded while it was closing.
+    /// What was owed and discarded while closing.
     closed: Closed,
     bound_at: Instant,
-    /// What lay in the kernel when the end of a drain was looked for.
+    /// What was in the kernel when the drain checked whether it could end.
     noted: Vec<Noted>,
 }
 
-/// What one read brought and has not been handed out.
+/// The result of one read, as far as it has not been handed out.
 struct Batch {
     origin: Origin,
     bytes: Bytes,
-    /// Whether the memory is the peer's own.
+    /// Whether the memory belongs to the peer.
     own: bool,
-    /// Its length at first.
+    /// Its initial length.
     whole: usize,
-    /// The messages and commands taken from it, and the commands among them.
+    /// The messages and commands taken from it, and how many of them are commands.
     taken: usize,
     commands: usize,
-    /// Replies are written once they come to this many bytes.
+    /// Replies are written once this many bytes are queued.
     write_at: usize,
 }
 
@@ -200,21 +211,23 @@ impl Batch {
     }
 }
 
-/// What a peer had sent at some moment and had not been looked at.
+/// What a peer had sent at some moment and had not been processed.
 #[derive(Debug)]
 struct Noted {
     peer_id: PeerId,
-    /// [`Peer::handled`] once all of that has been looked at.
+    /// The value of [`Peer::handled`] once all of that has been processed.
     handled: u64,
 }
 
 impl<O: Observer> Router<O> {
-    /// Takes over `listeners`, to accept from them whenever it is polled. Needs a
-    /// runtime with I/O and time.
+    /// Creates a socket that accepts connections from `listeners` whenever it is polled. Must be
+    /// called within a Tokio runtime with I/O and time enabled.
+    ///
+    /// `observer` receives the socket's events. Pass `()` to ignore them.
     ///
     /// # Errors
     ///
-    /// What the kernel says of a listener.
+    /// The kernel's error if a listener cannot be used.
     pub fn bind(
         listeners: impl IntoIterator<Item = std::net::TcpListener>,
         limits: Limits,
@@ -267,21 +280,23 @@ impl<O: Observer> Router<O> {
         })
     }
 
-    /// Sets the prefix of identities that belong to monitors, such as liveness probes on this
-    /// host. Their messages are no activity, and are in no event but those of connections. A
-    /// peer of another host that claims such an identity gets a generated one.
+    /// Sets the prefix of the identities of monitors, such as liveness probes on this host.
+    ///
+    /// Messages of monitors do not count as activity and are not reported as events, apart from
+    /// their connections. A peer on another host that claims such an identity gets a generated
+    /// one.
     pub fn with_monitors(mut self, prefix: &'static [u8]) -> Self {
         self.monitors = Some(prefix);
         self
     }
 
-    /// Queues a reply for the peer whose identity is the first frame, and takes its frames. It
-    /// leaves when its peer's batch is through.
+    /// Queues a reply to the peer whose identity is the first frame, and takes the message's
+    /// frames. The reply is written when its peer's batch is done.
     ///
     /// # Errors
     ///
-    /// [`SendError`] if the peer is not connected, or the message has no frame behind the
-    /// identity. The message is left as it is.
+    /// [`SendError`] if the peer is not connected, or if the message has no frame after the
+    /// identity. The message is then unchanged.
     pub fn send(&mut self, message: &mut Message) -> Result<(), SendError> {
         let frames = message.frames_mut();
         let identity = frames.pop_front().ok_or(SendError::NoPayload)?;
@@ -293,54 +308,54 @@ impl<O: Observer> Router<O> {
         queued
     }
 
-    /// Queues a reply to a message that came from `to`, and takes its frames, which are those
-    /// behind the identity. It leaves when its peer's batch is through.
+    /// Queues a reply to the connection that a message came from. Takes the message's frames,
+    /// which do not include an identity. The reply is written when its peer's batch is done.
     ///
     /// # Errors
     ///
-    /// [`SendError`] if the connection has ended, even if its peer has come back by the same
-    /// identity, or if the message has no frame. The message is left as it is.
+    /// [`SendError`] if the connection has ended, even if the peer has reconnected with the same
+    /// identity, or if the message has no frames. The message is then unchanged.
     #[inline(always)]
     pub fn send_to(&mut self, to: &Origin, message: &mut Message) -> Result<(), SendError> {
         let frames = message.frames_mut();
-        // Nearly always the peer whose request was handed out last.
+        // Usually this is the peer whose request was handed out last.
         if let Some(batch) = &mut self.batch
             && batch.origin.peer == to.peer
             && !frames.is_empty()
             && let Some(peer) = self.peers.get_mut(batch.slot())
         {
             if let Some(slot) = queue_for_batch(batch, peer, to, frames, &mut self.sent) {
-                // What fails here fails again when the batch is through.
+                // If this fails, it fails again when the batch is done.
                 let _ = self.flush(slot);
             }
             return Ok(());
         }
         let slot = self.peer(to.peer).map(|_| to.peer.slot);
-        self.queue(slot, Some(to.read_at), frames)
+        self.queue(slot, Some((to.read_at, to.label)), frames)
     }
 
-    /// Waits for the next message. Its first frame is the identity of the sender.
+    /// Waits for the next message. Its first frame is the sender's identity.
     ///
-    /// Cancel-safe: a message is returned as soon as it is taken, with no await between, and
-    /// all else is the socket's.
+    /// Cancel-safe: a message is returned as soon as it is taken, with no await in between.
+    /// Everything else stays in the socket.
     pub async fn recv(&mut self) -> Message {
         let mut message = Message::default();
         self.recv_from(&mut message).await;
         self.with_identity(message)
     }
 
-    /// The next message that is already here, as [`Router::recv`] gives it, or `None`. Does not
-    /// wait.
+    /// Returns the next message that has already arrived, in the form of [`Router::recv`], or
+    /// `None`. Never waits.
     pub fn try_recv(&mut self) -> Option<Message> {
         let mut message = Message::default();
         self.try_recv_from(&mut message)?;
         Some(self.with_identity(message))
     }
 
-    /// Waits for the next message, and puts its frames, without the sender's identity, into
-    /// `message` in place of what is there. Says where it came from.
+    /// Waits for the next message and stores its frames in `message`, replacing what was there.
+    /// The frames do not include the sender's identity. Returns where the message came from.
     ///
-    /// Cancel-safe, as [`Router::recv`] is.
+    /// Cancel-safe, like [`Router::recv`].
     pub async fn recv_from(&mut self, message: &mut Message) -> Origin {
         let frames = message.frames_mut();
         if let Some(origin) = self.next_published(frames) {
@@ -352,28 +367,28 @@ impl<O: Observer> Router<O> {
         poll_fn(|cx| self.poll_recv(cx, frames)).await
     }
 
-    /// The next message that is already here, as [`Router::recv_from`] gives it, or `None`. Does
-    /// not wait.
+    /// Stores the next message that has already arrived, like [`Router::recv_from`], or returns
+    /// `None`. Never waits.
     #[inline(always)]
     pub fn try_recv_from(&mut self, message: &mut Message) -> Option<Origin> {
         self.next(message.frames_mut())
     }
 
-    /// Where the message came from that was handed out last, unless its batch is through.
+    /// Where the last message came from, unless its batch is done.
     pub fn batch_origin(&self) -> Option<Origin> {
         self.batch.as_ref().map(|batch| batch.origin)
     }
 
-    /// Writes what is queued for the peer of the batch that is being handed out, for replies
-    /// that must not wait for the rest of it.
+    /// Writes what is queued for the peer of the current batch. Use it for replies that must not
+    /// wait for the rest of the batch.
     pub fn flush_batch(&mut self) {
         if let Some(batch) = &self.batch {
-            // What fails here fails again when the batch is through.
+            // If this fails, it fails again when the batch is done.
             let _ = self.flush(batch.slot());
         }
     }
 
-    /// Who the peer of a connection is, or `None` if it has ended.
+    /// Address and identity of a connection's peer, or `None` if the connection has ended.
     pub fn connected_peer(&self, peer: PeerId) -> Option<ConnectedPeer> {
         let peer = self.peer(peer)?;
         Some(ConnectedPeer { address: peer.address, identity: peer.identity.clone() })
@@ -383,20 +398,21 @@ impl<O: Observer> Router<O> {
         self.peers.get(id.slot).filter(|peer| peer.generation == id.generation).map(|peer| &**peer)
     }
 
-    /// The frames of the message that was handed out last, behind the identity of its sender.
+    /// Puts the sender's identity in front of the message that was handed out last.
     fn with_identity(&self, mut message: Message) -> Message {
         let batch = self.batch.as_ref().expect("a message is of a batch");
         message.frames_mut().push_front(self.peers[batch.slot()].identity.clone());
         message
     }
 
-    /// Queues a reply for the peer in a slot, for a request that was read at `read_at`, or when
-    /// the batch or the peer's last bytes were.
+    /// Queues a reply to the peer in `slot`. `request` is the time at which its request was read
+    /// and its label. Without it, the time is that of the current batch or of the peer's last
+    /// bytes.
     #[inline(never)]
     fn queue(
         &mut self,
         slot: Option<usize>,
-        read_at: Option<Instant>,
+        request: Option<(Instant, u32)>,
         frames: &mut VecDeque<Bytes>,
     ) -> Result<(), SendError> {
         if frames.is_empty() {
@@ -406,30 +422,30 @@ impl<O: Observer> Router<O> {
         let batch = self.batch.as_ref();
         let is_of_batch = batch.is_some_and(|batch| batch.slot() == slot);
         let peer = &mut self.peers[slot];
-        let read_at =
-            read_at.unwrap_or_else(|| batch.map_or(peer.read_at, |batch| batch.origin.read_at));
+        let (read_at, label) = request
+            .unwrap_or_else(|| (batch.map_or(peer.read_at, |batch| batch.origin.read_at), 0));
         if !is_of_batch && peer.out.is_empty() {
-            // However long ago the request came, the reply waits from now on.
+            // The reply starts waiting now, however long ago the request arrived.
             peer.moved_at = Instant::now();
         }
-        let sent = peer.queue(frames, read_at);
+        let sent = peer.queue(frames, read_at, label);
         self.sent += if peer.is_client { sent } else { 0 };
         if !is_of_batch {
             peer.bell.wake_by_ref();
             if peer.is_paused() {
-                // Many may make it hold more before its turn comes.
+                // Other peers may make it hold more before its turn comes.
                 self.settle(slot);
             }
         }
         Ok(())
     }
 
-    /// How many connections are open, those in the handshake included.
+    /// Number of open connections, including unfinished handshakes.
     pub fn connections(&self) -> usize {
         self.open()
     }
 
-    /// The next message that takes no waiting.
+    /// The next message that is available without waiting.
     #[inline(always)]
     fn next(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
         if let Some(origin) = self.next_of_batch(frames) {
@@ -438,7 +454,7 @@ impl<O: Observer> Router<O> {
         self.next_of_turns(frames)
     }
 
-    /// The first message of the turns that are due.
+    /// The first message from the turns that are due.
     #[inline(never)]
     fn next_of_turns(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
         for _ in 0..TURNS {
@@ -456,7 +472,7 @@ impl<O: Observer> Router<O> {
         None
     }
 
-    /// The next message of the batch. A batch that has none is through.
+    /// The next message of the batch. Without one, the batch is done.
     #[inline(always)]
     fn next_of_batch(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
         let batch = self.batch.as_mut()?;
@@ -469,7 +485,7 @@ impl<O: Observer> Router<O> {
             }
             match peer.scan.step(&batch.bytes, &self.message_limits) {
                 Ok(Scanned::Message(end)) => {
-                    // A reply has taken them, nearly always.
+                    // Usually a reply has already taken them.
                     if !frames.is_empty() {
                         frames.clear();
                     }
@@ -503,14 +519,14 @@ impl<O: Observer> Router<O> {
                 Err(reason) => break reason,
             }
         };
-        // What was asked before is answered.
+        // Requests that came before the error have been answered. Write their replies.
         let _ = self.flush(slot);
         self.close_peer(slot, reason);
         None
     }
 
-    /// The batch has had its turn, and been answered as far as it will be. What is left
-    /// is kept: part of a message that misses so many bytes, or whole messages.
+    /// Ends the batch's turn. What is left of it is kept: part of a message that lacks at least
+    /// `missing` bytes, or complete messages.
     fn end_batch(&mut self, missing: usize) {
         let Some(batch) = self.batch.take() else { return };
         let slot = batch.slot();
@@ -518,8 +534,9 @@ impl<O: Observer> Router<O> {
         let peer = &mut self.peers[slot];
         peer.adapt(whole - bytes.len(), taken, MESSAGES, READ);
         peer.missing = missing;
-        // Memory of its own moves back where most of it is needed still, else it would
-        // be held and charged for, full or not. A slice of the scratch is copied.
+        // The batch's own memory goes back to the peer if most of it is still needed. Otherwise
+        // the rest is copied, because the whole buffer would stay allocated and charged. A slice
+        // of the scratch buffer is copied in any case.
         peer.partial = if bytes.len() < whole / 2 { bytes.to_vec() } else { bytes.into() };
         peer.track_message(taken > commands, origin.read_at);
         let flushed = self.flush(slot);
@@ -556,8 +573,8 @@ impl<O: Observer> Router<O> {
         let peer = &mut self.peers[slot];
         let shaking = matches!(peer.state, State::Handshake(_));
         match peer.state {
-            // Whatever the peer sent before it left decides the reason, not our failed
-            // write: read first.
+            // What the peer sent before it left decides the reason, not our failed write. So read
+            // first.
             State::Handshake(_) => {}
             State::Refused(_) => return flushed.and_then(|()| self.dismiss(slot)),
             State::Established | State::HalfClosed => flushed?,
@@ -591,7 +608,7 @@ impl<O: Observer> Router<O> {
                 (peer.partial, peer.missing, peer.scan) = (Vec::new(), 0, Scan::default());
                 let is_done = shaking || peer.out.is_empty();
                 if half_closed {
-                    // It stopped in the middle of a message because we have left.
+                    // It stopped in the middle of a message because we are closing.
                     self.discard(0, begun as u64);
                 }
                 return if is_done { Err(reason) } else { Ok(()) };
@@ -619,6 +636,7 @@ impl<O: Observer> Router<O> {
                 peer: PeerId { slot, generation: peer.generation },
                 read_at,
                 is_monitor: !peer.is_client,
+                label: 0,
             };
             self.begin_batch(Batch { origin, bytes, own, whole, taken, commands, write_at });
         }
@@ -661,7 +679,7 @@ impl<O: Observer> Router<O> {
         self.observer.event(Event::Peers(self.identities.len()));
     }
 
-    /// Writes what waits for the peer, as far as the kernel takes it.
+    /// Writes what is waiting for the peer, as far as the kernel accepts it.
     fn flush(&mut self, slot: usize) -> Result<(), Reason> {
         let peer = &mut self.peers[slot];
         let before = peer.out.len();
@@ -671,10 +689,11 @@ impl<O: Observer> Router<O> {
         let (is_client, observer) = (peer.is_client, &mut self.observer);
         let owed = peer.out.replies();
         let mut written_at = None;
-        let result = peer.flush(|read_at, replies| {
+        let result = peer.flush(|read_at, label, replies| {
             let now = *written_at.get_or_insert_with(Instant::now);
             if is_client {
-                observer.event(Event::Replied { replies, latency: now - read_at });
+                let latency = now - read_at;
+                observer.event(Event::Replied { replies, label, latency });
             }
         });
         if peer.out.len() < before {
@@ -684,11 +703,14 @@ impl<O: Observer> Router<O> {
         if peer.paused_at.is_some() {
             peer.pause_or_resume(peer.moved_at);
         }
+        if !peer.tokens.is_empty() && !peer.is_behind() {
+            peer.tokens.clear();
+        }
         result.map_err(|error| Reason::of(&error))
     }
 
-    /// Brings the accounts up to date after a turn, sees to it that the peer gets
-    /// its next one, and that the pool is not overdrawn.
+    /// Updates the accounts after a turn, schedules the peer's next turn, and makes sure that the
+    /// pool is not exceeded.
     fn settle(&mut self, slot: usize) {
         let peer = &mut self.peers[slot];
         if peer.out.is_empty() {
@@ -701,7 +723,7 @@ impl<O: Observer> Router<O> {
         if peer.is_paused() && peer.paused_at.is_none() {
             peer.pause_or_resume(Instant::now());
         }
-        // A socket that closes reads again once the peer has its replies.
+        // A closing socket reads again once the peer has its replies.
         let reads = !self.closing || matches!(peer.state, State::HalfClosed);
         let waits = peer.is_busy || self.is_full;
         let readable = reads
@@ -722,10 +744,11 @@ impl<O: Observer> Router<O> {
         }
     }
 
-    /// Closes the peer whose memory would take longest to be free again at its rate. What was
-    /// begun a moment ago is judged last: nothing can be told of it.
+    /// Closes the peer whose memory would take longest to be free again at its current rate.
+    /// Peers that began to hold memory a moment ago come last, because their rate is not known
+    /// yet.
     fn evict(&mut self) {
-        // A look at every peer, but only for a connection that ends by it.
+        // This looks at every peer, but only when a connection is closed as a result.
         let now = Instant::now();
         let holders = self.peers.iter().filter_map(|(slot, peer)| {
             let peer = Some(peer).filter(|peer| peer.charged > ALLOWANCE)?;
@@ -762,7 +785,7 @@ impl<O: Observer> Router<O> {
         }
         match &peer.state {
             State::Handshake(handshake) => return self.fail(handshake, reason),
-            // It is counted already.
+            // It has been counted already.
             State::Refused(_) => return,
             State::Established | State::HalfClosed => {}
         }
@@ -777,7 +800,7 @@ impl<O: Observer> Router<O> {
         self.peers.len()
     }
 
-    /// Reports the totals that are kept apart while there is work.
+    /// Reports the totals, which are only accumulated while there is work.
     fn publish(&mut self) {
         self.observer.event(Event::Turned(Totals {
             received_bytes: std::mem::take(&mut self.received),
@@ -787,19 +810,19 @@ impl<O: Observer> Router<O> {
         }));
     }
 
-    /// As [`Self::next`], and reports the totals: with a message as well, for
-    /// under a load that lets nobody rest there is always one.
+    /// Like [`Self::next`], but also reports the totals, even if there is a message: under
+    /// constant load there always is one.
     fn next_published(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
         let origin = self.next(frames);
         self.publish();
         origin
     }
 
-    /// Waits awake, if that seems worth it.
+    /// Spins for the next message, if that seems worth it.
     async fn busy_poll(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
         let until = Instant::now() + self.busy_poll.begin()?;
         loop {
-            // The runtime looks what has come, without sleeping.
+            // Lets the runtime check for I/O without sleeping.
             tokio::task::yield_now().await;
             let origin = self.next_published(frames);
             if origin.is_some() || Instant::now() >= until {
@@ -822,8 +845,8 @@ impl<O: Observer> Router<O> {
     }
 }
 
-/// Queues a reply for the peer whose request was handed out last. Returns its slot if so much
-/// is queued that it is written at once.
+/// Queues a reply to the peer whose request was handed out last. Returns its slot if enough is
+/// queued to write at once.
 #[inline(always)]
 fn queue_for_batch(
     batch: &mut Batch,
@@ -832,7 +855,7 @@ fn queue_for_batch(
     frames: &mut VecDeque<Bytes>,
     sent: &mut usize,
 ) -> Option<usize> {
-    let bytes = peer.queue(frames, to.read_at);
+    let bytes = peer.queue(frames, to.read_at, to.label);
     *sent += if peer.is_client { bytes } else { 0 };
     if peer.out.len() < batch.write_at || peer.blocked {
         return None;
@@ -841,7 +864,7 @@ fn queue_for_batch(
     Some(batch.slot())
 }
 
-/// Counts a message that was dropped; out of line, as few are.
+/// Counts a dropped message. Not inlined, because this is rare.
 #[cold]
 #[inline(never)]
 fn count_malformed(observer: &mut impl Observer, identity: &Bytes) {
@@ -849,24 +872,24 @@ fn count_malformed(observer: &mut impl Observer, identity: &Bytes) {
     debug!(identity = %identity.escape_ascii(), "malformed request");
 }
 
-/// Whether a REQ's message is a request: an empty frame and at least one more frame (RFC 28,
-/// "The REQ Socket Type"). With ZMQ_REQ_CORRELATE the request's number
-/// comes before the empty frame. ZMQ_PROBE_ROUTER sends an empty message alone.
+/// Whether a REQ's message is a request: an empty frame followed by at least one frame (RFC 28,
+/// "The REQ Socket Type"). With ZMQ_REQ_CORRELATE, the request's number comes before the empty
+/// frame. ZMQ_PROBE_ROUTER sends a single empty frame, which is not a request.
 fn is_request(frames: &VecDeque<Bytes>) -> bool {
     let is_delimiter = |at: usize| frames.len() > at + 1 && frames[at].is_empty();
     is_delimiter(0) || is_delimiter(1)
 }
 
-/// Gives frames memory of their own that are a small part of a `whole` buffer: who
-/// keeps such a frame would keep all of it, uncounted.
+/// Copies frames that are a small part of a `whole` buffer. Otherwise whoever keeps such a frame
+/// would keep the whole buffer, and the accounts would not show it.
 fn disown(frames: &mut VecDeque<Bytes>, whole: usize) {
     for frame in frames.iter_mut().filter(|frame| frame.len() + ALLOWANCE < whole) {
         *frame = Bytes::copy_from_slice(frame);
     }
 }
 
-/// Does what a command between messages asks for. `is_last` says that nothing has come behind
-/// it: any traffic after a PING ends what the PING said of silence (RFC 37, "ping-ttl").
+/// Carries out a command that came between messages. `is_last` says that nothing came after it:
+/// any traffic after a PING cancels its TTL (RFC 37, "ping-ttl").
 fn obey(peer: &mut Peer, body: &[u8], is_last: bool) -> Result<(), Reason> {
     match Command::decode(body)? {
         Command::Ping { ttl, context } => {

@@ -1,17 +1,18 @@
-//! What a server cannot make the socket hold.
+//! Limits on what a server can make the socket hold.
 
-use std::io::{ErrorKind, Write};
-use std::sync::mpsc;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use zmtp::memory_pool::MemoryPool;
 
 use super::*;
 
-/// One read, beside what the socket always has.
+/// One read, in addition to what the socket always holds.
 const LITTLE: usize = 80 << 10;
 
-/// 128 TiB, and what does not fit in a signed number.
+/// 128 TiB, and sizes that do not fit into a signed number.
 const HUGE: [u64; 3] = [1 << 47, 1 << 63, u64::MAX];
 
 #[tokio::test]
@@ -20,7 +21,7 @@ async fn an_announced_size_beyond_the_limit_ends_the_connection_and_costs_no_mem
     let mut headers = Vec::new();
     for size in HUGE.into_iter().chain([limit + 1]) {
         headers.push((raw::announced(0, size), Reason::MessageLimit));
-        // Behind another frame of the same message.
+        // The same header after another frame of the same message.
         let second = [raw::frame(b"first", true), raw::announced(0, size)].concat();
         headers.push((second, Reason::MessageLimit));
     }
@@ -42,13 +43,13 @@ async fn an_announced_size_beyond_the_limit_ends_the_connection_and_costs_no_mem
 }
 
 #[tokio::test]
-async fn an_announced_size_within_the_limit_costs_memory_as_it_comes() {
+async fn an_announced_size_within_the_limit_costs_memory_as_bytes_arrive() {
     let limit = DealerConfig::default().limits.message_bytes;
     for sent in [0, 100, 1 << 20] {
         let (address, server) = router(1, move |mut stream| {
             stream.write_all(&raw::announced(0, limit as u64)).unwrap();
             stream.write_all(&vec![1; sent]).unwrap();
-            // So that it is known to be read.
+            // The end of the stream shows that everything has been read.
             stream.shutdown(std::net::Shutdown::Write).unwrap();
             raw::read_until_closed(&mut stream);
         });
@@ -80,7 +81,7 @@ async fn an_announced_size_beyond_the_limit_ends_the_handshake() {
 }
 
 #[tokio::test]
-async fn frames_and_commands_without_end_meet_a_limit_and_a_message_at_the_limit_does_not() {
+async fn endless_frames_and_commands_hit_a_limit_and_a_message_at_the_limit_passes() {
     let ping = ping(0, b"");
     for (endless, reason) in [
         (raw::frame(b"", true), Reason::FrameLimit),
@@ -112,65 +113,70 @@ async fn frames_and_commands_without_end_meet_a_limit_and_a_message_at_the_limit
 }
 
 #[tokio::test]
-async fn a_server_that_sends_pings_and_reads_nothing_is_not_read_from_until_it_does() {
-    let ping = ping(0, &[9; 16]);
+async fn a_server_that_sends_pings_is_not_read_from_until_it_reads_its_pongs() {
+    let pings = ping(0, &[9; 16]).repeat(1000);
     let pong = raw::command(&[&b"\x04PONG"[..], &[9; 16]].concat());
-    let (stuck, is_stuck) = mpsc::channel();
+    let size = pong.len();
+    let (read, may_read) = mpsc::channel();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
     let (address, server) = router(1, move |mut stream| {
-        socket2::SockRef::from(&stream).set_send_buffer_size(32 << 10).unwrap();
-        // So slow that the other side has certainly stopped.
-        stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
-        let mut sent = 0;
-        loop {
-            match stream.write(&ping[sent % ping.len()..]) {
-                Ok(count) => sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => panic!("{error}"),
-            }
-        }
-        stuck.send(()).unwrap();
         let mut writer = stream.try_clone().unwrap();
-        let rest = ping[sent % ping.len()..].to_vec();
-        let last = thread::spawn(move || {
-            writer.write_all(&rest).unwrap();
+        let writing = thread::spawn(move || {
+            let mut sent = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                writer.write_all(&pings).unwrap();
+                sent += 1000;
+            }
             writer.write_all(&raw::frame(b"at last", false)).unwrap();
+            sent
         });
-        for _ in 0..sent.div_ceil(ping.len()) {
-            assert_eq!(raw::read(&mut stream, pong.len()), pong);
-        }
-        last.join().unwrap();
+        may_read.recv().unwrap();
+        let mut pongs = Vec::new();
+        stream.read_to_end(&mut pongs).unwrap();
+        assert_eq!(pongs.len(), writing.join().unwrap() * size);
+        assert!(pongs.chunks(size).all(|one| one == pong));
     });
     let mut dealer = connected(address).await;
-    while is_stuck.try_recv().is_err() {
+    // The kernel accepts megabytes of PONGs first. Then they wait here, and their number stays.
+    let (mut unwritten, mut still) = (0, 0);
+    while unwritten < 200 * size || still < 20 {
         tokio::select! {
             told = dealer.recv() => panic!("{told:?}"),
             () = tokio::time::sleep(Duration::from_millis(5)) => {}
         }
         assert!(dealer.unwritten() < 16 << 10, "{} of PONGs", dealer.unwritten());
         assert!(dealer.held() < 192 << 10, "{}", dealer.held());
+        still = if dealer.unwritten() == unwritten { still + 1 } else { 0 };
+        unwritten = dealer.unwritten();
     }
+    stop.store(true, Ordering::Relaxed);
+    read.send(()).unwrap();
     assert_eq!(payload(&mut dealer).await, b"at last");
-    // Until the server has all PONGs and leaves.
-    end(&mut dealer).await;
+    while dealer.unwritten() > 0 {
+        let none = timeout(Duration::from_millis(5), dealer.recv()).await;
+        assert!(none.is_err(), "{none:?}");
+    }
+    drop(dealer);
     server.join().unwrap();
 }
 
 #[tokio::test]
-async fn a_message_behind_more_pings_than_may_wait_is_received() {
+async fn a_message_after_more_pings_than_may_queue_is_received() {
     let (address, server) = router(1, |mut stream| {
-        // In one read.
+        // All in one read.
         stream.write_all(&[ping(0, b"").repeat(1000), raw::frame(b"behind", false)].concat())?;
         stream.read_exact(&mut [0]).map(|()| stream)
     });
     let mut dealer = connected(address).await;
-    // The kernel has everything by the time it is read, or most of it.
+    // By then the kernel has received everything, or most of it.
     thread::sleep(Duration::from_millis(200));
     assert_eq!(payload(&mut dealer).await, b"behind");
     assert!(server.join().unwrap().is_ok());
 }
 
 #[tokio::test]
-async fn a_timer_beside_recv_fires_while_commands_come_without_end() {
+async fn a_timer_beside_recv_fires_during_endless_commands() {
     let (address, server) =
         router(1, |stream| raw::flood(&stream, raw::command(b"\x04PONG").repeat(10_000)));
     let mut dealer = connected(address).await;
@@ -186,7 +192,7 @@ async fn a_timer_beside_recv_fires_while_commands_come_without_end() {
 }
 
 #[tokio::test]
-async fn two_large_messages_that_do_not_fit_the_pool_together_cost_one_connection() {
+async fn a_message_that_does_not_fit_the_shared_pool_costs_one_connection() {
     const SIZE: usize = 3 << 20;
     let whole = raw::frame(&vec![b'a'; SIZE], false);
     let (first_half, second_half) = (whole[..SIZE / 2].to_vec(), whole[SIZE / 2..].to_vec());
@@ -210,7 +216,7 @@ async fn two_large_messages_that_do_not_fit_the_pool_together_cost_one_connectio
             () = tokio::time::sleep(Duration::from_millis(1)) => {}
         }
     }
-    // What is left of the pool is less than the other message.
+    // Leaves less in the pool than the other message needs.
     let rest = memory.take(2 * SIZE - memory.taken() - SIZE / 3).unwrap();
     let mut other = connect_to(&[other], &config).await.unwrap();
     assert_eq!(next(&mut other).await, Err(Reason::PoolFull));
@@ -219,7 +225,7 @@ async fn two_large_messages_that_do_not_fit_the_pool_together_cost_one_connectio
     go.send(()).unwrap();
     let message = next(&mut one).await.unwrap();
     assert_eq!(message.bytes(), SIZE);
-    // From now on it is the caller's, and so is its memory, although nothing more is read.
+    // The message and its memory now belong to the caller, although nothing more is read.
     assert_eq!(memory.taken(), 0);
     assert!(one.held() < LITTLE, "{}", one.held());
     server.join().unwrap();

@@ -1,4 +1,4 @@
-//! From several addresses to one connection.
+//! Several addresses, one connection.
 
 use std::time::Instant;
 
@@ -6,14 +6,14 @@ use socket2::{Domain, Socket, Type};
 
 use super::*;
 
-/// Far more than any of it takes.
+/// Far longer than any of the tests takes.
 const PATIENT: Duration = Duration::from_secs(20);
 
 fn patient() -> DealerConfig {
     DealerConfig { connect_timeout: PATIENT, ..config() }
 }
 
-/// An address at which connecting goes on for ever, as if packets were lost.
+/// An address where connecting never completes, as if packets were lost.
 struct BlackHole {
     address: SocketAddr,
     _listener: Socket,
@@ -27,7 +27,7 @@ impl BlackHole {
         listener.listen(0).unwrap();
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let mut queued = Vec::new();
-        // On a busy machine one may be late that is not lost: several in a row are lost.
+        // On a busy machine a single attempt may just be late. Several in a row are lost.
         let mut lost = 0;
         while lost < 3 {
             match TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
@@ -39,7 +39,7 @@ impl BlackHole {
     }
 }
 
-/// A server that counts its connections, greets each and sends it a message.
+/// A server that counts its connections, greets each one and sends it a message.
 struct Counting {
     address: SocketAddr,
     listener: TcpListener,
@@ -59,7 +59,7 @@ impl Counting {
         Self { address, listener }
     }
 
-    /// The connection works, and there was no other.
+    /// The connection works, and it was the only one.
     async fn expect_only_use(self, mut dealer: Dealer) {
         assert_eq!(dealer.address(), self.address);
         assert_eq!(payload(&mut dealer).await, b"hello");
@@ -112,7 +112,7 @@ async fn a_second_address_is_used_if_the_first_accepts_and_does_not_greet() {
 }
 
 #[tokio::test]
-async fn what_a_server_says_when_it_refuses_is_shown_with_its_control_characters_escaped() {
+async fn a_servers_refusal_is_shown_with_control_characters_escaped() {
     let (address, server) = server(|mut stream| {
         stream.write_all(&raw::greeting(1)).unwrap();
         stream.write_all(&raw::error("no\n\x1b[31mentry\"\u{e9}")).unwrap();

@@ -1,4 +1,4 @@
-//! PING, PONG and TTL, and what a silent server is worth.
+//! PING, PONG, TTL, and silent servers.
 
 use std::io::{ErrorKind, Write};
 use std::task::Poll;
@@ -17,7 +17,7 @@ async fn with_heartbeats(address: SocketAddr) -> Dealer {
 }
 
 #[tokio::test]
-async fn each_ping_is_answered_with_its_context_between_frames_too() {
+async fn every_ping_is_answered_with_its_context_even_between_frames() {
     let (address, server) = router(0, |mut stream| {
         for context in [&b""[..], b"c", &[0xff; 16]] {
             stream.write_all(&ping(0, context)).unwrap();
@@ -38,10 +38,10 @@ async fn each_ping_is_answered_with_its_context_between_frames_too() {
 }
 
 #[tokio::test]
-async fn a_silent_server_of_3_1_gets_pings_and_stays_while_it_answers_them() {
+async fn a_silent_server_of_3_1_stays_connected_while_it_answers_pings() {
     let (address, server) = router(1, |mut stream| {
         for _ in 0..5 {
-            // No TTL, no context.
+            // No TTL and no context.
             assert_eq!(read_command(&mut stream, "PING"), [0, 0]);
             stream.write_all(&raw::command(b"\x04PONG")).unwrap();
         }
@@ -57,7 +57,7 @@ async fn a_silent_server_of_3_1_gets_pings_and_stays_while_it_answers_them() {
 }
 
 #[tokio::test]
-async fn a_silent_server_of_3_0_gets_none_and_costs_a_look_for_each_interval() {
+async fn a_silent_server_of_3_0_gets_no_pings_and_is_checked_once_per_interval() {
     let (address, server) = router(0, |mut stream| {
         stream.set_read_timeout(Some(20 * INTERVAL)).unwrap();
         let read = stream.read(&mut [0]);
@@ -78,7 +78,7 @@ async fn a_silent_server_of_3_0_gets_none_and_costs_a_look_for_each_interval() {
 }
 
 #[tokio::test]
-async fn a_server_that_answers_no_ping_is_given_up_after_the_timeout() {
+async fn a_server_that_answers_no_ping_is_disconnected_after_the_timeout() {
     let (address, server) = router(1, |mut stream| raw::read_until_closed(&mut stream));
     let started = Instant::now();
     let mut dealer = with_heartbeats(address).await;
@@ -89,10 +89,10 @@ async fn a_server_that_answers_no_ping_is_given_up_after_the_timeout() {
 }
 
 #[tokio::test]
-async fn a_server_that_works_on_messages_may_be_silent_until_it_has_answered_all() {
+async fn a_server_may_be_silent_until_it_has_answered_all_messages() {
     let (address, server) = router(1, |mut stream| {
         let [first, second] = [(); 2].map(|()| raw::read_frame(&mut stream).1);
-        // Each takes long, and no PING is answered meanwhile.
+        // Each one takes long, and no PING is answered in the meantime.
         for request in [first, second] {
             thread::sleep(3 * (INTERVAL + TIMEOUT));
             stream.write_all(&raw::frame(&request, false)).unwrap();
@@ -110,7 +110,7 @@ async fn a_server_that_works_on_messages_may_be_silent_until_it_has_answered_all
 }
 
 #[tokio::test]
-async fn a_message_that_is_never_answered_delays_no_heartbeat_once_it_is_known_to_be_read() {
+async fn an_unanswered_message_does_not_delay_heartbeats_once_it_was_read() {
     let (address, server) = router(1, |mut stream| {
         raw::read_frame(&mut stream);
         read_command(&mut stream, "PING");
@@ -125,7 +125,7 @@ async fn a_message_that_is_never_answered_delays_no_heartbeat_once_it_is_known_t
 }
 
 #[tokio::test]
-async fn the_ttl_that_a_server_sets_itself_is_kept_whatever_our_own_interval() {
+async fn a_servers_ttl_is_enforced_whatever_our_own_interval() {
     for heartbeat_interval in [Duration::ZERO, Duration::from_secs(3600)] {
         let (go, may_go) = std::sync::mpsc::channel();
         let (address, server) = router(1, move |mut stream| {
@@ -135,7 +135,7 @@ async fn the_ttl_that_a_server_sets_itself_is_kept_whatever_our_own_interval() {
         });
         let config = DealerConfig { heartbeat_interval, ..config() };
         let mut dealer = connect_to(&[address], &config).await.unwrap();
-        // It waits already, for an hour.
+        // It is already waiting, and would wait for an hour.
         let polled = std::future::poll_fn(|cx| Poll::Ready(dealer.poll_recv(cx).is_pending()));
         assert!(polled.await);
         go.send(()).unwrap();
@@ -148,7 +148,7 @@ async fn the_ttl_that_a_server_sets_itself_is_kept_whatever_our_own_interval() {
 }
 
 #[tokio::test]
-async fn whatever_comes_after_a_ping_ends_its_ttl() {
+async fn anything_after_a_servers_ping_cancels_its_ttl() {
     for (behind, messages) in [(raw::frame(b"one", false), 2), (raw::command(b"\x04PONG"), 1)] {
         let (address, server) = router(1, move |mut stream| {
             stream.write_all(&[ping(1, b""), behind].concat()).unwrap();
@@ -165,7 +165,7 @@ async fn whatever_comes_after_a_ping_ends_its_ttl() {
 }
 
 #[tokio::test]
-async fn heartbeats_may_be_set_to_never_by_a_very_long_time() {
+async fn a_very_long_interval_turns_heartbeats_off() {
     let (address, server) = router(1, |mut stream| {
         stream.write_all(&ping(0, b"")).unwrap();
         read_command(&mut stream, "PONG");

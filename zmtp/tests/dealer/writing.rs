@@ -1,21 +1,21 @@
-//! What has been written, and what can still be read once writing fails.
+//! Which messages have been written, and what can still be read once writing fails.
 
 use std::io::ErrorKind;
 use std::sync::mpsc;
 
 use super::*;
 
-/// Messages of every way in which they are queued: empty, copied, and as they are.
+/// Sizes for every way in which messages are queued: empty, copied and as they are.
 fn sizes(number: usize) -> usize {
     [0, 100, 5000, 9000, 100_000][number % 5]
 }
 
-/// Sends until the kernel takes no more and messages wait, and counts them.
+/// Sends messages until the kernel accepts no more and some are waiting. Returns their number.
 async fn fill(dealer: &mut Dealer) -> u64 {
     let mut number = 0;
     let mut still = 0;
     let mut unwritten = 0;
-    // The kernel enlarges its buffer as it goes.
+    // The kernel enlarges its buffer over time.
     while still < 20 {
         while dealer.send(message(&vec![1; sizes(number)])).is_ok() {
             number += 1;
@@ -31,7 +31,7 @@ async fn fill(dealer: &mut Dealer) -> u64 {
     number as u64
 }
 
-/// Reads until the end; how many messages came whole.
+/// Reads until the end, and counts the complete messages.
 fn count_messages(stream: &mut TcpStream) -> u64 {
     let mut bytes = Vec::new();
     let result = stream.read_to_end(&mut bytes);
@@ -54,7 +54,7 @@ fn count_messages(stream: &mut TcpStream) -> u64 {
 }
 
 #[tokio::test]
-async fn written_counts_exactly_the_messages_of_which_the_kernel_took_the_last_byte() {
+async fn written_counts_exactly_the_messages_that_the_kernel_accepted_completely() {
     let (go, may_go) = mpsc::channel();
     let (address, server) = router(1, move |mut stream| {
         may_go.recv().unwrap();
@@ -64,21 +64,22 @@ async fn written_counts_exactly_the_messages_of_which_the_kernel_took_the_last_b
     let mut dealer = connect_to(&[address], &config).await.unwrap();
     fill(&mut dealer).await;
     let written = dealer.written();
-    // What the kernel has taken still arrives.
+    // What the kernel has accepted still arrives.
     drop(dealer);
     go.send(()).unwrap();
     assert_eq!(server.join().unwrap(), written);
 }
 
 #[tokio::test]
-async fn after_a_reset_no_message_that_counts_as_unwritten_has_been_seen() {
+async fn after_a_reset_the_server_has_seen_no_unwritten_message() {
     for reads in [0, 1, 1 << 20] {
         let (go, may_go) = mpsc::channel();
         let (address, server) = router(1, move |mut stream| {
             may_go.recv().unwrap();
             let mut part = stream.try_clone().unwrap().take(reads);
             std::io::copy(&mut part, &mut std::io::sink()).unwrap();
-            // Unread bytes make this a reset; what had come by then is seen.
+            // Closing with unread bytes resets the connection. Whatever had arrived is seen
+            // first.
             stream.set_nonblocking(true).unwrap();
             let mut bytes = vec![0; reads as usize];
             let _ = stream.read(&mut bytes);
@@ -91,7 +92,7 @@ async fn after_a_reset_no_message_that_counts_as_unwritten_has_been_seen() {
         server.join().unwrap();
         let written = dealer.written();
         assert!(written < sent, "{written} of {sent}");
-        // And it stays so.
+        // Later calls return the same reason.
         assert_eq!(next(&mut dealer).await, Err(Reason::Error));
         assert_eq!(dealer.written(), written);
     }
@@ -103,7 +104,7 @@ async fn messages_that_came_before_a_reset_are_received_although_writing_fails()
     for pings in [0, 1000] {
         let ((go, may_go), (closed, is_closed)) = (mpsc::channel(), mpsc::channel());
         let (address, server) = router(1, move |mut stream| {
-            // The request is not read, which makes closing a reset.
+            // The request is not read, so closing resets the connection.
             stream.peek(&mut [0]).unwrap();
             may_go.recv().unwrap();
             stream.write_all(&ping(0, b"").repeat(pings)).unwrap();
@@ -116,7 +117,7 @@ async fn messages_that_came_before_a_reset_are_received_although_writing_fails()
         let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(dealer.poll_recv(cx)));
         assert!(polled.await.is_pending());
         go.send(()).unwrap();
-        // Meanwhile this thread stands still, and then writes first.
+        // This thread is blocked meanwhile, so its next step is a write.
         is_closed.recv().unwrap();
         dealer.send(message(b"too late")).unwrap();
         for reply in 0..REPLIES {
@@ -130,10 +131,10 @@ async fn messages_that_came_before_a_reset_are_received_although_writing_fails()
 }
 
 #[tokio::test]
-async fn messages_before_a_half_close_are_received_and_half_a_message_is_an_error() {
+async fn messages_before_a_half_close_are_received_and_a_partial_one_is_an_error() {
     for (last, reason) in [
         (Vec::new(), Reason::Closed),
-        // Half a command is no half message.
+        // Part of a command is not part of a message.
         (vec![4, 5], Reason::Closed),
         (vec![0, 5], Reason::Error),
         (raw::frame(b"first", true), Reason::Error),

@@ -1,8 +1,8 @@
 //! When the socket spins for its next message, and when it sleeps.
 //!
-//! The tests poll the socket themselves and count how often it asks to be polled
-//! again at once, which is what spinning is. No time is measured, so nothing depends
-//! on which side is faster.
+//! The tests poll the socket themselves, and count how often it asks to be polled again at once.
+//! That is what spinning means. No time is measured, so the tests do not depend on either side's
+//! speed.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -20,13 +20,13 @@ use crate::counts::Counts;
 use crate::polled::{LIMITS, bound, dealer_of, on_runtime};
 use crate::support::raw;
 
-/// Longer than any test lives: a spin ends with a message.
+/// Longer than any test, so a spin only ends with a message.
 const WITHOUT_END: Duration = Duration::from_secs(3600);
 
-/// Over by the time the clock is read again: a spin ends without a message.
+/// Over by the time the clock is read again, so a spin ends without a message.
 const AT_ONCE: Duration = Duration::from_nanos(1);
 
-/// How often a socket that spins is looked at before its message is sent.
+/// How often a spinning socket is polled before its message is sent.
 const TURNS: usize = 10;
 
 #[derive(Default)]
@@ -46,8 +46,8 @@ enum Waited {
     SpinningInVain,
 }
 
-/// Waits for the next message, which the client sends only when the socket has shown
-/// how it waits for it, and answers it.
+/// Waits for the next message and answers it. The client sends it only after the socket has shown
+/// how it waits.
 async fn wait(socket: &mut Router<Counts>, client: &mut TcpStream, request: &[u8]) -> Waited {
     let (waited, mut message) = received(socket, client, request).await;
     socket.send(&mut message).unwrap();
@@ -68,7 +68,7 @@ async fn received(
         let Poll::Pending = receive.as_mut().poll(&mut context) else {
             panic!("a message came before one was sent");
         };
-        // The runtime now looks what has come and wakes those that yielded to it.
+        // The runtime now checks for I/O and wakes the tasks that yielded.
         yield_now().await;
         if wakes.0.swap(0, Ordering::Relaxed) == 0 {
             break;
@@ -90,7 +90,7 @@ async fn received(
 /// How the socket waits for each of `count` requests.
 fn waits(busy_poll: Duration, count: usize) -> Vec<Waited> {
     on_runtime(async {
-        // No deadline may wake the socket meanwhile.
+        // No deadline may wake the socket in between.
         let limits = Limits { busy_poll, handshake_timeout: WITHOUT_END, ..LIMITS };
         let (mut socket, address, _) = bound(limits);
         let mut client = dealer_of(&mut socket, address, b"").await;
@@ -105,9 +105,9 @@ fn waits(busy_poll: Duration, count: usize) -> Vec<Waited> {
 
 #[test]
 fn busy_poll_spins_only_for_back_to_back_requests() {
-    // As long as each message comes while it spins, it spins for the next.
+    // As long as each message arrives during a spin, it spins for the next one.
     assert!(waits(WITHOUT_END, 100).iter().all(|waited| *waited == Waited::Spinning));
-    // After each spin in vain it sleeps for more and more messages before the next.
+    // After each unsuccessful spin it sleeps for more messages than before.
     let waits = waits(AT_ONCE, 600);
     let spins: Vec<_> =
         (0..waits.len()).filter(|at| waits[*at] == Waited::SpinningInVain).collect();

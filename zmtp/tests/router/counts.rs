@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use zmtp::event::{Event, Observer};
 
-/// An observer, and the handle to what it has counted.
+/// An observer, and the handle to its counters.
 #[derive(Clone, Default)]
 pub struct Counts(Arc<Mutex<Counted>>);
 
-/// What has happened to a socket.
+/// The events of a socket so far.
 #[derive(Clone, Default)]
 pub struct Counted {
     pub established: u64,
     pub peers: usize,
     pub malformed: u64,
     pub replied: usize,
-    /// The latencies of all replies together.
+    /// Sum of the latencies of all replies.
     pub latencies: Duration,
     pub undeliverable: u64,
     pub pending_replies: usize,
@@ -27,24 +27,24 @@ pub struct Counted {
 }
 
 impl Counts {
-    /// As of now.
+    /// A copy of the counters.
     pub fn get(&self) -> Counted {
         self.0.lock().unwrap().clone()
     }
 }
 
 impl Counted {
-    /// Handshakes that failed.
+    /// Number of failed handshakes.
     pub fn failed(&self) -> u64 {
         self.failures.values().sum()
     }
 
-    /// Handshakes that failed for this reason.
+    /// Number of handshakes that failed for this reason.
     pub fn failures(&self, reason: &str) -> u64 {
         self.failures.get(reason).copied().unwrap_or(0)
     }
 
-    /// Established connections that ended for this reason.
+    /// Number of established connections that ended for this reason.
     pub fn disconnections(&self, reason: &str) -> u64 {
         self.disconnections.get(reason).copied().unwrap_or(0)
     }
@@ -63,12 +63,12 @@ impl Observer for Counts {
             }
             Event::Peers(peers) => counted.peers = peers,
             Event::Malformed => counted.malformed += 1,
-            Event::Replied { replies, latency } => {
+            Event::Replied { replies, latency, .. } => {
                 counted.replied += replies;
                 counted.latencies += latency * replies as u32;
             }
             Event::Undeliverable(replies) => counted.undeliverable += replies,
-            // What a closed socket returns says the same.
+            // The result of closing a socket contains the same numbers.
             Event::Lost(_) | Event::Discarded { .. } => {}
             Event::Turned(totals) => {
                 counted.pending_replies = totals.pending_replies;

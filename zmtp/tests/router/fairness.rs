@@ -1,4 +1,4 @@
-//! A flood is served in turn with everybody else.
+//! A flood is served in turns with all other peers.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -9,26 +9,26 @@ use zmtp::router::Limits;
 use crate::polled::{LIMITS, bound, dealer_of, on_runtime};
 use crate::support::raw;
 
-/// How many requests a peer that is no flood has under way at a time.
+/// How many requests a well-behaved peer has in flight.
 const WINDOW: usize = 100;
 
 /// How many windows of the measured peer are answered.
 const WINDOWS: usize = 50;
 
-/// The most requests that a turn hands out.
+/// Maximum number of requests in one turn.
 const TURN: usize = 512;
 
-/// As the poll loop: after this many requests the runtime has its turn.
+/// As in the poll loop: after this many requests the runtime gets a turn.
 const BATCH: usize = 256;
 
 fn request() -> Vec<u8> {
     raw::frame(&[1; 64], false)
 }
 
-/// A client that never waits: it reads what has come and writes what the kernel takes.
+/// A client that never blocks: it reads what has arrived and writes what the kernel accepts.
 struct Client {
     stream: TcpStream,
-    /// Bytes that are to be written, of requests that repeat.
+    /// Bytes still to be written, of requests that repeat.
     unwritten: usize,
     written: usize,
     read: usize,
@@ -40,7 +40,7 @@ impl Client {
         Self { stream, unwritten: 0, written: 0, read: 0 }
     }
 
-    /// Asks for `requests` more.
+    /// Sends `requests` more requests.
     fn ask(&mut self, requests: usize) {
         self.unwritten += requests * request().len();
     }
@@ -74,10 +74,10 @@ fn progress(moved: std::io::Result<usize>) -> Option<usize> {
     }
 }
 
-/// The clients and the socket share one thread, and the clients have something to do
-/// between any two requests. So what is counted depends on no one's speed.
+/// The clients and the socket share one thread, and the clients advance between any two requests.
+/// So the count does not depend on anyone's speed.
 #[test]
-fn a_flood_gets_no_more_turns_than_others_and_no_longer_ones() {
+fn a_flood_gets_neither_more_nor_longer_turns_than_others() {
     on_runtime(async {
         let (mut socket, address, _) = bound(Limits { socket_buffer: 512 << 10, ..LIMITS });
         let mut clients = Vec::new();
@@ -88,7 +88,7 @@ fn a_flood_gets_no_more_turns_than_others_and_no_longer_ones() {
         let mut next = None;
         loop {
             let (flood, others) = clients.split_last_mut().unwrap();
-            // It always has more to send than the kernel takes.
+            // It always has more to send than the kernel accepts.
             flood.ask(WINDOW);
             for other in others.iter_mut().filter(|other| other.is_answered()) {
                 other.ask(WINDOW);
@@ -113,8 +113,8 @@ fn a_flood_gets_no_more_turns_than_others_and_no_longer_ones() {
             next = socket.try_recv();
         }
         eprintln!("{of_flood} requests of a flood in {WINDOWS} windows");
-        assert!(of_flood > WINDOWS * WINDOW, "{of_flood}: that is no flood");
-        // One that is under way when a window comes, and one before its turn.
+        assert!(of_flood > WINDOWS * WINDOW, "{of_flood}: not a flood");
+        // One turn that has begun when a window arrives, and one before the window's own turn.
         let most = (2 * WINDOWS + 1) * TURN;
         assert!(of_flood <= most, "{of_flood} requests of a flood in {WINDOWS} windows");
     });

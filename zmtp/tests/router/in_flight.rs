@@ -1,4 +1,4 @@
-//! Requests that are answered later hold back the peers that sent them, and nobody else.
+//! Requests that are answered later hold back only the peers that sent them.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use crate::counts::Counts;
 use crate::polled::{LIMITS, bound, dealer_of, on_runtime};
 use crate::support::raw;
 
-/// Takes requests for later until none comes for a while. Returns where they came from.
+/// Holds requests until none arrives for a while, and adds them to `requests`.
 async fn hold_all(socket: &mut Router<Counts>, requests: &mut Vec<(Origin, Message)>) {
     let mut message = Message::default();
     let quiet = Duration::from_millis(100);
@@ -21,7 +21,7 @@ async fn hold_all(socket: &mut Router<Counts>, requests: &mut Vec<(Origin, Messa
     }
 }
 
-/// Answers the oldest of them.
+/// Answers the oldest request and returns its payload.
 fn answer(socket: &mut Router<Counts>, requests: &mut Vec<(Origin, Message)>) -> Vec<u8> {
     let (origin, mut reply) = requests.remove(0);
     let bytes = reply.bytes();
@@ -31,7 +31,7 @@ fn answer(socket: &mut Router<Counts>, requests: &mut Vec<(Origin, Message)>) ->
     payload
 }
 
-/// Sends requests of one letter and a digit.
+/// Sends requests that consist of a letter and a digit.
 fn pipeline(client: &mut TcpStream, letter: char, count: usize) {
     let frames = (0..count).flat_map(|n| raw::frame(format!("{letter}{n}").as_bytes(), false));
     client.write_all(&frames.collect::<Vec<u8>>()).unwrap();
@@ -66,7 +66,7 @@ fn a_peer_with_many_requests_in_flight_waits_and_others_do_not() {
 }
 
 #[test]
-fn at_the_limit_for_all_peers_nobody_is_read_until_there_is_room() {
+fn at_the_limit_for_all_peers_no_peer_is_read_until_there_is_room() {
     on_runtime(async {
         let (mut socket, address, _) = bound(LIMITS);
         let mut clients = Vec::new();
@@ -94,7 +94,7 @@ fn at_the_limit_for_all_peers_nobody_is_read_until_there_is_room() {
 }
 
 #[test]
-fn a_peer_that_leaves_gives_up_its_requests() {
+fn the_requests_of_a_disconnected_peer_are_no_longer_in_flight() {
     on_runtime(async {
         let (mut socket, address, counts) = bound(LIMITS);
         let mut leaving = dealer_of(&mut socket, address, b"leaving").await;
@@ -109,7 +109,7 @@ fn a_peer_that_leaves_gives_up_its_requests() {
         }
         assert_eq!(socket.take_abandoned(), [requests[0].0.peer]);
         assert_eq!(socket.take_abandoned(), []);
-        // Their late release has no effect on what others have in flight.
+        // Releasing them late does not affect what others have in flight.
         for (origin, request) in requests.drain(..) {
             socket.release(&origin, request.bytes());
         }
@@ -123,7 +123,7 @@ fn a_peer_that_leaves_gives_up_its_requests() {
 }
 
 #[test]
-fn a_peer_whose_requests_wait_gets_its_pongs_and_loses_nothing() {
+fn a_peer_with_waiting_requests_gets_its_pongs_and_loses_nothing() {
     on_runtime(async {
         let (mut socket, address, counts) = bound(LIMITS);
         let mut client = dealer_of(&mut socket, address, b"client").await;
@@ -131,7 +131,7 @@ fn a_peer_whose_requests_wait_gets_its_pongs_and_loses_nothing() {
         let mut requests = Vec::new();
         hold_all(&mut socket, &mut requests).await;
         assert_eq!(requests.len(), LIMITS.in_flight_per_peer);
-        // Behind the waiting requests, between two more, and within a message of two frames.
+        // After the waiting requests, between two more, and within a message of two frames.
         let between = [raw::command(b"\x04PING\0\0one"), raw::frame(b"c9", false)];
         client.write_all(&between.concat()).unwrap();
         hold_all(&mut socket, &mut requests).await;

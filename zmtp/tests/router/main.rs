@@ -1,6 +1,7 @@
-//! The ROUTER socket, against peers made by hand and the zeromq crate's sockets.
+//! The ROUTER socket against hand-made peers and the zeromq crate's sockets.
 
 mod busy_poll;
+mod conformance;
 mod counts;
 mod fairness;
 mod in_flight;

@@ -1,4 +1,4 @@
-//! A socket that the test itself polls, on the test's runtime.
+//! A socket that the test polls itself, on its own runtime.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -31,7 +31,7 @@ pub fn on_runtime<T>(future: impl Future<Output = T>) -> T {
     runtime().block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
 }
 
-/// A socket, where it listens, and what it counts.
+/// A socket, its address and its counters.
 pub fn bound(limits: Limits) -> (Router<Counts>, SocketAddr, Counts) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -53,7 +53,7 @@ pub async fn dealer_of(
 }
 
 #[test]
-fn a_reply_to_a_connection_never_reaches_another_one_of_the_same_identity() {
+fn a_reply_to_a_connection_never_reaches_another_one_with_the_same_identity() {
     on_runtime(async {
         let (mut socket, address, _) = bound(LIMITS);
         let mut first = dealer_of(&mut socket, address, b"me").await;
@@ -68,7 +68,7 @@ fn a_reply_to_a_connection_never_reaches_another_one_of_the_same_identity() {
         while socket.connections() > 0 {
             let _ = tokio::time::timeout(Duration::from_millis(1), socket.recv()).await;
         }
-        // By the same identity, and in the same slot.
+        // With the same identity, in the same slot.
         let mut second = dealer_of(&mut socket, address, b"me").await;
         let mut late = Message::from([b"late".as_slice().into()]);
         assert_eq!(socket.send_to(&asker, &mut late), Err(SendError::NoPeer));
@@ -83,7 +83,7 @@ fn a_reply_to_a_connection_never_reaches_another_one_of_the_same_identity() {
 }
 
 #[test]
-fn connections_are_told_apart_while_another_one_is_served() {
+fn a_reply_reaches_its_connection_while_another_one_is_served() {
     on_runtime(async {
         let (mut socket, address, _) = bound(LIMITS);
         let mut one = dealer_of(&mut socket, address, b"one").await;
@@ -94,7 +94,7 @@ fn connections_are_told_apart_while_another_one_is_served() {
         other.write_all(&raw::frame(b"of other", false)).unwrap();
         let second = socket.recv_from(&mut another).await;
         assert_ne!(first.peer, second.peer);
-        // Not the peer whose request was handed out last.
+        // To a peer other than the one whose request was handed out last.
         socket.send_to(&first, &mut request).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), socket.recv()).await.is_err());
         assert_eq!(raw::read_frame(&mut one).1, b"of one");

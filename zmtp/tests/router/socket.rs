@@ -1,7 +1,7 @@
-//! The socket over real TCP, peer by peer.
+//! The socket over real TCP.
 //!
-//! Each test runs an echo on the socket in a thread of its own and talks to it with
-//! blocking streams, byte by byte where it matters, or with the crate's sockets.
+//! Each test runs an echo on the socket in a thread of its own, and talks to it with blocking
+//! streams, byte by byte where necessary, or with the zeromq crate's sockets.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -19,23 +19,23 @@ use crate::counts::Counts;
 use crate::polled::{LIMITS, bound, dealer_of, on_runtime};
 use crate::support::{DEADLINE, raise_open_files, raw, runtime, wait_until};
 
-/// What to tell the thread that owns the socket.
+/// Commands to the thread that owns the socket.
 enum Order {
     StopListening,
     Close(Duration),
 }
 
 /// An echo on a socket of its own.
-struct Echo {
-    address: SocketAddr,
-    counts: Counts,
+pub struct Echo {
+    pub address: SocketAddr,
+    pub counts: Counts,
     orders: tokio::sync::mpsc::UnboundedSender<Order>,
     done: mpsc::Receiver<()>,
     thread: JoinHandle<Closed>,
 }
 
 impl Echo {
-    fn start(limits: Limits) -> Self {
+    pub fn start(limits: Limits) -> Self {
         Self::start_on(vec![TcpListener::bind("127.0.0.1:0").unwrap()], limits)
     }
 
@@ -79,24 +79,24 @@ impl Echo {
         self.done.recv_timeout(DEADLINE).unwrap();
     }
 
-    /// Closes the socket; what was left then.
+    /// Closes the socket, and returns what was left.
     fn close(self, limit: Duration) -> Closed {
         self.orders.send(Order::Close(limit)).unwrap();
         self.thread.join().unwrap()
     }
 
-    /// A stream that has sent nothing.
-    fn stream(&self) -> TcpStream {
+    /// A connection that has sent nothing.
+    pub fn stream(&self) -> TcpStream {
         let stream = raw::stream(self.address);
-        // As large as the server's.
+        // As large as the server's buffers.
         let socket = socket2::SockRef::from(&stream);
         socket.set_recv_buffer_size(LIMITS.socket_buffer).unwrap();
         socket.set_send_buffer_size(LIMITS.socket_buffer).unwrap();
         stream
     }
 
-    /// A DEALER of ZMTP 3.`minor` whose handshake is done.
-    fn dealer(&self, minor: u8, identity: &[u8]) -> TcpStream {
+    /// A DEALER of ZMTP 3.`minor` with a completed handshake.
+    pub fn dealer(&self, minor: u8, identity: &[u8]) -> TcpStream {
         let mut stream = self.stream();
         raw::shake_hands(&mut stream, &hello(minor, "DEALER", identity));
         stream
@@ -111,7 +111,7 @@ impl Echo {
     }
 }
 
-/// With READY in the short form of a command: `raw::hello` has the long one.
+/// With READY as a short command. `raw::hello` uses the long form.
 fn hello(minor: u8, socket_type: &str, identity: &[u8]) -> Vec<u8> {
     [raw::greeting(minor), raw::command(&raw::ready_body(socket_type, identity))].concat()
 }
@@ -121,10 +121,10 @@ fn eventually(condition: impl FnMut() -> bool) {
     wait_until("it has happened", condition);
 }
 
-/// Writes until the other side has taken no more for a while; how much it took.
+/// Writes until the other side has accepted nothing for a while. Returns how much it accepted.
 ///
-/// What it has not taken waits in the kernel's buffers of both sides, and replies may
-/// wait there too: whether any waits in the socket depends on where TCP got stuck.
+/// The rest waits in the kernel's buffers on both sides, and so may replies. Whether replies wait
+/// in the socket depends on where TCP got stuck.
 fn write_until_stuck(stream: &mut TcpStream, bytes: &[u8]) -> u64 {
     stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let (mut written, mut at, mut refused) = (0, 0, 0);
@@ -143,7 +143,7 @@ fn write_until_stuck(stream: &mut TcpStream, bytes: &[u8]) -> u64 {
 }
 
 #[test]
-fn the_crates_req_and_dealer_sockets_get_their_echoes() {
+fn the_zeromq_crates_req_and_dealer_sockets_get_their_echoes() {
     let echo = Echo::start(LIMITS);
     let endpoint = format!("tcp://{}", echo.address);
     on_runtime(async {
@@ -168,7 +168,7 @@ fn the_crates_req_and_dealer_sockets_get_their_echoes() {
 }
 
 #[test]
-fn messages_of_all_sizes_come_back_in_order_wherever_writes_cut_them() {
+fn messages_of_all_sizes_come_back_in_order_however_writes_are_split() {
     let echo = Echo::start(LIMITS);
     let mut stream = Vec::new();
     for size in [0, 1, 300, 130_000, 5, 131_072, 64_000, 0, 2 << 20, 7, 140_000, 8_192, 1] {
@@ -177,7 +177,7 @@ fn messages_of_all_sizes_come_back_in_order_wherever_writes_cut_them() {
         stream.extend_from_slice(&raw::frame(&vec![!size as u8; size], false));
     }
     let expected: Vec<u8> = {
-        // As it came, but for the commands.
+        // The same bytes without the commands.
         let pong = raw::command(b"\x04PONG");
         let mut bytes = Vec::new();
         let mut rest = &stream[..];
@@ -218,7 +218,7 @@ fn a_client_that_half_closed_after_its_last_request_gets_all_its_replies() {
 }
 
 #[test]
-fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing_and_holds_up_nobody() {
+fn a_peer_that_does_not_read_is_paused_and_loses_nothing_and_delays_nobody() {
     let echo = Echo::start(LIMITS);
     let mut slow = echo.dealer(0, b"");
     let request = raw::frame(&[9; 100], false);
@@ -262,11 +262,11 @@ fn a_ping_is_answered_with_its_context_and_silence_beyond_its_ttl_closes_the_pee
 }
 
 #[test]
-fn any_traffic_after_a_ping_ends_its_ttl() {
+fn any_traffic_after_a_ping_cancels_its_ttl() {
     let echo = Echo::start(LIMITS);
     let ping = raw::command(b"\x04PING\x00\x0a");
     let message = raw::frame(b"a", false);
-    // In a later read, and in the same one; part of a message is traffic as well.
+    // In a later read, and in the same one. Part of a message is traffic as well.
     for (rest, together) in [(&message, false), (&message, true), (&message[..1].to_vec(), true)] {
         let mut stream = echo.dealer(1, b"");
         if together {
@@ -276,7 +276,7 @@ fn any_traffic_after_a_ping_ends_its_ttl() {
             assert_eq!(raw::read(&mut stream, 7), raw::command(b"\x04PONG"));
             stream.write_all(rest).unwrap();
         }
-        // A peer of the same TTL is closed meanwhile.
+        // Meanwhile a peer with the same TTL is closed.
         let mut silent = echo.dealer(1, b"");
         silent.write_all(&ping).unwrap();
         raw::read_until_closed(&mut silent);
@@ -290,12 +290,12 @@ fn any_traffic_after_a_ping_ends_its_ttl() {
 }
 
 #[test]
-fn only_a_peer_that_has_shown_that_it_knows_ping_is_pinged_and_closed_if_it_does_not_answer() {
+fn only_a_peer_that_has_used_ping_is_pinged_and_closed_if_it_does_not_answer() {
     let limits = Limits { heartbeat_interval: Duration::from_secs(1), ..LIMITS };
     let echo = Echo::start(limits);
     let ping = raw::command(b"\x04PING\0\0");
     let mut old = echo.dealer(0, b"");
-    // It announces 3.1 and would die of a PING.
+    // It announces 3.1, but would fail on a PING.
     let mut unaware = echo.dealer(1, b"");
     let mut aware = echo.dealer(1, b"");
     aware.write_all(&ping).unwrap();
@@ -306,7 +306,7 @@ fn only_a_peer_that_has_shown_that_it_knows_ping_is_pinged_and_closed_if_it_does
     }
     raw::read_until_closed(&mut aware);
     assert_eq!(echo.disconnections("vanished"), 1);
-    // Nothing but the reply has come to them.
+    // They have received nothing but the reply.
     raw::echoes(&mut old, &raw::frame(b"still here", false));
     raw::echoes(&mut unaware, &raw::frame(b"still here", false));
 }
@@ -317,9 +317,9 @@ fn a_peer_that_works_on_its_replies_need_not_answer_a_ping() {
     let echo = Echo::start(limits);
     let ping = raw::command(b"\x04PING\0\0");
     let mut busy = echo.dealer(1, b"");
-    // All of its reply is in the kernel, unread, and it answers no PING.
+    // Its reply is in the kernel, unread, and it answers no PING.
     busy.write_all(&[ping.clone(), raw::frame(b"work", false)].concat()).unwrap();
-    // Another one, that has no reply, is closed for the same meanwhile.
+    // Meanwhile others without a reply are closed for not answering.
     for _ in 0..5 {
         let mut idle = echo.dealer(1, b"");
         idle.write_all(&ping).unwrap();
@@ -333,7 +333,7 @@ fn a_peer_that_works_on_its_replies_need_not_answer_a_ping() {
 }
 
 #[test]
-fn pings_from_one_who_does_not_read_are_bounded() {
+fn pings_from_a_peer_that_does_not_read_are_bounded() {
     let echo = Echo::start(LIMITS);
     let mut stream = echo.dealer(1, b"");
     let written = write_until_stuck(&mut stream, &raw::command(b"\x04PING\0\0").repeat(1000));
@@ -342,7 +342,7 @@ fn pings_from_one_who_does_not_read_are_bounded() {
 }
 
 #[test]
-fn a_handshake_ends_in_time_silent_or_trickled() {
+fn a_silent_or_trickled_handshake_times_out() {
     let limits = Limits { handshake_timeout: Duration::from_millis(300), ..LIMITS };
     let echo = Echo::start(limits);
     let mut silent = echo.stream();
@@ -360,7 +360,7 @@ fn a_handshake_ends_in_time_silent_or_trickled() {
 }
 
 #[test]
-fn wrong_peers_are_told_apart() {
+fn every_wrong_peer_is_counted_for_its_own_reason() {
     let echo = Echo::start(LIMITS);
     let established = |bytes: &[u8]| [&hello(1, "DEALER", b""), bytes].concat();
     for (bytes, reason) in [
@@ -403,11 +403,11 @@ fn wrong_peers_are_told_apart() {
 }
 
 #[test]
-fn a_tcp_probe_that_sends_nothing_is_no_fault() {
+fn a_tcp_probe_that_sends_nothing_is_not_a_failed_handshake() {
     let echo = Echo::start(LIMITS);
     for _ in 0..20 {
         let stream = echo.stream();
-        // With the greeting unread, closing resets.
+        // The greeting is unread, so closing resets the connection.
         drop(stream);
     }
     let mut stream = echo.dealer(0, b"");
@@ -415,12 +415,11 @@ fn a_tcp_probe_that_sends_nothing_is_no_fault() {
     assert_eq!(echo.counts.get().failed(), 0);
 }
 
-/// How many connections there are of each kind of client that is counted: as many counts
-/// there have to be, each for the true reason.
+/// How many clients of each kind connect. Each must be counted once, for the right reason.
 const REFUSED: usize = 30;
 
-/// As a libzmq client does: the signature, and what follows it when the server has said
-/// as much as it takes to go on.
+/// Greets like a libzmq client: the signature first, and the rest once the server has answered
+/// it.
 fn greet_in_pieces(stream: &mut TcpStream, signature: &[u8], rest: &[u8]) {
     stream.write_all(signature).unwrap();
     raw::read(stream, raw::GREETING_START);
@@ -455,7 +454,7 @@ fn a_greeting_in_pieces_is_refused_for_its_reason_and_counted_once() {
 }
 
 #[test]
-fn a_peer_that_has_sent_part_of_a_greeting_is_no_tcp_probe_also_if_it_resets() {
+fn a_peer_that_sent_part_of_a_greeting_is_counted_even_if_it_resets() {
     let echo = Echo::start(LIMITS);
     let plain = raw::mechanism(b"PLAIN");
     let mut failed = 0;
@@ -465,7 +464,7 @@ fn a_peer_that_has_sent_part_of_a_greeting_is_no_tcp_probe_also_if_it_resets() {
             for number in 0..REFUSED {
                 let mut stream = echo.stream();
                 if number % 2 == 0 {
-                    // Else our greeting may find the connection reset already.
+                    // Otherwise our greeting may find the connection already reset.
                     raw::read(&mut stream, raw::GREETING_START);
                 }
                 stream.write_all(bytes).unwrap();
@@ -481,7 +480,7 @@ fn a_peer_that_has_sent_part_of_a_greeting_is_no_tcp_probe_also_if_it_resets() {
 }
 
 #[test]
-fn a_refused_peer_is_told_why_and_not_reset_however_much_it_has_sent() {
+fn a_refused_peer_gets_the_reason_and_no_reset_however_much_it_has_sent() {
     let echo = Echo::start(LIMITS);
     let greeting = raw::greeting(1);
     let greeted = |bytes: &[u8]| [&greeting, bytes].concat();
@@ -516,14 +515,14 @@ fn a_refused_peer_is_told_why_and_not_reset_however_much_it_has_sent() {
         }
     }
     assert_eq!(echo.counts.get().failed(), 18);
-    // Nor as one of those that have left.
+    // Nor does it count as a disconnection.
     let mut next = echo.dealer(0, b"");
     raw::echoes(&mut next, &raw::frame(b"a", false));
     assert_eq!(echo.disconnections("closed") + echo.disconnections("error"), 0);
 }
 
 #[test]
-fn a_refused_peer_that_stays_or_sends_on_is_closed_soon() {
+fn a_refused_peer_that_stays_or_keeps_sending_is_closed_soon() {
     let echo = Echo::start(LIMITS);
     let refused = || {
         let mut stream = echo.stream();
@@ -533,13 +532,13 @@ fn a_refused_peer_that_stays_or_sends_on_is_closed_soon() {
         stream
     };
     let mut silent = refused();
-    // The other side does not answer any more, which shows when it is written to.
+    // The other side has closed, which shows when we write.
     eventually(|| silent.write(b"x").is_err());
     let mut flood = refused();
     let mut written = 0;
     while let Ok(count) = flood.write(&[0; 16 << 10]) {
         written += count;
-        assert!(written < 8 << 20, "it is read from without end");
+        assert!(written < 8 << 20, "it is read from endlessly");
     }
     assert_eq!(echo.failures("socket_type"), 2);
     assert_eq!(echo.counts.get().failed(), 2);
@@ -564,7 +563,7 @@ fn a_peer_that_waits_for_our_ready_gets_it_and_then_no_error() {
 }
 
 #[test]
-fn no_error_is_sent_for_what_a_later_attempt_may_survive_or_after_the_handshake() {
+fn no_error_is_sent_after_the_handshake_or_if_a_later_attempt_may_succeed() {
     let limits = Limits { handshake_timeout: Duration::from_millis(500), peers: 20, ..LIMITS };
     let echo = Echo::start(limits);
     let greeting = raw::greeting(1);
@@ -588,10 +587,10 @@ fn no_error_is_sent_for_what_a_later_attempt_may_survive_or_after_the_handshake(
 }
 
 #[test]
-fn identities_that_begin_with_a_zero_byte_are_served_whoever_else_has_them() {
+fn identities_that_begin_with_a_zero_byte_are_served_even_if_they_collide() {
     let echo = Echo::start(LIMITS);
-    // The server makes up an identity for the first, and for each that comes second: a
-    // zero byte and a number. Some claim one before it is made up, others after.
+    // The server generates an identity for each peer without one, and for each whose identity is
+    // taken: a zero byte and a number. Some peers claim one before it is generated, others after.
     let made_up = |number: u8| [0, 0, 0, 0, number];
     let claimed = [1, 1, 3, 4, 9, 9].map(made_up);
     let mut identities: Vec<&[u8]> = vec![b"", b"", b"\0", b"\0", b"\0me", b"\0me", &[0; 255]];
@@ -612,7 +611,7 @@ fn identities_that_begin_with_a_zero_byte_are_served_whoever_else_has_them() {
 }
 
 #[test]
-fn a_message_of_a_req_that_is_no_request_is_dropped_and_counted() {
+fn a_req_message_that_is_not_a_request_is_dropped_and_counted() {
     let echo = Echo::start(LIMITS);
     let dropped: [&[&[u8]]; 6] =
         [&[b""], &[b"data"], &[b"id", b""], &[b"a", b"b"], &[b"a", b"b", b"", b"c"], &[b"a", b""]];
@@ -626,7 +625,7 @@ fn a_message_of_a_req_that_is_no_request_is_dropped_and_counted() {
     let mut req = echo.stream();
     raw::shake_hands(&mut req, &hello(1, "REQ", b""));
     let mut count = 0;
-    // Before requests, between them and behind them, in one read and in many.
+    // Before, between and after requests, in one read and in many.
     for request in answered {
         for message in dropped {
             req.write_all(&raw::message(message)).unwrap();
@@ -641,7 +640,7 @@ fn a_message_of_a_req_that_is_no_request_is_dropped_and_counted() {
     assert!(raw::read(&mut req, 100 * replies.len()) == replies.repeat(100));
     count += 600;
     assert_eq!(echo.counts.get().malformed, count);
-    // From others any message is a request.
+    // From other socket types, any message is a request.
     for socket_type in ["DEALER", "ROUTER"] {
         let mut stream = echo.stream();
         raw::shake_hands(&mut stream, &hello(1, socket_type, b""));
@@ -651,7 +650,7 @@ fn a_message_of_a_req_that_is_no_request_is_dropped_and_counted() {
 }
 
 #[test]
-fn half_a_message_ends_at_the_stall_timeout_and_an_unread_reply_does_not() {
+fn a_partial_message_ends_at_the_stall_timeout_but_an_unread_reply_does_not() {
     let limits = Limits { stall_timeout: Duration::from_millis(200), ..LIMITS };
     let echo = Echo::start(limits);
     let mut unread = echo.dealer(0, b"");
@@ -675,7 +674,7 @@ fn half_a_message_ends_at_the_stall_timeout_and_an_unread_reply_does_not() {
 }
 
 #[test]
-fn a_message_that_trickles_ends_and_one_that_comes_at_the_least_rate_does_not() {
+fn a_message_below_the_minimum_rate_is_closed_and_one_above_it_is_not() {
     let limits = Limits { stall_timeout: Duration::from_millis(500), stall_bytes: 2000, ..LIMITS };
     let echo = Echo::start(limits);
     let message = raw::frame(&[5; 200_000], false);
@@ -685,8 +684,8 @@ fn a_message_that_trickles_ends_and_one_that_comes_at_the_least_rate_does_not() 
     let mut trickled = message[100_000..].iter();
     let mut rest = &message[..];
     while !rest.is_empty() {
-        // Ten times as fast as it must be, however slow this machine is: what counts is that
-        // each step brings more than a window asks for.
+        // Ten times as fast as necessary, however slow this machine is: each step brings more
+        // bytes than a window requires.
         let (next, left) = rest.split_at(rest.len().min(4000));
         honest.write_all(next).unwrap();
         rest = left;
@@ -722,14 +721,14 @@ fn a_full_pool_closes_the_peer_that_would_take_longest_to_clear() {
 }
 
 #[test]
-fn a_peer_that_has_its_reply_holds_nothing_however_large_it_was() {
+fn an_answered_peer_holds_no_memory_however_large_its_reply_was() {
     let echo = Echo::start(Limits { socket_buffer: 4 << 20, ..LIMITS });
     let mut stream = echo.dealer(0, b"");
     let socket = socket2::SockRef::from(&stream);
     socket.set_recv_buffer_size(4 << 20).unwrap();
     let next = raw::frame(b"parts", false);
     for _ in 0..20 {
-        // The start of the next message must not keep the memory of this one.
+        // The start of the next message must not keep this one's memory alive.
         stream.write_all(&[&raw::frame(&[1; 1 << 20], false), &next[..5]].concat()).unwrap();
         raw::read(&mut stream, 9 + (1 << 20));
         eventually(|| echo.counts.get().buffered_bytes < 1000);
@@ -740,7 +739,7 @@ fn a_peer_that_has_its_reply_holds_nothing_however_large_it_was() {
 }
 
 #[test]
-fn peers_over_the_limit_are_closed_at_once_and_others_come_in_when_there_is_room() {
+fn peers_over_the_limit_are_closed_at_once_until_there_is_room_again() {
     let echo = Echo::start(Limits { peers: 20, ..LIMITS });
     let mut inside: Vec<TcpStream> = (0..20).map(|_| echo.dealer(0, b"")).collect();
     let mut outside = echo.stream();
@@ -754,7 +753,7 @@ fn peers_over_the_limit_are_closed_at_once_and_others_come_in_when_there_is_room
 }
 
 #[test]
-fn stop_listening_accepts_what_waits_and_leaves_connected_peers_alone() {
+fn stop_listening_accepts_waiting_connections_and_keeps_connected_peers() {
     let echo = Echo::start(LIMITS);
     let mut inside = echo.dealer(0, b"");
     let mut waiting: Vec<TcpStream> = (0..50).map(|_| echo.stream()).collect();
@@ -768,14 +767,14 @@ fn stop_listening_accepts_what_waits_and_leaves_connected_peers_alone() {
 }
 
 #[test]
-fn peers_of_every_listener_are_served_until_all_of_them_are_closed() {
+fn peers_of_every_listener_are_served_after_the_listeners_are_closed() {
     let addresses = [[127, 0, 0, 1], [127, 0, 0, 2], [127, 0, 0, 3]];
     let addresses = addresses.map(|ip| SocketAddr::from((ip, 0)));
     let listeners = open_each(&addresses).unwrap();
     let bound: Vec<_> = listeners.iter().map(|one| one.local_addr().unwrap()).collect();
     let echo = Echo::start_on(listeners, LIMITS);
     let mut peers: Vec<_> = bound.iter().map(|at| raw::dealer(*at, 0, b"")).collect();
-    // These wait in the queues, and are accepted all the same.
+    // These are waiting in the queues, and are accepted nevertheless.
     let waiting: Vec<_> = bound.iter().map(|at| raw::stream(*at)).collect();
     echo.stop_listening();
     for mut stream in waiting {
@@ -787,12 +786,12 @@ fn peers_of_every_listener_are_served_until_all_of_them_are_closed() {
 }
 
 #[test]
-fn close_lets_every_reply_out_and_says_what_is_owed_and_discarded() {
+fn close_sends_every_reply_and_reports_what_is_owed_and_discarded() {
     let echo = Echo::start(LIMITS);
     let mut reader = echo.dealer(0, b"");
     let mut stuck = echo.dealer(0, b"");
     let request = raw::frame(&[3; 1000], false);
-    // More than the kernel takes of a reply: it waits in the socket.
+    // A reply larger than the kernel accepts, so it waits in the socket.
     let large = raw::frame(&[3; 1 << 20], false);
     let written = write_until_stuck(&mut stuck, &large);
     let requests = request.repeat(100);
@@ -800,12 +799,12 @@ fn close_lets_every_reply_out_and_says_what_is_owed_and_discarded() {
     eventually(|| echo.counts.get().replied > 0);
     let mut replies = vec![0; requests.len()];
     reader.read_exact(&mut replies).unwrap();
-    // Data that nobody will answer must not turn the close into a reset.
+    // Requests that nobody will answer must not turn the close into a reset.
     reader.write_all(&request).unwrap();
     let counts = echo.counts.clone();
     eventually(|| counts.get().pending_replies > 0);
     let closed = echo.close(Duration::from_millis(700));
-    // The reader's last request was answered, or came too late and was counted.
+    // The reader's last request was answered, or arrived too late and was counted.
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest).unwrap();
     assert!(rest.len() as u64 + closed.discarded * request.len() as u64 >= request.len() as u64);
@@ -815,12 +814,12 @@ fn close_lets_every_reply_out_and_says_what_is_owed_and_discarded() {
 }
 
 #[test]
-fn commands_within_a_message_do_not_make_it_young_again() {
+fn commands_within_a_message_do_not_restart_its_stall_timeout() {
     let stall_timeout = Duration::from_secs(2);
     let echo = Echo::start(Limits { stall_timeout, stall_bytes: 4 << 20, ..LIMITS });
     let mut peer = echo.dealer(1, b"");
     peer.write_all(&raw::frame(&[1; 100_000], true)).unwrap();
-    // As many as end a turn, and all together fewer bytes than a window asks for.
+    // As many as end a turn, and in total fewer bytes than a window requires.
     let pongs = raw::command(b"\x04PONG").repeat(512);
     let started = Instant::now();
     while echo.disconnections("stalled") == 0 {
@@ -835,20 +834,21 @@ fn a_peer_that_ended_within_a_message_and_takes_no_reply_is_reported_when_the_so
     on_runtime(async {
         let (mut socket, address, counts) = bound(LIMITS);
         let mut told = dealer_of(&mut socket, address, b"told").await;
-        // Replies of half the allowance, until the kernel takes no more: it is still read from.
+        // Replies of half the allowance, until the kernel accepts no more. The peer is still read
+        // from.
         loop {
             let frames = [b"told".as_slice(), &[7; 4 << 10]].map(Bytes::from_static);
             socket.send(&mut frames.into()).unwrap();
             let _ = tokio::time::timeout(Duration::from_millis(2), socket.recv()).await;
             if counts.get().pending_replies > 0 {
-                // The kernel may have made more room meanwhile.
+                // The kernel may have made more room in the meantime.
                 let _ = tokio::time::timeout(Duration::from_millis(300), socket.recv()).await;
                 if counts.get().pending_replies > 0 {
                     break;
                 }
             }
         }
-        // One frame of a message, a part of the next, and the end.
+        // One frame of a message, part of the next frame, and the end.
         told.write_all(&[raw::frame(b"", true), vec![0, 9, 1]].concat()).unwrap();
         told.shutdown(std::net::Shutdown::Write).unwrap();
         let _ = tokio::time::timeout(Duration::from_millis(100), socket.recv()).await;
@@ -859,10 +859,10 @@ fn a_peer_that_ended_within_a_message_and_takes_no_reply_is_reported_when_the_so
 }
 
 #[test]
-fn replies_of_a_peer_that_resets_are_counted_as_undeliverable() {
+fn replies_to_a_peer_that_resets_are_counted_as_undeliverable() {
     let echo = Echo::start(LIMITS);
     let mut stuck = echo.dealer(0, b"");
-    // More than the kernel takes of a reply: it waits in the socket.
+    // A reply larger than the kernel accepts, so it waits in the socket.
     write_until_stuck(&mut stuck, &raw::frame(&[3; 1 << 20], false));
     eventually(|| echo.counts.get().pending_replies > 0);
     let pending = echo.counts.get().pending_replies;
@@ -883,8 +883,8 @@ fn dropping_the_socket_closes_everything() {
 }
 
 #[test]
-fn recv_can_be_dropped_at_any_time_without_a_message_lost() {
-    // Asleep, and awake.
+fn recv_can_be_dropped_at_any_time_without_losing_a_message() {
+    // Sleeping, and spinning.
     for busy_poll in [Duration::ZERO, Duration::from_millis(1)] {
         recv_can_be_dropped(Limits { busy_poll, ..LIMITS });
     }
@@ -922,7 +922,7 @@ fn recv_can_be_dropped(limits: Limits) {
 }
 
 #[test]
-fn replies_that_others_cause_give_a_peer_no_more_turns() {
+fn replies_caused_by_other_peers_give_a_peer_no_extra_turns() {
     on_runtime(async {
         let limits = Limits { socket_buffer: 8 << 20, ..LIMITS };
         let (mut socket, address, _) = bound(limits);
@@ -930,11 +930,11 @@ fn replies_that_others_cause_give_a_peer_no_more_turns() {
         for identity in [b"told".as_slice(), b"tells"] {
             streams.push(dealer_of(&mut socket, address, identity).await);
         }
-        // As much of both as the kernel takes is there before the first is read.
+        // Both have sent as much as the kernel accepts before the first read.
         let request = raw::frame(&[7; 64], false);
         let there = streams.iter_mut().map(|stream| fill(stream, &request) / request.len());
         let there = there.min().unwrap();
-        // Of each, how many requests have come.
+        // How many requests of each have arrived.
         let mut counts = [0; 2];
         let mut next = None;
         while counts.iter().sum::<usize>() < there {
@@ -953,7 +953,7 @@ fn replies_that_others_cause_give_a_peer_no_more_turns() {
     });
 }
 
-/// Writes `request` over and over as long as the kernel takes it; how many bytes it took.
+/// Writes `request` repeatedly as long as the kernel accepts it. Returns the number of bytes.
 fn fill(stream: &mut TcpStream, request: &[u8]) -> usize {
     stream.set_nonblocking(true).unwrap();
     let mut written = 0;
@@ -978,7 +978,7 @@ fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
         let (mut socket, address, counts) = bound(LIMITS);
         let mut told = dealer_of(&mut socket, address, b"told").await;
         let mut tells = dealer_of(&mut socket, address, b"tells").await;
-        // It is the silence of the peer that is told which must not count.
+        // The silence of the peer that gets the reply must not count.
         thread::sleep(Duration::from_millis(300));
         let started = Instant::now();
         tells.write_all(&raw::frame(b"news", false)).unwrap();
@@ -989,7 +989,7 @@ fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
             news = reading => assert_eq!(news.unwrap(), b"\x00\x04news"),
             message = socket.recv() => panic!("{message:?}"),
         }
-        // What is measured is let out when nobody has anything to do.
+        // Measurements are reported when there is nothing else to do.
         while counts.get().replied == 0 {
             let _ = tokio::time::timeout(Duration::from_millis(1), socket.recv()).await;
         }
@@ -999,8 +999,8 @@ fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
 }
 
 #[test]
-fn what_others_make_a_peer_hold_is_bounded_by_the_pool() {
-    // So large that the kernel takes one of each peer before any is read.
+fn replies_caused_by_other_peers_are_bounded_by_the_pool() {
+    // So large that the kernel holds one of each peer before any is read.
     const MESSAGE: usize = 100 << 10;
     const PEERS: usize = 160;
     let limits =
@@ -1012,21 +1012,21 @@ fn what_others_make_a_peer_hold_is_bounded_by_the_pool() {
         for _ in 0..PEERS {
             tell.push(dealer_of(&mut socket, address, b"").await);
         }
-        // All is in the kernel before the first is read.
+        // Everything is in the kernel before the first read.
         tell.iter_mut().for_each(|peer| peer.write_all(&raw::frame(&[1; MESSAGE], false)).unwrap());
         let mut taken = 0;
         while let Ok(request) = tokio::time::timeout(Duration::from_secs(1), socket.recv()).await {
             let mut reply = readdressed(request, b"told");
             taken += usize::from(socket.send(&mut reply).is_ok());
         }
-        // The pool's, and what the kernel's buffers on both sides hold.
+        // The pool, plus what the kernel's buffers hold on both sides.
         assert!(taken * MESSAGE < (4 << 20) + (8 << 20), "{taken}");
     });
 }
 
 #[test]
-fn a_peer_that_spoke_while_the_process_stood_still_has_not_vanished() {
-    // More than the runtime tells of at a time.
+fn a_peer_that_sent_data_while_the_process_was_stopped_is_not_closed() {
+    // More connections than the runtime reports at a time.
     const PEERS: usize = 1500;
     raise_open_files();
     on_runtime(async {
@@ -1036,7 +1036,7 @@ fn a_peer_that_spoke_while_the_process_stood_still_has_not_vanished() {
         for _ in 0..PEERS {
             streams.push(dealer_of(&mut socket, address, b"").await);
         }
-        // Whoever is silent for three seconds has vanished.
+        // A peer that is silent for three seconds counts as lost.
         let ping = raw::command(b"\x04PING\x00\x1e");
         streams.iter_mut().for_each(|stream| stream.write_all(&ping).unwrap());
         let _ = tokio::time::timeout(Duration::from_millis(500), socket.recv()).await;
@@ -1044,9 +1044,9 @@ fn a_peer_that_spoke_while_the_process_stood_still_has_not_vanished() {
         thread::sleep(Duration::from_secs(4));
         for _ in 0..PEERS {
             let request = tokio::time::timeout(DEADLINE, socket.recv()).await;
-            socket.send(&mut request.expect("it is served still")).unwrap();
+            socket.send(&mut request.expect("it is still served")).unwrap();
         }
-        // Who is silent after a PING vanishes all the same.
+        // A peer that is silent after a PING is still closed.
         streams.iter_mut().for_each(|stream| stream.write_all(&ping).unwrap());
         let since = Instant::now();
         let vanished = || counts.get().disconnections("vanished");

@@ -1,4 +1,4 @@
-//! What the service's tests share with these.
+//! Support code shared with the service's tests.
 
 #[path = "../../../tests/support/open_files.rs"]
 mod open_files;

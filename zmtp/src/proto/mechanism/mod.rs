@@ -1,10 +1,10 @@
-//! Security mechanisms: what two peers say to each other between the greeting and the first
+//! Security mechanisms: the commands that two peers exchange between the greeting and the first
 //! message (RFC 37, "Security Mechanisms").
 //!
-//! Each mechanism is a variant of [`Mechanism`] with a file of its own. The greeting names it;
-//! [`Handshake`](super::handshake::Handshake) hands it each command until it knows the peer.
-//! [`null`] is the only one so far. One that encrypts has two more things to do, to seal each
-//! message on its way out and to open each on its way in; with NULL both do nothing.
+//! Each mechanism is a variant of [`Mechanism`] in a file of its own. The greeting names it, and
+//! [`Handshake`](super::handshake::Handshake) passes it each command until the peer is known.
+//! [`null`] is the only one so far. A mechanism that encrypts would also have to seal each
+//! outgoing message and open each incoming one, which NULL does not need.
 
 pub mod null;
 
@@ -15,31 +15,31 @@ use null::Null;
 /// The mechanism of one connection, with its state.
 #[derive(Debug)]
 pub enum Mechanism {
-    /// No authentication, no encryption.
+    /// No authentication and no encryption.
     Null(Null),
 }
 
 impl Mechanism {
-    /// Its name in the greeting: at most 20 characters.
+    /// The mechanism's name in the greeting, at most 20 characters.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Null(_) => "NULL",
         }
     }
 
-    /// Appends what the side that connects sends behind its greeting.
+    /// Appends the commands that the connecting side sends right after its greeting.
     pub fn start(&mut self, local: &Local, out: &mut Vec<u8>) {
         match self {
             Self::Null(null) => null.send_ready(local, out),
         }
     }
 
-    /// Takes the body of a command, appends the answer to `out`, and returns the peer once it
-    /// is known.
+    /// Processes a command's body and appends the answer to `out`. Returns the peer once it is
+    /// known.
     ///
     /// # Errors
     ///
-    /// Why the peer is refused. `out` has what tells the peer, if anything does.
+    /// Why the peer is refused. `out` then contains the ERROR, if there is one to send.
     pub fn receive(
         &mut self,
         local: &Local,
@@ -52,21 +52,21 @@ impl Mechanism {
         }
     }
 
-    /// Whether we have something to say that waits for the peer to speak first.
+    /// Whether we still have to send a command, but are waiting for the peer to go first.
     pub fn is_waiting(&self) -> bool {
         match self {
             Self::Null(null) => !null.has_sent_ready(),
         }
     }
 
-    /// Appends that, without waiting any longer.
+    /// Appends that command without waiting any longer.
     pub fn stop_waiting(&mut self, local: &Local, out: &mut Vec<u8>) {
         match self {
             Self::Null(null) => null.send_ready(local, out),
         }
     }
 
-    /// Appends that the peer is refused for `reason`, if it may still be told.
+    /// Appends an ERROR for `reason`, if one may still be sent.
     pub fn refuse(&mut self, reason: Reason, out: &mut Vec<u8>) {
         match self {
             Self::Null(null) => null.refuse(reason, out),

@@ -1,5 +1,5 @@
-//! NULL: each side sends READY with its metadata, or ERROR in its place (RFC 37, "The NULL
-//! Security Mechanism").
+//! NULL: each side sends READY with its metadata, or ERROR instead (RFC 37, "The NULL Security
+//! Mechanism").
 
 use bytes::Bytes;
 
@@ -52,7 +52,7 @@ impl Null {
     }
 }
 
-/// What a peer's READY says.
+/// Reads the peer's READY.
 fn peer_info(local: &Local, minor: u8, body: &[u8]) -> Result<PeerInfo, Reason> {
     let data = match Command::decode(body)? {
         Command::Ready(data) => data,

@@ -1,4 +1,4 @@
-//! Accepting: in turns like all else, bounded, and not ended by what goes wrong.
+//! Accepting connections: in turns like everything else, bounded, and undisturbed by errors.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,11 +17,11 @@ use crate::router::limits::RESERVED_PEERS;
 use crate::router::peer::Peer;
 use crate::router::ready::LISTENER;
 
-/// How many connections one turn accepts from a listener.
+/// How many connections one turn accepts from each listener.
 const ACCEPTS: usize = 16;
 
-/// More connections than wait in a listener's queue: Linux has them be 4,096 at most
-/// (net.core.somaxconn), unless it is told otherwise.
+/// More connections than a listener's queue holds. Linux limits it to 4,096 by default
+/// (net.core.somaxconn).
 const QUEUED: usize = 8 << 10;
 
 impl<O: Observer> Router<O> {
@@ -74,13 +74,13 @@ impl<O: Observer> Router<O> {
         self.turns.push(slot);
     }
 
-    /// Stops accepting. Connected peers stay connected and are served.
+    /// Stops accepting connections. Connected peers stay connected and are served.
     ///
-    /// Connections that wait in the listeners' queues are accepted first: closing the listeners
-    /// would reset them.
+    /// Connections waiting in the listeners' queues are accepted first, because closing the
+    /// listeners would reset them.
     pub fn stop_listening(&mut self) {
         for listener in std::mem::take(&mut self.listeners) {
-            // The runtime may not have heard of it yet; the kernel has.
+            // The kernel may have connections that the runtime does not know about yet.
             let Ok(listener) = listener.into_std() else { continue };
             for _ in 0..QUEUED {
                 let accepted = listener.accept().and_then(|(stream, from)| {
@@ -97,12 +97,12 @@ impl<O: Observer> Router<O> {
     }
 }
 
-/// Whether accept failed for the connection's own fault.
+/// Whether accept failed because the connection itself ended.
 fn ended_in_the_queue(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
-/// Whether the peer came from loopback, or from the address at which it was accepted.
+/// Whether the peer connected from loopback, or from the address at which it was accepted.
 fn is_of_this_host(stream: &TcpStream, from: SocketAddr) -> bool {
     let ip = from.ip().to_canonical();
     ip.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == ip)

@@ -1,4 +1,4 @@
-//! Deadlines: of handshakes, of half messages, of peers that may be lost.
+//! Deadlines of handshakes, partial messages and peers that may be lost.
 
 use std::time::{Duration, Instant};
 
@@ -11,23 +11,24 @@ use crate::router::peer::{Peer, State};
 use crate::router::progress::Window;
 use crate::router::ready::LISTENER;
 
-/// How often the kernel is asked about a host that does not take its replies.
+/// How often to ask the kernel about a host that does not take its replies.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// How much later it is asked again if the host seems to be lost: its answer may be on the way.
+/// How long to wait before asking again about a host that seems lost. Its answer may be on the
+/// way.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
 
-/// How much later a peer is looked at again whose bytes have come but have not been read.
+/// How long to wait before checking a peer again whose bytes have arrived but have not been read.
 const ANOTHER_TURN: Duration = Duration::from_millis(50);
 
-/// What is due when a peer's alarm comes.
+/// What is due when a peer's alarm fires.
 #[derive(Debug, Clone, Copy)]
 enum Due {
-    /// Check whether half a message has made progress.
+    /// Check whether a partial message has made progress.
     Window,
     /// Check whether the peer is alive.
     Look,
-    /// Send our READY, although the peer's has not come.
+    /// Send our READY although the peer's has not arrived.
     Ready,
     /// Close the peer.
     Close(Reason),
@@ -47,7 +48,7 @@ impl<O: Observer> Router<O> {
                 });
             }
             State::Refused(refused) => return Some((refused.until, Due::Close(Reason::Closed))),
-            // The socket is closing, and that has a deadline of its own.
+            // The socket is closing, which has its own deadline.
             State::HalfClosed => return None,
             State::Established => {}
         }
@@ -57,12 +58,12 @@ impl<O: Observer> Router<O> {
         } else if peer.out.is_empty() {
             interval.map(|interval| (peer.read_at.max(peer.looked_at) + interval, Due::Look))
         } else {
-            // A peer that takes replies is alive, whether or not it is read from.
+            // A peer that takes its replies is alive, whether or not it is read from.
             let heard_at = peer.moved_at.max(peer.looked_at);
             Some((heard_at + interval.unwrap_or(LOOK).min(LOOK), Due::Look))
         };
         if peer.is_paused() || peer.ended.is_some() {
-            // It is not read from, so nothing else can be asked of it.
+            // It is not read from, so nothing else can be expected of it.
             return look;
         }
         let window = peer.half_message.as_ref();
@@ -71,8 +72,8 @@ impl<O: Observer> Router<O> {
         [window, silent, look].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Sets the peer's alarm, unless one comes before what is due next: it is set
-    /// again then. So a busy peer's alarm is not touched with each message.
+    /// Sets the peer's alarm, unless an earlier one is set. That one sets it again when it fires,
+    /// so a busy peer's alarm is not changed with each message.
     pub(super) fn set_alarm(&mut self, slot: usize) {
         let peer = &self.peers[slot];
         let Some((at, _)) = self.next_due(peer) else { return };
@@ -112,12 +113,13 @@ impl<O: Observer> Router<O> {
                 None => self.set_alarm(token),
                 Some((_, Due::Window)) => self.judge_window(token, now),
                 Some((_, Due::Look)) => self.look(token, now),
-                // After a standstill of the process every deadline has passed, and the runtime
-                // tells of 1,024 connections at a time: others have spoken, but unheard.
+                // After the process was stopped, every deadline has passed, and the runtime
+                // reports events for 1,024 connections at a time. Other peers have sent bytes
+                // that were not read yet.
                 Some((_, Due::Close(Reason::Vanished))) if peer.unread() > 0 => {
                     self.alarm(token, now + ANOTHER_TURN);
                 }
-                // The same, but only once: a handshake may be trickled.
+                // The same, but only once, because a handshake may arrive very slowly.
                 Some((_, Due::Close(Reason::HandshakeTimeout)))
                     if !peer.doubted && peer.unread() > 0 =>
                 {
@@ -130,7 +132,7 @@ impl<O: Observer> Router<O> {
         }
     }
 
-    /// The window of half a message is over: the next one begins, or the peer is closed.
+    /// A partial message's window is over. Starts the next one or closes the peer.
     fn judge_window(&mut self, slot: usize, now: Instant) {
         let least = self.limits.stall_bytes;
         let peer = &mut self.peers[slot];
@@ -143,12 +145,12 @@ impl<O: Observer> Router<O> {
         self.set_alarm(slot);
     }
 
-    /// Whether the peer is there: asks the kernel about its host, and the peer itself if it has
-    /// shown that it answers.
+    /// Checks whether the peer is alive: asks the kernel about its host, and the peer itself if
+    /// it has shown that it knows PING.
     ///
-    /// A host that acknowledges what it is sent is up, and a client that has replies to work on
-    /// may take its time: libzmq reads them by hundreds and answers no PING meanwhile. So PONG is
-    /// waited for only if no reply has left since the peer spoke last.
+    /// A host that acknowledges data is up, and a client with replies to work on may take its
+    /// time: libzmq reads them by the hundred and answers no PING meanwhile. So a PONG is only
+    /// expected if no reply has left since the peer last sent something.
     fn look(&mut self, slot: usize, now: Instant) {
         let interval = self.limits.heartbeat_interval;
         let peer = &mut self.peers[slot];

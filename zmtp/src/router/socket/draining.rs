@@ -1,4 +1,4 @@
-//! Leaving in good order: which peers are quiet, what has arrived, and the last bytes.
+//! Draining: which peers are quiet, what has arrived, and the last bytes.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -10,17 +10,17 @@ use crate::event::{Event, Observer};
 use crate::reason::Reason;
 use crate::router::peer::{Peer, State};
 
-/// How many requests are thrown away before the deadline is looked at again.
+/// How many requests are discarded before the deadline is checked again.
 const DISCARDS: usize = 256;
 
 impl<O: Observer> Router<O> {
-    /// When a byte of a client's request or of a reply to one moved last, or `None` while there
-    /// is a part of a message, or a reply that its host has not acknowledged. Bytes that lie in
-    /// the kernel unread are not known here.
+    /// When a byte of a client's request or of a reply to it last moved. `None` while a request
+    /// is in flight or incomplete, or a reply is unacknowledged. Unread bytes in the kernel are
+    /// not considered.
     ///
-    /// PING, PONG, handshakes and probes are no activity.
+    /// PINGs, PONGs, handshakes and monitors do not count as activity.
     pub fn active_at(&self) -> Option<Instant> {
-        // Without a peer there has been nothing since the connections were made.
+        // Without peers, the last activity is the creation of the socket.
         let mut last = self.bound_at;
         for (_, peer) in &self.peers {
             if !peer.is_client || !matches!(peer.state, State::Established) {
@@ -34,8 +34,8 @@ impl<O: Observer> Router<O> {
         Some(last)
     }
 
-    /// Notes what has come by now and not been looked at, here or in the kernel. Whether it
-    /// holds requests is known afterwards.
+    /// Notes which bytes have arrived without being processed, here or in the kernel. Afterwards,
+    /// [`Router::has_arrived`] tells whether they are still unprocessed.
     pub fn note_arrived(&mut self) {
         let peers = self.peers.iter();
         self.noted = peers
@@ -47,7 +47,7 @@ impl<O: Observer> Router<O> {
             .collect();
     }
 
-    /// Whether something of what was noted is still to be read.
+    /// Whether some of the bytes noted by [`Router::note_arrived`] are still unprocessed.
     pub fn has_arrived(&mut self) -> bool {
         let peers = &self.peers;
         self.noted.retain(|noted| {
@@ -59,9 +59,10 @@ impl<O: Observer> Router<O> {
         in_hand || !self.noted.is_empty()
     }
 
-    /// Writes every reply, then tells each peer that nothing more comes, and reads until it says
-    /// the same: closing at once would destroy what it has not read. Requests that still arrive
-    /// are thrown away and counted.
+    /// Closes the socket by `deadline` at the latest. Writes every reply, then closes our
+    /// direction of each connection, and reads until the peer closes the other one: closing at
+    /// once would destroy replies that the peer has not read. Requests that still arrive are
+    /// discarded and counted.
     pub async fn close(mut self, deadline: Instant) -> Closed {
         self.closing = true;
         self.end_batch(0);
@@ -103,7 +104,7 @@ impl<O: Observer> Router<O> {
         self.closed
     }
 
-    /// Counts requests that were thrown away, or bytes if nobody knows how many they are.
+    /// Counts discarded requests, or bytes if it is unknown how many requests they contain.
     pub(super) fn discard(&mut self, requests: u64, bytes: u64) {
         self.closed.discarded += requests;
         self.closed.discarded_bytes += bytes;
@@ -117,7 +118,7 @@ fn unacknowledged(peer: &Peer) -> u64 {
     if peer.replied == 0 {
         return queued;
     }
-    // If the kernel does not say, what it took counts as delivered.
+    // If the kernel does not say, what it accepted counts as delivered.
     let acknowledged = peer.tcp_info().map_or(u64::MAX, |info| info.acknowledged);
     queued + peer.replied.saturating_sub(acknowledged)
 }

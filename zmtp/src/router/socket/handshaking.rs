@@ -1,9 +1,8 @@
-//! Handshakes, and how a refused peer learns why.
+//! Handshakes, and how a refused peer learns the reason.
 //!
-//! Closing a connection with unread bytes resets it, and a reset may destroy what was sent
-//! before. So a refused peer is counted at once but not closed: our side is closed behind
-//! the last byte, and input is read and thrown away until the peer closes as well, or its
-//! time is up.
+//! Closing a connection that has unread bytes resets it, and a reset may destroy what was sent
+//! before. So a refused peer is counted at once but not closed yet. We close our direction after
+//! the last byte, and discard input until the peer closes too, or its time is up.
 
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -17,20 +16,21 @@ use crate::proto::handshake::Handshake;
 use crate::reason::Reason;
 use crate::router::peer::{Read, Refused, State};
 
-/// How long our READY waits for the peer's, from its greeting on. RFC 37 has a peer send
-/// READY unasked, so it takes one round trip: less than this within a continent. A peer
-/// that waits for ours first loses this much, once per connection.
+/// How long our READY waits for the peer's, counted from its greeting. A peer that sends its
+/// READY unasked needs one round trip, which is less than this within a continent. A peer that
+/// waits for ours first loses this much time, once per connection.
 const READY_WAIT: Duration = Duration::from_millis(100);
 
-/// How long a refused peer may take to read why and to close: a few round trips.
+/// How long a refused peer may take to read the reason and close: a few round trips.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
-/// How many bytes are read from it meanwhile: what it sent before it knew, but not a flood.
+/// How many bytes are read from it meanwhile: enough for what it sent before it knew, not for a
+/// flood.
 const REFUSED_BYTES: usize = READ;
 
 impl<O: Observer> Router<O> {
-    /// Takes from `bytes` what belongs to the peer's handshake. If that completes it, the
-    /// peer is established and `bytes` holds its first messages; or it is refused.
+    /// Takes the handshake's bytes from `bytes`. When the handshake is complete, the peer is
+    /// established and `bytes` contains its first messages. Otherwise the peer may be refused.
     pub(super) fn shake_hands(&mut self, slot: usize, bytes: &mut Bytes) -> Result<(), Reason> {
         let peer = &mut self.peers[slot];
         let State::Handshake(handshake) = &mut peer.state else { return Ok(()) };
@@ -55,7 +55,7 @@ impl<O: Observer> Router<O> {
         Ok(())
     }
 
-    /// The peer's READY has not come: it may be waiting for ours.
+    /// The peer's READY has not arrived. It may be waiting for ours.
     pub(super) fn send_ready(&mut self, slot: usize) {
         let peer = &mut self.peers[slot];
         peer.ready_at = None;
@@ -65,10 +65,10 @@ impl<O: Observer> Router<O> {
         }
     }
 
-    /// Counts a handshake that has failed.
+    /// Counts a failed handshake.
     pub(super) fn fail(&mut self, handshake: &Handshake, reason: Reason) {
-        // A TCP probe connects and closes, or resets because our greeting lies unread.
-        // It is no fault and comes for ever.
+        // A TCP probe connects and closes, or resets the connection because our greeting is
+        // unread. It repeats this forever and is not an error.
         if handshake.untouched() && reason == Reason::Error {
             return;
         }
@@ -88,7 +88,7 @@ impl<O: Observer> Router<O> {
         self.turns.push(slot);
     }
 
-    /// A refused peer's turn, when it has been sent what the kernel takes.
+    /// A refused peer's turn, after writing what the kernel accepts.
     pub(super) fn dismiss(&mut self, slot: usize) -> Result<(), Reason> {
         let peer = &mut self.peers[slot];
         let all_sent = peer.out.is_empty();

@@ -1,10 +1,11 @@
-//! Requests that are being worked on elsewhere, and back-pressure from them.
+//! Requests in flight, which are being worked on elsewhere, and back-pressure from them.
 //!
-//! The caller says which requests it has not answered yet: [`Router::hold`] and
-//! [`Router::release`]. A peer with too many is not read from, as a slow reader is not, and
-//! nobody is while there are too many of all peers together. So requests wait in the kernel and
-//! at the client, and TCP makes the client wait.
+//! The caller reports which requests are not answered yet with [`Router::hold`] and
+//! [`Router::release`]. A peer with too many of them is not read from, like a slow reader. With
+//! too many of all peers together, no peer is read from. Further requests then wait in the kernel
+//! and at the clients, because TCP makes them wait.
 
+use std::any::Any;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -13,12 +14,12 @@ use crate::event::Observer;
 use crate::reason::Reason;
 use crate::router::peer::Peer;
 
-/// What a held request costs beside its bytes.
+/// What a held request costs in addition to its bytes.
 const REQUEST: usize = 256;
 
 impl<O: Observer> Router<O> {
     /// Counts a request as in flight: it is not answered yet, and `bytes` of it are kept. They
-    /// count towards the pool. Call it before the next message is received.
+    /// count towards the pool. Call this before you receive the next message.
     pub fn hold(&mut self, request: &Origin, bytes: usize) {
         let Some(peer) = self.peer_mut(request.peer) else { return };
         peer.in_flight += 1;
@@ -28,7 +29,8 @@ impl<O: Observer> Router<O> {
         self.limit_in_flight(request.peer.slot);
     }
 
-    /// The request has been answered or given up. Has no effect if its connection has ended.
+    /// Call this when the request has been answered or abandoned, with the same `bytes`. Has no
+    /// effect if its connection has ended.
     pub fn release(&mut self, request: &Origin, bytes: usize) {
         let Some(peer) = self.peer_mut(request.peer) else { return };
         peer.in_flight -= 1;
@@ -38,19 +40,28 @@ impl<O: Observer> Router<O> {
         self.limit_in_flight(request.peer.slot);
     }
 
+    /// Keeps `token` while the peer has too many unread replies to be read from, and drops it
+    /// then, or at once if there is room. Use it to pace several replies to one request. It is
+    /// also dropped if the connection ends.
+    pub fn keep_until_room(&mut self, request: &Origin, token: Box<dyn Any + Send>) {
+        if let Some(peer) = self.peer_mut(request.peer).filter(|peer| peer.is_behind()) {
+            peer.tokens.push(token);
+        }
+    }
+
     /// Connections that have ended since the last call while requests of theirs were in flight.
     pub fn take_abandoned(&mut self) -> Vec<PeerId> {
         std::mem::take(&mut self.abandoned)
     }
 
-    /// Pauses and resumes reading after a change of what is in flight.
+    /// Pauses or resumes reading after a change in what is in flight.
     fn limit_in_flight(&mut self, slot: usize) {
         self.check_room();
         let peer = &mut self.peers[slot];
         let is_busy = peer.in_flight >= self.limits.in_flight_per_peer;
         let was_busy = std::mem::replace(&mut peer.is_busy, is_busy);
         if is_busy || self.is_full {
-            // What has been read and not handed out waits with the peer.
+            // Messages that were read but not handed out stay with the peer.
             if self.batch.as_ref().is_some_and(|batch| batch.slot() == slot) {
                 self.end_batch(0);
             }
@@ -65,8 +76,8 @@ impl<O: Observer> Router<O> {
         self.account(slot, held, owed);
     }
 
-    /// Whether requests of all peers together leave room for more. If they do again, the peers
-    /// that waited for it get their turns.
+    /// Updates whether there is room for more requests of all peers together. When there is room
+    /// again, the waiting peers get their turns.
     fn check_room(&mut self) {
         let is_full = self.in_flight >= self.limits.in_flight
             || self.in_flight_bytes >= self.limits.buffer_bytes / 2;
@@ -77,7 +88,7 @@ impl<O: Observer> Router<O> {
         }
     }
 
-    /// Looks for PINGs behind the requests that wait: a client that gets no PONG would leave.
+    /// Looks for PINGs behind waiting requests. A client that gets no PONG would disconnect.
     pub(super) fn read_ahead(&mut self, slot: usize) -> Result<(), Reason> {
         if self.is_full {
             self.unread.push(slot);
@@ -89,7 +100,7 @@ impl<O: Observer> Router<O> {
         match peer.poll_read_ahead() {
             Poll::Pending => return Ok(()),
             Poll::Ready(Err(error)) => return Err(Reason::of(&error)),
-            // It has left, and waits for nothing.
+            // The peer has left, so its waiting requests have nobody to answer.
             Poll::Ready(Ok(false)) => return Err(Reason::Closed),
             Poll::Ready(Ok(true)) => {}
         }
@@ -100,7 +111,7 @@ impl<O: Observer> Router<O> {
         self.flush(slot)
     }
 
-    /// Gives up what is in flight of a peer whose connection ends.
+    /// Drops what is in flight for a peer whose connection has ended.
     pub(super) fn abandon(&mut self, slot: usize, peer: &Peer) {
         if peer.in_flight > 0 {
             self.in_flight -= peer.in_flight;

@@ -1,0 +1,131 @@
+//! Requests by method. The service declares the names of its methods, so they are a closed set.
+
+use std::num::NonZeroU32;
+
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts};
+use prometheus::{Registry, Result};
+
+use super::series::register;
+
+/// The method of whatever is none of the service's: checks, reserved frames, and requests for
+/// which it has no method.
+pub const OTHER: &str = "other";
+
+/// The series of each method.
+#[derive(Debug, Clone)]
+pub struct Methods {
+    /// Those that the service declares, and [`OTHER`] behind them.
+    series: Vec<Method>,
+}
+
+/// The series of one method.
+#[derive(Debug, Clone)]
+pub struct Method {
+    name: &'static str,
+    /// Replies with a payload.
+    pub ok: IntCounter,
+    /// Error replies.
+    pub error: IntCounter,
+    /// From a client's request read to its reply handed to the kernel, in seconds.
+    pub duration: Histogram,
+}
+
+impl Methods {
+    /// All at zero.
+    pub(super) fn new(registry: &Registry, names: &[&'static str], bounds: &[f64]) -> Result<Self> {
+        let replies = Opts::new(
+            "zmq_echo_replies_total",
+            "Replies handed to the kernel, by method and outcome.",
+        );
+        let replies = IntCounterVec::new(replies, &["method", "outcome"])?;
+        let replies = register(registry, replies)?;
+        let duration = HistogramOpts::new(
+            "zmq_echo_request_duration_seconds",
+            "Time from a client's request read to its reply handed to the kernel.",
+        );
+        let duration = HistogramVec::new(duration.buckets(bounds.to_vec()), &["method"])?;
+        let duration = register(registry, duration)?;
+        let series = names.iter().copied().chain([OTHER]).map(|name| Method {
+            name,
+            ok: replies.with_label_values(&[name, "ok"]),
+            error: replies.with_label_values(&[name, "error"]),
+            duration: duration.with_label_values(&[name]),
+        });
+        Ok(Self { series: series.collect() })
+    }
+
+    /// The series of the method with this name.
+    pub fn get(&self, name: &str) -> Option<&Method> {
+        self.series.iter().find(|method| method.name == name)
+    }
+
+    pub(super) fn all(&self) -> &[Method] {
+        &self.series
+    }
+}
+
+/// What a reply is counted under, as the number that the socket keeps for it: even with a
+/// payload, odd with an error. It is never zero, the number of a message that nobody has looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Label(NonZeroU32);
+
+impl Label {
+    /// Whatever is none of the service's methods.
+    pub const NO_METHOD: Self = Self(NonZeroU32::new(u32::MAX - 1).expect("not zero"));
+
+    /// A reply of the service's method with this index.
+    #[inline(always)]
+    pub fn of_method(index: usize) -> Self {
+        match u16::try_from(index) {
+            Ok(index) => Self::of_number(2 * u32::from(index) + 2),
+            // There are not that many.
+            Err(_) => Self::NO_METHOD,
+        }
+    }
+
+    /// The label with this number.
+    #[inline(always)]
+    pub fn of_number(number: u32) -> Self {
+        NonZeroU32::new(number).map_or(Self::NO_METHOD, Self)
+    }
+
+    /// Its number.
+    #[inline(always)]
+    pub fn number(self) -> u32 {
+        self.0.get()
+    }
+
+    /// An error reply of the same method.
+    pub fn error(self) -> Self {
+        Self(self.0 | 1)
+    }
+
+    /// The method's index.
+    pub fn method(self) -> usize {
+        (self.number() / 2 - 1) as usize
+    }
+
+    /// Whether it is an error reply.
+    pub fn is_error(self) -> bool {
+        self.number() % 2 == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_a_method_and_an_outcome() {
+        for index in [0, 1, 1000] {
+            let label = Label::of_method(index);
+            assert_eq!((label.method(), label.is_error()), (index, false));
+            let error = Label::of_number(label.error().number());
+            assert_eq!((error.method(), error.is_error()), (index, true));
+        }
+        assert_eq!(Label::of_method(usize::MAX), Label::NO_METHOD);
+        assert_eq!(Label::of_number(0), Label::NO_METHOD);
+        assert!(!Label::NO_METHOD.is_error() && Label::NO_METHOD.error().is_error());
+        assert!(Label::NO_METHOD.method() > usize::from(u16::MAX));
+    }
+}

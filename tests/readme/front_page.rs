@@ -1,0 +1,55 @@
+//! The README stays short, and what it says of the repository is true.
+
+use std::fs;
+use std::path::Path;
+
+use super::README;
+use crate::support::tables::table_of;
+
+/// A README invites; what is longer belongs in `docs/`.
+const MOST_BYTES: usize = 9000;
+
+#[test]
+fn the_readme_is_short() {
+    assert!(README.len() <= MOST_BYTES, "{} bytes", README.len());
+}
+
+#[test]
+fn the_badges_name_the_repository_the_licence_and_the_oldest_rust() {
+    let repository = env!("CARGO_PKG_REPOSITORY");
+    let workflow = README.split_once("/actions/workflows/").expect("a badge of a workflow").1;
+    let workflow = workflow.split('/').next().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    assert!(root.join(".github/workflows").join(workflow).exists(), "{workflow}");
+    let rust = env!("CARGO_PKG_RUST_VERSION");
+    for part in [
+        format!("({repository}/actions/workflows/{workflow}/badge.svg)]"),
+        format!("]({repository}/actions/workflows/{workflow})"),
+        format!("badge/licence-{}-", env!("CARGO_PKG_LICENSE")),
+        format!("badge/rust-{rust}%2B-"),
+        format!("You need Rust {rust} or newer"),
+    ] {
+        assert!(README.contains(&part), "{part}");
+    }
+}
+
+/// Within a tenth of each file and of the whole, so that small changes need no new numbers.
+#[test]
+fn the_files_for_an_evening_have_about_the_lines_that_are_named() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let about = |stated: usize, real: usize| stated.abs_diff(real) * 10 <= real;
+    let mut whole = 0;
+    let rows = table_of(README, "## Read it in an evening", "| file | lines |");
+    assert!(rows.len() >= 8, "{} files", rows.len());
+    for row in rows {
+        let (_, file) = row[0].split_once("](").expect("a link");
+        let file = file.trim_end_matches(')');
+        let real = fs::read_to_string(root.join(file)).expect(file).lines().count();
+        let stated: usize = row[1].parse().expect("a number");
+        assert!(about(stated, real), "{file} has {real} lines, not {stated}");
+        whole += real;
+    }
+    let (_, stated) = README.split_once("the core, about ").expect("a number of lines");
+    let stated: usize = stated.split(' ').next().unwrap().parse().expect("a number");
+    assert!(about(stated, whole), "{whole} lines, not {stated}");
+}
