@@ -500,7 +500,7 @@ const REFUSED: [(&str, &str, &str); 26] = [
         "256 requests in flight with --size 16MiB are 4.0 GiB of payload; the limit is 1 GiB",
     ),
     ("--payload", "/no/such/file", "cannot be read: No such file"),
-    ("--payload", "/dev/zero", "expected a file of 16MiB at most"),
+    ("--payload", "/dev/zero", "expected a file of at most 16MiB"),
     ("--payload-template", "", "expected a text, such as 'order {n}'"),
     ("--expect", "ok", "expected echo, any or contains:TEXT, such as contains:ok"),
     ("--wait", "0s", "more than 0s"),

@@ -132,9 +132,15 @@ fn the_clients_program_is_the_one_that_is_run_as_a_test() {
         let shown = lines.take_while(|line| *line != "```").filter(|line| !line.starts_with("# "));
         shown.skip(1).collect::<Vec<_>>()
     };
-    let run = program(include_str!("../client/src/lib.rs"), "//! ```");
-    assert_eq!(program(CLIENT, "```rust"), run);
-    assert!(run.len() <= 20, "{} lines", run.len());
+    let rustdoc = include_str!("../client/src/lib.rs");
+    let readme = include_str!("../client/README.md");
+    let run = program(rustdoc, "//! The program:\n//!\n//! ```");
+    let dependencies = program(rustdoc, "//! ```toml");
+    for (document, fence) in [(CLIENT, "```rust"), (readme, "```rust,no_run")] {
+        assert_eq!(program(document, fence), run);
+        assert_eq!(program(document, "```toml"), dependencies);
+    }
+    assert!(run.len() <= 24, "{} lines", run.len());
 }
 
 #[test]

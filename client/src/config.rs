@@ -1,72 +1,85 @@
-//! What a client may take: time, attempts, and room.
+//! The limits of a client: time, attempts and memory.
 
 use std::time::Duration;
 
 use super::backoff::Backoff;
 
-/// What a caller gets where as many requests are outstanding as may be.
+/// What happens to a request when `max_outstanding` others are outstanding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
-    /// It waits for its turn, up to its deadline; where `max_queued` wait already,
-    /// it gets the error.
+    /// It waits for its turn, up to its deadline. If `max_queued` callers wait already, it fails
+    /// with [`RequestError::Full`](super::RequestError::Full).
     Wait,
-    /// It gets [`RequestError::Full`](super::RequestError::Full) at once.
+    /// It fails with [`RequestError::Full`](super::RequestError::Full) at once.
     Refuse,
 }
 
-/// The bounds of a client, each with the reason for its default.
+/// The limits of a client. Each field gives its default and the reason for it.
+///
+/// ```
+/// # use zmq_echo_client::ClientConfig;
+/// # use std::time::Duration;
+/// let config = ClientConfig {
+///     timeout: Duration::from_millis(200),
+///     deadline: Some(Duration::from_secs(1)),
+///     ..ClientConfig::default()
+/// };
+/// ```
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// How long one attempt waits for its reply: 1 s. An echo takes less than a
-    /// millisecond; what takes a thousand times as long is not coming.
+    /// How long one attempt waits for its reply: 1 s. An echo takes less than a millisecond. A
+    /// reply that is a thousand times slower is probably not coming.
     pub timeout: Duration,
-    /// How long a request may take with all of its attempts. `None` is as long as
-    /// they can take at their timeouts, the pauses between them included.
+    /// How long a request may take, all attempts included. `None` allows all attempts their full
+    /// timeout, plus the longest pauses between them.
     pub deadline: Option<Duration>,
-    /// Whether the server is told how long each attempt waits, so that it does not work on what
-    /// nobody waits for any more: no, as a server without `--client-deadlines` rejects such
+    /// Whether to tell the server how long each attempt waits, so that it does not work on
+    /// requests that have timed out: no. A server without `--client-deadlines` rejects such
     /// requests.
     pub send_deadlines: bool,
-    /// How many further attempts a request has after its first: 2, so that two
-    /// endpoints may fail at once. 0 for a handler that must not see a request twice.
+    /// How many times a request may be retried: 2, so that it survives two endpoints that fail at
+    /// once. Set 0 if your handler must not see a request twice.
     pub retries: u32,
-    /// The pauses between the attempts of a request: up to 10 ms, doubling to 1 s.
+    /// The pauses between the attempts of a request: the first is at most 10 ms, and the bound
+    /// doubles up to 1 s.
     pub retry_backoff: Backoff,
-    /// How long connecting and the handshake may take: 1 s.
+    /// How long connecting, handshake included, may take: 1 s.
     pub connect_timeout: Duration,
-    /// The pauses between attempts to connect, and between checks of a suspect
-    /// endpoint: up to 20 ms, doubling to 1 s, so that one that is back is used
-    /// within a second.
+    /// The pauses between attempts to connect, and between checks of a suspect endpoint: the first
+    /// is at most 20 ms, and the bound doubles up to 1 s. So an endpoint that is back gets requests
+    /// within about a second.
     pub reconnect_backoff: Backoff,
-    /// A PING is sent to a silent server of ZMTP 3.1 after this time: 1 s. Zero is for never.
+    /// After this much silence a server that speaks ZMTP 3.1 is sent a PING: 1 s. Zero turns
+    /// heartbeats off.
     pub heartbeat_interval: Duration,
-    /// How long a server may leave a PING, or its host a request, unacknowledged before it
-    /// counts as lost: 3 s.
+    /// How long a server may leave a PING unanswered, or its host a request unacknowledged, before
+    /// the connection counts as lost: 3 s.
     pub heartbeat_timeout: Duration,
-    /// How many requests may be outstanding at a time: 1,024. At least 1 and at most 1,048,576.
+    /// Maximum number of outstanding requests: 1,024. Values outside 1 to 1,048,576 are moved into
+    /// that range.
     pub max_outstanding: usize,
-    /// How many callers may wait for their turn: 16,384.
+    /// Maximum number of callers that wait for their turn: 16,384.
     pub max_queued: usize,
-    /// How many endpoints are connected to at a time: 256. A service with more has
-    /// the first that the source named, which is enough to spread over.
+    /// Maximum number of endpoints to connect to: 256. If the source lists more, the first 256 are
+    /// used, which is enough to spread the load.
     pub max_endpoints: usize,
-    /// The largest payload that is sent, in bytes: 4 MiB, half of what the server
-    /// takes by default. A larger one would cost its connection everything that is
-    /// outstanding there, and then the next one's.
+    /// The largest payload that may be sent, in bytes: 4 MiB, half of what the server accepts by
+    /// default. A server that gets too large a message closes the connection, and every outstanding
+    /// request on it fails. A retry would do the same to the next connection.
     pub max_payload: usize,
-    /// The largest reply that is taken, in bytes: 8 MiB, as much as the server sends by
+    /// The largest reply that is accepted, in bytes: 8 MiB, the most that the server sends by
     /// default. A larger one ends its connection as soon as its size is announced.
     pub max_reply: usize,
-    /// Bytes of one connection's replies that their callers have not picked up yet: 32 MiB, four
-    /// of the largest. Replies of up to 4 KiB do not count.
+    /// Memory for one connection's replies until their callers receive them, in bytes: 32 MiB, four
+    /// of the largest. Replies up to 4 KiB do not count.
     pub max_connection_replies: usize,
-    /// The same of all connections, replies under way included: 128 MiB.
+    /// The same for all connections together, including replies that are still arriving: 128 MiB.
     pub max_replies: usize,
-    /// What a caller gets where `max_outstanding` are outstanding: it waits.
+    /// What happens when `max_outstanding` requests are outstanding: further requests wait.
     pub when_full: WhenFull,
 }
 
-/// The most requests outstanding: each takes some hundred bytes.
+/// Upper bound for `max_outstanding`: each outstanding request takes some hundred bytes.
 const MOST_OUTSTANDING: usize = 1 << 20;
 
 impl Default for ClientConfig {
@@ -94,7 +107,8 @@ impl Default for ClientConfig {
 }
 
 impl ClientConfig {
-    /// How long a request may take with all of its attempts.
+    /// How long a request may take, all attempts included: [`Self::deadline`], or the sum of all
+    /// timeouts and the longest pauses.
     pub fn overall_deadline(&self) -> Duration {
         self.deadline.unwrap_or_else(|| {
             let pauses = (0..self.retries.min(64)).map(|retry| self.retry_backoff.longest(retry));
@@ -105,7 +119,7 @@ impl ClientConfig {
         })
     }
 
-    /// `max_outstanding` as it is in force.
+    /// `max_outstanding`, moved into its valid range.
     pub(super) fn slots(&self) -> usize {
         self.max_outstanding.clamp(1, MOST_OUTSTANDING)
     }

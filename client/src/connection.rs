@@ -1,5 +1,5 @@
-//! The task of one endpoint: connects, sends what is submitted, matches what comes
-//! back, and knows when the endpoint had better not be used.
+//! The task of one endpoint: it connects, sends the submitted requests, matches replies to them,
+//! and decides when the endpoint should not be used.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -24,34 +24,34 @@ use super::shared::Shared;
 use super::time::after;
 use super::trouble::Trouble;
 
-/// How many requests are taken in one go: they cost one turn of the task and one write to the
-/// kernel.
+/// The most requests taken from the queue at once. They cost one turn of the task and one write to
+/// the kernel.
 const BATCH: usize = 128;
 
-/// How many bytes are handed to the socket before the kernel takes them. What waits behind
-/// them has certainly not been sent, and can still go elsewhere.
+/// The most bytes handed to the socket before the kernel takes them. Requests queued behind them
+/// have certainly not been sent and can still go to another endpoint.
 const UNWRITTEN: usize = 64 << 10;
 
-/// One endpoint's connection, made again for as long as the endpoint is wanted.
+/// The connection to one endpoint. It is reopened for as long as the endpoint is wanted.
 pub(super) struct Connection {
     shared: Arc<Shared>,
     member: Arc<Member>,
     queue: mpsc::UnboundedReceiver<Ticket>,
-    /// What the source says of the endpoint.
+    /// What the source says about the endpoint.
     wanted: watch::Receiver<Endpoint>,
-    /// The same, not seen since the last attempt to connect or to check began.
+    /// The same, to notice changes since the last attempt to connect or to check began.
     news: watch::Receiver<Endpoint>,
-    /// Failures in a row: of connecting, of checks, of requests.
+    /// Consecutive failures: failed connects, failed checks and requests without a reply.
     failures: u32,
-    /// Attempts whose callers are to be told.
+    /// Attempts that have ended and whose callers do not know yet.
     settled: Settled,
 }
 
-/// Why a connection is not used any more.
+/// Why a connection is no longer used.
 enum End {
     /// The endpoint is no longer wanted, and no request is outstanding.
     Drained,
-    /// The connection broke, and the endpoint may be `suspect` as well.
+    /// The connection broke. The endpoint may be `suspect` as well.
     Broken { suspect: bool },
 }
 
@@ -78,8 +78,8 @@ impl Connection {
         }
     }
 
-    /// Connects again after a pause, or after a check if the endpoint is suspect. `None` if it
-    /// is not wanted any more.
+    /// Connects again after a pause, or after a check if the endpoint is suspect. Returns `None` if
+    /// the endpoint is no longer wanted.
     async fn reconnect(&mut self, suspect: bool) -> Option<Dealer> {
         if suspect {
             let mut pause = self.pause();
@@ -93,7 +93,7 @@ impl Connection {
         self.connect().await
     }
 
-    /// Connects, as often as it takes. `None` if the endpoint is not wanted any more.
+    /// Tries to connect until it succeeds. Returns `None` if the endpoint is no longer wanted.
     async fn connect(&mut self) -> Option<Dealer> {
         self.set_state(State::Connecting);
         let config = self.dealer_config();
@@ -120,9 +120,9 @@ impl Connection {
         }
     }
 
-    /// Does `work` while there is no connection, and says whether it was done before the source
-    /// had news of the endpoint. With news, failures so far say nothing about the next attempt:
-    /// an endpoint that becomes ready is connected to at once.
+    /// Does `work` while there is no connection. Returns whether it finished before the source had
+    /// news of the endpoint. After news, earlier failures say nothing about the next attempt: an
+    /// endpoint that becomes ready is connected to at once.
     async fn until_news(&mut self, work: impl Future<Output = ()>) -> Option<bool> {
         let mut news = self.news.clone();
         let race = async {
@@ -157,8 +157,8 @@ impl Connection {
         dealer
     }
 
-    /// Does `work` while there is no connection. What is submitted meanwhile was
-    /// drawn before that was known, and goes elsewhere at once.
+    /// Does `work` while there is no connection. Requests submitted meanwhile picked this endpoint
+    /// before it was marked as unconnected, so they go elsewhere at once.
     async fn unconnected<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(work);
         loop {
@@ -173,15 +173,15 @@ impl Connection {
         }
     }
 
-    /// The bounded wait after one more failure.
+    /// Counts one more failure and returns the pause that follows it.
     fn pause(&mut self) -> Duration {
         let pause = self.shared.config.reconnect_backoff.pause(self.failures);
         self.failures = self.failures.saturating_add(1);
         pause
     }
 
-    /// Comes back once the endpoint has answered a request that announces itself
-    /// as a probe. The first one is sent after a pause.
+    /// Completes once the endpoint has answered a request that identifies itself as a probe. It
+    /// sends the first one after a pause.
     fn check(&self, mut pause: Duration) -> BoxFuture<'static, ()> {
         let (shared, member) = (Arc::clone(&self.shared), Arc::clone(&self.member));
         let mut failures = self.failures;
@@ -193,7 +193,7 @@ impl Connection {
                 match probe::check_at(&member.endpoint, &addresses, limit).await {
                     Ok(_) => break shared.metrics.checks_answered.inc(),
                     Err(error) => {
-                        debug!(%error, "still suspect");
+                        debug!(%error, "endpoint is still suspect");
                         member.is_in(Trouble::Check(Arc::new(error)));
                     }
                 }
@@ -204,7 +204,7 @@ impl Connection {
         })
     }
 
-    /// Serves one connection until it ends; what is outstanding then is told.
+    /// Serves one connection until it ends. The callers of outstanding attempts are told then.
     async fn serve(&mut self, dealer: Dealer) -> End {
         let replies = MemoryPool::new(self.shared.config.max_connection_replies);
         let mut session = Session {
@@ -219,7 +219,7 @@ impl Connection {
             retiring: false,
         };
         let end = session.run().await;
-        // Before anybody is told, who would draw this endpoint again.
+        // Callers that are told may pick an endpoint again, so this one must be marked first.
         if let End::Broken { suspect } = end {
             session.connection.set_state(if suspect { State::Suspect } else { State::Connecting });
         }
@@ -234,7 +234,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.shared.roster.remove(&self.member);
-        // Drawn before that was known.
+        // These requests picked this endpoint before it was removed.
         self.queue.close();
         while let Ok(ticket) = self.queue.try_recv() {
             self.settled.push(ticket, Attempt::NotSent);
@@ -243,30 +243,30 @@ impl Drop for Connection {
     }
 }
 
-/// One connection while it lasts.
+/// One connection, from its handshake to its end.
 struct Session<'a> {
     connection: &'a mut Connection,
     dealer: Dealer,
-    /// What this connection's replies take that their callers have not picked up.
+    /// Memory of this connection's replies that their callers have not received yet.
     replies: MemoryPool,
-    /// Requests that the socket has not been given yet, each with its deadline.
+    /// Requests not yet handed to the socket, each with its deadline.
     waiting: VecDeque<(Instant, Ticket)>,
     pending: Pending,
-    /// Rings no later than the oldest attempt times out. It is set again only when
-    /// it has rung, so that an attempt which is answered costs no timer.
+    /// Fires no later than the deadline of the oldest attempt. It is set again only after it has
+    /// fired, so an attempt that is answered costs no timer.
     alarm: Option<Pin<Box<Sleep>>>,
-    /// Under way while the endpoint is suspect.
+    /// The check that runs while the endpoint is suspect.
     check: Option<BoxFuture<'static, ()>>,
-    /// A reply has come since the endpoint became suspect.
+    /// Whether a reply has arrived since the endpoint became suspect.
     alive: bool,
-    /// The endpoint has answered a check, and this connection nothing since the endpoint
-    /// became suspect: it is made again once nothing is outstanding.
+    /// The endpoint has answered a check, but this connection has answered nothing since the
+    /// endpoint became suspect. The connection is replaced once nothing is outstanding.
     retiring: bool,
 }
 
 impl Session<'_> {
-    /// Each arm is cancel-safe: the queue's, the socket's and the watch's futures
-    /// take nothing before they are ready, and the others are kept.
+    /// Each arm is cancel-safe: the futures of the queue, the socket and the watch consume nothing
+    /// before they are ready, and the others are kept in `self`.
     async fn run(&mut self) -> End {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
@@ -278,14 +278,15 @@ impl Session<'_> {
                     false => End::Drained,
                 };
             }
-            // Those that wait go on as soon as the kernel has taken what is before them.
+            // Waiting requests go on as soon as the kernel has taken what is in front of them.
             let room = if self.waiting.is_empty() { 0 } else { UNWRITTEN };
             tokio::select! {
                 _ = self.connection.queue.recv_many(&mut batch, BATCH) => self.submit(&mut batch),
                 received = self.dealer.recv_or_room(room, |received| received.into_tagged()) => {
                     let received =
                         received.map(|message| message.into_iter().for_each(|it| self.arrived(it)));
-                    // What else has been read costs no further turn.
+                    // Takes the other messages that have been read, without another turn of the
+                    // loop.
                     if let Err(reason) = received.and_then(|()| self.receive()) {
                         return self.broken(reason);
                     }
@@ -305,14 +306,14 @@ impl Session<'_> {
         self.pending.is_empty() && self.waiting.is_empty() && self.connection.queue.is_empty()
     }
 
-    /// Takes what was submitted.
+    /// Takes the submitted requests.
     fn submit(&mut self, batch: &mut Vec<Ticket>) {
         let deadline = after(Instant::now(), self.connection.shared.config.timeout);
         self.alarm.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         self.waiting.extend(batch.drain(..).map(|ticket| (deadline, ticket)));
     }
 
-    /// Hands to the socket what it is to write next.
+    /// Hands the socket the next requests to write.
     fn send_waiting(&mut self) {
         while self.dealer.unwritten() < UNWRITTEN
             && let Some((deadline, ticket)) = self.waiting.pop_front()
@@ -336,7 +337,7 @@ impl Session<'_> {
         }
     }
 
-    /// Takes the messages that have been read already.
+    /// Takes the messages that have already been read.
     fn receive(&mut self) -> Result<(), Reason> {
         while let Some(message) = self.dealer.try_recv_as(|received| received.into_tagged())? {
             self.arrived(message);
@@ -372,10 +373,10 @@ impl Session<'_> {
         }
     }
 
-    /// The alarm has rung: tells those whose time is over.
+    /// The alarm has fired: ends the attempts whose deadline has passed.
     ///
-    /// If it was this process that stood still, replies may lie in the kernel: they are
-    /// read first.
+    /// If this process was the one that stood still, replies may be waiting in the kernel, so they
+    /// are read first.
     async fn expire(&mut self) -> Result<(), Reason> {
         for _ in 0..self.pending.len() {
             tokio::select! {
@@ -387,7 +388,7 @@ impl Session<'_> {
         }
         let now = Instant::now();
         if self.first_deadline().is_some_and(|deadline| deadline <= now) {
-            // Before anybody is told, who would draw this endpoint again.
+            // Callers that are told may pick an endpoint again, so this one must be marked first.
             self.suspect();
         }
         while let Some(ticket) = self.pending.take_expired(now) {
@@ -410,11 +411,11 @@ impl Session<'_> {
         self.waiting.pop_front().map(|(_, ticket)| ticket)
     }
 
-    /// A request timed out: the endpoint gets no new one until a check of its own
-    /// was answered. What is outstanding keeps its own deadlines.
+    /// A request timed out: the endpoint gets no new requests until it has answered a check.
+    /// Outstanding attempts keep their own deadlines.
     fn suspect(&mut self) {
         if self.check.is_none() && !self.retiring {
-            debug!(endpoint = %self.connection.member.endpoint, "suspect");
+            debug!(endpoint = %self.connection.member.endpoint, "endpoint is suspect");
             self.connection.member.is_in(Trouble::NoReply);
             self.alive = false;
             let pause = self.connection.pause();
@@ -432,8 +433,8 @@ impl Session<'_> {
         self.show_state();
     }
 
-    /// The check was answered. The connection goes on if it has answered as well: something
-    /// since then, or what was sent after the request that was lost. Otherwise it is made again.
+    /// The check was answered. The connection stays if it has answered too: anything since it
+    /// became suspect, or a request sent after the lost one. Otherwise it is replaced.
     fn checked(&mut self) {
         self.check = None;
         self.connection.member.is_well();
@@ -441,7 +442,7 @@ impl Session<'_> {
         self.show_state();
     }
 
-    /// What callers may know of the connection.
+    /// Updates the state that callers see.
     fn show_state(&self) {
         let is_suspect = self.check.is_some() || self.retiring;
         self.connection.set_state(match (self.draining(), is_suspect) {
@@ -464,11 +465,11 @@ impl Session<'_> {
 }
 
 impl Drop for Session<'_> {
-    /// Tells those whose attempts are outstanding, also if the client ends at once.
+    /// Ends the outstanding attempts, also if the client is dropped.
     fn drop(&mut self) {
         let (settled, written) = (&mut self.connection.settled, self.dealer.written());
         while let Some((id, ticket)) = self.pending.take_any() {
-            // The server cannot act on a request of which a byte is missing.
+            // The server cannot act on a request that is missing a byte.
             let is_sent = id < written;
             settled.push(ticket, if is_sent { Attempt::Disconnected } else { Attempt::NotSent });
         }
@@ -483,7 +484,7 @@ fn is_draining(wanted: &Endpoint) -> bool {
     wanted.state == EndpointState::Draining
 }
 
-/// Waits for a future that may not be there.
+/// Waits for an optional future. Never completes if there is none.
 async fn due<F: Future<Output = ()> + Unpin>(future: &mut Option<F>) {
     match future {
         Some(future) => future.await,

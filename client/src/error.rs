@@ -1,4 +1,4 @@
-//! Why a request has no reply.
+//! Why a request failed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,85 +9,89 @@ use zmtp::endpoint::ConnectEndpoint;
 
 use super::trouble::Unusable;
 
-/// A request that was not answered: where it was tried last, how often, and after
-/// how long it was given up.
+/// Why a request failed. Most variants name the last endpoint, the number of attempts and the time
+/// they took.
+///
+/// [`RequestError::may_have_been_seen`] tells whether it is safe to repeat the request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// The last attempt, or the deadline, passed without a reply.
+    /// The last attempt timed out, or the deadline passed.
     #[error("{endpoint}: no reply after {}, attempts {attempts}", milliseconds(*elapsed))]
     TimedOut {
-        /// The endpoint that was tried last.
+        /// The last endpoint that was tried.
         endpoint: Arc<ConnectEndpoint>,
-        /// How many attempts were made.
+        /// Number of attempts.
         attempts: u32,
-        /// From the request to this error.
+        /// Time from the request to this error.
         elapsed: Duration,
     },
-    /// The connection of the last attempt broke before its reply came.
+    /// The connection of the last attempt broke before the reply came.
     #[error("{endpoint}: connection lost after {}, attempts {attempts}", milliseconds(*elapsed))]
     Disconnected {
-        /// The endpoint that was tried last.
+        /// The last endpoint that was tried.
         endpoint: Arc<ConnectEndpoint>,
-        /// How many attempts were made.
+        /// Number of attempts.
         attempts: u32,
-        /// From the request to this error.
+        /// Time from the request to this error.
         elapsed: Duration,
     },
-    /// The reply came, and did not fit in the memory that replies may take.
+    /// The reply did not fit in the memory reserved for replies. Raise
+    /// [`max_connection_replies`](super::ClientConfig::max_connection_replies) or
+    /// [`max_replies`](super::ClientConfig::max_replies).
     #[error(
-        "{endpoint}: no room for the reply, attempts {attempts}; raise max_connection_replies \
-         or max_replies"
+        "{endpoint}: no memory for the reply, attempts {attempts}; raise \
+         max_connection_replies or max_replies"
     )]
     ReplyMemory {
         /// The endpoint that answered.
         endpoint: Arc<ConnectEndpoint>,
-        /// How many attempts were made.
+        /// Number of attempts.
         attempts: u32,
-        /// From the request to this error.
+        /// Time from the request to this error.
         elapsed: Duration,
     },
-    /// The server answered with an error, and either says that a repetition makes no sense, or no
-    /// attempt is left.
+    /// The server answered with an error, and either says that a retry is pointless or no attempt
+    /// is left.
     #[error("{endpoint}: {rejection}, attempts {attempts}")]
     Rejected {
         /// The endpoint that answered.
         endpoint: Arc<ConnectEndpoint>,
-        /// What it said.
+        /// The error: a code, a text and whether a retry makes sense.
         rejection: Box<Rejection>,
-        /// How many attempts were made.
+        /// Number of attempts.
         attempts: u32,
-        /// From the request to this error.
+        /// Time from the request to this error.
         elapsed: Duration,
     },
-    /// Connections broke before the request could be written, until the deadline. No server
+    /// Every connection broke before the request could be written, until the deadline. No server
     /// has seen it.
     #[error("{endpoint}: not sent within {}", milliseconds(*elapsed))]
     NotSent {
-        /// The endpoint that it was to go to last.
+        /// The last endpoint that was tried.
         endpoint: Arc<ConnectEndpoint>,
-        /// From the request to this error.
+        /// Time from the request to this error.
         elapsed: Duration,
     },
-    /// No endpoint was usable until the deadline, and no attempt was made.
+    /// No endpoint was usable before the deadline, so no attempt was made.
     #[error("no endpoint was usable for {}{}", milliseconds(*elapsed), because(reason.as_deref()))]
     NoEndpoint {
-        /// Why, as far as it is known.
+        /// Why, if it is known.
         reason: Option<Box<Unusable>>,
-        /// From the request to this error.
+        /// Time from the request to this error.
         elapsed: Duration,
     },
-    /// As many requests were outstanding, or waiting, as may be.
-    #[error("as many requests are outstanding as may be, after {}", milliseconds(*elapsed))]
+    /// The maximum number of requests is outstanding or waiting.
+    #[error("no slot for the request after {}: raise max_outstanding or send fewer at a time", milliseconds(*elapsed))]
     Full {
-        /// From the request to this error.
+        /// Time from the request to this error.
         elapsed: Duration,
     },
-    /// The payload is larger than the client may send.
-    #[error("expected a payload of at most {limit} bytes and got {size}")]
+    /// The payload is larger than [`max_payload`](super::ClientConfig::max_payload).
+    #[error("the payload has {size} bytes; the limit is {limit}: raise max_payload")]
     TooLarge {
-        /// Its bytes.
+        /// Size of the payload in bytes.
         size: usize,
-        /// The most that would do.
+        /// The largest payload that may be sent, in bytes.
         limit: usize,
     },
     /// The client was closed.
@@ -100,7 +104,7 @@ fn because(reason: Option<&Unusable>) -> String {
 }
 
 impl RequestError {
-    /// Every kind there is.
+    /// Every value of [`RequestError::kind`].
     pub const KINDS: [&str; 9] = [
         "timed_out",
         "disconnected",
@@ -113,8 +117,7 @@ impl RequestError {
         "closed",
     ];
 
-    /// Whether a server may have seen the request. If not, it is safe to send it again,
-    /// whatever it asks for.
+    /// Whether a server may have seen the request. If not, repeating it cannot make it run twice.
     pub fn may_have_been_seen(&self) -> bool {
         match self {
             Self::TimedOut { .. }
@@ -129,7 +132,8 @@ impl RequestError {
         }
     }
 
-    /// What kind of failure it is, for a label or a column.
+    /// The kind of failure, from a closed set that suits a metric label: one of
+    /// [`RequestError::KINDS`].
     pub fn kind(&self) -> &'static str {
         match self {
             Self::TimedOut { .. } => "timed_out",

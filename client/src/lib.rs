@@ -1,29 +1,39 @@
-//! A client that knows the endpoints: it connects to every one, follows them as
-//! they come and go, spreads its requests over them and retries.
+//! A ZeroMQ client that knows all endpoints of a service: it follows them as they come and go,
+//! spreads requests over them, and retries elsewhere if a reply does not come.
 //!
-//! A Service balances connections and ZeroMQ keeps its connections: behind one, a
-//! client stays on one pod, and loses what was in flight when that pod goes. So this
-//! one does what a service mesh would do for HTTP:
+//! A Kubernetes Service balances connections, and a ZeroMQ client keeps its connection for ever.
+//! Behind a Service it stays on one pod, gains nothing when you scale out, and loses its requests
+//! in flight when that pod goes. This client does what a service mesh would do for HTTP.
+//!
+//! # A first client
+//!
+//! The dependencies, with the path to your checkout:
+//!
+//! ```toml
+//! [dependencies]
+//! prometheus = { version = "0.14", default-features = false }
+//! tokio = { version = "1", features = ["macros", "rt"] }
+//! zmq-echo-client = { path = "../zmq-echo/client" }
+//! ```
+//!
+//! The program:
 //!
 //! ```
 //! use zmq_echo_client::discovery::Source;
 //! use zmq_echo_client::{Client, ClientConfig, ClientMetrics};
 //!
-//! #[tokio::main(flavor = "current_thread")]
-//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! #   use zeromq::{Socket, SocketRecv, SocketSend};
 //! #   let mut router = zeromq::RouterSocket::new();
-//! #   let echo = router.bind("tcp://127.0.0.1:0").await?.to_string();
+//! #   let source: Source = router.bind("tcp://127.0.0.1:0").await?.to_string().parse()?;
 //! #   tokio::spawn(async move {
 //! #       while let Ok(message) = router.recv().await {
 //! #           let _ = router.send(message).await;
 //! #       }
 //! #   });
-//! #   let source: Source = echo.parse()?;
 //! #   #[cfg(any())]
 //!     let source: Source = "tcp://127.0.0.1:5551,tcp://127.0.0.1:5552".parse()?;
-//!     let registry = prometheus::Registry::new();
-//!     let metrics = ClientMetrics::new(&registry)?;
+//!     let metrics = ClientMetrics::new(&prometheus::Registry::new())?;
 //!     let client = Client::new(ClientConfig::default(), source.discovery().await?, metrics);
 //!
 //!     let reply = client.request("hello".into()).await?;
@@ -32,37 +42,150 @@
 //!     client.close().await;
 //!     Ok(())
 //! }
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() {
+//!     // `Display` says what to do: "…: connection refused; is the server running?"
+//!     if let Err(error) = run().await {
+//!         eprintln!("{error}");
+//!         std::process::exit(1);
+//!     }
+//! }
 //! ```
 //!
-//! In a cluster the source is `dns://zmq-echo-headless:5555`, or
-//! `k8s://NAMESPACE/zmq-echo:zeromq`, which knows who is about to leave.
+//! A [`Client`] is a cheap handle: clone it into every task that sends requests. Keep one client
+//! for the life of the process. [`Client::close`] waits for outstanding requests before it
+//! disconnects.
 //!
-//! # What a handler must bear
+//! # Where the endpoints come from
 //!
-//! A request whose reply does not come is sent again, and the first one may have
-//! been worked on. An echo does not mind: it is idempotent. For a handler that is
-//! not, set `retries` to 0 and decide after each error yourself, or put a key into
-//! the payload that all attempts of one request share, by which the handler tells
-//! that it has done the work and repeats its answer.
+//! A [`Source`](discovery::Source) is parsed from a URL:
 //!
-//! # How it is put together
+//! - `tcp://127.0.0.1:5551,tcp://127.0.0.1:5552`: a fixed list.
+//! - `dns://zmq-echo-headless:5555`: the addresses of a name, such as a headless Service.
+//! - `dns://_zeromq._tcp.zmq-echo-headless`: SRV records, which include the port.
+//! - `k8s://default/zmq-echo:zeromq`: the EndpointSlices of a Service. Prefer it in a cluster: it
+//!   announces which pods are about to leave, so no request is sent to a pod that drains.
 //!
-//! A pool follows [`discovery`] and has one task for each endpoint, which owns the
-//! [`Dealer`](zmtp::Dealer) and makes it again. The caller's own future drives its request:
-//! it draws an endpoint, hands it an attempt and is told what came of it. An attempt
-//! is three frames: eight bytes of an id, an empty delimiter and the payload. Its reply is the
-//! same id and delimiter, and the service's payload or its
-//! [error](zmq_echo::service::rejection).
+//! If DNS or the API is unreachable, the last known endpoints stay in use. [`discovery`] has the
+//! details, and shows how to write your own source.
 //!
-//! [`load`] is the load generator, which stands on this client.
+//! Each request goes to the less loaded of two endpoints drawn at random. An endpoint on which a
+//! request timed out is *suspect*: it gets no new requests until it has answered a check.
+//! [`Client::endpoints`] shows the [state](State) of each endpoint and what went wrong there last.
+//! [`Client::unusable`] explains why none is usable, and what to check.
 //!
-//! # What is bounded
+//! # Retries: a request may run twice
 //!
-//! Requests outstanding and waiting, endpoints, attempts and times are, and so is what servers
-//! can make the client hold: [`ClientConfig::max_reply`] for one reply,
-//! [`ClientConfig::max_connection_replies`] and [`ClientConfig::max_replies`] for all that have
-//! not been picked up. The handshake is NULL: there is neither authentication nor encryption, so
-//! use a network that you trust with what you send.
+//! If an attempt times out or its connection breaks, the client repeats the request on another
+//! endpoint, twice by default. The first attempt may have been worked on, although its reply was
+//! lost. So **the service may run the same request more than once**.
+//!
+//! An echo or a read does not mind. If your handler has side effects, choose one:
+//!
+//! - Send an idempotency key in the payload. All attempts of a request have the same payload, so
+//!   the handler can recognise work that it has done and repeat its answer.
+//! - Set [`retries`](ClientConfig::retries) to 0 and decide after each error yourself.
+//!   [`RequestError::may_have_been_seen`] tells whether a server may have seen the request:
+//!
+//! ```
+//! use bytes::Bytes;
+//! use zmq_echo_client::{Client, Reply, RequestError};
+//!
+//! /// Sends an order, and repeats it only if no server can have seen it.
+//! async fn order(client: &Client, payload: Bytes) -> Result<Reply, RequestError> {
+//!     match client.request(payload.clone()).await {
+//!         Err(error) if !error.may_have_been_seen() => client.request(payload).await,
+//!         outcome => outcome,
+//!     }
+//! }
+//! ```
+//!
+//! Requests that were not sent, because a connection broke first, are always repeated. That is
+//! safe, and does not count as a retry.
+//!
+//! # Rejections are typed errors
+//!
+//! If the service cannot do the work, it answers with a
+//! [`Rejection`](zmq_echo::service::Rejection): a code for programs, a text for people, and
+//! whether a retry makes sense. The client repeats a retryable rejection elsewhere. Others, and
+//! the last one, are returned as [`RequestError::Rejected`]:
+//!
+//! ```
+//! # use zmq_echo::service::Rejection;
+//! # use zmq_echo_client::discovery::Source;
+//! # use zmq_echo_client::{Client, ClientConfig, ClientMetrics};
+//! use zmq_echo_client::RequestError;
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # use zeromq::{Socket, SocketRecv, SocketSend};
+//! # let mut router = zeromq::RouterSocket::new();
+//! # let source: Source = router.bind("tcp://127.0.0.1:0").await?.to_string().parse()?;
+//! # tokio::spawn(async move {
+//! #     while let Ok(message) = router.recv().await {
+//! #         let mut frames = message.into_vecdeque();
+//! #         frames.pop_back();
+//! #         frames.extend(Rejection::new("sold_out", "none left").frames());
+//! #         let _ = router.send(frames.try_into().unwrap()).await;
+//! #     }
+//! # });
+//! # let metrics = ClientMetrics::new(&prometheus::Registry::new())?;
+//! # let client = Client::new(ClientConfig::default(), source.discovery().await?, metrics);
+//!
+//! match client.request("order 42".into()).await {
+//!     Ok(reply) => println!("ordered: {:?}", reply.payload),
+//!     Err(RequestError::Rejected { rejection, .. }) if rejection.code == "sold_out" => {
+//!         println!("try another product: {}", rejection.text);
+//! #       return Ok(());
+//!     }
+//!     Err(error) => return Err(error.into()),
+//! }
+//! # panic!("the request was not rejected");
+//! # }
+//! ```
+//!
+//! # Metrics
+//!
+//! [`ClientMetrics`] registers the client's series in your Prometheus registry; its documentation
+//! lists them. Clients that share one `ClientMetrics` are counted together:
+//!
+//! ```
+//! use prometheus::{Encoder, Registry, TextEncoder};
+//! use zmq_echo_client::ClientMetrics;
+//!
+//! let registry = Registry::new();
+//! let metrics = ClientMetrics::new(&registry)?;
+//! // Pass `metrics.clone()` to each client, and serve this text at /metrics:
+//! let mut text = Vec::new();
+//! TextEncoder::new().encode(&registry.gather(), &mut text)?;
+//! assert!(String::from_utf8(text)?.contains("\nzmq_echo_client_retries_total 0\n"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The client logs to the program's `tracing` subscriber.
+//!
+//! # Limits and trust
+//!
+//! Everything has a limit: outstanding and waiting requests, endpoints, attempts and times, and
+//! the memory that servers can make the client hold. [`ClientConfig`] lists them with their
+//! defaults. At [`max_outstanding`](ClientConfig::max_outstanding), a request
+//! [waits or fails](WhenFull).
+//!
+//! There is neither authentication nor encryption (the handshake is NULL). Use a network that you
+//! trust with your data, or a mesh that encrypts.
+//!
+//! # On the wire
+//!
+//! Any ROUTER service that returns its client's envelope works. An attempt has three frames: an id
+//! of eight bytes, an empty delimiter, and the payload. A reply repeats the id and the delimiter,
+//! followed by one payload frame or the frames of an [error](zmq_echo::service::rejection).
+//!
+//! Inside, a pool follows the source and runs one task for each endpoint. The task owns the
+//! [`Dealer`](zmtp::Dealer) and reconnects it. The caller's own future drives its request: it
+//! picks an endpoint, hands over an attempt and waits for the outcome.
+//!
+//! [`load`] is the load generator `zmq-echo-load`, which is built on this client.
+#![deny(missing_docs)]
 
 mod backoff;
 mod config;
@@ -99,8 +222,10 @@ pub use trouble::{Trouble, Unusable};
 use discovery::{Discovery, Endpoints};
 use shared::{Phase, Shared};
 
-/// A handle to the client; cloning is cheap. Dropping the last one ends its tasks
-/// at once, and whatever is outstanding with them; [`Client::close`] waits.
+/// A handle to the client. Cloning is cheap.
+///
+/// Dropping the last handle ends the client's tasks at once, with all outstanding requests. To
+/// wait for these, call [`Client::close`].
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Handle>);
 
@@ -117,12 +242,12 @@ impl Drop for Handle {
 }
 
 impl Client {
-    /// Follows `discovery` and connects to what it names, in tasks on the current
-    /// tokio runtime.
+    /// Creates a client that follows `discovery` and connects to its endpoints, in tasks on the
+    /// current tokio runtime. It does not wait for a connection; see [`Client::ready`].
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// If it is called outside a tokio runtime.
     pub fn new(
         config: ClientConfig,
         discovery: Box<dyn Discovery>,
@@ -133,13 +258,17 @@ impl Client {
         Self(Arc::new(Handle { shared, pool }))
     }
 
-    /// Sends one request and waits for its reply, with as many attempts as the
-    /// configuration allows. It is cancel-safe: a request whose future is dropped
-    /// holds its room until its attempt is answered or times out, and no longer.
+    /// Sends one request and waits for its reply, with as many attempts as the configuration
+    /// allows. The service may run the request more than once; see
+    /// [Retries](crate#retries-a-request-may-run-twice).
+    ///
+    /// Cancel-safe: if the future is dropped, the request keeps its slot only until the current
+    /// attempt is answered or times out.
     ///
     /// # Errors
     ///
-    /// [`RequestError`] where no attempt was answered within the deadline.
+    /// [`RequestError`] if no attempt succeeded within the deadline, or if the service rejected
+    /// the request.
     pub async fn request(&self, payload: Bytes) -> Result<Reply, RequestError> {
         request::run(&self.0.shared, payload).await
     }
@@ -149,25 +278,25 @@ impl Client {
         self.0.shared.roster.wait_until_usable().await;
     }
 
-    /// Why no endpoint gets requests, or `None` if one does: what to tell a user while
+    /// Why no endpoint gets requests, or `None` if one does. Show it to the user while
     /// [`Client::ready`] waits.
     pub fn unusable(&self) -> Option<Unusable> {
         self.0.shared.unusable()
     }
 
-    /// What is known now of each endpoint, in the order of their addresses.
+    /// A snapshot of every known endpoint, sorted by address.
     pub fn endpoints(&self) -> Vec<EndpointStatus> {
         self.0.shared.roster.statuses()
     }
 
-    /// Sees each change of the endpoints that get requests, of those that are being
-    /// drained, and of their addresses. Not in it are those that cannot be reached.
+    /// Watches the endpoints that get requests or are being drained, with their addresses.
+    /// Endpoints that cannot be reached are not included.
     pub fn changes(&self) -> watch::Receiver<Endpoints> {
         self.0.shared.roster.changes()
     }
 
-    /// Takes nothing new, waits until what is outstanding is answered or has timed
-    /// out, and disconnects. Other handles' requests get [`RequestError::Closed`].
+    /// Stops accepting requests, waits until outstanding ones are answered or time out, and
+    /// disconnects. New requests on other handles fail with [`RequestError::Closed`].
     pub async fn close(self) {
         let phase = &self.0.shared.phase;
         phase.send_if_modified(|phase| {
@@ -177,7 +306,13 @@ impl Client {
             }
             open
         });
-        // It cannot fail: the sender is this client's own.
+        // This cannot fail: the client owns the sender.
         let _ = phase.subscribe().wait_for(|phase| *phase == Phase::Closed).await;
     }
 }
+
+/// Compiles the README's program. It cannot run here because it needs servers on fixed ports; the
+/// same program runs in the crate's documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

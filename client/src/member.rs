@@ -1,4 +1,4 @@
-//! One endpoint as callers see it, and all of them together.
+//! One endpoint as callers see it, and the roster of all endpoints.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed};
@@ -20,105 +20,105 @@ use super::trouble::{Trouble, Unusable};
 use zmq_echo::service::Rejection;
 use zmtp::endpoint::ConnectEndpoint;
 
-/// How a client stands to an endpoint.
+/// The client's view of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
     /// Not connected: connecting, or waiting to try again.
     Connecting,
-    /// Connected: gets requests.
+    /// Connected; gets requests.
     Ready,
-    /// A request timed out there: gets none until a check was answered.
+    /// A request timed out there; it gets no requests until it has answered a check.
     Suspect,
-    /// Gets none any more, and is read until nothing is outstanding.
+    /// Gets no new requests. It stays connected until its outstanding requests are answered or time
+    /// out.
     Draining,
 }
 
-/// What is known of an endpoint at one moment.
+/// A snapshot of what the client knows about an endpoint.
 #[derive(Debug, Clone)]
 pub struct EndpointStatus {
-    /// Its address.
+    /// Its address, or its name and port.
     pub endpoint: Arc<ConnectEndpoint>,
-    /// How the client stands to it.
+    /// The client's view of it.
     pub state: State,
-    /// Attempts that are there without a reply.
+    /// Attempts there that have no reply yet.
     pub outstanding: usize,
-    /// Replies that came from there in time, since it became known.
+    /// Replies that arrived in time since the endpoint became known.
     pub answered: u64,
-    /// What went wrong there last, `None` if it is well or nothing was tried yet.
+    /// The last thing that went wrong there. `None` if it works, or if nothing has been tried yet.
     pub trouble: Option<Trouble>,
 }
 
-/// An endpoint's handle: what its connection's task and the callers share.
+/// An endpoint's handle: the state that its connection's task and the callers share.
 #[derive(Debug)]
 pub(super) struct Member {
     pub endpoint: Arc<ConnectEndpoint>,
     state: AtomicU8,
     outstanding: AtomicUsize,
     answered: AtomicU64,
-    /// What went wrong last, and when.
+    /// The last thing that went wrong, and when.
     trouble: Mutex<Option<(Instant, Trouble)>>,
     submissions: mpsc::UnboundedSender<Ticket>,
     metrics: ClientMetrics,
-    /// What the source says of it.
+    /// What the source says about it.
     pub wanted: watch::Sender<Endpoint>,
 }
 
-/// Decides who is first: the connection that hands a request to its socket, or the caller that
-/// gives it up.
+/// Settles a race between the connection that hands a request to its socket and the caller that
+/// gives it up. The first to take the claim wins.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Claim(Arc<AtomicBool>);
 
 impl Claim {
-    /// Whether this is the first one.
+    /// Takes the claim; returns whether this call was the first.
     pub fn take(&self) -> bool {
         !self.0.swap(true, AcqRel)
     }
 }
 
-/// A request, and the room that it takes. Each attempt gives it back. It is boxed, as it passes
-/// through many hands.
+/// A request and its slot. Each attempt returns it. It is boxed because it is passed on often.
 #[derive(Debug)]
 pub(super) struct Request {
     pub payload: Bytes,
     /// Held until the request has ended.
     pub _slot: Slot,
     pub started: Instant,
-    /// Whether it had an attempt before.
+    /// Whether an earlier attempt failed.
     pub is_retry: bool,
-    /// If its caller may give it up before the connection does.
+    /// Present if its caller may give it up before the connection does.
     pub claim: Option<Claim>,
 }
 
-/// What an attempt came to.
+/// The outcome of an attempt.
 #[derive(Debug)]
 pub(super) enum Attempt {
     Answered(Bytes, ReplyMemory),
-    /// It was sent, and no reply came in time.
+    /// Sent, but no reply came in time.
     TimedOut,
-    /// It was sent, and the connection broke before its reply came.
+    /// Sent, but the connection broke before the reply came.
     Disconnected,
-    /// Its reply came, and there is no room for it.
+    /// The reply came, but there was no memory for it.
     ReplyMemory,
     /// The server answered with an error.
     Rejected(Box<Rejection>),
-    /// Not all of its bytes were handed to the kernel, and the rest will not be: the server
+    /// Not all of its bytes were handed to the kernel, and the rest will not be. So the server
     /// cannot have acted on it.
     NotSent,
 }
 
-/// What a caller is told of its attempt.
+/// What a caller learns about its attempt.
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub attempt: Attempt,
-    /// From the start of the request, if it was answered.
+    /// Time since the start of the request. Meaningful only if it was answered.
     pub elapsed: Duration,
-    /// For the next attempt. `None` if the client has ended.
+    /// The request, for the next attempt. `None` if the client has ended.
     pub request: Option<Box<Request>>,
 }
 
-/// An attempt at an endpoint: its caller and the request, which keeps its room until the
-/// attempt is settled, whether its caller still waits or not.
+/// An attempt at an endpoint: the caller and the request. The request keeps its slot until the
+/// attempt has ended, even if the caller no longer waits.
 #[derive(Debug)]
 pub(super) struct Ticket {
     caller: oneshot::Sender<Outcome>,
@@ -126,30 +126,31 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    /// What is sent.
+    /// The payload to send.
     pub fn payload(&self) -> &Bytes {
         &self.request.payload
     }
 
-    /// When the request began, this attempt or an earlier one.
+    /// When the request began, in this attempt or an earlier one.
     pub fn started(&self) -> Instant {
         self.request.started
     }
 
-    /// Whether it may be handed to the socket. If its caller has given it up before, it must
-    /// not, for the caller knows it as one that was not sent.
+    /// Whether the request may be handed to the socket. It may not if its caller has given it up,
+    /// because the caller was told that it was not sent.
     pub fn claim(&self) -> bool {
         self.request.claim.as_ref().is_none_or(Claim::take)
     }
 
-    /// Whether its caller has left.
+    /// Whether the caller no longer waits.
     pub fn is_abandoned(&self) -> bool {
         self.caller.is_closed()
     }
 }
 
-/// Attempts of one endpoint that have ended, until their callers are told. They are counted
-/// together: a counter of its own for each costs more than all else of a reply.
+/// Attempts at one endpoint that have ended and whose callers are told together. Counting them
+/// together is much cheaper: updating counters for each attempt would cost more than the rest of a
+/// reply.
 #[derive(Debug)]
 pub(super) struct Settled {
     member: Arc<Member>,
@@ -163,12 +164,12 @@ impl Settled {
         Self { member, ended: Vec::new(), duration }
     }
 
-    /// An attempt has ended.
+    /// Adds an attempt that has ended.
     pub fn push(&mut self, ticket: Ticket, attempt: Attempt) {
         self.ended.push((ticket, attempt));
     }
 
-    /// Counts what has ended, and tells the callers.
+    /// Counts the ended attempts and tells their callers.
     pub fn tell(&mut self) {
         if self.ended.is_empty() {
             return;
@@ -178,12 +179,12 @@ impl Settled {
         for (ticket, attempt) in self.ended.drain(..) {
             let elapsed = now.saturating_duration_since(ticket.request.started);
             let outcome = Outcome { attempt, elapsed, request: Some(ticket.request) };
-            // A caller that has left leaves its room behind, which is then free.
+            // If the caller no longer waits, the outcome is dropped here and frees the slot.
             let _ = ticket.caller.send(outcome);
         }
     }
 
-    /// Each attempt is counted once. One that was not sent is none.
+    /// Counts each attempt once. A request that was not sent is not an attempt.
     fn count(&mut self, now: Instant) {
         let [mut answered, mut timed_out, mut disconnected, mut memory, mut not_sent] = [0; 5];
         let mut rejected = 0;
@@ -241,12 +242,12 @@ impl Member {
         }
     }
 
-    /// One attempt: hands the request to the connection and waits for what it
-    /// comes to, which the connection's own timeout bounds.
+    /// Makes one attempt: hands the request to the connection and waits for the outcome. The
+    /// connection's timeout bounds it.
     pub async fn attempt(self: &Arc<Self>, request: Box<Request>) -> Outcome {
         let (caller, outcome) = oneshot::channel();
         self.outstanding.fetch_add(1, Relaxed);
-        // The queue is bounded by the slots.
+        // The number of slots bounds the queue.
         if let Err(error) = self.submissions.send(Ticket { caller, request }) {
             // The connection's task has ended.
             let mut settled = Settled::new(Arc::clone(self));
@@ -274,12 +275,12 @@ impl Member {
         }
     }
 
-    /// Something went wrong.
+    /// Records what went wrong.
     pub fn is_in(&self, trouble: Trouble) {
         *self.trouble() = Some((Instant::now(), trouble));
     }
 
-    /// The endpoint is well again.
+    /// Records that the endpoint works again.
     pub fn is_well(&self) {
         *self.trouble() = None;
     }
@@ -289,14 +290,14 @@ impl Member {
     }
 }
 
-/// Every endpoint that there is, and those that may be drawn from.
+/// All endpoints, and those that may be picked.
 #[derive(Debug)]
 pub(super) struct Roster {
     members: Mutex<BTreeMap<ConnectEndpoint, Arc<Member>>>,
     usable: watch::Sender<Arc<[Arc<Member>]>>,
     changes: watch::Sender<Endpoints>,
     known: AtomicUsize,
-    /// Whether the source has said anything.
+    /// Whether the source has ever answered.
     asked: AtomicBool,
     metrics: ClientMetrics,
 }
@@ -313,8 +314,8 @@ impl Roster {
         }
     }
 
-    /// The less loaded of two usable endpoints that are not among the `avoided`
-    /// ones; among these where there is no other.
+    /// Picks the less loaded of two usable endpoints. It avoids those in `avoided` unless there are
+    /// no others.
     pub fn pick(&self, avoided: &[Arc<Member>]) -> Option<Arc<Member>> {
         let usable = self.usable.borrow();
         let fresh = |member: &Arc<Member>| {
@@ -328,7 +329,7 @@ impl Roster {
 
     /// Waits until there are usable endpoints.
     pub async fn wait_until_usable(&self) {
-        // It cannot fail: the sender is the roster's own.
+        // This cannot fail: the roster owns the sender.
         let _ = self.usable.subscribe().wait_for(|usable| !usable.is_empty()).await;
     }
 
@@ -340,7 +341,7 @@ impl Roster {
         self.members().values().map(|member| member.status()).collect()
     }
 
-    /// Why no endpoint is usable, as far as endpoints can tell. `None` if one is.
+    /// Why no endpoint is usable, as far as the endpoints can tell. `None` if one is.
     pub fn unusable(&self) -> Option<Unusable> {
         if !self.usable.borrow().is_empty() {
             return None;
@@ -385,21 +386,21 @@ impl Roster {
         self.publish(&members);
     }
 
-    /// Shows how many endpoints the source names.
+    /// Records how many endpoints the source lists.
     pub fn set_known(&self, known: usize) {
         self.asked.store(true, Relaxed);
         let before = self.known.swap(known, Relaxed);
         self.metrics.known.add(known as i64 - before as i64);
     }
 
-    /// Changes how the client stands to an endpoint.
+    /// Changes the client's view of an endpoint.
     pub fn set_state(&self, member: &Member, state: State) {
         let members = self.members();
         member.state.store(state as u8, Relaxed);
         self.publish(&members);
     }
 
-    /// Tells those who draw, and those who watch, what there is now.
+    /// Publishes the usable endpoints to those that pick, and all changes to those that watch.
     fn publish(&self, members: &BTreeMap<ConnectEndpoint, Arc<Member>>) {
         let usable: Arc<[_]> =
             members.values().filter(|member| member.state() == State::Ready).cloned().collect();
@@ -423,13 +424,13 @@ impl Roster {
 
 impl Drop for Roster {
     fn drop(&mut self) {
-        // The gauges may be shared with other clients, which live on.
+        // Other clients may share the gauges, so this client's part is subtracted.
         self.set_known(0);
         self.metrics.usable.sub(self.usable.borrow().len() as i64);
     }
 }
 
-/// An endpoint in what [`Roster::changes`] shows.
+/// How [`Roster::changes`] shows an endpoint.
 fn shown(member: &Member) -> Option<Endpoint> {
     let state = match member.state() {
         State::Ready => EndpointState::Ready,

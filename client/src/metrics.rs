@@ -1,4 +1,4 @@
-//! What a client counts, in its caller's registry.
+//! The metrics of a client, in its caller's registry.
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry, Result};
 
@@ -6,7 +6,26 @@ use super::error::RequestError;
 use zmq_echo::metrics::LATENCY_BUCKETS;
 use zmq_echo::metrics::series::{counter, counters, gauge, histogram};
 
-/// The series of one client, or of several that share them. Cloning is cheap.
+/// The metrics of one client, or of several clients that share them. Cloning is cheap.
+///
+/// Every series exists at zero from the start. Labels are closed sets: no endpoint and no error
+/// text becomes a label.
+///
+/// - `zmq_echo_client_requests_total`: requests that have ended, by `outcome`: `answered`,
+///   `abandoned` (the caller dropped the future), or a kind of [`RequestError`].
+/// - `zmq_echo_client_request_duration_seconds`: from an answered request's start to its reply.
+/// - `zmq_echo_client_outstanding` and `zmq_echo_client_queued`: requests that hold a slot, and
+///   callers that wait for one.
+/// - `zmq_echo_client_attempts_total`, `zmq_echo_client_retries_total` and
+///   `zmq_echo_client_attempt_failures_total`: attempts, those beyond a request's first, and those
+///   that failed by `reason`.
+/// - `zmq_echo_client_not_sent_total`: requests that a connection did not write before it broke.
+///   They are not attempts.
+/// - `zmq_echo_client_stray_replies_total`: replies that no caller waited for, by `kind`.
+/// - `zmq_echo_client_endpoints_known` and `zmq_echo_client_endpoints_usable`: endpoints that the
+///   source lists, and those that get requests.
+/// - `zmq_echo_client_connections_total` and `zmq_echo_client_checks_total`: attempts to connect,
+///   and checks of suspect endpoints, by `outcome`.
 #[derive(Debug, Clone)]
 pub struct ClientMetrics {
     requests: IntCounterVec,
@@ -33,18 +52,18 @@ pub struct ClientMetrics {
 }
 
 impl ClientMetrics {
-    /// All series at zero, in `registry`.
+    /// Registers all series at zero in `registry`.
     ///
     /// # Errors
     ///
-    /// Where the registry has series of these names already: clients in one process
-    /// share one `ClientMetrics`.
+    /// If the registry already has series with these names. Clients in one process share one
+    /// `ClientMetrics`.
     pub fn new(registry: &Registry) -> Result<Self> {
         let r = registry;
         let requests = counters(
             r,
             "zmq_echo_client_requests_total",
-            "Requests that have ended, by how they did.",
+            "Requests that have ended, by outcome.",
             "outcome",
         )?;
         for kind in RequestError::KINDS {
@@ -53,13 +72,13 @@ impl ClientMetrics {
         let failures = counters(
             r,
             "zmq_echo_client_attempt_failures_total",
-            "Attempts without a reply, by what ended them.",
+            "Attempts that failed, by reason.",
             "reason",
         )?;
         let strays = counters(
             r,
             "zmq_echo_client_stray_replies_total",
-            "Replies that nobody waited for: late ones, and ones to no request.",
+            "Replies that no caller waited for: late ones, and ones that match no request.",
             "kind",
         )?;
         let connections = counters(
@@ -91,15 +110,19 @@ impl ClientMetrics {
             not_sent: counter(
                 r,
                 "zmq_echo_client_not_sent_total",
-                "Requests handed to a connection that broke or was full before they were written.",
+                "Requests that a connection did not write before it broke or their timeout passed.",
             )?,
             late_replies: strays.with_label_values(&["late"]),
             unknown_replies: strays.with_label_values(&["unknown"]),
-            outstanding: gauge(r, "zmq_echo_client_outstanding", "Requests outstanding.")?,
+            outstanding: gauge(
+                r,
+                "zmq_echo_client_outstanding",
+                "Requests that hold a slot: attempts without a reply, and requests between two attempts.",
+            )?,
             queued: gauge(
                 r,
                 "zmq_echo_client_queued",
-                "Callers that wait because as many are outstanding as may be.",
+                "Callers that wait for a slot because the maximum number of requests is outstanding.",
             )?,
             request_duration: histogram(
                 r,
@@ -107,7 +130,7 @@ impl ClientMetrics {
                 "Time from an answered request's start to its reply, all attempts included.",
                 &LATENCY_BUCKETS,
             )?,
-            known: gauge(r, "zmq_echo_client_endpoints_known", "Endpoints that the source names.")?,
+            known: gauge(r, "zmq_echo_client_endpoints_known", "Endpoints that the source lists.")?,
             usable: gauge(
                 r,
                 "zmq_echo_client_endpoints_usable",

@@ -1,4 +1,4 @@
-//! What is outstanding on one connection, matched by id.
+//! The outstanding attempts of one connection, matched to replies by id.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,22 +8,22 @@ use zmq_echo::service::Rejection;
 
 use super::member::Ticket;
 
-/// A message as an id and the frames of a payload, or `None` if it has another shape.
+/// A message split into an id and the frames of its payload, or `None` if it has another shape.
 pub(super) type Tagged = Option<([u8; size_of::<u64>()], Bytes, Vec<Bytes>)>;
 
 /// The attempts that wait for their replies.
 ///
-/// Ids count from 0, and every attempt of a connection has the same time, so that the first is
-/// the oldest and times out first.
+/// Ids count from 0, and all attempts on a connection have the same timeout. So the attempt with
+/// the lowest id is the oldest and times out first.
 #[derive(Debug)]
 pub(super) struct Pending<T = Ticket> {
-    /// Those that wait although most later ones have been answered, by their ids.
+    /// Attempts that still wait although most later ones have been answered, by id.
     old: BTreeMap<u64, (Instant, T)>,
-    /// The id of the first entry of `tickets`.
+    /// The id of the first entry in `tickets`.
     first: u64,
-    /// `None` where a reply has come. The first entry is never `None`.
+    /// An entry becomes `None` when its reply arrives. The first entry is never `None`.
     tickets: VecDeque<Option<(Instant, T)>>,
-    /// How many wait.
+    /// How many attempts wait.
     count: usize,
     /// The newest attempt that was answered, in time or late.
     answered: Option<u64>,
@@ -31,19 +31,20 @@ pub(super) struct Pending<T = Ticket> {
     expired: Option<u64>,
 }
 
-/// How many answered entries are kept at most, beside as many again as wait.
+/// Answered entries may exceed the waiting ones by at most this many before waiting entries move to
+/// `old`.
 const SPARE: usize = 1024;
 
-/// What a message from the server is.
+/// What a message from the server turned out to be.
 #[derive(Debug)]
 pub(super) enum Arrival<T = Ticket> {
-    /// The reply to an attempt that waits.
+    /// The reply to a waiting attempt.
     Reply(T, Bytes),
-    /// An error reply to one.
+    /// An error reply to a waiting attempt.
     Rejected(T, Rejection),
-    /// A reply to one that does not wait any more, or a second one.
+    /// A reply to an attempt that no longer waits, or a second reply.
     Late,
-    /// Nothing that was asked for.
+    /// A message that answers no attempt of this connection.
     Unknown,
 }
 
@@ -66,13 +67,13 @@ impl<T> Pending<T> {
         self.first + self.tickets.len() as u64
     }
 
-    /// Has an attempt wait, which has that id.
+    /// Adds an attempt. Its id is the one that [`Pending::next_id`] returned.
     pub fn enter(&mut self, ticket: T, deadline: Instant) {
         self.tickets.push_back(Some((deadline, ticket)));
         self.count += 1;
     }
 
-    /// Finds what a message answers.
+    /// Finds the attempt that a message answers.
     pub fn arrived(&mut self, message: Tagged) -> Arrival<T> {
         let Some((id, payload, more)) = message else { return Arrival::Unknown };
         let id = u64::from_be_bytes(id);
@@ -80,7 +81,7 @@ impl<T> Pending<T> {
             [] => None,
             more => {
                 let frames = [&payload].into_iter().chain(more).map(|frame| &frame[..]);
-                // A reply of several frames is no answer to a request of one.
+                // A request has one frame, so a reply with several is valid only as an error reply.
                 match Rejection::of_payload(frames) {
                     Some(rejection) => Some(rejection),
                     None => return Arrival::Unknown,
@@ -116,7 +117,7 @@ impl<T> Pending<T> {
         self.tickets.front().map(|first| first.as_ref().expect("the first is there").0)
     }
 
-    /// Takes the oldest attempt, if its deadline has passed.
+    /// Removes the oldest attempt if its deadline has passed.
     pub fn take_expired(&mut self, now: Instant) -> Option<T> {
         self.first_deadline().filter(|deadline| *deadline <= now)?;
         let (id, ticket) = self.take_any()?;
@@ -124,13 +125,13 @@ impl<T> Pending<T> {
         Some(ticket)
     }
 
-    /// Whether the newest attempt that timed out was answered late, or a newer one was answered:
-    /// then the connection works, and only some requests are lost.
+    /// Whether the newest attempt that timed out was answered late, or a newer one was answered. If
+    /// so, the connection works and only some requests are lost.
     pub fn answers_after_a_loss(&self) -> bool {
         self.answered >= self.expired
     }
 
-    /// Takes the oldest attempt, with its id.
+    /// Removes the oldest attempt and returns it with its id.
     pub fn take_any(&mut self) -> Option<(u64, T)> {
         if let Some((id, (_, ticket))) = self.old.pop_first() {
             self.count -= 1;
@@ -157,7 +158,8 @@ impl<T> Pending<T> {
                 self.tickets.pop_front();
                 self.first += 1;
             }
-            // One that is never answered must not keep the entries of all later ones.
+            // Moves an attempt that is never answered out of the way, or the entries of all later
+            // attempts would have to be kept.
             if self.tickets.len() <= SPARE + 2 * self.count {
                 return;
             }
@@ -179,7 +181,7 @@ mod tests {
         Some((id.to_be_bytes(), Bytes::new(), Vec::new()))
     }
 
-    /// Enters the next one, whose ticket is its id.
+    /// Adds the next attempt, with its id as its ticket.
     fn enter(pending: &mut Pending<u64>, start: Instant) -> u64 {
         let id = pending.next_id();
         pending.enter(id, start + Duration::from_millis(id));
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_never_answered_does_not_make_it_grow_and_keeps_its_deadline() {
+    fn an_attempt_that_is_never_answered_keeps_its_deadline_and_memory_stays_bounded() {
         let start = Instant::now();
         let mut pending = Pending::default();
         for id in 0..100_000 {
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_answers_after_a_loss_if_a_newer_attempt_or_the_lost_one_was_answered() {
+    fn a_connection_works_after_a_timeout_if_the_lost_attempt_or_a_newer_one_is_answered() {
         let start = Instant::now();
         let mut pending = Pending::default();
         for _ in 0..4 {

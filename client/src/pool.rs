@@ -1,5 +1,5 @@
-//! Follows the source of endpoints: makes a connection for each that comes, and
-//! drains that of each that goes.
+//! Follows the source of endpoints: opens a connection to each endpoint that appears, and drains
+//! the connection to each one that disappears.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::member::Member;
 use super::shared::{Phase, Shared};
 use zmtp::endpoint::ConnectEndpoint;
 
-/// Runs until the client is closed. Where it is aborted its tasks are as well.
+/// Runs until the client is closed. Aborting it aborts its tasks too.
 pub(super) async fn run(shared: Arc<Shared>, discovery: Box<dyn Discovery>) {
     let (sender, mut source) = watch::channel(Endpoints::new());
     let mut follower = JoinSet::new();
@@ -22,14 +22,14 @@ pub(super) async fn run(shared: Arc<Shared>, discovery: Box<dyn Discovery>) {
     let mut wanted = Endpoints::new();
     let mut following = true;
     loop {
-        // Each of these is cancel-safe: nothing is taken before the arm runs.
+        // Each of these is cancel-safe: none consumes anything before its arm runs.
         tokio::select! {
             changed = source.changed(), if following => match changed {
                 Ok(()) => {
                     wanted = source.borrow_and_update().clone();
                     warn_if_too_many(&shared, wanted.len());
                 }
-                // The source has ended; what it said last stands.
+                // The source has ended. Its last set of endpoints stays in use.
                 Err(_) => following = false,
             },
             Some(_) = connections.join_next() => {}
@@ -42,7 +42,7 @@ pub(super) async fn run(shared: Arc<Shared>, discovery: Box<dyn Discovery>) {
     shared.phase.send_replace(Phase::Closed);
 }
 
-/// Makes what is there into what is wanted.
+/// Starts and drains connections until they match the wanted endpoints.
 fn reconcile(shared: &Arc<Shared>, wanted: &Endpoints, connections: &mut JoinSet<()>) {
     shared.roster.set_known(wanted.len());
     for member in shared.roster.members_where(|endpoint| !wanted.contains_key(endpoint)) {
@@ -51,13 +51,13 @@ fn reconcile(shared: &Arc<Shared>, wanted: &Endpoints, connections: &mut JoinSet
     }
     for (endpoint, known) in wanted {
         match shared.roster.get(endpoint) {
-            // One that is still draining may be wanted again.
+            // A draining endpoint may be wanted again.
             Some(member) => want(&member, known),
             None if known.state == EndpointState::Draining => {}
             None if shared.roster.len() < shared.config.max_endpoints => {
                 connect(shared, endpoint, known, connections);
             }
-            // Its turn comes when another has gone.
+            // There is no room. It gets a connection once another endpoint has gone.
             None => {}
         }
     }
@@ -70,7 +70,7 @@ fn warn_if_too_many(shared: &Shared, endpoints: usize) {
     }
 }
 
-/// Tells the endpoint's connection what the source says of it now.
+/// Passes the source's latest word on an endpoint to its connection.
 fn want(member: &Member, known: &Endpoint) {
     let mut before = None;
     member.wanted.send_if_modified(|now| {

@@ -1,4 +1,4 @@
-//! A reply, and the memory that it takes until its caller has it.
+//! A reply, and the memory that it holds until its caller has it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,31 +7,31 @@ use bytes::Bytes;
 use zmtp::endpoint::ConnectEndpoint;
 use zmtp::memory_pool::{MemoryPool, Share};
 
-/// A reply, and how it came about.
+/// A reply, with the endpoint that sent it and the attempts it took.
 #[derive(Debug, Clone)]
 pub struct Reply {
-    /// What the service answered.
+    /// The service's reply.
     pub payload: Bytes,
-    /// Who answered.
+    /// The endpoint that answered.
     pub endpoint: Arc<ConnectEndpoint>,
-    /// How many attempts it took, the answered one included.
+    /// The number of attempts, including the one that was answered.
     pub attempts: u32,
-    /// From the request to the reply, with all attempts and the pauses between them.
+    /// Time from the request to the reply, including all attempts and the pauses between them.
     pub elapsed: Duration,
 }
 
-/// Replies of up to this many bytes take no memory from the pools: there are at most as many as
-/// requests are outstanding.
+/// Replies up to this many bytes take no memory from the pools. The limit on outstanding requests
+/// bounds them already.
 pub(super) const SMALL: usize = 4 << 10;
 
-/// What a reply has taken of its connection's pool and of the client's.
+/// The memory that a reply has taken from its connection's pool and the client's pool.
 #[derive(Debug)]
 pub(super) struct ReplyMemory {
     _shares: Option<Box<[Share; 2]>>,
 }
 
 impl ReplyMemory {
-    /// Room for a reply of `bytes`, or `None` if one of the pools has not enough.
+    /// Takes memory for a reply of `bytes`. Returns `None` if either pool has too little left.
     pub fn take(bytes: usize, connection: &MemoryPool, client: &MemoryPool) -> Option<Self> {
         if bytes <= SMALL {
             return Some(Self { _shares: None });

@@ -13,20 +13,20 @@ use super::shared::Shared;
 use super::slots::Slot;
 use super::time::after;
 
-/// How far a request has come.
+/// The progress of a request.
 struct Progress {
     started: Instant,
-    /// Every endpoint that failed it so far, one for each attempt.
+    /// The endpoints that have failed it so far, one for each attempt.
     failed: Vec<Arc<Member>>,
-    /// Where the attempt under way is.
+    /// The endpoint of the current attempt.
     current: Option<Arc<Member>>,
     /// The last endpoint to which it could not be sent.
     unsent: Option<Arc<Member>>,
     queued: bool,
 }
 
-/// Makes the attempts that the configuration allows, and counts what came of them.
-/// A caller that drops this future is counted as well.
+/// Makes the attempts that the configuration allows, and counts the outcome. A request whose caller
+/// drops this future is counted too.
 pub(super) async fn run(shared: &Shared, payload: Bytes) -> Result<Reply, RequestError> {
     let mut progress = Progress {
         started: Instant::now(),
@@ -66,8 +66,8 @@ async fn attempts(
             }
         };
         let member = progress.current.insert(member);
-        // The connection has a deadline for each attempt: a timer here would cost as much as all
-        // else of a request.
+        // The connection bounds each attempt. A timer here would cost as much as the rest of a
+        // request.
         let outcome = if after(now, shared.config.timeout) <= deadline {
             member.attempt(request).await
         } else {
@@ -85,7 +85,7 @@ async fn attempts(
         };
         let pause = match outcome.attempt {
             Attempt::Answered(payload, memory) => {
-                // The room that it takes is the caller's from now on.
+                // From here on the memory of the reply is the caller's.
                 drop(memory);
                 let (endpoint, elapsed) = (Arc::clone(&member.endpoint), outcome.elapsed);
                 return Ok(Reply { payload, endpoint, attempts: progress.attempts(), elapsed });
@@ -110,7 +110,8 @@ async fn attempts(
             return Err(progress.out_of_time(shared));
         }
         match pause {
-            // The connection is drawn again only if it is there again.
+            // No pause: the endpoint was marked as unusable, so it is picked again only once it is
+            // back.
             Duration::ZERO => tokio::task::yield_now().await,
             pause => sleep(pause).await,
         }
@@ -136,7 +137,8 @@ async fn take_slot(
     }
 }
 
-/// An endpoint to try: another than the ones that failed, where there is one.
+/// Picks an endpoint to try, if possible one that has not failed this request. Waits if none is
+/// usable.
 async fn draw(shared: &Shared, progress: &Progress) -> Result<Arc<Member>, RequestError> {
     loop {
         if let Some(member) = shared.roster.pick(&progress.failed) {
@@ -158,7 +160,7 @@ impl Progress {
         RequestError::Full { elapsed: self.started.elapsed() }
     }
 
-    /// The attempt under way was the last that there may be.
+    /// The error after the last attempt that was allowed.
     fn given_up(&self, shared: &Shared, attempt: Attempt) -> RequestError {
         let (attempts, elapsed) = (self.attempts(), self.started.elapsed());
         let Some(member) = &self.current else { return no_endpoint(shared, elapsed) };
@@ -173,7 +175,7 @@ impl Progress {
         }
     }
 
-    /// The deadline passed, with an attempt under way or between two.
+    /// The error if the deadline passed, during an attempt or between two.
     fn out_of_time(&self, shared: &Shared) -> RequestError {
         let (attempts, elapsed) = (self.attempts(), self.started.elapsed());
         match self.current.as_ref().or(self.failed.last()) {
@@ -195,7 +197,7 @@ fn no_endpoint(shared: &Shared, elapsed: Duration) -> RequestError {
     RequestError::NoEndpoint { reason: shared.unusable().map(Box::new), elapsed }
 }
 
-/// Counts each request once, also one whose caller has left.
+/// Counts each request once, also one whose caller dropped it.
 struct Counted<'a> {
     shared: &'a Shared,
     done: bool,

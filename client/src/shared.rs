@@ -1,4 +1,4 @@
-//! What callers and tasks share.
+//! State that callers and connection tasks share.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::metrics::ClientMetrics;
 use super::slots::Slots;
 use super::trouble::Unusable;
 
-/// What callers and tasks share.
+/// State that callers and connection tasks share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub config: ClientConfig,
@@ -22,15 +22,15 @@ pub(super) struct Shared {
     pub reply_memory: MemoryPool,
     pub roster: Roster,
     pub phase: watch::Sender<Phase>,
-    /// Of the source.
+    /// The last failure of the endpoint source.
     pub failures: Failures,
 }
 
-/// The life of a client.
+/// The life cycle of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     Open,
-    /// Nothing new; what is outstanding is still read.
+    /// New requests are refused. Replies to outstanding ones are still read.
     Closing,
     Closed,
 }
@@ -59,9 +59,9 @@ impl Shared {
         Some(unusable)
     }
 
-    /// Waits until nothing new is taken any more.
+    /// Waits until the client stops accepting requests.
     pub async fn closed(&self) {
-        // It cannot fail: the sender is this.
+        // This cannot fail: `self` owns the sender.
         let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Open).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The bound on requests outstanding: each holds a slot.
+//! Limits the number of outstanding requests. Each one holds a slot.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -9,14 +9,14 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::config::{ClientConfig, WhenFull};
 use super::metrics::ClientMetrics;
 
-/// As many slots as requests may be outstanding, and a bound on who waits for one.
+/// One slot for each request that may be outstanding, and a limit on the callers that wait for one.
 #[derive(Debug, Clone)]
 pub(super) struct Slots(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Free slots for whoever comes. Those that are handed to waiting callers are permits of
-    /// `handed`, so that a request which finds a slot costs one atomic operation.
+    /// Slots that any caller may take. A slot handed to a waiting caller is a permit of `handed`
+    /// instead, so a request that finds a free slot costs one atomic operation.
     free: AtomicUsize,
     handed: Semaphore,
     waiting: AtomicUsize,
@@ -25,11 +25,11 @@ struct Shared {
     queued: IntGauge,
 }
 
-/// The room that a request takes, free again when this is dropped.
+/// A request's slot. Dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct Slot(Arc<Shared>);
 
-/// No slot is free, and as many wait as may.
+/// No slot is free, and the maximum number of callers is already waiting.
 #[derive(Debug)]
 pub(super) struct Full;
 
@@ -48,24 +48,24 @@ impl Slots {
         }))
     }
 
-    /// A slot, if one is free.
+    /// Takes a slot if one is free.
     pub fn try_take(&self) -> Option<Slot> {
-        // One may have been handed to a caller that did not wait for it any longer.
+        // A permit is left over if the caller that it was meant for stopped waiting.
         let is_taken = self.0.take_free() || self.0.handed.try_acquire().is_ok_and(forget);
         is_taken.then(|| self.slot())
     }
 
-    /// Waits in turn for a slot, if [`Slots::try_take`] has none.
+    /// Waits in turn for a slot. Call it if [`Slots::try_take`] found none.
     pub async fn wait(&self) -> Result<Slot, Full> {
         let may = |waiting| (waiting < self.0.max_waiting).then_some(waiting + 1);
         self.0.waiting.fetch_update(SeqCst, SeqCst, may).map_err(|_| Full)?;
         self.0.queued.inc();
         let _waiting = Waiting(&self.0);
-        // One that was given back before it was known that somebody waits.
+        // A slot may have been returned before this caller was counted as waiting.
         if let Some(slot) = self.try_take() {
             return Ok(slot);
         }
-        forget(self.0.handed.acquire().await.expect("it is never closed"));
+        forget(self.0.handed.acquire().await.expect("the semaphore is never closed"));
         Ok(self.slot())
     }
 
@@ -81,13 +81,13 @@ impl Shared {
     }
 }
 
-/// Keeps what was acquired.
+/// Keeps the permit, so that dropping it does not return it to the semaphore.
 fn forget(permit: SemaphorePermit<'_>) -> bool {
     permit.forget();
     true
 }
 
-/// A caller that waits, counted until it does not.
+/// Counts a waiting caller until it stops waiting.
 struct Waiting<'a>(&'a Shared);
 
 impl Drop for Waiting<'_> {
@@ -102,7 +102,7 @@ impl Drop for Slot {
         let slots = &self.0;
         slots.outstanding.dec();
         slots.free.fetch_add(1, SeqCst);
-        // Whoever begins to wait from here on looks at the free ones once more.
+        // A caller that starts to wait after this point checks the free slots again.
         if slots.waiting.load(SeqCst) > 0 && slots.take_free() {
             slots.handed.add_permits(1);
         }

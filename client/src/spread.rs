@@ -1,11 +1,11 @@
-//! Which endpoint a request goes to: the less loaded of two drawn at random.
+//! Picks the endpoint for a request: the less loaded of two drawn at random.
 //!
-//! Two draws and no more: the least loaded of all would have every client of a
-//! service run to the same one at once, and one draw alone leaves queues behind
-//! (Mitzenmacher, The Power of Two Choices in Randomized Load Balancing).
+//! Always taking the least loaded endpoint would send all clients of a service to the same one at
+//! once. A single random draw leaves long queues. Two draws avoid both (Mitzenmacher, The Power of
+//! Two Choices in Randomized Load Balancing).
 
-/// Draws two of `from` that `allowed` lets pass, and returns the one with the
-/// lower `load`. `None` where none passes.
+/// Draws two of `from` that `allowed` accepts, and returns the one with the lower `load`. Returns
+/// `None` if `allowed` accepts none.
 pub(super) fn pick<T>(
     from: &[T],
     allowed: impl Fn(&T) -> bool,
@@ -17,8 +17,8 @@ pub(super) fn pick<T>(
     Some(if load(second) < load(first) { second } else { first })
 }
 
-/// Draws one that is allowed. From where the first draw fell on one that is not it
-/// goes on to the next that is: few are not, and only for a moment.
+/// Draws one that is allowed. If the draw falls on one that is not, it takes the next that is. This
+/// favours the one behind a forbidden endpoint, but few are forbidden, and only for a moment.
 fn draw<T>(from: &[T], allowed: impl Fn(&T) -> bool) -> Option<&T> {
     if from.is_empty() {
         return None;
@@ -32,14 +32,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_two_the_less_loaded_is_picked() {
+    fn the_less_loaded_of_two_is_picked() {
         for _ in 0..100 {
             assert_eq!(pick(&[7, 3], |_| true, |load| *load), Some(&3));
         }
     }
 
     #[test]
-    fn the_most_loaded_is_never_picked_and_all_others_are() {
+    fn every_endpoint_but_the_most_loaded_is_picked() {
         let loads = [4, 1, 9, 2, 3];
         let picked: Vec<_> = (0..1000).filter_map(|_| pick(&loads, |_| true, |l| *l)).collect();
         assert_eq!(picked.len(), 1000);
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_have_equal_shares() {
+    fn equally_loaded_endpoints_get_equal_shares() {
         let mut counts = [0; 5];
         for _ in 0..10_000 {
             counts[*pick(&[0, 1, 2, 3, 4], |_| true, |_| 0).unwrap()] += 1;
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_allowed_is_never_picked() {
+    fn an_endpoint_that_is_not_allowed_is_never_picked() {
         for _ in 0..100 {
             assert_eq!(pick(&[0, 1, 2], |item| *item == 1, |_| 0), Some(&1));
         }

@@ -1,14 +1,14 @@
-//! Times that are far away.
+//! Deadlines far in the future.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Later than anything that a process waits for.
+/// Thirty years: longer than any process waits.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
-/// `duration` after `now`, or thirty years after it if that is sooner: the clock has an end, and
-/// a caller may well mean "for ever".
+/// `duration` after `now`, but at most thirty years. An `Instant` can overflow, and callers may
+/// pass a huge duration to mean "for ever".
 pub(super) fn after(now: Instant, duration: Duration) -> Instant {
     now + duration.min(FAR)
 }

@@ -1,5 +1,5 @@
-//! Why an endpoint, or the whole client, cannot be used: in plain words and with what to do,
-//! for whoever has to tell a user.
+//! Why an endpoint, or the whole client, cannot be used: text for a user, with advice on what to
+//! do.
 
 use std::fmt;
 use std::io;
@@ -12,7 +12,7 @@ use zmtp::endpoint::ConnectEndpoint;
 
 use super::discovery::SourceFailure;
 
-/// What went wrong at an endpoint last. Its text is one printable line.
+/// The last thing that went wrong at an endpoint. `Display` writes one printable line.
 #[derive(Debug, Clone)]
 pub enum Trouble {
     /// The last attempt to connect failed.
@@ -21,25 +21,25 @@ pub enum Trouble {
     Lost(Reason),
     /// A request got no reply in time.
     NoReply,
-    /// A request got no reply in time, and neither did the check that followed.
+    /// A request got no reply in time, and the check that followed failed as well.
     Check(Arc<ProbeError>),
 }
 
 impl Trouble {
-    /// What a user can do about it, as a question.
+    /// What to check, as a question to the user.
     pub fn advice(&self) -> &'static str {
-        const IS_BUSY: &str = "does the server hang, or is it overloaded?";
-        const IS_ZEROMQ: &str = "is this the port that the server binds for ZeroMQ?";
+        const IS_BUSY: &str = "is the server stuck or overloaded?";
+        const IS_ZEROMQ: &str = "is this the server's ZeroMQ port?";
         let error = match self {
             Self::Connect(error) => error,
-            Self::Lost(_) => return "does the server restart, or does a proxy close connections?",
+            Self::Lost(_) => return "is the server restarting, or does a proxy close connections?",
             Self::NoReply | Self::Check(_) => return IS_BUSY,
         };
         match **error {
             ConnectError::Resolve(_) | ConnectError::NoAddress => "is the name right?",
             ConnectError::ResolveTimeout(_) => "can this host reach its name server?",
             ConnectError::ConnectTimeout(_) => {
-                "is the address right, and does a firewall or a network policy drop packets?"
+                "is the address right, and does a firewall or network policy drop packets?"
             }
             ConnectError::Connect { .. } => "is the server running?",
             ConnectError::HandshakeTimeout { .. } => {
@@ -71,11 +71,9 @@ impl fmt::Display for Trouble {
             },
             Self::Lost(Reason::Closed) => f.write_str("the server closed the connection"),
             Self::Lost(Reason::Error) => f.write_str("the connection broke"),
-            Self::Lost(Reason::Vanished) => {
-                f.write_str("the server's host does not answer any more")
-            }
+            Self::Lost(Reason::Vanished) => f.write_str("the server's host no longer answers"),
             Self::Lost(reason) => {
-                write!(f, "the connection was closed for the reason {}", reason.as_str())
+                write!(f, "the connection was closed, reason {}", reason.as_str())
             }
             Self::NoReply => f.write_str("no reply"),
             Self::Check(error) => write!(f, "no reply, and the check failed: {}", error.reason),
@@ -83,7 +81,7 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// What the kernel says, without its number: "connection refused".
+/// The kernel's error text without its number: "connection refused".
 fn words(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error ").next().unwrap_or_default();
@@ -92,36 +90,36 @@ fn words(error: &io::Error) -> String {
     first.into_iter().chain(letters).collect()
 }
 
-/// Why no endpoint gets requests, as far as the client knows. Its text is one printable line.
+/// Why no endpoint gets requests, as far as the client knows. `Display` writes one printable line.
 #[derive(Debug, Clone)]
 pub enum Unusable {
-    /// The source has not said anything yet, and has not failed either.
+    /// The source has neither answered nor failed yet.
     NotAsked,
-    /// The source cannot be asked, and no endpoint is known.
+    /// The source failed, and no endpoint is known.
     Source(SourceFailure),
-    /// The source was asked and names no endpoint.
+    /// The source answered that there are no endpoints.
     NoneNamed,
     /// Endpoints are known, and none has failed yet.
     Connecting,
-    /// Every endpoint that is known is about to leave.
+    /// Every known endpoint is about to leave.
     Draining,
-    /// Endpoints are known. This is what went wrong last.
+    /// Endpoints are known, but none is usable. This is what went wrong last.
     Endpoint {
-        /// Where.
+        /// The endpoint.
         endpoint: Arc<ConnectEndpoint>,
-        /// What.
+        /// What went wrong there.
         trouble: Trouble,
     },
 }
 
 impl Unusable {
-    /// What a user can do about it, as a question.
+    /// What to check, as a question to the user.
     pub fn advice(&self) -> &'static str {
         match self {
-            Self::NotAsked | Self::Connecting => "is more time all that it needs?",
+            Self::NotAsked | Self::Connecting => "does it only need more time?",
             Self::Source(failure) => failure.kind().advice(),
-            Self::NoneNamed => "is a pod ready, and does the Service have a port of this name?",
-            Self::Draining => "does the service restart, or is it scaled to zero?",
+            Self::NoneNamed => "is a pod ready, and does the Service have this port?",
+            Self::Draining => "is the service restarting, or scaled to zero?",
             Self::Endpoint { trouble, .. } => trouble.advice(),
         }
     }
@@ -130,17 +128,17 @@ impl Unusable {
 impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAsked => f.write_str("the source of endpoints has not answered yet"),
+            Self::NotAsked => f.write_str("the endpoint source has not answered yet"),
             Self::Source(failure) => failure.fmt(f),
-            Self::NoneNamed => f.write_str("the source names no endpoints"),
-            Self::Connecting => f.write_str("no connection yet"),
+            Self::NoneNamed => f.write_str("the endpoint source lists no endpoints"),
+            Self::Connecting => f.write_str("not connected yet"),
             Self::Draining => f.write_str("every endpoint is terminating or not ready"),
             Self::Endpoint { endpoint, trouble } => write!(f, "{endpoint}: {trouble}"),
         }
     }
 }
 
-/// Two are equal if they read the same: what they hold cannot be compared.
+/// Two values are equal if they read the same. The errors that they hold cannot be compared.
 impl PartialEq for Unusable {
     fn eq(&self, other: &Self) -> bool {
         self.to_string() == other.to_string()
@@ -159,7 +157,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(1);
 
     #[test]
-    fn each_kind_of_failure_has_words_and_advice_of_its_own() {
+    fn each_kind_of_failure_has_its_own_text_and_advice() {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         let refused = io::Error::from_raw_os_error(111);
         let handshake = |reason| ConnectError::Handshake { address, reason, refusal: None };
@@ -182,7 +180,7 @@ mod tests {
         assert_eq!(texts[2], "connection refused");
         for (at, text) in texts.iter().enumerate() {
             assert!(!text.contains('\n') && !text.contains("os error"), "{text}");
-            assert!(!texts[..at].contains(text), "{text} stands for two kinds");
+            assert!(!texts[..at].contains(text), "{text} describes two kinds of failure");
         }
         assert!(connect.iter().all(|trouble| trouble.advice().ends_with('?')));
     }

@@ -1,4 +1,4 @@
-//! The sources of endpoints, each against a stand-in for the server that it asks.
+//! The sources of endpoints, each against a stand-in for the server that it queries.
 
 mod dns;
 mod fixed;
@@ -15,7 +15,7 @@ use zmq_echo_client::discovery::{Discovery, EndpointState, Endpoints};
 
 use crate::support::{DEADLINE, until};
 
-/// A source that is followed, and what it says.
+/// A source that is being followed, and what it publishes.
 struct Followed {
     endpoints: watch::Receiver<Endpoints>,
     task: JoinHandle<()>,
@@ -27,7 +27,7 @@ impl Followed {
         Self { endpoints, task: tokio::spawn(Box::new(source).follow(sender)) }
     }
 
-    /// Waits until the source has said exactly these endpoints and states.
+    /// Waits until the source has published exactly these endpoints and states.
     #[track_caller]
     fn says(&mut self, expected: &[(&str, EndpointState)]) -> impl Future<Output = ()> {
         let expected = set(expected);
@@ -35,7 +35,7 @@ impl Followed {
     }
 
     async fn says_what(&mut self, holds: impl Fn(&Endpoints) -> bool) {
-        // What the channel began with was said by nobody.
+        // The initial value of the channel was not published by the source.
         if self.endpoints.has_changed().is_ok_and(|changed| !changed) {
             let unsaid = self.endpoints.borrow().is_empty();
             if unsaid {
@@ -53,13 +53,13 @@ impl Followed {
         changed.unwrap_or_else(|_| panic!("still {}", known())).expect("it is followed");
     }
 
-    /// What was seen last is what the source says still, and it has said nothing since.
+    /// Checks that the source has published nothing since the last look.
     #[track_caller]
     fn has_said_nothing_new(&self) {
         assert!(!self.endpoints.has_changed().unwrap(), "{:?}", self.endpoints.borrow());
     }
 
-    /// It ends once nobody listens.
+    /// Checks that following ends once nobody listens.
     async fn ends(self) {
         drop(self.endpoints);
         timeout(DEADLINE, self.task).await.expect("it ends").unwrap();

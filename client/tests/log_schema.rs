@@ -1,4 +1,4 @@
-//! What the client logs is held to docs/logs.md.
+//! Holds the client's log records to docs/logs.md.
 
 #[path = "../../tests/log_schema/captured.rs"]
 #[allow(dead_code, reason = "shared with the service's tests")]

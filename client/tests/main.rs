@@ -1,7 +1,7 @@
-//! What the client does without a service: its discovery.
+//! Tests of the client that need no service: discovery.
 //!
-//! Tests that need the server's process are in the service's `tests/`, as cargo hands a
-//! test only the binaries of its own package.
+//! Tests that need the server's process are in the `tests/` of the root package, because cargo
+//! gives a test only the binaries of its own package.
 
 mod discovery;
 mod log_schema;

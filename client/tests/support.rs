@@ -1,4 +1,4 @@
-//! Stand-ins for the servers that the client asks, and waiting on conditions.
+//! Stand-ins for the servers that the client queries, and waiting for conditions.
 
 #[allow(dead_code, reason = "shared with the service's tests")]
 pub mod api_server;

@@ -326,8 +326,8 @@ async fn each_trouble_of_an_endpoint_is_logged_as_documented() {
     logged("cannot connect").await;
     logged("connected").await;
     assert!(client.request("never answered").await.is_err());
-    logged("suspect").await;
-    logged("still suspect").await;
+    logged("endpoint is suspect").await;
+    logged("endpoint is still suspect").await;
     drop(peer);
     logged("connection lost").await;
     teller.say(&[(REFUSES, Draining)]);

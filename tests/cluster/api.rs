@@ -3,10 +3,12 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
+use crate::manifests::Removed;
 use crate::{Options, wait_for};
 
 /// The namespace of the overlays, and the name of the service in it.
@@ -21,8 +23,18 @@ pub struct Cluster {
     proxy: Proxy,
     node_exec: Option<Vec<String>>,
     crds: Vec<PathBuf>,
-    /// The image of Prometheus in place of the manifests' own.
-    pub prometheus_image: Option<String>,
+    /// Images in place of those in manifests, by the name without a tag.
+    pub images: Vec<(String, String)>,
+    /// Images of programs that some scenarios need.
+    pub attacker_image: Option<String>,
+    pub pyzmq_image: Option<String>,
+    /// Where the manifests of metrics-server and of KEDA are.
+    pub metrics_server: Option<PathBuf>,
+    pub keda: Option<PathBuf>,
+    /// Instead of the autoscalers' own time before they take pods away, in seconds.
+    pub window: Option<u32>,
+    /// A scenario has left the local overlay as it found it.
+    pub is_local: AtomicBool,
 }
 
 impl Cluster {
@@ -38,7 +50,10 @@ impl Cluster {
                  if it is left from a run that was killed: kubectl delete namespace {NAME}"
             ));
         }
-        for image in [IMAGE, NEXT_IMAGE].into_iter().chain(options.prometheus_image.as_deref()) {
+        let others = options.image.iter().map(|(_, image)| image.as_str());
+        let others = others.chain(options.attacker_image.as_deref());
+        let others = others.chain(options.pyzmq_image.as_deref());
+        for image in [IMAGE, NEXT_IMAGE].into_iter().chain(others) {
             let words = words(&options.load_image);
             let (program, args) = words.split_first().ok_or("--load-image is empty")?;
             let loaded = Command::new(program).args(args).arg(image).output();
@@ -50,8 +65,30 @@ impl Cluster {
             proxy: Proxy::start(),
             node_exec,
             crds: options.crds.clone(),
-            prometheus_image: options.prometheus_image.clone(),
+            images: options.image.clone(),
+            attacker_image: options.attacker_image.clone(),
+            pyzmq_image: options.pyzmq_image.clone(),
+            metrics_server: options.metrics_server.clone(),
+            keda: options.keda.clone(),
+            window: options.window,
+            is_local: AtomicBool::new(false),
         })
+    }
+
+    /// Takes away what a scenario has left for the next one.
+    pub fn clear(&self) {
+        if self.is_local.swap(false, Ordering::Relaxed) {
+            drop(Removed(NAME.to_owned()));
+        }
+    }
+
+    /// The image for one in a manifest, if another one is to be taken.
+    pub fn image_for(&self, manifests: &str) -> Option<&str> {
+        let end = manifests.rfind('/').map_or(0, |slash| slash + 1);
+        let name = manifests[end..].split([':', '@']).next().unwrap_or_default();
+        let name = &manifests[..end + name.len()];
+        let found = self.images.iter().find(|(from, _)| from == name);
+        found.map(|(_, to)| to.as_str())
     }
 
     /// Creates the resources that components need and the cluster does not have; they are removed
@@ -92,13 +129,18 @@ impl Cluster {
     /// The objects of one kind in the namespace of the service, such as `pods`.
     #[track_caller]
     pub fn list(&self, kind: &str, selector: &str) -> Vec<Json> {
+        self.list_in(NAME, kind, selector)
+    }
+
+    #[track_caller]
+    pub fn list_in(&self, namespace: &str, kind: &str, selector: &str) -> Vec<Json> {
         let prefix = match kind {
             "pods" | "events" => "/api/v1",
             "jobs" => "/apis/batch/v1",
             "endpointslices" => "/apis/discovery.k8s.io/v1",
             _ => panic!("{kind}"),
         };
-        let path = format!("{prefix}/namespaces/{NAME}/{kind}?labelSelector={selector}");
+        let path = format!("{prefix}/namespaces/{namespace}/{kind}?labelSelector={selector}");
         let Json::Array(items) = self.get(&path)["items"].take() else { panic!("no list: {path}") };
         items
     }
@@ -189,7 +231,7 @@ impl Drop for Cluster {
 }
 
 /// The label of what the test creates outside its namespace.
-const OURS: &str = "zmq-echo/cluster-test=true";
+pub const OURS: &str = "zmq-echo/cluster-test=true";
 
 /// The resources of components, each with the file that defines it.
 const CRDS: [(&str, &str); 3] = [
@@ -286,8 +328,13 @@ pub fn try_kubectl(args: &[&str]) -> Result<String, String> {
 /// Applies objects.
 #[track_caller]
 pub fn apply(objects: &[Json]) {
+    apply_in(NAME, objects);
+}
+
+#[track_caller]
+pub fn apply_in(namespace: &str, objects: &[Json]) {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    with_stdin(&["apply", "--filename", "-"], &list.to_string())
+    with_stdin(&["apply", "--namespace", namespace, "--filename", "-"], &list.to_string())
         .unwrap_or_else(|error| panic!("kubectl apply: {error}"));
 }
 

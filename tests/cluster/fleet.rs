@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 
 use crate::api::{Cluster, NAME, Reader, SERVER, container, name};
 use crate::load::Outcome;
+use crate::wait_for;
 
 /// Between two scrapes of one server.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -32,6 +33,7 @@ struct Watched {
     /// The API has said that it is about to end.
     is_ending: AtomicBool,
     is_gone: AtomicBool,
+    is_scraped: AtomicBool,
     counts: Mutex<Counts>,
     log: Mutex<Vec<String>>,
 }
@@ -39,6 +41,8 @@ struct Watched {
 /// Requests of clients.
 #[derive(Default, Clone, Copy)]
 struct Counts {
+    /// Before the scenario, by which the others are lowered.
+    before: u64,
     /// At the last scrape of all.
     last: u64,
     /// At the last scrape before it began to drain.
@@ -59,6 +63,11 @@ impl Fleet {
         let reader = cluster.reader();
         let servers = Arc::new(Mutex::new(BTreeMap::new()));
         let is_over = Arc::new(AtomicBool::new(false));
+        // What the servers of an earlier scenario have counted is no part of this one.
+        notice(&reader, &mut servers.lock().unwrap());
+        for server in servers.lock().unwrap().values() {
+            server.start_from_here(&reader);
+        }
         let watcher = {
             let (reader, servers, is_over) =
                 (reader.clone(), Arc::clone(&servers), Arc::clone(&is_over));
@@ -178,6 +187,7 @@ fn notice(reader: &Reader, servers: &mut BTreeMap<String, Arc<Watched>>) {
             ip: ip.to_owned(),
             is_ending: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
+            is_scraped: AtomicBool::new(false),
             counts: Mutex::default(),
             log: Mutex::default(),
         });
@@ -200,6 +210,17 @@ fn notice(reader: &Reader, servers: &mut BTreeMap<String, Arc<Watched>>) {
 }
 
 impl Watched {
+    /// Nobody asks it for anything yet.
+    #[track_caller]
+    fn start_from_here(&self, reader: &Reader) {
+        wait_for("it is scraped", || {
+            self.scrape(reader);
+            self.is_scraped.load(Ordering::Relaxed).then_some(())
+        });
+        let mut counts = self.counts.lock().unwrap();
+        counts.before = counts.last;
+    }
+
     fn scrape(&self, reader: &Reader) {
         let path = format!("/api/v1/namespaces/{NAME}/pods/{}:8080/proxy/metrics", self.pod);
         let Ok(text) = reader.read(&path) else { return };
@@ -223,6 +244,7 @@ impl Watched {
         if requests < counts.last {
             return;
         }
+        self.is_scraped.store(true, Ordering::Relaxed);
         counts.last = requests;
         if value("zmq_echo_draining", None) == Some(0) {
             counts.serving = requests;
@@ -252,8 +274,8 @@ impl Watched {
 
     /// How many requests of clients it has received, at least and at most.
     fn count(&self) -> (u64, u64) {
-        let Counts { last, serving, draining } = *self.counts.lock().unwrap();
-        match self.end() {
+        let Counts { before, last, serving, draining } = *self.counts.lock().unwrap();
+        let (least, most) = match self.end() {
             End::StillServes => (last, last),
             End::Killed => (last, u64::MAX),
             // After a force deletion the API forgets the pod before it ends, so it was not scraped again.
@@ -263,6 +285,7 @@ impl Watched {
                 let least = last.max(serving + drained);
                 (least, least.max(draining.map_or(0, |first| first + drained)))
             }
-        }
+        };
+        (least - before, if most == u64::MAX { most } else { most - before })
     }
 }

@@ -31,24 +31,27 @@ impl Load {
     /// takes, and waits until replies come. Its requests for CPU are its own.
     #[track_caller]
     pub fn start(cluster: &Cluster, job: &Json) -> Self {
-        Self::start_as(cluster, job, "zmq-echo-load", None)
+        Self::start_with(cluster, job, "zmq-echo-load", None, &[])
     }
 
-    /// Starts it under another name, on these endpoints: those to discover by a URL with `k8s` or
-    /// `dns`, or one that it is told.
+    /// Starts it under another name, with other values of some of its flags, and, if a source is
+    /// given, on other endpoints: those to discover by a URL with `k8s` or `dns`, or one that it is
+    /// told.
     #[track_caller]
-    pub fn start_on(cluster: &Cluster, job: &Json, name: &str, source: &str) -> Self {
-        Self::start_as(cluster, job, name, Some(source))
-    }
-
-    #[track_caller]
-    fn start_as(cluster: &Cluster, job: &Json, called: &str, source: Option<&str>) -> Self {
+    pub fn start_with(
+        cluster: &Cluster,
+        job: &Json,
+        called: &str,
+        source: Option<&str>,
+        flags: &[(&str, &str)],
+    ) -> Self {
         let mut job = job.clone();
         job["metadata"]["name"] = json!(called);
         let args = &mut job["spec"]["template"]["spec"]["containers"][0]["args"];
         let args = args.as_array_mut().expect("the load has flags");
-        set(args, "--duration", "14m");
+        set(args, "--duration", "50m");
         set(args, "--output", "json");
+        flags.iter().for_each(|(flag, value)| set(args, flag, value));
         if let Some(source) = source {
             remove(args, DISCOVER);
             match source.starts_with("tcp://") {
@@ -56,8 +59,12 @@ impl Load {
                 false => set(args, DISCOVER, source),
             }
         }
+        let rate = args.iter().position(|arg| arg == "--rate").and_then(|at| args.get(at + 1));
+        let rate: u64 = rate.and_then(|rate| rate.as_str()?.parse().ok()).expect("a rate");
+        job["spec"]["activeDeadlineSeconds"] = json!(3600);
         let waiting = job["spec"]["template"]["spec"]["initContainers"].as_array();
         let probes = waiting.map_or(0, Vec::len) as u64;
+        let before = answered(cluster);
         apply(&[job]);
         let selector = format!("job-name={called}");
         let pod = wait_for("the load runs", || {
@@ -67,22 +74,10 @@ impl Load {
             assert!(state["terminated"].is_null(), "the load has ended: {state}");
             (!state["running"].is_null()).then(|| name(pod).to_owned())
         });
-        let log = follow(cluster, &pod);
+        let log = follow(cluster, NAME, &pod);
         let load = Self { name: called.to_owned(), probes, log };
-        wait_for("the load is answered", || (load.answered(cluster) > 1000).then_some(()));
+        wait_for("the load is answered", || (answered(cluster) > before + rate / 5).then_some(()));
         load
-    }
-
-    /// How many of its requests the servers have counted.
-    fn answered(&self, cluster: &Cluster) -> u64 {
-        let counts = cluster.ready_servers();
-        let counts = counts.iter().filter_map(|pod| {
-            let path = format!("/api/v1/namespaces/{NAME}/pods/{}:8080/proxy/metrics", name(pod));
-            let metrics = cluster.read(&path).ok()?;
-            let sample = "zmq_echo_requests_total{source=\"client\"} ";
-            metrics.lines().find_map(|line| line.strip_prefix(sample)?.parse::<f64>().ok())
-        });
-        counts.sum::<f64>() as u64
     }
 
     /// Ends it as Kubernetes ends every pod; its result, in which no request has failed.
@@ -123,11 +118,23 @@ impl Outcome {
     }
 }
 
+/// How many requests of clients the servers have counted.
+fn answered(cluster: &Cluster) -> u64 {
+    let counts = cluster.ready_servers();
+    let counts = counts.iter().filter_map(|pod| {
+        let path = format!("/api/v1/namespaces/{NAME}/pods/{}:8080/proxy/metrics", name(pod));
+        let metrics = cluster.read(&path).ok()?;
+        let sample = "zmq_echo_requests_total{source=\"client\"} ";
+        metrics.lines().find_map(|line| line.strip_prefix(sample)?.parse::<f64>().ok())
+    });
+    counts.sum::<f64>() as u64
+}
+
 /// Reads the log of a load from now on, until its container has ended. It writes a line every few
 /// seconds, so this returns soon, with everything after it still to come.
 #[track_caller]
-pub fn follow(cluster: &Cluster, pod: &str) -> JoinHandle<Vec<String>> {
-    let path = format!("/api/v1/namespaces/{NAME}/pods/{pod}/log?container=load&follow=true");
+pub fn follow(cluster: &Cluster, namespace: &str, pod: &str) -> JoinHandle<Vec<String>> {
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/log?container=load&follow=true");
     let lines = cluster.reader().follow(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     thread::spawn(move || lines.lines().map_while(Result::ok).collect())
 }

@@ -6,9 +6,19 @@
 //! So this is a program of its own instead of functions that run side by side.
 
 mod api;
+mod attack;
+mod autoscalers;
 mod fleet;
 mod load;
 mod manifests;
+#[allow(dead_code, reason = "shared with the test `observability`")]
+#[path = "../observability/names.rs"]
+mod names;
+mod neighbour;
+mod plot;
+mod prometheus;
+#[path = "../observability/queries.rs"]
+mod queries;
 mod scenarios;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-use api::Cluster;
+use api::{Cluster, NAME};
 
 /// Everything but a rollout of many pods is done within this, on a machine that is busy.
 pub const DEADLINE: Duration = Duration::from_secs(240);
@@ -42,9 +52,36 @@ pub struct Options {
     #[arg(long)]
     crds: Vec<PathBuf>,
 
-    /// An image of Prometheus for a cluster that cannot pull the one in the manifests
+    /// Another image for one in the manifests, if the cluster cannot pull that one:
+    /// `quay.io/prometheus/prometheus=my/prometheus:1`. May be given more than once
+    #[arg(long, value_parser = replacement)]
+    image: Vec<(String, String)>,
+
+    /// An image of tests/cluster/programs/attacker
     #[arg(long)]
-    prometheus_image: Option<String>,
+    attacker_image: Option<String>,
+
+    /// An image with Python and pyzmq
+    #[arg(long)]
+    pyzmq_image: Option<String>,
+
+    /// The directory of metrics-server's Go module, which has its manifests. It is installed
+    /// for the scenarios on scaling if the cluster has no API of this kind
+    #[arg(long)]
+    metrics_server: Option<PathBuf>,
+
+    /// The same for KEDA
+    #[arg(long)]
+    keda: Option<PathBuf>,
+
+    /// For how long an autoscaler waits before it takes pods away, in seconds, instead of the
+    /// time in the manifests. For a quick look
+    #[arg(long)]
+    window: Option<u32>,
+
+    /// Also runs the scenarios on scaling and on Prometheus, which take longer
+    #[arg(long)]
+    all: bool,
 
     /// Lists the scenarios and runs none
     #[arg(long)]
@@ -54,23 +91,36 @@ pub struct Options {
     names: Vec<String>,
 }
 
+/// `FROM=TO`.
+fn replacement(text: &str) -> Result<(String, String), String> {
+    let (from, to) = text.split_once('=').ok_or("expected FROM=TO")?;
+    Ok((from.to_owned(), to.to_owned()))
+}
+
 /// Waits on a condition and returns what it found.
 #[track_caller]
-pub fn wait_for<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
+pub fn wait_for<T>(what: &str, find: impl FnMut() -> Option<T>) -> T {
+    wait_within(DEADLINE, what, find)
+}
+
+/// The same with a deadline of its own.
+#[track_caller]
+pub fn wait_within<T>(limit: Duration, what: &str, mut find: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(found) = find() {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited {DEADLINE:?} until {what}");
+        assert!(Instant::now() < deadline, "waited {limit:?} until {what}");
         std::thread::sleep(Duration::from_millis(200));
     }
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let is_chosen = |name: &str| {
-        options.names.is_empty() || options.names.iter().any(|chosen| name.contains(chosen))
+    let is_chosen = |name: &str| match options.names.is_empty() {
+        true => options.all || !scenarios::takes_long(name),
+        false => options.names.iter().any(|chosen| name.contains(chosen)),
     };
     let chosen: Vec<_> = scenarios::ALL.iter().filter(|(name, _)| is_chosen(name)).collect();
     if options.list {
@@ -101,6 +151,7 @@ fn main() -> ExitCode {
             failed.push(*name);
         }
     }
+    cluster.clear();
     let result = if failed.is_empty() { "ok" } else { "FAILED" };
     if !failed.is_empty() {
         println!("\nfailures:\n    {}", failed.join("\n    "));

@@ -1,11 +1,12 @@
 //! What kustomize makes of `k8s/`, and the few things that a test changes in it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value as Json, json};
 
-use crate::api::{Cluster, NAME, SERVER, apply, kubectl, try_kubectl};
+use crate::api::{Cluster, SERVER, apply, kubectl, try_kubectl};
 
 /// The objects of a directory below `k8s/`.
 #[track_caller]
@@ -17,18 +18,28 @@ pub fn build(directory: &str) -> Vec<Json> {
 /// The objects of a kustomization that is written for the test; its paths start at `k8s/`.
 #[track_caller]
 pub fn build_kustomization(name: &str, kustomization: &str) -> Vec<Json> {
-    let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster");
-    let directory = work.join(name);
+    let directory = work(name);
     fs::create_dir_all(&directory).expect("the target directory can be written");
-    // kustomize reads directories that are beside its own, through no link.
-    let up = "../".repeat(directory.components().count() - 1);
-    let k8s = format!("{up}{}/k8s", env!("CARGO_MANIFEST_DIR").trim_start_matches('/'));
+    let k8s = from_work(name, &Path::new(env!("CARGO_MANIFEST_DIR")).join("k8s"));
     let kustomization = kustomization.replace("k8s/", &format!("{k8s}/"));
     fs::write(directory.join("kustomization.yaml"), kustomization).expect("it can be written");
     parse(&kubectl(&["kustomize", directory.to_str().expect("text")]))
 }
 
-fn parse(yaml: &str) -> Vec<Json> {
+/// Where a kustomization of the test is.
+fn work(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster").join(name)
+}
+
+/// The way to a directory from the kustomization of this name: kustomize takes no absolute one,
+/// and follows no link.
+pub fn from_work(name: &str, directory: &Path) -> String {
+    let up = "../".repeat(work(name).components().count() - 1);
+    let directory = directory.to_str().expect("text");
+    format!("{up}{}", directory.trim_start_matches('/'))
+}
+
+pub fn parse(yaml: &str) -> Vec<Json> {
     serde_saphyr::from_multiple(yaml).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -48,64 +59,76 @@ pub fn ask_for_little(object: &mut Json) {
     }
 }
 
-/// What the local overlay makes, applied without its Job, with three servers ready. It is
-/// removed at the end.
-pub struct Deployed {
+/// Takes the images that the cluster can get, if it cannot get those in the manifests.
+pub fn use_images(cluster: &Cluster, object: &mut Json) {
+    let Some(containers) = object.pointer_mut("/spec/template/spec/containers") else { return };
+    for container in containers.as_array_mut().into_iter().flatten() {
+        let image = container["image"].as_str().unwrap_or_default().to_owned();
+        if let Some(other) = cluster.image_for(&image) {
+            container["image"] = json!(other);
+            container["imagePullPolicy"] = json!("IfNotPresent");
+        }
+    }
+}
+
+/// What the local overlay makes, applied without its Job, with three servers ready. Each scenario
+/// finds it as it is in the manifests. The next one takes it over, unless this one has failed.
+pub struct Deployed<'a> {
+    cluster: &'a Cluster,
     pub job: Json,
 }
 
-impl Deployed {
+impl<'a> Deployed<'a> {
     #[track_caller]
-    pub fn local(cluster: &Cluster) -> Self {
+    pub fn local(cluster: &'a Cluster) -> Self {
         let mut objects = build("overlays/local");
         let job = take(&mut objects, "Job");
-        Self::apply(cluster, &objects, 3);
-        Self { job }
-    }
-
-    #[track_caller]
-    fn apply(cluster: &Cluster, objects: &[Json], servers: usize) {
-        let deployed = Removed;
-        apply(objects);
+        let deployed = Self { cluster, job };
+        apply(&objects);
         cluster.wait_for_rollout();
-        cluster.wait_for_servers(servers);
-        std::mem::forget(deployed);
+        cluster.wait_for_servers(3);
+        deployed
     }
 }
 
-impl Drop for Deployed {
+impl Drop for Deployed<'_> {
     fn drop(&mut self) {
-        drop(Removed);
+        self.cluster.is_local.store(true, Ordering::Relaxed);
+        if std::thread::panicking() {
+            self.cluster.clear();
+        }
     }
 }
 
-/// Deletes the namespace when it goes.
-pub struct Removed;
+/// Deletes a namespace when it goes.
+pub struct Removed(pub String);
 
 impl Drop for Removed {
     fn drop(&mut self) {
+        let in_namespace = ["--namespace", &self.0];
+        let kubectl = |args: &[&str]| try_kubectl(&[&in_namespace, args].concat());
         if std::thread::panicking() {
-            show();
+            show(kubectl);
         }
         // The pods first, and at once: their drain has been watched. A namespace that finds pods in
         // it looks again after half of their grace period.
-        let _ = try_kubectl(&["delete", "deployments,jobs", "--all"]);
-        let _ = try_kubectl(&["delete", "pods", "--all", "--grace-period=1"]);
-        let deleted = try_kubectl(&["delete", "namespace", NAME, "--timeout=240s"]);
+        let _ = kubectl(&["delete", "deployments,jobs", "--all"]);
+        let _ = kubectl(&["delete", "pods", "--all", "--grace-period=1"]);
+        let deleted = kubectl(&["delete", "namespace", &self.0, "--timeout=240s"]);
         if let Err(error) = deleted {
-            eprintln!("cannot delete the namespace {NAME}: {error}");
+            eprintln!("cannot delete the namespace {}: {error}", self.0);
         }
     }
 }
 
 /// What a person would look at first after a failure.
-fn show() {
+fn show(kubectl: impl Fn(&[&str]) -> Result<String, String>) {
     for args in [
         &["get", "pods,endpointslices,jobs", "--output", "wide"][..],
         &["get", "events", "--sort-by", ".lastTimestamp"],
         &["logs", "--selector", SERVER, "--tail", "5", "--prefix"],
     ] {
-        match try_kubectl(args) {
+        match kubectl(args) {
             Ok(text) | Err(text) => eprintln!("kubectl {}:\n{text}", args.join(" ")),
         }
     }

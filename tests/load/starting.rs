@@ -91,8 +91,8 @@ fn if_no_endpoint_answers_one_line_says_the_last_reason_and_what_to_do() {
         ),
         (
             hole.to_string(),
-            "no connection within 1s; is the address right, and does a firewall or a network \
-             policy drop packets?",
+            "no connection within 1s; is the address right, and does a firewall or network policy \
+             drop packets?",
         ),
         (
             silent.to_string(),
@@ -105,13 +105,10 @@ fn if_no_endpoint_answers_one_line_says_the_last_reason_and_what_to_do() {
         ),
         (
             http.to_string(),
-            "this is not a ZeroMQ port: the peer does not speak ZMTP; is this the port that the \
-             server binds for ZeroMQ?",
+            "this is not a ZeroMQ port: the peer does not speak ZMTP; is this the server's \
+             ZeroMQ port?",
         ),
-        (
-            publisher.to_string(),
-            "the peer is not a ROUTER; is this the port that the server binds for ZeroMQ?",
-        ),
+        (publisher.to_string(), "the peer is not a ROUTER; is this the server's ZeroMQ port?"),
     ];
     // All at once: each waits for five seconds.
     let running = cases.map(|(address, reason)| {
@@ -166,25 +163,25 @@ fn if_a_source_names_no_endpoint_the_line_says_why() {
         (
             ApiServer::URL,
             Some(&empty),
-            "the source names no endpoints; is a pod ready, and does the Service have a port of \
-             this name?",
+            "the endpoint source lists no endpoints; is a pod ready, and does the Service have this \
+             port?",
         ),
         (
             of_port,
             Some(&other_port),
-            "no TCP port is named zeromq; the ports are: zmq (1); which of these ports is it?",
+            "no TCP port is named zeromq; the ports are: zmq (1); which of these ports do you want?",
         ),
         (
             "k8s://default/zmq-echo:5556",
             Some(&several_ports),
             "the pods have no TCP port 5556; the ports are: zeromq (5555), http (8080); which of \
-             these ports is it?",
+             these ports do you want?",
         ),
         (
             "k8s://default/zmq-echo",
             Some(&several_ports),
             "the Service has several TCP ports; the ports are: zeromq (5555), http (8080); which \
-             of these ports is it?",
+             of these ports do you want?",
         ),
         (
             &*unknown,

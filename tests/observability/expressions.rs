@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::build::{NAME, Variant, parse, root, sources, variant};
 use crate::names::{Metrics, Selector, named, scraped};
+use crate::queries::{Expression, OTHERS, dashboard, expression, list, rules, text};
 use crate::support::Server;
 
 /// The pods that the adapter asks for: those of the live test.
@@ -17,30 +18,9 @@ pub const PODS: [&str; 3] = ["zmq-echo-0", "zmq-echo-1", "zmq-echo-2"];
 /// What Prometheus and the discovery add to every series.
 const TARGET: [&str; 4] = ["instance", "job", "namespace", "pod"];
 
-/// Metrics that are not ours: Prometheus' own, and what kube-state-metrics has where
-/// there is one.
-const OTHERS: [(&str, &[&str]); 6] = [
-    ("up", &[]),
-    ("ALERTS", &["alertname", "alertstate", "severity"]),
-    ("kube_deployment_spec_replicas", &["deployment"]),
-    ("kube_deployment_status_replicas_available", &["deployment"]),
-    ("kube_horizontalpodautoscaler_status_desired_replicas", &["horizontalpodautoscaler"]),
-    ("kube_horizontalpodautoscaler_spec_max_replicas", &["horizontalpodautoscaler"]),
-];
-
-/// One expression.
-#[derive(Debug, Clone)]
-pub struct Expression {
-    /// Where it stands.
-    pub origin: String,
-    pub text: String,
-    /// Whether no value is an answer: an alert, or what others measure.
-    pub may_be_empty: bool,
-}
-
 /// All of them.
 pub fn all() -> Vec<Expression> {
-    let mut all = rules();
+    let mut all = rules(&document("k8s/components/prometheus/rules.yml"));
     all.extend(adapter());
     all.extend(keda());
     all.extend(dashboards());
@@ -48,42 +28,9 @@ pub fn all() -> Vec<Expression> {
     all
 }
 
-/// Whether it is of what others measure, where they do.
-fn is_of_others(text: &str) -> bool {
-    named(text).selectors.iter().any(|selector| {
-        selector.metric != "up" && OTHERS.iter().any(|(name, _)| *name == selector.metric)
-    })
-}
-
-fn expression(origin: String, text: &str) -> Expression {
-    let may_be_empty = named(text).compares || is_of_others(text);
-    Expression { origin, text: text.to_owned(), may_be_empty }
-}
-
 fn document(path: &str) -> Value {
     let text = fs::read_to_string(root().join(path)).unwrap_or_else(|_| panic!("no {path}"));
     parse(&text).remove(0)
-}
-
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().expect("a list").iter()
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
-}
-
-/// What is recorded and what is an alert.
-fn rules() -> Vec<Expression> {
-    let document = document("k8s/components/prometheus/rules.yml");
-    let rules = list(&document["groups"]).flat_map(|group| list(&group["rules"]));
-    let read = |rule: &Value| {
-        let name = rule["record"].as_str().or(rule["alert"].as_str()).expect("a name");
-        let mut read = expression(format!("rules.yml: {name}"), text(&rule["expr"]));
-        read.may_be_empty |= rule["alert"].is_string();
-        read
-    };
-    rules.map(read).collect()
 }
 
 /// The names under which something is recorded.
@@ -135,67 +82,10 @@ fn dashboards() -> Vec<Expression> {
     let mut found = Vec::new();
     for (path, text) in sources() {
         if path.extension().is_some_and(|extension| extension == "json") {
-            let dashboard: Value = serde_json::from_str(&text).expect("JSON");
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            search(&dashboard, &name, false, &mut found);
+            found.extend(dashboard(&path.file_name().unwrap().to_string_lossy(), &text));
         }
     }
     found
-}
-
-/// Looks for `expr` and for queries of variables. `origin` is the nearest title.
-fn search(value: &Value, origin: &str, within_annotations: bool, found: &mut Vec<Expression>) {
-    match value {
-        Value::Object(fields) => {
-            let title = fields.get("title").or(fields.get("name")).and_then(Value::as_str);
-            let origin =
-                title.map_or_else(|| origin.to_owned(), |title| format!("{origin}: {title}"));
-            for (name, value) in fields {
-                if let (true, Some(text)) = (name == "expr", value.as_str()) {
-                    let mut read = expression(origin.clone(), &without_variables(text));
-                    read.may_be_empty |= within_annotations;
-                    found.push(read);
-                } else if let Some(query) = value.as_str().and_then(of_variable) {
-                    found.push(expression(origin.clone(), &query));
-                } else {
-                    search(value, &origin, within_annotations || name == "annotations", found);
-                }
-            }
-        }
-        Value::Array(items) => {
-            items.iter().for_each(|item| search(item, origin, within_annotations, found));
-        }
-        _ => {}
-    }
-}
-
-/// `label_values(series, label)` as an expression.
-fn of_variable(query: &str) -> Option<String> {
-    let inside = query.strip_prefix("label_values(")?.strip_suffix(')')?;
-    let (series, label) = inside.rsplit_once(',').expect("a series and a label");
-    Some(format!("count by ({}) ({})", label.trim(), without_variables(series)))
-}
-
-/// With what Grafana puts in place of its variables.
-fn without_variables(text: &str) -> String {
-    let mut parts = text.split('$');
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let (variable, rest) = match part.strip_prefix('{') {
-            Some(part) => part.split_once('}').expect("a brace"),
-            None => part.split_at(part.find(|c| !is_name(c)).unwrap_or(part.len())),
-        };
-        plain += match variable.split(':').next().unwrap_or_default() {
-            "__rate_interval" => "2m",
-            "__interval" => "15s",
-            "__range" => "10m",
-            "namespace" => NAME,
-            _ => ".*",
-        };
-        plain += rest;
-    }
-    plain
 }
 
 /// What stands as code in the documentation, and computes something.
@@ -296,17 +186,6 @@ fn probes_are_in_no_rate_of_requests() {
             }
         }
     }
-}
-
-#[test]
-fn the_variables_of_a_dashboard_are_filled_in() {
-    let text = "sum(rate(x{namespace=\"$namespace\",pod=~\"${pod:regex}\"}[$__rate_interval]))";
-    let filled = "sum(rate(x{namespace=\"zmq-echo\",pod=~\".*\"}[2m]))";
-    assert_eq!(without_variables(text), filled);
-    assert_eq!(
-        of_variable("label_values(up{job=\"zmq-echo\"}, pod)").unwrap(),
-        "count by (pod) (up{job=\"zmq-echo\"})"
-    );
 }
 
 #[test]

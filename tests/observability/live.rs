@@ -17,10 +17,11 @@ use serde_json::{Value, json};
 
 use crate::autoscaler::Autoscaler;
 use crate::build::{NAME, variant};
-use crate::expressions::{self, Expression, PODS, scaled_object};
+use crate::expressions::{self, PODS, scaled_object};
 use crate::names::named;
 use crate::plot;
 use crate::prometheus::{Prometheus, Series, configuration};
+use crate::queries::Expression;
 use crate::scaling::{Look, REQUESTS, Sample, csv, scale};
 use crate::support::built::LOAD;
 use crate::support::{PROBE, Server, command, get};

@@ -14,8 +14,11 @@ mod names;
 mod plot;
 mod prometheus;
 mod promtool;
+mod queries;
 mod scaling;
 #[allow(dead_code, reason = "shared with the integration tests")]
 #[path = "../support.rs"]
 mod support;
 mod syntax;
+
+use build::NAME;

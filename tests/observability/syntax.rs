@@ -6,8 +6,9 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use crate::expressions::{Expression, all};
+use crate::expressions::all;
 use crate::prometheus::program;
+use crate::queries::Expression;
 
 /// What promtool says of expressions: it reads them in rules only, so each is one that
 /// records something.

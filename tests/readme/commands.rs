@@ -32,6 +32,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("cargo test -p zmq-echo-compare", "builds libzmq; .ci/run runs it"),
     ("cargo test --test ", "needs other programs, and minutes; .ci/run runs it"),
     ("cargo run --profile image -p zmq-echo-compare", "takes six minutes"),
+    ("cargo doc ", "opens a browser; .ci/run builds the documentation"),
     ("cargo +nightly fuzz run session", "needs a nightly compiler, and has no end"),
     ("cp target/observability/autoscaling.svg docs/", "changes the picture in this repository"),
     ("promtool test rules ", "needs promtool; the test `observability` runs it"),

@@ -1,13 +1,12 @@
-//! Which addresses a source may name: those of one host.
+//! Which addresses a source may list: only those that can belong to one host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use tracing::warn;
 
-/// Whether an address can be that of one host. Multicast, broadcast and unspecified
-/// addresses are not, in IPv6's form for IPv4 as well. A connection to `0.0.0.0` or `::`
-/// would reach this host itself. Loopback and link-local addresses are allowed: sidecars
-/// and tests use them.
+/// Whether an address can belong to one host. Multicast, broadcast and unspecified addresses
+/// cannot, nor can their IPv4-mapped IPv6 forms. A connection to `0.0.0.0` or `::` would reach this
+/// host itself. Loopback and link-local addresses are allowed because sidecars and tests use them.
 pub(super) fn is_of_a_host(address: IpAddr) -> bool {
     match address.to_canonical() {
         // RFC 1122, section 3.2.1.3: 0.0.0.0/8 is "this host on this network".
@@ -18,7 +17,7 @@ pub(super) fn is_of_a_host(address: IpAddr) -> bool {
     }
 }
 
-/// Warns of addresses that are left out, once when that begins.
+/// Warns about ignored addresses, once when it starts.
 #[derive(Debug)]
 pub(super) struct LeftOut {
     source: String,
@@ -30,12 +29,12 @@ impl LeftOut {
         Self { source, reported: false }
     }
 
-    /// `address` is one of those that the source named this time and that were left out.
+    /// `address` is one of the addresses that were ignored this time, if any.
     pub(super) fn report(&mut self, address: Option<IpAddr>) {
         if let Some(address) = address
             && !self.reported
         {
-            warn!(source = self.source, %address, "an address that no host can have is left out");
+            warn!(source = self.source, %address, "ignoring an address that cannot belong to a host");
         }
         self.reported = address.is_some();
     }
@@ -46,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn multicast_broadcast_and_unspecified_addresses_are_of_no_host() {
+    fn multicast_broadcast_and_unspecified_addresses_are_refused() {
         for refused in [
             "0.0.0.0",
             "0.1.2.3",

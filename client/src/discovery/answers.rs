@@ -1,9 +1,9 @@
-//! What is read of the Kubernetes API's answers.
+//! The parts of the Kubernetes API's answers that are read.
 //!
-//! An answer is bounded by its bytes, but three bytes, `{},`, are enough for an item that takes
+//! Limiting the bytes of an answer is not enough: three bytes, `{},`, are an item that takes
 //! hundreds of bytes as a complete EndpointSlice. So these types have only the fields that are
-//! used, a list within an item keeps a bounded number of entries, and the items of an answer
-//! are handed on one by one.
+//! used, lists within an item keep a limited number of entries, and the items of an answer are
+//! passed on one by one.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,30 +14,31 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 
 use super::MAX_ENDPOINTS;
 
-/// The most bytes of what tells pods apart: a namespace and a name take 317.
+/// The longest text that identifies a pod. A namespace and a name take 317 bytes.
 const MAX_POD: usize = 320;
 
-/// The most ports of a slice that are read: the API allows no more.
+/// The most ports of a slice that are read. The API allows no more.
 const MAX_PORTS: usize = 100;
 
-/// A name of an object or a port: a DNS subdomain is the longest.
+/// The name of an object or a port. A DNS subdomain is the longest.
 pub type Name = Text<253>;
 
-/// A resource version or a continue token. The API server's own have a few hundred bytes at most.
+/// A resource version or a continue token. Those of the API server have a few hundred bytes at
+/// most.
 pub type Token = Text<4096>;
 
-/// A text that is kept, of at most `MAX` bytes.
+/// A text of at most `MAX` bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Text<const MAX: usize>(String);
 
 impl<const MAX: usize> Text<MAX> {
-    /// The text itself.
+    /// The text as a string.
     pub fn into_string(self) -> String {
         self.0
     }
 
-    /// The text itself.
+    /// The text as a string slice.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -50,12 +51,12 @@ impl<const MAX: usize> TryFrom<String> for Text<MAX> {
         if text.len() <= MAX {
             Ok(Self(text))
         } else {
-            Err(format!("a text of {} bytes, expected at most {MAX}", text.len()))
+            Err(format!("a text of {} bytes; the limit is {MAX}", text.len()))
         }
     }
 }
 
-/// The first `MAX` entries of a list; `null` is a list without any.
+/// The first `MAX` entries of a list. `null` counts as an empty list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AtMost<const MAX: usize, T>(pub Vec<T>);
 
@@ -78,7 +79,7 @@ impl<'de, const MAX: usize, T: Deserialize<'de>> Deserialize<'de> for AtMost<MAX
     }
 }
 
-/// Hands the entries of a list on one by one.
+/// Passes the entries of a list on one by one.
 struct Each<T, F>(F, PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for Each<T, F> {
@@ -126,13 +127,13 @@ pub struct Slice {
     pub address_type: AddressType,
     #[serde(default)]
     pub ports: AtMost<MAX_PORTS, Port>,
-    /// One more than are used, so that it is noticed if there are too many. The API allows
-    /// 1,000 in a slice.
+    /// One more than are used, so that a surplus is noticed. The API allows 1,000 endpoints in a
+    /// slice.
     #[serde(default)]
     pub endpoints: AtMost<{ MAX_ENDPOINTS + 1 }, Endpoint>,
 }
 
-/// Which object of its kind, and which version of it.
+/// The name and the version of an object.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
@@ -142,18 +143,18 @@ pub struct Metadata {
     pub resource_version: Option<Token>,
 }
 
-/// What the addresses of a slice are.
+/// The kind of addresses in a slice.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum AddressType {
     IPv4,
     IPv6,
-    /// The address type FQDN is deprecated; no controller generates it.
+    /// FQDN is deprecated, and no controller generates it.
     #[default]
     #[serde(other)]
     Other,
 }
 
-/// A port that all endpoints of a slice have.
+/// A port of all endpoints in a slice.
 #[derive(Debug, Deserialize)]
 pub struct Port {
     pub name: Option<Name>,
@@ -171,26 +172,27 @@ pub enum Protocol {
     Other,
 }
 
-/// An endpoint of a slice.
+/// An endpoint in a slice.
 #[derive(Debug, Deserialize)]
 #[serde(from = "WholeEndpoint")]
 pub struct Endpoint {
-    /// The first address. All of an endpoint's addresses are the same pod: the API asks for
-    /// the first.
+    /// The first address. All addresses of an endpoint are the same pod, and the API's
+    /// documentation says to use the first.
     pub ip: Option<IpAddr>,
     pub tier: Tier,
-    /// The same text for each endpoint of one pod, which has one for each family of addresses.
+    /// Identifies the pod. A dual-stack pod has an endpoint in each address family, with the same
+    /// text.
     pub pod: Option<String>,
 }
 
-/// How much is to be expected of an endpoint. The best comes first.
+/// How likely an endpoint is to answer. The best tier comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
     /// Ready and not terminating.
     Ready,
-    /// It is terminating and serves until then.
+    /// Terminating, but still serving.
     Serving,
-    /// It may not answer.
+    /// Neither ready nor serving; it may not answer.
     Doubtful,
 }
 
@@ -203,7 +205,7 @@ struct WholeEndpoint {
     target_ref: Option<Target>,
 }
 
-/// An address, or none if the text is something else.
+/// An IP address, or `None` if the text is not one.
 #[derive(Deserialize)]
 #[serde(from = "String")]
 struct Address(Option<IpAddr>);
@@ -222,9 +224,9 @@ struct Conditions {
 }
 
 impl Conditions {
-    /// A condition that is not set means ready, serving and not terminating, by the API's own
-    /// words. An endpoint that is terminating may still be called ready, if its Service publishes
-    /// addresses that are not: it is on its way out all the same.
+    /// The API documents that unset conditions mean ready, serving and not terminating. A
+    /// terminating endpoint may still be called ready if its Service publishes addresses that are
+    /// not ready. It is about to leave all the same.
     fn tier(&self) -> Tier {
         let terminating = self.terminating.unwrap_or(false);
         match (self.ready.unwrap_or(true), self.serving.unwrap_or(true)) {
@@ -264,7 +266,7 @@ impl From<WholeEndpoint> for Endpoint {
     }
 }
 
-/// What the API says when it refuses.
+/// The API's answer when it refuses a request.
 #[derive(Debug, Default, Deserialize)]
 pub struct Status {
     #[serde(default)]
@@ -273,7 +275,7 @@ pub struct Status {
     pub message: String,
 }
 
-/// Where a list stands after one of its pages.
+/// The metadata of one page of a list.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PageMetadata {
@@ -281,7 +283,7 @@ pub struct PageMetadata {
     pub r#continue: Option<Token>,
 }
 
-/// Reads one page of a list. Each slice is handed on before the next one is read.
+/// Reads one page of a list. Each slice is passed on before the next one is read.
 pub fn read_page(json: &[u8], each: impl FnMut(Slice)) -> serde_json::Result<PageMetadata> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let metadata = deserializer.deserialize_map(Page(each))?;
@@ -329,14 +331,14 @@ impl<'de, F: FnMut(Slice)> Visitor<'de> for Page<F> {
     }
 }
 
-/// What a line of a watch says.
+/// One line of a watch.
 #[derive(Debug)]
 pub enum Event {
-    /// A slice is new, or has changed.
+    /// A slice is new or has changed.
     Put(Slice),
     /// A slice is gone.
     Remove(Metadata),
-    /// Nothing has changed up to this version.
+    /// Nothing else has changed up to this version.
     Bookmark(Metadata),
     /// The watch has failed.
     Error(Status),
@@ -367,8 +369,8 @@ struct WithMetadata {
     metadata: Metadata,
 }
 
-/// Reads a line of a watch. It is read twice, because its type may stand behind its object,
-/// and serde would keep all of an object whose type it does not know yet.
+/// Reads one line of a watch. It parses the line twice because the type may come after the object,
+/// and serde would buffer all of an object whose type it does not know yet.
 pub fn read_event(json: &[u8]) -> serde_json::Result<Event> {
     let Kind { r#type } = serde_json::from_slice(json)?;
     let metadata = || serde_json::from_slice(json).map(|of: Of<WithMetadata>| of.object.metadata);
@@ -386,7 +388,7 @@ pub fn read_event(json: &[u8]) -> serde_json::Result<Event> {
 mod tests {
     use super::*;
 
-    /// The names of a page's slices, and the token for the next page.
+    /// The names of the slices in a page, and its metadata.
     fn page(json: &str) -> serde_json::Result<(Vec<String>, PageMetadata)> {
         let mut names = Vec::new();
         let each = |slice: Slice| names.push(slice.metadata.name.unwrap_or_default().into_string());
@@ -395,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_read_in_any_order_and_must_be_complete() {
+    fn a_page_may_have_its_fields_in_any_order_but_must_be_complete() {
         let metadata = r#""metadata":{"resourceVersion":"7","continue":"next","x":1}"#;
         let items = r#""items":[{"metadata":{"name":"a"}},{}]"#;
         for json in
@@ -419,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_read_in_any_order() {
+    fn an_event_may_have_its_fields_in_any_order() {
         for json in [
             r#"{"type":"ADDED","object":{"metadata":{"name":"a","resourceVersion":"7"}}}"#,
             r#"{"object":{"metadata":{"name":"a","resourceVersion":"7"}},"type":"MODIFIED"}"#,
@@ -437,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_and_texts_of_a_slice_are_bounded() {
+    fn lists_and_texts_in_a_slice_are_limited() {
         let many = |entry: &str| vec![entry; 100_000].join(",");
         let json = format!(r#"{{"ports":[{}],"endpoints":[{}]}}"#, many("{}"), many("{}"));
         let slice: Slice = serde_json::from_str(&json).unwrap();

@@ -1,12 +1,12 @@
-//! Why a source could not be asked, for whoever has to tell a user.
+//! Why a source failed, with text and advice for a user.
 
 use tokio::sync::watch;
 use zmtp::printable;
 
-/// The last failure of a source, until it answers again.
+/// The last failure of a source, or `None` if it has answered since.
 pub type Failures = watch::Receiver<Option<SourceFailure>>;
 
-/// Why a source could not be asked.
+/// Why a source failed. `Display` writes one printable line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct SourceFailure {
@@ -15,50 +15,50 @@ pub struct SourceFailure {
 }
 
 impl SourceFailure {
-    /// The most characters of a text that are kept.
+    /// The longest text that is kept, in characters.
     const LONGEST: usize = 500;
 
-    /// A failure of this kind. What the source says of it is cut and made printable.
+    /// Creates a failure. The source's text is truncated and made printable.
     pub fn new(kind: FailureKind, text: &str) -> Self {
         let end = text.char_indices().nth(Self::LONGEST).map(|(end, _)| end);
         let cut = printable(&text[..end.unwrap_or(text.len())]);
         Self { kind, text: format!("{cut}{}", if end.is_some() { "…" } else { "" }) }
     }
 
-    /// What kind of failure it is.
+    /// The kind of failure.
     pub fn kind(&self) -> FailureKind {
         self.kind
     }
 
-    /// What the source says, in one printable line.
+    /// What the source said, in one printable line.
     pub fn text(&self) -> &str {
         &self.text
     }
 }
 
-/// What kinds of failure there are.
+/// The kinds of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The source refuses to answer: credentials or rights are missing.
+    /// The source refused to answer: credentials or permissions are missing.
     Denied,
-    /// The source cannot be reached, or does not answer in time.
+    /// The source cannot be reached, or did not answer in time.
     Unreachable,
-    /// The source answers that it does not know any endpoint by this name.
+    /// The source answered that it knows no endpoint by this name.
     NotFound,
-    /// The source knows the Service, but no port of this name.
+    /// The source knows the Service, but not this port.
     NoSuchPort,
-    /// The source answers, but with an error or with something that is not understood.
+    /// The source answered with an error or with something that cannot be parsed.
     Failed,
 }
 
 impl FailureKind {
-    /// What a user can do about it, as a question.
+    /// What to check, as a question to the user.
     pub const fn advice(self) -> &'static str {
         match self {
             Self::Denied => "may this account list and watch EndpointSlices there?",
             Self::Unreachable => "is it running, and does a network policy let this host reach it?",
             Self::NotFound => "does the Service exist, and is one of its pods ready?",
-            Self::NoSuchPort => "which of these ports is it?",
+            Self::NoSuchPort => "which of these ports do you want?",
             Self::Failed => "what does the source's own log say?",
         }
     }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_source_says_is_cut_and_made_printable() {
+    fn the_text_of_a_source_is_truncated_and_made_printable() {
         let failure = |text: &str| SourceFailure::new(FailureKind::Failed, text).to_string();
         assert_eq!(failure("é\n\u{202e}no"), r"é\n\u{202e}no");
         assert_eq!(failure(&"é".repeat(500)), "é".repeat(500));

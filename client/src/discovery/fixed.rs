@@ -10,14 +10,14 @@ use super::following::until_unheard;
 use super::{Discovery, Endpoint, EndpointState, Endpoints};
 use zmtp::endpoint::ConnectEndpoint;
 
-/// Says its endpoints once, all of them ready, and has no more to say.
+/// A fixed list of endpoints. It publishes them once, all of them ready.
 #[derive(Debug, Clone)]
 pub struct Fixed {
     endpoints: BTreeSet<ConnectEndpoint>,
 }
 
 impl Fixed {
-    /// These endpoints.
+    /// A source that lists these endpoints.
     pub fn new(endpoints: impl IntoIterator<Item = ConnectEndpoint>) -> Self {
         Self { endpoints: endpoints.into_iter().collect() }
     }

@@ -1,5 +1,5 @@
-//! What the sources share: a set is published where it has changed, a failure is
-//! logged where it begins and where it ends, and each is followed by a longer wait.
+//! What all sources share: publishing a set only if it changed, logging the start and the end of an
+//! outage, and waiting longer after each failure.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::{EndpointState, Endpoints, Failures, MAX_ENDPOINTS, SourceFailure};
 use crate::Backoff;
 
-/// Publishes what `follow` finds out until nobody listens any more.
+/// Runs `follow` until nobody listens to `endpoints` any more.
 pub(super) async fn until_unheard<F>(
     source: String,
     endpoints: watch::Sender<Endpoints>,
@@ -26,7 +26,7 @@ pub(super) async fn until_unheard<F>(
     }
 }
 
-/// The way to those who listen.
+/// Publishes sets of endpoints to the listeners.
 pub(super) struct Publisher {
     source: String,
     endpoints: watch::Sender<Endpoints>,
@@ -35,8 +35,8 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes the set where it is another. The first one is always published: that
-    /// there are no endpoints is more than not to know of any.
+    /// Publishes the set if it changed. The first set is always published: knowing that it is empty
+    /// beats knowing nothing.
     pub(super) fn publish(&mut self, mut set: Endpoints) {
         self.bound(&mut set);
         let first = !std::mem::replace(&mut self.published, true);
@@ -47,11 +47,11 @@ impl Publisher {
             changed
         });
         if changed && none {
-            warn!(source = self.source, "the source names no endpoints");
+            warn!(source = self.source, "the endpoint source lists no endpoints");
         }
     }
 
-    /// How many endpoints were published last.
+    /// The size of the last published set.
     pub(super) fn len(&self) -> usize {
         self.endpoints.borrow().len()
     }
@@ -64,7 +64,7 @@ impl Publisher {
                 source = self.source,
                 count,
                 limit = MAX_ENDPOINTS,
-                "more endpoints than are taken"
+                "too many endpoints; the rest are ignored"
             );
         }
         self.over = over;
@@ -77,19 +77,19 @@ impl Publisher {
     }
 }
 
-/// Whether a source cannot be asked just now.
+/// Tracks whether a source is failing.
 pub(super) struct Outage {
     source: String,
     /// Whether the source has ever answered.
     answered: bool,
-    /// When it began, and how much of the source it took.
+    /// When the outage began, and how much of the source it affects.
     current: Option<(Instant, Extent)>,
-    /// What a user should know although the source answers.
+    /// Something that a user should know although the source answers.
     note: Option<SourceFailure>,
     last: watch::Sender<Option<SourceFailure>>,
 }
 
-/// How much of a source cannot be asked.
+/// How much of a source is failing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Extent {
     Part,
@@ -107,46 +107,51 @@ impl Outage {
         self.last.subscribe()
     }
 
-    /// The source could not be asked. As many `endpoints` are known, and stay in use.
+    /// Records that the source failed. `endpoints` are known and stay in use.
     pub(super) fn failed(&mut self, failure: SourceFailure, endpoints: usize) {
         if self.worsens(Extent::Whole) {
             let (source, error) = (&self.source, failure.text());
             if endpoints > 0 {
                 warn!(
                     source,
-                    endpoints, error, "the source cannot be asked: its last endpoints stay in use"
+                    endpoints,
+                    error,
+                    "endpoint discovery failed; the last known endpoints stay in use"
                 );
             } else if self.answered {
-                warn!(source, error, "the source cannot be asked, and has named no endpoint");
+                warn!(
+                    source,
+                    error, "endpoint discovery failed; the last answer listed no endpoints"
+                );
             } else {
-                warn!(source, error, "the source cannot be asked yet");
+                warn!(source, error, "endpoint discovery failed; no endpoints are known yet");
             }
         }
         self.tell(Some(failure));
     }
 
-    /// The source has answered only in part. `endpoints` of them are known: those in the
-    /// answer, and those that the missing part named last.
+    /// Records that only a part of the source answered. `endpoints` are known: those in the answer,
+    /// and the last ones of the missing part.
     pub(super) fn failed_in_part(&mut self, failure: SourceFailure, endpoints: usize) {
         self.answered = true;
         if self.worsens(Extent::Part) {
             let (source, error) = (&self.source, failure.text());
-            warn!(source, endpoints, error, "a part of the source cannot be asked");
+            warn!(source, endpoints, error, "endpoint discovery failed in part");
         }
         self.tell(Some(failure));
     }
 
-    /// The source has answered.
+    /// Records that the source has answered.
     pub(super) fn recovered(&mut self) {
         self.answered = true;
         self.tell(self.note.clone());
         if let Some((began, _)) = self.current.take() {
             let duration = began.elapsed().as_secs_f64();
-            info!(source = self.source, duration, "the source answers again");
+            info!(source = self.source, duration, "endpoint discovery works again");
         }
     }
 
-    /// The source answers, and names no endpoint for this reason.
+    /// Records that the source answers but lists no endpoint, for this reason.
     pub(super) fn names_none(&mut self, because: Option<SourceFailure>) {
         self.note = because;
         if self.current.is_none() {
@@ -162,8 +167,8 @@ impl Outage {
         });
     }
 
-    /// Whether this is the start of an outage, or of its worse half. Only then it is logged,
-    /// however often the source is asked in vain.
+    /// Whether an outage starts, or grows from a part to the whole. Only these are logged, or a
+    /// source that keeps failing would flood the log.
     fn worsens(&mut self, extent: Extent) -> bool {
         let (began, before) = self.current.unzip();
         let worst = before.map_or(extent, |before: Extent| before.max(extent));
@@ -172,9 +177,9 @@ impl Outage {
     }
 }
 
-/// The waits after failures in a row. They grow as a client's pauses do, with jitter, so
-/// that those whom one server has thrown out do not come back as one; none is less than
-/// half of what is due, for a source that failed is not to be asked again at once.
+/// The waits after consecutive failures. They grow like a client's pauses, with jitter, so that
+/// clients which one server has thrown out do not return all at once. Each is at least half of its
+/// bound, so that a failing source is not queried again at once.
 pub(super) struct Waits {
     backoff: Backoff,
     failures: u32,
@@ -189,7 +194,7 @@ impl Waits {
         self.failures = 0;
     }
 
-    /// From the half of the wait that is due to all of it.
+    /// The next wait, between half of its bound and the bound.
     pub(super) fn next(&mut self) -> Duration {
         let due = self.backoff.longest(self.failures);
         self.failures = self.failures.saturating_add(1);
@@ -202,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_wait_is_longer_up_to_the_cap_and_no_two_are_the_same() {
+    fn waits_grow_to_the_cap_with_jitter() {
         let (first, cap) = (Duration::from_millis(100), Duration::from_secs(5));
         let mut waits = Waits::new(first, cap);
         for due in [100, 200, 400, 800, 1600, 3200, 5000, 5000].map(Duration::from_millis) {

@@ -1,13 +1,15 @@
-//! The EndpointSlices of a Kubernetes Service: listed once, and watched from there.
+//! Discovery by the Kubernetes API: the EndpointSlices of a Service, listed once and then watched.
 //!
-//! Needs `list` and `watch` on `endpointslices` in the API group `discovery.k8s.io`,
-//! in the Service's namespace.
+//! Use it through [`Source`](super::Source) with the URL `k8s://NAMESPACE/SERVICE[:PORT]`. The
+//! pod's service account needs `list` and `watch` on `endpointslices` in the API group
+//! `discovery.k8s.io`, in the Service's namespace.
 //!
-//! A watch that ends or breaks is made again from the last version that was seen,
-//! after a wait with jitter. Where the API has forgotten that version (410 Gone) the
-//! slices are listed anew; until that list is there, the last set stands.
+//! If a watch ends or breaks, it is resumed from the last version seen, after a wait with jitter.
+//! If the API has forgotten that version (410 Gone), the slices are listed again, and the last set
+//! stays until then.
 //!
-//! What the API does say counts at once, an empty set too: unlike DNS it knows.
+//! Unlike DNS, the API knows which endpoints exist. So its answers apply at once, including an
+//! empty set.
 
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime};
@@ -36,34 +38,34 @@ use super::service_port::ServicePort;
 use super::slices::Slices;
 use super::{Discovery, DiscoveryError, Endpoints, FailureKind, Failures, SourceFailure};
 
-/// The wait after the first of several failures, and the longest.
+/// The bound of the wait after a first failure, and the longest bound.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// How long a watch must have stood, or it must have said something, to be one that
-/// works: only then is the next wait a short one.
+/// A watch counts as working once it has lasted this long or delivered an event. Only then does the
+/// next wait start short again.
 const STEADY: Duration = Duration::from_secs(1);
 
-/// Slices in one answer to a list: 2,000 endpoints as the API fills its slices.
+/// Slices in one page of a list: 2,000 endpoints, as the API fills its slices.
 const PAGE: u32 = 20;
 
-/// Answers to one list: far more than are kept of them.
+/// The most pages of one list: far more than are kept.
 const MAX_PAGES: usize = 50;
 
-/// Bytes in one answer to a list, or in one event: 20 slices of 1,000 endpoints, the
+/// The largest page of a list, and the largest event, in bytes: 20 slices of 1,000 endpoints, the
 /// most that a slice can have.
 const MAX_ANSWER: usize = 16 << 20;
 
-/// How long the API may take.
+/// Time limits for the API.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// For an answer to begin, and for a list to be read: 10 s, as an API server under
-    /// load takes seconds.
+    /// How long an answer may take to begin, and a list to be read: 10 s. An API server under load
+    /// takes seconds.
     pub answer: Duration,
-    /// After which the API is asked to end a watch, in whole seconds: 60 s, long
-    /// beside what it costs to begin one, and short enough to find out about a
-    /// connection that has died in silence.
+    /// How long the API is asked to keep a watch open, in whole seconds: 60 s. It is long compared
+    /// with the cost of a new watch, and short enough to notice a connection that has died
+    /// silently.
     pub watch: Duration,
-    /// How much longer than that a watch may be silent: 10 s.
+    /// How much longer than [`Self::watch`] a watch may be silent: 10 s.
     pub grace: Duration,
 }
 
@@ -77,32 +79,31 @@ impl Default for Patience {
     }
 }
 
-/// The API's client of this process: `$KUBECONFIG`, `~/.kube/config`, or the service
-/// account of the pod that this runs in.
+/// A client for the Kubernetes API, configured by `$KUBECONFIG`, `~/.kube/config` or the service
+/// account of the pod.
 ///
 /// # Errors
 ///
-/// Neither is there, or the one that is cannot be used.
+/// If there is no configuration, or if it cannot be used.
 pub async fn client() -> Result<Client, DiscoveryError> {
     let config =
         kube::Config::infer().await.map_err(|error| DiscoveryError::Kubernetes(error.into()))?;
     client_of(config).map_err(DiscoveryError::Kubernetes)
 }
 
-/// The API's client of a configuration.
+/// A client for the Kubernetes API with this configuration.
 ///
-/// It is not the one of `Client::try_from`, which logs each failure as an error and
-/// repeats requests by itself: here a failure is logged once, and repeating is
-/// [`Kubernetes`]' own. Proxies are left out, as they are in the features of kube.
+/// Unlike `Client::try_from`, it neither logs each failure as an error nor repeats requests:
+/// [`Kubernetes`] logs each outage once and retries by itself. Proxies are not supported.
 ///
 /// # Errors
 ///
-/// Its certificates or credentials cannot be used.
+/// If its certificates or credentials cannot be used.
 pub fn client_of(config: kube::Config) -> Result<Client, BoxError> {
     choose_crypto();
     let connector = config.rustls_https_connector()?;
     let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
-        // A connection that has been idle may be dead, and a list is rare.
+        // An idle connection may be dead, and lists are rare.
         .pool_max_idle_per_host(0)
         .build(connector);
     let service = ServiceBuilder::new()
@@ -114,16 +115,16 @@ pub fn client_of(config: kube::Config) -> Result<Client, BoxError> {
     Ok(Client::new(service, config.default_namespace))
 }
 
-/// Where a program that has copied this brings a second provider for TLS, rustls
-/// panics unless one of them was chosen. A choice that was made stands.
+/// If the program contains a second TLS provider, rustls panics unless one is chosen. An earlier
+/// choice stands.
 fn choose_crypto() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Fails only where another thread has chosen in between.
+        // This fails only if another thread has chosen in the meantime.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
 }
 
-/// Lists and watches the EndpointSlices of a Service.
+/// A source that lists and watches the EndpointSlices of a Service.
 pub struct Kubernetes {
     port: ServicePort,
     client: Client,
@@ -132,26 +133,26 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// The endpoints of this port, from the API that `client` talks to.
+    /// A source for this port, using the API that `client` talks to.
     pub fn new(port: ServicePort, client: Client) -> Self {
         let outage = Outage::new(port.to_string());
         Self { port, client, patience: Patience::default(), outage }
     }
 
-    /// Waits for the API as long as this.
+    /// Replaces the time limits.
     #[must_use]
     pub fn with_patience(self, patience: Patience) -> Self {
         Self { patience, ..self }
     }
 
-    /// The request that lists the slices from `page` on.
+    /// The request for a page of the list.
     fn list_request(&self, page: Option<String>) -> Result<Request<Vec<u8>>, Failure> {
         let mut params = ListParams::default().labels(&self.selector()).limit(PAGE);
         params.continue_token = page;
         Ok(self.resource().list(&params)?)
     }
 
-    /// The request that watches them from `version` on.
+    /// The request to watch the slices from `version` on.
     fn watch_request(&self, version: &str) -> Result<Request<Vec<u8>>, Failure> {
         let seconds = u32::try_from(self.patience.watch.as_secs()).unwrap_or(u32::MAX);
         let params = WatchParams::default().labels(&self.selector()).timeout(seconds);
@@ -168,7 +169,7 @@ impl Kubernetes {
         kube::core::Request::new(url)
     }
 
-    /// Sends a request. The answer's body has a limit where it is read as one.
+    /// Sends a request. The size of the body is limited where it is read.
     async fn open(&self, request: Request<Vec<u8>>) -> Result<Body, Failure> {
         let response = timeout(self.patience.answer, self.client.send(request.map(Body::from)))
             .await
@@ -179,13 +180,13 @@ impl Kubernetes {
         }
         let retry_after = retry_after(response.headers(), SystemTime::now());
         let body = self.read(response.into_body()).await.unwrap_or_default();
-        // A proxy in between answers with something else than a Status.
+        // A proxy in between may answer with something other than a Status.
         let message =
             serde_json::from_slice(&body).map_or(String::new(), |status: Status| status.message);
         Err(Failure::refused(status.as_u16(), message, retry_after))
     }
 
-    /// Reads a whole answer. Its frames are not kept: there may be one for each byte.
+    /// Reads a whole answer. Frames are copied rather than kept: there may be one for each byte.
     async fn read(&self, mut body: Body) -> Result<BytesMut, Failure> {
         let read = async {
             let mut bytes = BytesMut::new();
@@ -225,11 +226,12 @@ impl Discovery for Kubernetes {
     }
 }
 
-/// Why a list or a watch ended early.
+/// Why a list or a watch failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    /// Ends no outage and begins none: the API forgets versions as a rule.
-    #[error("the API has forgotten the version")]
+    /// The API has dropped an old version, as it regularly does. This neither starts nor ends an
+    /// outage.
+    #[error("the API has dropped this version")]
     Gone { retry_after: Option<Duration> },
     #[error("the API answered {code}{message}")]
     Refused { code: u16, message: String, retry_after: Option<Duration> },
@@ -237,11 +239,11 @@ enum Failure {
     Late(Duration),
     #[error("the watch was silent for {0:?}")]
     Silent(Duration),
-    #[error("an answer of more than {MAX_ANSWER} bytes")]
+    #[error("the answer has more than {MAX_ANSWER} bytes")]
     TooLarge,
-    #[error("the answer broke: {}", chain(&**.0))]
+    #[error("the connection broke during the answer: {}", chain(&**.0))]
     Broken(BoxError),
-    #[error("an answer that is not understood: {0}")]
+    #[error("cannot parse the answer: {0}")]
     NotUnderstood(#[from] serde_json::Error),
     #[error("{}", chain(.0))]
     Unreachable(#[from] kube::Error),
@@ -250,7 +252,7 @@ enum Failure {
 }
 
 impl Failure {
-    /// The longest message of the API that is logged.
+    /// The longest message of the API that is logged, in characters.
     const MESSAGE: usize = 300;
 
     fn refused(code: u16, message: String, retry_after: Option<Duration>) -> Self {
@@ -293,9 +295,9 @@ struct Follower {
     waits: Waits,
     slices: Slices,
     left_out: LeftOut,
-    /// Whether the slices have changed since they were published last.
+    /// Whether the slices have changed since they were last published.
     changed: bool,
-    /// Of the last list, event or bookmark; none where a list is due.
+    /// The version of the last list, event or bookmark. `None` if a list is due.
     version: Option<Token>,
 }
 
@@ -313,18 +315,18 @@ impl Follower {
 
     fn failed(&mut self, failure: &Failure) {
         if matches!(failure, Failure::Gone { .. }) {
-            debug!(source = %self.api.port, "the version is too old, listing anew");
+            debug!(source = %self.api.port, "the version has expired; listing again");
             self.version = None;
             return;
         }
-        // The same event would come again from the same version.
+        // Resuming from the same version would deliver the same event again.
         if matches!(failure, Failure::NotUnderstood(_) | Failure::TooLarge) {
             self.version = None;
         }
         self.api.outage.failed(failure.into(), self.publisher.len());
     }
 
-    /// Lists where that is due, and watches until that ends.
+    /// Lists the slices if that is due, then watches until the watch ends.
     async fn turn(&mut self) -> Result<(), Failure> {
         let version = match self.version.clone() {
             Some(version) => version,
@@ -337,7 +339,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Replaces all slices by those that there are now.
+    /// Replaces all slices with a fresh list.
     async fn list(&mut self) -> Result<Token, Failure> {
         let mut slices = Slices::new(self.api.port.port.clone());
         let mut next = None;
@@ -361,7 +363,7 @@ impl Follower {
         Ok(version)
     }
 
-    /// Takes events until the API ends the watch.
+    /// Processes events until the API ends the watch.
     async fn watch(&mut self, version: &str) -> Result<(), Failure> {
         let mut body = self.api.open(self.api.watch_request(version)?).await?;
         let idle = self.api.patience.watch + self.api.patience.grace;
@@ -374,7 +376,7 @@ impl Follower {
                 Ok(Some(Ok(frame))) => {
                     lines.push(&frame.into_data().unwrap_or_default());
                     let taken = self.take_events(&mut lines);
-                    // What came before a failure counts.
+                    // Events before a failure still count.
                     self.publish();
                     taken?;
                 }
@@ -388,8 +390,9 @@ impl Follower {
         }
     }
 
-    /// Takes the events that are whole, a line each. What came together is published
-    /// together: an endpoint that moves from one slice to another does not blink.
+    /// Processes the complete events, one per line. Events that arrive together are published
+    /// together, so that an endpoint that moves from one slice to another does not disappear in
+    /// between.
     fn take_events(&mut self, lines: &mut Lines) -> Result<(), Failure> {
         while let Some(line) = lines.next() {
             self.take(read_event(&line)?)?;
@@ -417,8 +420,8 @@ impl Follower {
         Ok(())
     }
 
-    /// Publishes the set once for all that has changed. It is made anew each time, which would
-    /// cost more than the bytes of an event that changes nothing.
+    /// Publishes the set once for all changes. The set is built anew each time, so this is skipped
+    /// if nothing changed.
     fn publish(&mut self) {
         if std::mem::take(&mut self.changed) {
             self.publisher.publish(self.slices.endpoints());

@@ -1,16 +1,16 @@
-//! Splits a stream of bytes into lines, and looks at each byte once.
+//! Splits a stream of bytes into lines, looking at each byte only once.
 
 use bytes::{Buf, BytesMut};
 use memchr::memchr;
 
-/// What has come of a stream and is no whole line yet.
+/// The part of a stream that is not a complete line yet.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     unread: BytesMut,
-    /// The first bytes of `unread`, which hold no end of a line. Without this a line that
-    /// comes in many frames would be scanned from its start with each of them.
+    /// Length of the prefix of `unread` that is known to hold no line end. Without it, a line that
+    /// comes in many frames would be scanned from its start for each of them.
     scanned: usize,
-    /// Bytes that `memchr` has been given and has passed over.
+    /// Bytes that `memchr` has scanned.
     #[cfg(test)]
     looked_at: usize,
 }
@@ -21,7 +21,7 @@ impl Lines {
         self.unread.extend_from_slice(bytes);
     }
 
-    /// Takes the next whole line, without its end.
+    /// Removes the next complete line and returns it without its line end.
     pub(super) fn next(&mut self) -> Option<BytesMut> {
         let found = memchr(b'\n', &self.unread[self.scanned..]);
         #[cfg(test)]
@@ -38,7 +38,7 @@ impl Lines {
         Some(line)
     }
 
-    /// Bytes of the line that is not whole yet. Only right after [`Self::next`] found none.
+    /// Length of the incomplete line. Call it only right after [`Self::next`] returned `None`.
     pub(super) fn unfinished(&self) -> usize {
         self.unread.len()
     }
@@ -48,7 +48,7 @@ impl Lines {
 mod tests {
     use super::*;
 
-    /// All lines of a stream that comes in these frames, and the scanner after it.
+    /// All lines of a stream that comes in these frames, and the splitter afterwards.
     fn lines<'a>(frames: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Vec<u8>>, Lines) {
         let mut lines = Lines::default();
         let mut found = Vec::new();
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_the_same_however_they_are_cut_into_frames() {
+    fn frame_boundaries_do_not_change_the_lines() {
         let stream = b"one\n\nthree is longer\nunfinished";
         for size in 1..=stream.len() {
             let (found, rest) = lines(stream.chunks(size));
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn each_byte_of_a_line_in_many_frames_is_looked_at_once() {
+    fn each_byte_of_a_line_in_many_frames_is_scanned_once() {
         let frame = [b'a'; 16 << 10];
         let (found, unfinished) = lines(std::iter::repeat_n(&frame[..], 512));
         assert!(found.is_empty());

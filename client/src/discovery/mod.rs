@@ -1,19 +1,66 @@
-//! Where the endpoints come from: a source that says which there are, again and
-//! again as they come and go.
+//! Sources of endpoints: they tell the client which endpoints exist, and follow them as they come
+//! and go.
 //!
-//! 1. [`source`]: the URL that names a source, `dns://zmq-echo-headless:5555`.
+//! Most programs parse a [`Source`] from a URL and call [`Source::discovery`]:
+//!
+//! - `tcp://127.0.0.1:5551,tcp://127.0.0.1:5552` is a list that does not change.
+//! - `dns://zmq-echo-headless:5555` looks up the addresses of a name every 1 to 5 s.
+//! - `dns://_zeromq._tcp.zmq-echo-headless` looks up SRV records, which include the port.
+//! - `k8s://default/zmq-echo:zeromq` watches the EndpointSlices of a Kubernetes Service. It is the
+//!   only source that announces which pods are about to leave, so prefer it if your pods may use
+//!   the API.
+//!
+//! If a source fails, the last known endpoints stay in use. An outage of DNS or of the API server
+//! never removes an endpoint.
+//!
+//! Implement [`Discovery`] for a source of your own, such as a configuration file:
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//!
+//! use futures_util::future::BoxFuture;
+//! use tokio::sync::watch;
+//! use zmq_echo_client::discovery::{Discovery, Endpoint, EndpointState, Endpoints};
+//!
+//! struct OneEndpoint;
+//!
+//! impl Discovery for OneEndpoint {
+//!     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
+//!         Box::pin(async move {
+//!             let endpoint = "tcp://127.0.0.1:5555".parse().expect("a valid endpoint");
+//!             let ready = Endpoint::new(EndpointState::Ready, Vec::new());
+//!             endpoints.send_replace(BTreeMap::from([(endpoint, ready)]));
+//!             // Call `send_replace` again whenever the set changes.
+//!             endpoints.closed().await;
+//!         })
+//!     }
+//! }
+//! #
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! #     let (sender, mut endpoints) = watch::channel(Endpoints::new());
+//! #     let task = tokio::spawn(Box::new(OneEndpoint).follow(sender));
+//! #     endpoints.changed().await.unwrap();
+//! #     assert_eq!(endpoints.borrow().len(), 1);
+//! #     drop(endpoints);
+//! #     task.await.unwrap();
+//! # }
+//! ```
+//!
+//! The modules, in reading order:
+//!
+//! 1. [`source`]: the URL that names a source, such as `dns://zmq-echo-headless:5555`.
 //! 2. [`fixed`]: a list that does not change.
-//! 3. [`dns`]: a name, asked again and again: its addresses or its SRV records.
+//! 3. [`dns`]: the addresses or SRV records of a name, looked up again and again.
 //! 4. [`kubernetes`]: the EndpointSlices of a Service, listed and watched.
-//! 5. [`failure`]: why a source could not be asked.
-//! 6. [`service_port`]: which port of a Service.
-//! 7. `slices`: what EndpointSlices say of endpoints, free of any connection.
-//! 8. `answers`: what is read of the API's answers, within bounds.
+//! 5. [`failure`]: why a source failed.
+//! 6. [`service_port`]: which port of a Service to use.
+//! 7. `slices`: turns EndpointSlices into endpoints, without I/O.
+//! 8. `answers`: the parts of the API's answers that are read, with limits.
 //! 9. `retry_after`: how long the API asks to wait.
-//! 10. `addresses`: which addresses a source may name.
-//!
-//! A source going away never removes endpoints: what could not be asked says
-//! nothing, and the last set stands until a new one is known.
+//! 10. `addresses`: which addresses a source may list.
+//! 11. `following`: what all sources share: publishing, logging outages, backing off.
+//! 12. `lines`: splits a stream into lines.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -41,56 +88,55 @@ pub use fixed::Fixed;
 pub use service_port::{PodPort, ServicePort};
 pub use source::{DiscoveryError, Source, SourceError};
 
-/// The most endpoints that are taken from a source: the 1,000 of Kubernetes' own
-/// Endpoints API, rounded up. A client has a connection to each, and a source that
-/// says more is more likely wrong than meant. Beyond it those that are ready come
-/// first.
+/// The most endpoints that are taken from a source: the 1,000 of Kubernetes' own Endpoints API,
+/// rounded up. A client opens a connection to each, and a longer list is more likely a mistake. If
+/// there are more, ready endpoints are taken first.
 pub const MAX_ENDPOINTS: usize = 1024;
 
-/// What a source says of an endpoint.
+/// The state of an endpoint, as its source reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndpointState {
-    /// Takes requests.
+    /// Gets requests.
     Ready,
-    /// Terminating or not ready while others are ready: gets nothing new, and answers what it
-    /// has.
+    /// Terminating, or not ready while others are. It gets no new requests, but its outstanding
+    /// ones are still answered.
     Draining,
 }
 
-/// What a source knows of an endpoint.
+/// What a source knows about an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Whether it takes requests.
+    /// Whether it gets requests.
     pub state: EndpointState,
-    /// Its addresses, in the order in which they are to be tried. They are all the same server,
-    /// and the first that connects is used. If there are none, the host that names the endpoint
-    /// is resolved for each connection.
+    /// Its addresses, in the order in which to try them. They all lead to the same server, and the
+    /// first that connects is used. If there are none, the host in the endpoint's name is resolved
+    /// for each connection.
     pub addresses: Vec<SocketAddr>,
-    /// It takes requests only because no endpoint is ready: it may not answer.
+    /// It gets requests only because no endpoint is ready, so it may not answer.
     pub doubtful: bool,
 }
 
 impl Endpoint {
-    /// An endpoint that is what its state says.
+    /// An endpoint in this state that is not doubtful.
     pub fn new(state: EndpointState, addresses: Vec<SocketAddr>) -> Self {
         Self { state, addresses, doubtful: false }
     }
 }
 
-/// Every endpoint that a source knows, by what logs and reports call it: its name, or its first
-/// address. An endpoint that is not in it has gone.
+/// All endpoints that a source knows. The key is the endpoint's name in logs and reports: its host
+/// name or its first address. An endpoint that is missing has gone.
 pub type Endpoints = BTreeMap<ConnectEndpoint, Endpoint>;
 
-/// A source of endpoints.
+/// A source of endpoints. See the [module](self) for an example.
 pub trait Discovery: Send + 'static {
-    /// Follows the source for ever, and puts the whole set into `endpoints` whenever
-    /// it has changed. It sends nothing before it knows something; a source that
-    /// cannot be asked leaves the last set as it is, logs why, and is asked again
-    /// with backoff. It ends where nobody listens to `endpoints` any more.
+    /// Follows the source and sends the whole set to `endpoints` whenever it changes. Send nothing
+    /// before something is known. If the source fails, keep the last set, log why, and retry with
+    /// backoff. Return once `endpoints` has no receivers left.
     fn follow(self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()>;
 
-    /// The source's last failure while it is followed, `None` if it answered since. It is for
-    /// people: a source that cannot fail, or that does not tell, keeps the default.
+    /// The source's last failure, or `None` if it has answered since. It explains to a user why
+    /// there are no endpoints. Keep the default if the source cannot fail or does not report
+    /// failures.
     fn failures(&self) -> Failures {
         watch::channel(None).1
     }

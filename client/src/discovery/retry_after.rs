@@ -6,16 +6,16 @@ use httpdate::parse_http_date;
 use hyper::HeaderMap;
 use hyper::header::{DATE, HeaderName, RETRY_AFTER};
 
-/// The longest wait that a server can ask for. It is short enough that a header which is wrong
-/// does not keep a client from new endpoints for long.
+/// The longest wait that a server can impose. It is short, so that a wrong header does not keep a
+/// client from new endpoints for long.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// The wait that an answer asks for, if it does. A date counts from the answer's own date, or
-/// from `now` if it has none: the server's clock may be another.
+/// The wait that an answer asks for, if any. A date is relative to the answer's own date, because
+/// the server's clock may differ, or to `now` if the answer has none.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = text(headers, RETRY_AFTER)?;
     let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // A number that is too large is a very long time.
+        // A number too large to parse is a very long time.
         text.parse().map_or(LONGEST, Duration::from_secs)
     } else {
         let until = parse_http_date(text).ok()?;
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn seconds_and_dates_are_understood_and_capped_at_a_minute() {
+    fn waits_in_seconds_and_dates_are_capped_at_a_minute() {
         for (value, seconds) in [
             ("0", Some(0)),
             ("7", Some(7)),
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_counts_from_the_date_of_the_answer() {
+    fn a_date_is_relative_to_the_date_of_the_answer() {
         let of_server = Some("Thu, 01 Jan 2026 00:00:00 GMT");
         assert_eq!(wait("Thu, 01 Jan 2026 00:00:09 GMT", of_server), Some(9));
         assert_eq!(wait("Sun, 06 Nov 1994 08:49:46 GMT", Some("when?")), Some(9));

@@ -2,26 +2,26 @@
 
 use std::fmt;
 
-/// A Service, and which of its ports.
+/// A port of a Kubernetes Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
     /// The Service's namespace.
     pub namespace: String,
     /// The Service's name.
     pub service: String,
-    /// The port.
+    /// Which port.
     pub port: PodPort,
 }
 
-/// Which TCP port of the pods behind a Service.
+/// Selects a TCP port of the pods behind a Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PodPort {
-    /// The only one, whether the Service has a name for it or not.
+    /// The only TCP port, named or not.
     Only,
-    /// The one that the Service calls by this name.
+    /// The port to which the Service gives this name.
     Named(String),
-    /// The one with this number, on which the pods listen. EndpointSlices do not hold the number
-    /// at the Service's own address, which may be another.
+    /// The port with this number on the pods. EndpointSlices do not contain the Service's own port
+    /// number, which may differ.
     Numbered(u16),
 }
 

@@ -1,12 +1,11 @@
-//! What EndpointSlices say of endpoints, free of any connection.
+//! Turns EndpointSlices into endpoints, without I/O.
 //!
-//! The endpoints of the best [`Tier`] that is not empty take requests, and the others are drained.
-//! For terminating endpoints that still serve this is what kube-proxy does. The last tier goes
-//! further: if a kubelet is down for a minute, all of its pods count as not ready while they
-//! serve on, so a doubtful endpoint is better than none. The client finds out which of them
-//! answer.
+//! The endpoints of the best non-empty [`Tier`] get requests, and the others are drained. For
+//! terminating endpoints that still serve, kube-proxy does the same. The last tier goes further: if
+//! a kubelet is down for a minute, all of its pods count as not ready although they still serve. So
+//! a doubtful endpoint is better than none, and the client finds out which of them answer.
 //!
-//! A pod with two families of addresses is in two slices, and is one endpoint here.
+//! A dual-stack pod is in two slices, but is one endpoint here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -19,33 +18,33 @@ use super::service_port::PodPort;
 use super::{Endpoint, EndpointState, Endpoints, MAX_ENDPOINTS};
 use zmtp::printable;
 
-/// The most endpoints that are kept, of all slices together: an endpoint may be in
-/// several while the API moves it.
+/// The most endpoints that are kept, over all slices. An endpoint may be in several slices while
+/// the API moves it.
 const MAX_KEPT: usize = 4 * MAX_ENDPOINTS;
 
-/// The most addresses of an endpoint. A pod has one of each family.
+/// The most addresses of an endpoint. A pod has one in each family.
 const MAX_ADDRESSES: usize = 4;
 
-/// The most ports of a Service that an error lists.
+/// The most ports that an error message lists.
 const MAX_NAMED: usize = 10;
 
 /// The slices of one Service, reduced to one of its ports.
 #[derive(Debug)]
 pub struct Slices {
     port: PodPort,
-    /// By the slice's name; one without endpoints is not kept.
+    /// Endpoints by the name of their slice. A slice without endpoints is not kept.
     slices: BTreeMap<String, Vec<Listed>>,
     kept: usize,
     cut: bool,
-    /// Why the endpoints that came last do not have the port that is meant, if so.
+    /// Why the last slice does not have the requested port, if so.
     no_port: Option<String>,
-    /// Whether that was logged.
+    /// Whether that has been logged.
     warned: bool,
     left_out: Option<IpAddr>,
 }
 
 impl Slices {
-    /// None yet, of this port of the Service.
+    /// No slices yet, for this port of the Service.
     pub fn new(port: PodPort) -> Self {
         Self {
             port,
@@ -58,7 +57,7 @@ impl Slices {
         }
     }
 
-    /// Takes a slice that is new or has changed, and says whether its endpoints have.
+    /// Adds or replaces a slice. Returns whether its endpoints changed.
     pub fn put(&mut self, slice: &Slice) -> bool {
         let name = slice.metadata.name.as_ref();
         let before = self.take(name);
@@ -83,8 +82,8 @@ impl Slices {
         changed
     }
 
-    /// The endpoints of a slice. Without the port that is meant they would look like a Service
-    /// that has none, so this is logged.
+    /// The endpoints of a slice. Logs if they do not have the requested port, because otherwise
+    /// they would look like a Service without endpoints.
     fn listed(&mut self, slice: &Slice) -> Vec<Listed> {
         if slice.endpoints.0.is_empty() || slice.address_type == AddressType::Other {
             return Vec::new();
@@ -96,7 +95,7 @@ impl Slices {
             }
             Err(reason) => {
                 if !std::mem::replace(&mut self.warned, true) {
-                    warn!(reason, "endpoints without the port");
+                    warn!(reason, "the endpoints do not have the requested port");
                 }
                 self.no_port = Some(reason);
                 Vec::new()
@@ -104,17 +103,17 @@ impl Slices {
         }
     }
 
-    /// If there are endpoints, none of which has the port that is meant: which ports they have.
+    /// If there are endpoints, but none has the requested port: which ports they have.
     pub fn no_port(&self) -> Option<&str> {
         self.no_port.as_deref().filter(|_| self.slices.is_empty())
     }
 
-    /// The first address that was left out, because no host can have it.
+    /// The first address that was ignored because it cannot belong to a host.
     pub fn left_out(&self) -> Option<IpAddr> {
         self.left_out
     }
 
-    /// Forgets a slice that is gone, and says whether it had endpoints.
+    /// Removes a slice. Returns whether it had endpoints.
     pub fn remove(&mut self, name: Option<&Name>) -> bool {
         self.no_port = None;
         !self.take(name).is_empty()
@@ -126,8 +125,7 @@ impl Slices {
         endpoints
     }
 
-    /// Whether there were more endpoints than are kept, so that only a new list tells
-    /// which there are now.
+    /// Whether some endpoints did not fit. If so, only a new list can tell which endpoints exist.
     pub fn is_cut(&self) -> bool {
         self.cut
     }
@@ -147,8 +145,8 @@ impl Slices {
         servers.into_iter().map(|(first, server)| (first.into(), known(server))).collect()
     }
 
-    /// All servers, by their first address. Those with the same one are the same: with the
-    /// host's network the next pod may have the address of the last, which is still in a slice
+    /// All servers by their first address. Those with the same first address are merged: on the
+    /// host's network a new pod may have the address of its predecessor, which may still be listed
     /// as terminating.
     fn servers(&self) -> BTreeMap<SocketAddr, Server> {
         let mut pods: BTreeMap<(Option<&str>, Option<SocketAddr>), Server> = BTreeMap::new();
@@ -167,7 +165,7 @@ impl Slices {
     }
 }
 
-/// An endpoint of a slice.
+/// An endpoint in a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Listed {
     address: SocketAddr,
@@ -175,7 +173,7 @@ struct Listed {
     pod: Option<String>,
 }
 
-/// What all slices together say of one server.
+/// What all slices together say about one server.
 struct Server {
     tier: Tier,
     /// In the order in which they are tried: IPv4 first.
@@ -183,7 +181,7 @@ struct Server {
 }
 
 impl Server {
-    /// The best word counts, as slices change one after the other.
+    /// Keeps the better tier, because slices change one after the other.
     fn join(&mut self, other: &Self) {
         self.tier = self.tier.min(other.tier);
         self.addresses.extend(&other.addresses);
@@ -202,7 +200,7 @@ fn endpoints(slice: &Slice, port: u16) -> Vec<Listed> {
     with_address.collect()
 }
 
-/// The number of the port that is meant, or why a slice has none.
+/// The number of the requested port, or why the slice does not have it.
 fn port_number(slice: &Slice, wanted: &PodPort) -> Result<u16, String> {
     let ports: Vec<_> = tcp_ports(slice).collect();
     let is_meant = |(name, number): &&(&str, u16)| match wanted {
@@ -222,7 +220,7 @@ fn port_number(slice: &Slice, wanted: &PodPort) -> Result<u16, String> {
     Err(format!("{why}; the ports are: {}", text_of(&ports)))
 }
 
-/// Name and number of each TCP port. A port without a name has an empty one.
+/// Name and number of each TCP port. The name is empty if the port has none.
 fn tcp_ports(slice: &Slice) -> impl Iterator<Item = (&str, u16)> {
     let tcp = |protocol: &Protocol| *protocol == Protocol::Tcp;
     let ports = slice.ports.0.iter();
@@ -234,7 +232,7 @@ fn tcp_ports(slice: &Slice) -> impl Iterator<Item = (&str, u16)> {
 
 fn text_of(ports: &[(&str, u16)]) -> String {
     let each = ports.iter().take(MAX_NAMED).map(|(name, number)| match *name {
-        "" => format!("{number} without a name"),
+        "" => format!("{number} (unnamed)"),
         name => format!("{} ({number})", printable(name)),
     });
     let mut text = each.collect::<Vec<_>>().join(", ");
@@ -280,13 +278,13 @@ mod tests {
         json!({"addresses": [address], "conditions": conditions})
     }
 
-    /// An endpoint which is this object.
+    /// An endpoint with this object as its target.
     fn of(target: Value, address: &str) -> Value {
         json!({"addresses": [address], "targetRef": target})
     }
 
     #[test]
-    fn conditions_that_are_not_set_mean_ready_serving_and_not_terminating() {
+    fn unset_conditions_mean_ready_serving_and_not_terminating() {
         use Tier::{Doubtful, Ready, Serving};
         for (conditions, tier) in [
             (json!(null), Ready),
@@ -310,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_tier_that_is_not_empty_takes_requests() {
+    fn the_best_tier_with_endpoints_gets_requests() {
         let [ready, serving, doubtful] = [
             at("10.0.0.1", json!({"ready": true})),
             at("10.0.0.2", json!({"ready": false, "serving": true, "terminating": true})),
@@ -333,14 +331,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_with_two_families_of_addresses_is_one_endpoint() {
+    fn a_dual_stack_pod_is_one_endpoint() {
         let ports = || json!([{"name": "zmq", "port": 5555}]);
         let named = |name: &str| json!({"kind": "Pod", "namespace": "default", "name": name});
         let with_uid = |uid: &str| json!({"kind": "Pod", "name": "same", "uid": uid});
         for (one, other) in [(named("a"), named("b")), (with_uid("1"), with_uid("2"))] {
             let v4 = [of(one.clone(), "10.0.0.1"), of(other.clone(), "10.0.0.2")];
             let v6 = [of(one.clone(), "fd00::1"), of(other.clone(), "fd00::2")];
-            // Whatever the order of the slices is.
+            // In either order of the slices.
             for names in [["a", "b"], ["b", "a"]] {
                 let all = said(&[
                     slice(names[0], "IPv4", ports(), json!(v4)),
@@ -358,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_that_are_not_known_to_be_one_pod_are_not_paired() {
+    fn endpoints_are_paired_only_if_known_to_be_the_same_pod() {
         let nothing_in_common = [
             (json!(null), json!(null)),
             (json!({"uid": "1"}), json!({"uid": "2"})),
@@ -383,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_no_host_can_have_are_left_out() {
+    fn addresses_that_cannot_belong_to_a_host_are_ignored() {
         let mut slices = Slices::new(PodPort::Named("zmq".to_owned()));
         let addresses = ["10.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255"];
         let endpoints = addresses.map(|address| json!({"addresses": [address]}));
@@ -394,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn the_addresses_of_an_endpoint_are_bounded() {
+    fn the_addresses_of_an_endpoint_are_limited() {
         let pod = json!({"uid": "1"});
         let endpoints: Vec<_> =
             (0..100).map(|at| of(pod.clone(), &format!("10.0.0.{at}"))).collect();
@@ -403,7 +401,7 @@ mod tests {
         assert!(all.values().all(|said| said.addresses.len() == MAX_ADDRESSES));
     }
 
-    /// The port of endpoints with these ports, or why they have none.
+    /// The port found for endpoints with these ports, or why there is none.
     fn found(wanted: &PodPort, ports: Value) -> Result<String, String> {
         let mut known = Slices::new(wanted.clone());
         known.put(&slice("a", "IPv4", ports, json!([{"addresses": ["10.0.0.1"]}])));
@@ -434,8 +432,8 @@ mod tests {
             assert_eq!(found(&zmq, ports).unwrap(), "tcp://10.0.0.1:7777");
         }
         for (ports, there_are) in [
-            (unnamed, "7777 without a name"),
-            (without, "7777 without a name"),
+            (unnamed, "7777 (unnamed)"),
+            (without, "7777 (unnamed)"),
             (json!([{"name": "http", "port": 80}, {"name": "x", "port": 1}]), "http (80), x (1)"),
             (json!([{"name": "zmq", "port": 7777, "protocol": "UDP"}]), "none"),
             (json!([{"name": "zmq"}]), "none"),
@@ -462,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn the_only_port_needs_no_name() {
+    fn a_single_port_needs_no_name() {
         let [one, several, unnamed, without] = ports();
         let and_udp = json!([{"name": "zmq", "port": 7777}, {"port": 7777, "protocol": "UDP"}]);
         for ports in [one, unnamed, without, and_udp] {
@@ -479,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_missing_is_reported_only_while_there_is_no_endpoint() {
+    fn a_missing_port_is_reported_only_while_there_is_no_endpoint() {
         let http = |name| {
             let endpoints = json!([{"addresses": ["10.0.0.2"]}]);
             slice(name, "IPv4", json!([{"name": "http", "port": 80}]), endpoints)
@@ -493,14 +491,14 @@ mod tests {
         assert!(slices.no_port().is_some());
         slices.put(&with_port);
         assert_eq!(slices.no_port(), None);
-        // Without endpoints a slice has no ports either.
+        // A slice without endpoints has no ports either.
         slices.put(&of_zmq("a", json!([])));
         slices.put(&slice("b", "IPv4", json!(null), json!([])));
         assert_eq!(slices.no_port(), None);
     }
 
     #[test]
-    fn slices_are_merged_and_names_are_ignored() {
+    fn slices_are_merged_and_host_names_are_ignored() {
         let ports = json!([{"name": "zmq", "port": 5555}]);
         let known = known(&[
             of_zmq("a", json!([{"addresses": ["10.0.0.1"], "conditions": {"terminating": true}}])),
@@ -515,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded_and_said_to_be_cut() {
+    fn kept_endpoints_are_limited_and_a_cut_is_noticed() {
         let endpoints: Vec<_> = (0..1000u32)
             .map(|at| json!({"addresses": [format!("10.0.{}.{}", at / 250, at % 250)]}))
             .collect();
@@ -535,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_slice_whose_endpoints_differ_is_a_change() {
+    fn only_different_endpoints_count_as_a_change() {
         let endpoints = json!([{"addresses": ["10.0.0.1"]}]);
         let terminating = json!([{"addresses": ["10.0.0.1"], "conditions": {"terminating": true}}]);
         let slice = of_zmq("a", endpoints);

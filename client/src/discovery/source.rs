@@ -13,14 +13,29 @@ use super::kubernetes::{self, Kubernetes};
 use super::service_port::{PodPort, ServicePort};
 use zmtp::endpoint::{ConnectEndpoint, EndpointError};
 
-/// Where the endpoints come from: `tcp://HOST:PORT[,tcp://HOST:PORT…]`,
-/// `dns://HOST:PORT[?server=IP:PORT]`, `dns://_SERVICE._PROTO.NAME[?server=IP:PORT]` or
-/// `k8s://NAMESPACE/SERVICE[:PORT]`.
+/// A source of endpoints, usually parsed from a URL.
+///
+/// | URL | endpoints |
+/// |---|---|
+/// | `tcp://HOST:PORT[,tcp://HOST:PORT…]` | this list |
+/// | `dns://HOST:PORT[?server=IP:PORT]` | the addresses of a name, such as a headless Service |
+/// | `dns://_SERVICE._PROTO.NAME[?server=IP:PORT]` | the targets and ports of SRV records |
+/// | `k8s://NAMESPACE/SERVICE[:PORT]` | the EndpointSlices of a Kubernetes Service |
+///
+/// ```
+/// use zmq_echo_client::discovery::Source;
+///
+/// let source: Source = "dns://zmq-echo-headless:5555".parse()?;
+/// assert_eq!(source.to_string(), "dns://zmq-echo-headless:5555");
+/// let error = "zmq-echo:5555".parse::<Source>().unwrap_err();
+/// assert!(error.to_string().starts_with("expected tcp://HOST:PORT"));
+/// # Ok::<(), zmq_echo_client::discovery::SourceError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// These, whatever happens.
+    /// A fixed list.
     Fixed(BTreeSet<ConnectEndpoint>),
-    /// The addresses of a name.
+    /// The addresses of a name in DNS.
     Dns(DnsName),
     /// The targets and ports of a name's SRV records.
     Srv(SrvName),
@@ -28,81 +43,81 @@ pub enum Source {
     Kubernetes(ServicePort),
 }
 
-/// Why a text names no source; says what would.
+/// Why a text is not the URL of a source. The message shows what is expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
-    /// It starts as no source does.
+    /// It starts with none of the known schemes.
     #[error(
         "expected tcp://HOST:PORT[,tcp://HOST:PORT…], dns://HOST:PORT, \
          dns://_SERVICE._PROTO.NAME or k8s://NAMESPACE/SERVICE[:PORT], such as \
          dns://zmq-echo-headless:5555"
     )]
     Scheme,
-    /// One of a list is no endpoint.
+    /// An entry in a list is not an endpoint.
     #[error("`{text}`: {error}")]
     Endpoint {
-        /// The one.
+        /// The entry.
         text: String,
         /// What is wrong with it.
         error: EndpointError,
     },
-    /// `dns://`, and then neither host and port nor the name of SRV records.
+    /// `dns://` is followed by neither a host and port nor the name of SRV records.
     #[error(
-        "expected dns://HOST:PORT, the host a name and the port from 1 to 65535, such as \
-         dns://zmq-echo-headless:5555, or dns://_SERVICE._PROTO.NAME for the ports of its SRV \
-         records, such as dns://_zeromq._tcp.zmq-echo-headless"
+        "expected dns://HOST:PORT with a host name and a port from 1 to 65535, such as \
+         dns://zmq-echo-headless:5555, or dns://_SERVICE._PROTO.NAME to use SRV records, such as \
+         dns://_zeromq._tcp.zmq-echo-headless"
     )]
     Dns,
-    /// `dns://` with an address, which has nothing to look up.
-    #[error("expected a name after dns://; an address is an endpoint by itself: {0}")]
+    /// `dns://` is followed by an address, so there is nothing to look up.
+    #[error("expected a name after dns://; to use an address, write {0}")]
     Address(ConnectEndpoint),
-    /// Something other than the resolver's address after the question mark.
+    /// The question mark is followed by something other than `server=IP:PORT`.
     #[error(
         "expected server=IP:PORT after the question mark, such as \
          dns://zmq-echo-headless:5555?server=127.0.0.1:53"
     )]
     DnsServer,
-    /// `k8s://`, and then no names of a Service and its port.
+    /// `k8s://` is not followed by the valid names of a namespace, a Service and a port.
     #[error(
-        "expected k8s://NAMESPACE/SERVICE[:PORT], the names lower case letters, digits and dashes \
-         and the port its name or the pods' number, such as k8s://default/zmq-echo:zeromq"
+        "expected k8s://NAMESPACE/SERVICE[:PORT]; names are lower-case letters, digits and dashes, and \
+         PORT is the name of a port or its number on the pods, such as k8s://default/zmq-echo:zeromq"
     )]
     Kubernetes,
 }
 
-/// Why a source cannot even be asked.
+/// Why a source cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoveryError {
-    /// There can be no resolver with this configuration.
+    /// No DNS resolver can be made from this configuration.
     #[error("{path}: {error}")]
     Resolver {
-        /// The file.
+        /// The configuration file.
         path: &'static str,
         /// What is wrong with it.
         error: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The name is none that DNS knows.
-    #[error("`{name}` is no name of a host: {error}")]
+    /// The name is not a valid DNS name.
+    #[error("`{name}` is not a valid host name: {error}")]
     Name {
         /// The name.
         name: String,
         /// What is wrong with it.
         error: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// There is no usable configuration for the Kubernetes API.
+    /// The configuration for the Kubernetes API is missing or unusable.
     #[error(
-        "the Kubernetes API cannot be used: {0}; expected to run in a pod with a service \
-         account, or a kubeconfig in $KUBECONFIG or ~/.kube/config"
+        "cannot use the Kubernetes API: {0}; run in a pod with a service account, or provide a \
+         kubeconfig in $KUBECONFIG or ~/.kube/config"
     )]
     Kubernetes(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Source {
-    /// The source itself, ready to be followed. Nothing is asked yet.
+    /// Sets up the source, ready to be followed. It sends no query yet.
     ///
     /// # Errors
     ///
-    /// A name that DNS does not know, or no usable kubeconfig or service account.
+    /// If the name is not valid in DNS, or if there is no usable kubeconfig or service account.
     pub async fn discovery(&self) -> Result<Box<dyn Discovery>, DiscoveryError> {
         Ok(match self {
             Self::Fixed(endpoints) => Box::new(Fixed::new(endpoints.iter().cloned())),
@@ -141,7 +156,7 @@ fn dns(text: &str) -> Result<Source, SourceError> {
         None => (text, None),
     };
     let server = || query.map(dns_server).transpose();
-    // The same hosts and ports as an endpoint's, which knows them.
+    // Hosts and ports are the same as in an endpoint, so its parser checks them.
     let endpoint = |text: &str| format!("tcp://{text}").parse::<ConnectEndpoint>();
     let Some((host, port)) = name.rsplit_once(':') else {
         if !SrvName::has_form(name) || endpoint(&format!("{name}:1")).is_err() {
@@ -177,7 +192,7 @@ fn service_port(text: &str) -> Result<ServicePort, SourceError> {
     Ok(ServicePort { namespace: namespace.to_owned(), service: service.to_owned(), port })
 }
 
-/// A number, or else a name, which has a letter in it.
+/// A number, or a name, which has at least one letter.
 fn pod_port(text: &str) -> Result<PodPort, SourceError> {
     if !is_label(text) {
         return Err(SourceError::Kubernetes);
@@ -189,7 +204,7 @@ fn pod_port(text: &str) -> Result<PodPort, SourceError> {
     number.map(PodPort::Numbered).ok_or(SourceError::Kubernetes)
 }
 
-/// A label of RFC 1123, as Kubernetes has its names.
+/// An RFC 1123 label, the form of Kubernetes names.
 fn is_label(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len())
@@ -219,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_parsed_is_printed_the_same() {
+    fn a_source_is_printed_as_the_url_it_was_parsed_from() {
         for text in [
             "tcp://127.0.0.1:5555",
             "tcp://10.0.0.1:5555,tcp://[fd00::1]:5555,tcp://zmq-echo-0:5555",
@@ -239,39 +254,42 @@ mod tests {
     }
 
     #[track_caller]
-    fn refused_with(text: &str, right: &str) {
+    fn assert_refused_with(text: &str, example: &str) {
         let message = text.parse::<Source>().unwrap_err().to_string();
-        assert!(message.contains(right), "{text}: {message}");
+        assert!(message.contains(example), "{text}: {message}");
     }
 
     #[test]
-    fn what_is_wrong_is_refused_with_what_would_be_right() {
+    fn an_invalid_url_is_refused_with_an_example_of_a_valid_one() {
         for text in ["", "zmq-echo:5555", "http://a:1", "DNS://a:1"] {
-            refused_with(text, "dns://zmq-echo-headless:5555");
+            assert_refused_with(text, "dns://zmq-echo-headless:5555");
         }
-        refused_with("tcp://a:1,b:2", "`b:2`: expected tcp://HOST:PORT");
-        refused_with("tcp://a:1,", "``: expected tcp://HOST:PORT");
+        assert_refused_with("tcp://a:1,b:2", "`b:2`: expected tcp://HOST:PORT");
+        assert_refused_with("tcp://a:1,", "``: expected tcp://HOST:PORT");
         for text in ["dns://", "dns://a", "dns://a:0", "dns://a:+1", "dns://a:zmq", "dns://*:1"] {
-            refused_with(text, "expected dns://HOST:PORT");
+            assert_refused_with(text, "expected dns://HOST:PORT");
         }
         for text in ["dns://zmq-echo", "dns://_a._tcp", "dns://_a.b.c", "dns://_a._tcp.b c"] {
-            refused_with(text, "dns://zmq-echo-headless:5555");
-            refused_with(text, "dns://_zeromq._tcp.zmq-echo-headless");
+            assert_refused_with(text, "dns://zmq-echo-headless:5555");
+            assert_refused_with(text, "dns://_zeromq._tcp.zmq-echo-headless");
         }
-        refused_with("dns://_a._tcp.b?server=dns", "server=127.0.0.1:53");
-        refused_with("dns://10.0.0.1:5555", "tcp://10.0.0.1:5555");
-        refused_with("dns://[fd00::1]:5555", "tcp://[fd00::1]:5555");
+        assert_refused_with("dns://_a._tcp.b?server=dns", "server=127.0.0.1:53");
+        assert_refused_with("dns://10.0.0.1:5555", "tcp://10.0.0.1:5555");
+        assert_refused_with("dns://[fd00::1]:5555", "tcp://[fd00::1]:5555");
         for query in ["", "server", "server=dns", "server=127.0.0.1", "server=127.0.0.1:0", "a=b"] {
-            refused_with(&format!("dns://a:1?{query}"), "server=127.0.0.1:53");
+            assert_refused_with(&format!("dns://a:1?{query}"), "server=127.0.0.1:53");
         }
         for text in ["k8s://", "k8s://a", "k8s://a/", "k8s://a/b:", "k8s://A/b:c", "k8s:///b:c"] {
-            refused_with(text, "k8s://default/zmq-echo:zeromq");
+            assert_refused_with(text, "k8s://default/zmq-echo:zeromq");
         }
         for text in ["k8s://a/b/c:d", "k8s://a/b:c:d", "k8s://a/-b:c", "k8s://a/b:c?d=e"] {
-            refused_with(text, "k8s://default/zmq-echo:zeromq");
+            assert_refused_with(text, "k8s://default/zmq-echo:zeromq");
         }
         for text in ["k8s://a/b:0", "k8s://a/b:65536", "k8s://a/b:-1", "k8s://a/:5555"] {
-            refused_with(text, "the pods' number, such as k8s://default/zmq-echo:zeromq");
+            assert_refused_with(
+                text,
+                "its number on the pods, such as k8s://default/zmq-echo:zeromq",
+            );
         }
     }
 }

@@ -10,39 +10,39 @@ use crate::discovery::DiscoveryError;
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// No runtime, no timer, or no signals.
+    /// No runtime, timer or signal handler could be set up.
     #[error("cannot start")]
     Start(#[from] io::Error),
-    /// The source of endpoints cannot even be asked.
+    /// The source of endpoints could not be set up.
     #[error("cannot discover endpoints")]
     Discovery(#[from] DiscoveryError),
-    /// No request could have been answered.
+    /// No endpoint answered before the first request.
     #[error("no endpoint answers at {found} after {after}: {reason}; {advice}")]
     NoEndpoint {
-        /// The endpoints that were tried, or their source if it names none.
+        /// The endpoints that were tried, or the source if it listed none.
         found: String,
-        /// For how long.
+        /// How long the run waited.
         after: humantime::FormattedDuration,
-        /// What went wrong last.
+        /// What went wrong.
         reason: String,
-        /// What the user can do about it.
+        /// What the user can check, as a question.
         advice: &'static str,
     },
     /// A signal came before the first request.
     #[error("ended by a signal before the first request")]
     Interrupted,
-    /// The result has nowhere to go.
+    /// The report cannot be written.
     #[error("{}: cannot write the report", path.display())]
     Report {
-        /// Where it was to go.
+        /// The file of the report.
         path: PathBuf,
-        /// Why it did not.
+        /// Why it cannot be written.
         source: io::Error,
     },
 }
 
 impl LoadError {
-    /// The exit code of a run that ends like this.
+    /// The exit code of a run that ends with this error.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Interrupted => Exit::Interrupted,

@@ -1,12 +1,23 @@
-//! The load generator, `zmq-echo-load`: what siege is for HTTP.
+//! The load generator, `zmq-echo-load`: for ZeroMQ services what wrk and siege are for HTTP.
 //!
-//! In an open loop requests are due at times that nothing moves, and latency counts
-//! from there. A generator that waits for replies before it goes on asks nothing
-//! while the service stalls, and shows one slow request where there were thousands.
+//! In an open loop, requests are sent on a fixed schedule, and latency is measured from the
+//! scheduled time. A generator that waits for replies sends nothing while the service stalls. It
+//! then reports one slow request where users would have seen thousands.
 //!
-//! Everything runs on one thread: [`run()`] has as many workers as requests may be
-//! outstanding, which take their turns in one future. They share what they count
-//! without a lock, and a request costs no task of its own.
+//! Everything runs on one thread. [`run()`] has one worker for each request that may be in flight,
+//! all in one future. So they share their counters without a lock, and a request needs no task of
+//! its own.
+//!
+//! The modules, in reading order:
+//!
+//! 1. [`config`]: the flags.
+//! 2. [`run()`]: clients, workers and the pacer.
+//! 3. [`schedule`]: when each request of an open loop is due.
+//! 4. [`payload`]: what is sent, and which replies are correct.
+//! 5. [`recorder`]: counts what happened.
+//! 6. [`progress`]: how the run is going, on stderr.
+//! 7. [`result`]: the result as a table and as JSON.
+//! 8. [`report`]: the result as an HTML page.
 
 mod completion;
 pub mod config;
@@ -30,13 +41,14 @@ use progress::Progress;
 use report::Destination;
 use result::LoadResult;
 
-/// Makes the load that `config` says and finds out how it is answered. `command` is
-/// for the result; a byte in `termination` ends the run, and the result is that of
-/// what was done until then.
+/// Puts the service under load as `config` says, and measures how it answers.
+///
+/// `command` is shown in the result. A byte in `termination` ends the run early; the result then
+/// covers the requests made so far.
 ///
 /// # Errors
 ///
-/// [`LoadError`] where no request was made.
+/// [`LoadError`] if no request was made.
 pub fn run(
     config: &LoadConfig,
     command: String,
@@ -49,12 +61,12 @@ pub fn run(
     result
 }
 
-/// Prints the result, and writes the page if one is asked for.
+/// Prints the result, and writes the report if one was requested.
 ///
 /// # Errors
 ///
-/// [`LoadError::Report`] if the page cannot be written. The result is printed all the same,
-/// whether or not anybody reads it.
+/// [`LoadError::Report`] if the report cannot be written. The result has been printed by then.
+/// Errors while printing are ignored.
 pub fn publish(
     result: &LoadResult,
     output: Output,
@@ -69,7 +81,7 @@ pub fn publish(
     report.map_or(Ok(()), |report| report.write(result))
 }
 
-/// A command line as a shell takes it.
+/// A command line, quoted for a shell.
 pub fn command_line(args: impl IntoIterator<Item = std::ffi::OsString>) -> String {
     let words: Vec<String> = args.into_iter().map(|word| quoted(&word.to_string_lossy())).collect();
     words.join(" ")
@@ -88,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_line_can_be_given_to_a_shell_again() {
+    fn a_command_line_is_quoted_for_a_shell() {
         let words = ["load", "tcp://[::1]:5555", "--report", "it's a.html", "$(x)", ""];
         let line = command_line(words.map(Into::into));
         let shell = std::process::Command::new("sh")

@@ -1,7 +1,7 @@
-//! What is sent, and how to tell whether a reply is what was expected.
+//! What is sent, and which replies are correct.
 //!
-//! Random payloads, of which no two are the same, unless the user has others: a file, or a text
-//! with the request's number.
+//! By default, payloads are random and no two are equal. A file or a text template can be sent
+//! instead.
 
 use std::fmt;
 use std::io;
@@ -13,20 +13,20 @@ use bytes::{BufMut, Bytes, BytesMut};
 use fastrand::Rng;
 use zmq_echo::units::{self, parse_bytes};
 
-/// The bytes of a payload's number, with which it starts.
+/// Length of the number at the start of a random payload.
 const NUMBER: usize = size_of::<u64>();
 
-/// Where in the random bytes a payload may start: drawing an offset costs less than
-/// drawing every payload anew.
+/// The number of offsets in the random bytes at which a payload may start. Drawing an offset costs
+/// less than filling each payload with random bytes.
 const OFFSETS: usize = 64 << 10;
 
-/// The largest payload: twice the largest message that the server takes at its defaults.
+/// The largest payload: twice the server's default message limit.
 const LARGEST: usize = 16 << 20;
 
-/// What stands for the request's number in a template.
+/// The placeholder for the request's number.
 const PLACE: &str = "{n}";
 
-/// The most digits that a number takes.
+/// The most digits in a number.
 const DIGITS: usize = 20;
 
 /// Where payloads come from.
@@ -34,9 +34,9 @@ const DIGITS: usize = 20;
 pub enum Source {
     /// Random bytes of this size.
     Random(PayloadSize),
-    /// These bytes, again and again.
+    /// The contents of this file, every time.
     File(PayloadFile),
-    /// This text, with the request's number.
+    /// This text, with the request's number filled in.
     Template(Template),
 }
 
@@ -59,7 +59,7 @@ pub struct Payloads {
     next: u64,
 }
 
-/// One payload: a number of its own, and which random bytes are behind it if any are.
+/// One payload: its unique number, and the random bytes behind it, if any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Payload {
     number: u64,
@@ -68,14 +68,14 @@ pub struct Payload {
 }
 
 impl Payloads {
-    /// Payloads of this source.
+    /// Draws payloads from this source.
     pub fn new(source: Source) -> Self {
         let mut rng = Rng::new();
         let (mut random, mut next) = (Vec::new(), 0);
         if let Source::Random(size) = source {
             random = vec![0; OFFSETS + size.most];
             rng.fill(&mut random);
-            // Starts anywhere, so that a reply from another run is found out too.
+            // A random start, so that a reply from another run is noticed too.
             next = rng.u64(..);
         }
         Self { source, random, rng, next }
@@ -92,7 +92,7 @@ impl Payloads {
         Payload { number, offset: self.rng.usize(..OFFSETS), rest: bytes - NUMBER }
     }
 
-    /// The payload as it is sent.
+    /// The bytes of a payload.
     pub fn bytes(&self, payload: Payload) -> Bytes {
         match &self.source {
             Source::Random(_) => {
@@ -106,7 +106,7 @@ impl Payloads {
         }
     }
 
-    /// Whether a reply is this payload, byte by byte.
+    /// Whether a reply equals this payload, byte for byte.
     pub fn matches(&self, payload: Payload, reply: &[u8]) -> bool {
         match &self.source {
             Source::Random(_) => reply.split_first_chunk().is_some_and(|(number, rest)| {
@@ -122,7 +122,7 @@ impl Payloads {
     }
 }
 
-/// A payload from a file, which is read when the flag is.
+/// A payload from a file. The file is read when the flag is parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PayloadFile(Bytes);
 
@@ -133,20 +133,20 @@ impl FromStr for PayloadFile {
         let read = || -> io::Result<Vec<u8>> {
             use io::Read;
             let mut bytes = Vec::new();
-            // A device or a pipe may have no end.
+            // A device or a pipe may never end.
             let file = std::fs::File::open(Path::new(path))?;
             file.take(LARGEST as u64 + 1).read_to_end(&mut bytes)?;
             Ok(bytes)
         };
         let bytes = read().map_err(|error| format!("cannot be read: {error}"))?;
         if bytes.len() > LARGEST {
-            return Err("expected a file of 16MiB at most".to_owned());
+            return Err("expected a file of at most 16MiB".to_owned());
         }
         Ok(Self(bytes.into()))
     }
 }
 
-/// A text in which `{n}` stands for the request's number, counted from 0.
+/// A text in which `{n}` is replaced with the request's number, starting at 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template(Arc<str>);
 
@@ -167,14 +167,14 @@ impl FromStr for Template {
     }
 }
 
-/// Which replies are right.
+/// Which replies are correct.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expect {
     /// The request's own payload.
     Echo,
-    /// Any reply that is no error.
+    /// Any reply that is not an error.
     Any,
-    /// One that contains this text.
+    /// A reply that contains this text.
     Contains(Arc<str>),
 }
 
@@ -201,12 +201,12 @@ impl fmt::Display for Expect {
     }
 }
 
-/// Whether `part` stands somewhere in `bytes`.
+/// Whether `bytes` contain `part`.
 pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// How large a payload is, in bytes: drawn evenly from `least` to `most`.
+/// The size of a payload in bytes, drawn evenly from `least` to `most`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PayloadSize {
     /// The smallest.
@@ -216,7 +216,7 @@ pub struct PayloadSize {
 }
 
 impl PayloadSize {
-    /// A payload starts with its number, which no other of the run has.
+    /// A random payload starts with its number, which is unique in the run.
     const LEAST: usize = NUMBER;
 }
 
@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_payload_is_matched_by_itself_and_by_nothing_else() {
+    fn a_payload_matches_only_itself() {
         let mut payloads = Payloads::new(Source::Random("64-4KiB".parse().unwrap()));
         let (one, other) = (payloads.draw(), payloads.draw());
         let bytes = payloads.bytes(one);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_counts_and_each_payload_is_matched_by_its_own_number() {
+    fn a_template_numbers_its_payloads_and_each_matches_only_itself() {
         let source = Source::Template("{n}: order {n}".parse().unwrap());
         assert_eq!(source.most(), "{n}: order {n}".len() + 40);
         let mut payloads = Payloads::new(source);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expectation_is_shown_as_it_is_parsed() {
+    fn an_expectation_is_printed_as_it_was_parsed() {
         for text in ["echo", "any", "contains:ok", "contains:a:b", "contains: "] {
             assert_eq!(text.parse::<Expect>().unwrap().to_string(), text);
         }
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_found_wherever_it_stands() {
+    fn a_part_is_found_anywhere_in_a_reply() {
         for (bytes, found) in [("ok", true), ("not ok", true), ("ok then", true), ("o k", false)] {
             assert_eq!(contains(bytes.as_bytes(), b"ok"), found, "{bytes}");
         }

@@ -1,4 +1,4 @@
-//! How the run goes, on stderr: a bar on a terminal, else a line now and then.
+//! How the run is going, on stderr: a bar on a terminal, otherwise a line every few seconds.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -8,35 +8,35 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::recorder::Slice;
 use super::result::time;
 
-/// How often a bar is drawn: as often as figures can be read.
+/// How often the bar is redrawn: as often as people can read the figures.
 const REDRAW: Duration = Duration::from_millis(500);
 
-/// How often a line is written where there is no terminal.
+/// How often a line is written if stderr is not a terminal.
 const LINE: Duration = Duration::from_secs(5);
 
-/// The progress of a run.
+/// Shows the progress of a run.
 #[derive(Debug, Clone)]
 pub struct Progress {
     bar: Option<ProgressBar>,
 }
 
-/// What the progress shows.
+/// The figures that the progress shows.
 #[derive(Debug, Clone, Copy)]
 pub struct Look {
-    /// Since the start.
+    /// Time since the start.
     pub elapsed: Duration,
-    /// What happened since the last look.
+    /// What happened since the figures were last shown.
     pub recent: Slice,
-    /// How long ago that was.
+    /// The time since then.
     pub period: Duration,
-    /// Requests failed since the start.
+    /// Requests that have failed since the start.
     pub failed: u64,
-    /// Endpoints that take requests.
+    /// Endpoints that get requests.
     pub endpoints: usize,
 }
 
 impl Progress {
-    /// A bar where stderr is a terminal.
+    /// Shows a bar if stderr is a terminal, otherwise lines.
     pub fn new(duration: Duration) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let milliseconds = duration.as_millis() as u64;
@@ -48,24 +48,24 @@ impl Progress {
         Self { bar }
     }
 
-    /// How often it wants a look.
+    /// How often to call [`Progress::show`].
     pub fn period(&self) -> Duration {
         if self.bar.is_some() { REDRAW } else { LINE }
     }
 
-    /// Shows how the run goes.
+    /// Shows how the run is going.
     pub fn show(&self, look: &Look) {
         match &self.bar {
             Some(bar) => {
                 bar.set_position(look.elapsed.as_millis() as u64);
                 bar.set_message(look.line());
             }
-            // Whether or not anybody reads it.
+            // A closed stderr must not end the run.
             None => drop(writeln!(io::stderr(), "{}", look.line())),
         }
     }
 
-    /// Shows why the run has not begun yet.
+    /// Shows why the run has not started yet.
     pub fn show_waiting(&self, elapsed: Duration, reason: &str) {
         let line = format!("{:.1} s, waiting for an endpoint: {reason}", elapsed.as_secs_f64());
         match &self.bar {
@@ -82,7 +82,7 @@ impl Progress {
     }
 }
 
-/// Lines for stderr above the bar, such as those of the log.
+/// Writes lines to stderr above the bar, such as log records.
 impl Write for Progress {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &self.bar {
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_rate_latency_failures_and_endpoints() {
+    fn a_line_shows_rate_latency_failures_and_endpoints() {
         let mut look = Look {
             elapsed: Duration::from_secs(10),
             recent: Slice {

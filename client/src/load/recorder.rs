@@ -1,5 +1,5 @@
-//! What happened to every request, counted on the thread that made it: no lock and
-//! no allocation for an answered one.
+//! Counts what happened to every request, on the thread that made it. An answered request costs
+//! neither a lock nor an allocation.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use super::completion::Completion;
 use crate::discovery::{EndpointState, Endpoints};
 use zmtp::endpoint::ConnectEndpoint;
 
-/// The digits of a histogram over the whole run.
+/// Significant digits of the histograms for the whole run.
 const DIGITS: u8 = 3;
 
-/// The digits of a histogram over a part of it, of which less is read.
+/// Significant digits of the histograms for a part of the run. Their figures are read less closely.
 const WINDOW_DIGITS: u8 = 2;
 
-/// The most changes of the endpoints that are kept: a page shows no more.
+/// The most endpoint changes that are kept. More would be unreadable on the page.
 const MOST_CHANGES: usize = 1000;
 
-/// One request's times.
+/// The times of one request.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
-    /// When it was due: from here its latency counts.
+    /// When it was due. Its latency is measured from here.
     pub due: Instant,
     /// When it was handed to the client.
     pub sent: Instant,
@@ -31,7 +31,7 @@ pub struct Times {
     pub done: Instant,
 }
 
-/// Counts requests.
+/// The counters of a run.
 pub struct Recorder {
     /// When the first request was due.
     pub start: Instant,
@@ -39,26 +39,27 @@ pub struct Recorder {
     pub sent: u64,
     /// Attempts beyond the first of each request.
     pub retried: u64,
-    /// Requests answered.
+    /// Answered requests.
     pub answered: u64,
-    /// Requests failed, by kind.
+    /// Failed requests, by reason.
     pub failed: BTreeMap<&'static str, u64>,
-    /// The most requests that were due and waited for others to end.
+    /// The longest queue of requests that were due but not sent, because all slots were taken.
     pub most_waiting: u64,
-    /// From when a request was due to its reply.
+    /// Time from when a request was due to its reply.
     pub latency: Histogram<u64>,
-    /// From when a request was sent to its reply: what a generator would show that
-    /// waits for replies.
+    /// Time from when a request was sent to its reply: what a generator that waits for replies
+    /// would report.
     pub from_sending: Histogram<u64>,
-    /// From when a request was due to when this process noticed: its own fault.
+    /// Time from when a request was due to when this process noticed. It is the generator's own
+    /// error.
     pub lateness: Histogram<u64>,
-    /// Requests answered, by endpoint.
+    /// Answered requests, by endpoint.
     pub endpoints: BTreeMap<Arc<ConnectEndpoint>, u64>,
-    /// What went wrong last at those that are in trouble at the end.
+    /// The last failure of each endpoint that did not work at the end.
     pub troubles: BTreeMap<Arc<ConnectEndpoint>, String>,
     /// When endpoints came and went.
     pub changes: Vec<Change>,
-    /// Since the last look of the progress.
+    /// Requests that ended since the progress was last shown.
     pub recent: Window,
     slice: Window,
     timeline: Timeline,
@@ -68,56 +69,56 @@ pub struct Recorder {
 /// What happened to an endpoint, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// Since the start.
+    /// Time since the start.
     pub at: Duration,
-    /// Which one.
+    /// The endpoint.
     pub endpoint: ConnectEndpoint,
-    /// What.
+    /// What happened to it.
     pub what: What,
 }
 
 /// What can happen to an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
-    /// It takes requests.
+    /// It gets requests.
     Came,
-    /// It gets nothing new.
+    /// It gets no new requests.
     Draining,
-    /// It is known no more.
+    /// It is no longer known.
     Gone,
 }
 
-/// The run, in slices of equal length.
+/// The run, cut into slices of equal length.
 #[derive(Debug, Clone)]
 pub struct Timeline {
-    /// How long each slice is.
+    /// The length of each slice.
     pub width: Duration,
-    /// What happened in each.
+    /// The slices, in order.
     pub slices: Vec<Slice>,
 }
 
-/// What happened in one part of the run.
+/// What happened in one slice of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slice {
     /// Requests answered.
     pub answered: u64,
     /// Requests failed.
     pub failed: u64,
-    /// The median latency, the 99th percentile and the longest, in nanoseconds; none
-    /// where nothing was answered.
+    /// The median latency, the 99th percentile and the maximum, in nanoseconds. `None` if nothing
+    /// was answered.
     pub latency: Option<[u64; 3]>,
 }
 
-/// The requests that ended since it was last taken.
+/// Counts the requests that ended since [`Window::take`] was last called.
 pub struct Window {
     answered: u64,
     failed: u64,
     latency: Histogram<u64>,
 }
 
-/// A histogram of times in nanoseconds, up to a bit more than an hour.
+/// A histogram of times in nanoseconds, up to a little more than an hour.
 fn histogram(digits: u8) -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 1 << 42, digits).expect("constant bounds that fit each other")
+    Histogram::new_with_bounds(1, 1 << 42, digits).expect("the bounds are constant and valid")
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -125,7 +126,7 @@ fn nanoseconds(duration: Duration) -> u64 {
 }
 
 impl Recorder {
-    /// Starts to count, with a timeline of slices of this width.
+    /// Starts counting, with timeline slices of length `width`.
     pub fn new(start: Instant, width: Duration) -> Self {
         Self {
             start,
@@ -170,7 +171,7 @@ impl Recorder {
         }
     }
 
-    /// Counts `count` requests that failed.
+    /// Counts `count` failed requests.
     pub fn failed(&mut self, kind: &'static str, count: u64) {
         if count == 0 {
             return;
@@ -181,29 +182,30 @@ impl Recorder {
         }
     }
 
-    /// How many requests failed in all.
+    /// Total number of failed requests.
     pub fn failures(&self) -> u64 {
         self.failed.values().sum()
     }
 
-    /// How many requests were sent and have not ended.
+    /// Number of requests that were sent and have not ended.
     pub fn outstanding(&self) -> u64 {
         self.sent - self.answered - self.failures()
     }
 
-    /// A request that was due at `due` was noticed at `now`.
+    /// Records that a request due at `due` was noticed at `now`.
     pub fn noticed(&mut self, due: Instant, now: Instant) {
         self.lateness.saturating_record(nanoseconds(now.saturating_duration_since(due)));
     }
 
-    /// The source names this endpoint: it is in the result, also if nobody ever reaches it.
+    /// Records that the source lists this endpoint. It appears in the result even if it is never
+    /// reached.
     pub fn names(&mut self, endpoint: &ConnectEndpoint) {
         if !self.endpoints.contains_key(endpoint) {
             self.endpoints.insert(Arc::new(endpoint.clone()), 0);
         }
     }
 
-    /// Compares the endpoints with those of the last call.
+    /// Records how the endpoints have changed since the last call.
     pub fn endpoints_are(&mut self, endpoints: &Endpoints, now: Instant) {
         let at = now.saturating_duration_since(self.start);
         let before = std::mem::replace(&mut self.usable, endpoints.clone());
@@ -234,7 +236,7 @@ impl Recorder {
         }
     }
 
-    /// The timeline up to now, the slice that has begun included.
+    /// The timeline so far, including the current slice.
     pub fn timeline(&mut self) -> &Timeline {
         if self.slice.answered + self.slice.failed > 0 {
             self.timeline.slices.push(self.slice.take());
@@ -248,7 +250,7 @@ impl Window {
         Self { answered: 0, failed: 0, latency: histogram(WINDOW_DIGITS) }
     }
 
-    /// What happened since the last call.
+    /// Returns what happened since the last call, and starts again.
     pub fn take(&mut self) -> Slice {
         let at = |quantile| self.latency.value_at_quantile(quantile);
         let latency = [at(0.5), at(0.99), self.latency.max()];
@@ -284,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn latency_counts_from_when_a_request_was_due() {
+    fn latency_is_measured_from_when_a_request_was_due() {
         let start = Instant::now();
         let mut recorder = Recorder::new(start, WIDTH);
         answered(&mut recorder, start, 900, 1000);
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn every_slice_of_the_run_is_there_also_those_without_a_reply() {
+    fn the_timeline_includes_slices_without_a_reply() {
         let start = Instant::now();
         let mut recorder = Recorder::new(start, WIDTH);
         answered(&mut recorder, start, 0, 5);
@@ -310,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_beyond_the_first_are_retries_also_of_a_request_that_failed() {
+    fn retries_count_for_answered_and_failed_requests() {
         let start = Instant::now();
         let mut recorder = Recorder::new(start, WIDTH);
         let times = Times { due: start, sent: start, done: start };
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_is_seen_to_come_to_drain_and_to_go() {
+    fn endpoints_that_come_drain_and_go_are_recorded() {
         let start = Instant::now();
         let mut recorder = Recorder::new(start, WIDTH);
         let steps = [

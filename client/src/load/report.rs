@@ -1,4 +1,4 @@
-//! The result as one HTML page that needs no network: the result's JSON, and a
+//! The report: the result as one HTML page that works offline. It contains the result's JSON and a
 //! script that draws it.
 
 use std::fs::{self, File, OpenOptions};
@@ -10,21 +10,21 @@ use super::result::LoadResult;
 
 const PAGE: &str = include_str!("report.html");
 
-/// Where the result goes in the page.
+/// The placeholder for the result in the page.
 const PLACE: &str = "{{RESULT}}";
 
-/// Where the page goes. It is opened before the run, so that a path which cannot be written
-/// costs nobody the time of a run.
+/// The file of the report. It is opened before the run, so that an unwritable path is noticed at
+/// once.
 #[derive(Debug)]
 pub struct Destination {
     path: PathBuf,
-    /// The file that is there, which keeps what is in it until there is a page to replace it.
-    /// If none is there, none is left behind by a run without a result.
+    /// The existing file, if any. It keeps its contents until the report is complete. If there is
+    /// none, a run without a result leaves none behind.
     existing: Option<File>,
 }
 
 impl Destination {
-    /// The file that the page is to replace, or its place.
+    /// Checks that the report can be written to `path`.
     ///
     /// # Errors
     ///
@@ -37,16 +37,16 @@ impl Destination {
         }
     }
 
-    /// Writes the page.
+    /// Writes the report.
     ///
     /// # Errors
     ///
-    /// [`LoadError::Report`] if that has become impossible since.
+    /// [`LoadError::Report`] if writing fails.
     pub fn write(self, result: &LoadResult) -> Result<(), LoadError> {
         let Self { path, existing } = self;
         let write = || {
             let mut file = existing.map_or_else(|| File::create(&path), Ok)?;
-            // A pipe or a terminal has no length.
+            // Pipes and terminals cannot be truncated.
             if file.metadata()?.is_file() {
                 file.set_len(0)?;
             }
@@ -66,15 +66,14 @@ fn open(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// The page.
+/// The HTML page for a result.
 pub fn page(result: &LoadResult) -> String {
     let (before, after) = PAGE.split_once(PLACE).expect("the page has a place for the result");
     format!("{before}{}{after}", embeddable(&result.json()))
 }
 
-/// JSON as it may stand within a script element. The only thing that could end the
-/// element, or change how it is read, starts with `<`; in JSON that occurs in texts
-/// alone, where it may be written as its number.
+/// Escapes JSON for a script element. Only text that starts with `<` could end the element or
+/// change how it is parsed. In JSON, `<` occurs only in strings, where an escape may stand for it.
 fn embeddable(json: &str) -> String {
     json.replace('<', "\\u003c")
 }
@@ -84,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_in_the_result_ends_the_script_that_holds_it() {
+    fn the_result_cannot_break_out_of_its_script_element() {
         let text = "</script><script>alert(1)</script><!--";
         let json = serde_json::to_string(text).unwrap();
         let embedded = embeddable(&json);
@@ -93,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_has_one_place_for_the_result() {
+    fn the_page_has_exactly_one_placeholder() {
         assert_eq!(PAGE.matches(PLACE).count(), 1);
     }
 }

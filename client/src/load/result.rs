@@ -1,4 +1,4 @@
-//! What a run found: one value, as a table for people and as JSON for machines.
+//! The result of a run, as a table for people and as JSON for machines.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -10,73 +10,74 @@ use super::config::LoadConfig;
 use super::recorder::{Recorder, Slice, What};
 use zmq_echo::exit::Exit;
 
-/// The nines of the curve: as far as 1,000,000 requests can say anything.
+/// How many nines the percentile curve goes to. 1,000,000 requests are needed for six.
 const NINES: u32 = 6;
 
-/// Points of the curve for each nine.
+/// Points on the curve for each nine.
 const POINTS: u32 = 10;
 
 /// The result of a run. All times are in seconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct LoadResult {
-    /// The command that made it.
+    /// The command line of the run.
     pub command: String,
-    /// When the first request was made, RFC 3339.
+    /// When the run started, in RFC 3339 format.
     pub started: String,
-    /// From the first request to the last reply.
+    /// Time from the first request to the last reply.
     pub elapsed: f64,
-    /// Whether a signal ended it before its time.
+    /// Whether a signal ended it early.
     pub interrupted: bool,
-    /// Requests a second that were asked for; none where it was as many as it can.
+    /// Target rate in requests per second. `None` if it was the maximum.
     pub rate: Option<u32>,
-    /// Requests a second that were answered.
+    /// Answered requests per second.
     pub achieved_rate: f64,
-    /// Requests that were due: sent, or failed without.
+    /// Requests that were due, including those that were never sent.
     pub due: u64,
     /// Requests that were sent.
     pub sent: u64,
-    /// Requests whose reply was as expected.
+    /// Requests with a correct reply.
     pub answered: u64,
     /// Attempts beyond the first of each request.
     pub retried: u64,
     /// Requests that failed.
     pub failed: u64,
-    /// How many of them for which reason.
+    /// Failed requests by reason.
     pub failures: Vec<Failure>,
-    /// How many may fail.
+    /// How many requests may fail in a successful run.
     pub max_failures: u64,
-    /// The most requests that were due and waited for others to end.
+    /// The longest queue of requests that were due but not sent, because all slots were taken.
     pub most_waiting: u64,
-    /// From when a request was due to its reply, of those answered.
+    /// Time from when a request was due to its reply, for answered requests.
     pub latency: Latency,
-    /// The same from when it was sent: what waiting for replies would have shown.
+    /// Time from when a request was sent to its reply: what a generator that waits for replies
+    /// would report.
     pub from_sending: Latency,
     /// How late this process noticed that a request was due.
     pub lateness: Latency,
-    /// Every endpoint that the source has named, and what it answered.
+    /// Every endpoint that the source listed, with its share of the replies.
     pub endpoints: Vec<Share>,
     /// When endpoints came and went.
     pub changes: Vec<Change>,
     /// Latency by percentile.
     pub curve: Vec<Point>,
-    /// The length of a slice of the timeline.
+    /// The length of a timeline slice.
     pub slice: f64,
-    /// The run in slices.
+    /// The run, cut into slices.
     pub timeline: Vec<TimelineSlice>,
 }
 
-/// How many requests failed for one reason.
+/// The number of requests that failed for one reason.
 #[derive(Debug, Clone, Serialize)]
 pub struct Failure {
-    /// The reason, of a closed set.
+    /// The reason, from a closed set.
     pub kind: &'static str,
-    /// How many.
+    /// The number of requests.
     pub count: u64,
 }
 
 /// A distribution of times.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-#[allow(missing_docs, reason = "the names say it all")]
+#[allow(missing_docs, reason = "the names are self-explanatory")]
 pub struct Latency {
     pub min: f64,
     pub mean: f64,
@@ -88,16 +89,16 @@ pub struct Latency {
     pub max: f64,
 }
 
-/// One endpoint's part.
+/// One endpoint's share of the replies.
 #[derive(Debug, Clone, Serialize)]
 pub struct Share {
-    /// Which one.
+    /// The endpoint.
     pub endpoint: String,
-    /// How many requests it answered.
+    /// Requests that it answered.
     pub answered: u64,
-    /// As a part of all.
+    /// Its share of all answered requests, from 0 to 1.
     pub share: f64,
-    /// Why it could not be used at the end of the run; none if it could, or had left.
+    /// Why it could not be used at the end of the run. `None` if it could, or had gone.
     pub last_failure: Option<String>,
 }
 
@@ -106,7 +107,7 @@ pub struct Share {
 pub struct Change {
     /// Seconds since the start.
     pub at: f64,
-    /// Which one.
+    /// The endpoint.
     pub endpoint: String,
     /// `came`, `draining` or `gone`.
     pub what: &'static str,
@@ -115,11 +116,11 @@ pub struct Change {
 /// A point of the percentile curve.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Point {
-    /// The part of all requests, from 0 to 1.
+    /// A fraction of all requests, from 0 to 1.
     pub quantile: f64,
-    /// That were answered within this.
+    /// The latency within which this fraction was answered.
     pub latency: f64,
-    /// The same, from when they were sent.
+    /// The same, measured from when the requests were sent.
     pub from_sending: f64,
 }
 
@@ -134,7 +135,7 @@ pub struct TimelineSlice {
     pub p50: Option<f64>,
     /// The 99th percentile.
     pub p99: Option<f64>,
-    /// The longest.
+    /// The maximum latency.
     pub max: Option<f64>,
 }
 
@@ -181,12 +182,12 @@ impl LoadResult {
         }
     }
 
-    /// Whether no more failed than may.
+    /// Whether no more requests failed than may fail.
     pub fn is_success(&self) -> bool {
         self.failed <= self.max_failures
     }
 
-    /// The exit code of a run with this result.
+    /// The exit code for this result.
     pub fn exit(&self) -> Exit {
         match (self.is_success(), self.interrupted) {
             (false, _) => Exit::Failed,
@@ -195,9 +196,9 @@ impl LoadResult {
         }
     }
 
-    /// One JSON object, in one line.
+    /// The result as one line of JSON.
     pub fn json(&self) -> String {
-        serde_json::to_string(self).expect("numbers, texts and lists of them")
+        serde_json::to_string(self).expect("it contains only numbers, strings and lists of them")
     }
 }
 
@@ -229,8 +230,8 @@ fn changes(recorder: &Recorder) -> Vec<Change> {
     changes.collect()
 }
 
-/// Latency at quantiles evenly spaced on a log axis of nines, as far as there are
-/// requests to tell them apart.
+/// Latency at quantiles evenly spaced on a logarithmic scale of nines, as far as there are enough
+/// requests to tell the quantiles apart.
 fn curve(latency: &Histogram<u64>, from_sending: &Histogram<u64>) -> Vec<Point> {
     let steps = (0..=NINES * POINTS).map(|step| f64::from(step) / f64::from(POINTS));
     let quantiles = steps.map(|nines| 1.0 - 10f64.powf(-nines));
@@ -270,7 +271,7 @@ impl From<&Slice> for TimelineSlice {
     }
 }
 
-/// The table, a line for each row.
+/// Writes the table.
 impl fmt::Display for LoadResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let row = |f: &mut fmt::Formatter<'_>, name: &str, value: &str| {
@@ -284,13 +285,13 @@ impl fmt::Display for LoadResult {
             row(f, &format!("  {}", failure.kind), &failure.count.to_string())?;
         }
         if self.most_waiting > 0 {
-            row(f, "waiting, most", &self.most_waiting.to_string())?;
+            row(f, "longest queue", &self.most_waiting.to_string())?;
         }
         row(f, "elapsed", &format!("{:.2} s", self.elapsed))?;
         row(f, "rate", &format!("{:.0}/s", self.achieved_rate))?;
         match self.rate {
-            Some(rate) => row(f, "  asked for", &format!("{rate}/s"))?,
-            None => row(f, "  asked for", "max")?,
+            Some(rate) => row(f, "  target", &format!("{rate}/s"))?,
+            None => row(f, "  target", "max")?,
         }
         self.write_latencies(f)?;
         self.write_endpoints(f)?;
@@ -305,7 +306,7 @@ impl LoadResult {
     fn write_latencies(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let open = self.rate.is_some();
         write!(f, "\n{:<16}{:>16}", "", "latency")?;
-        writeln!(f, "{}", if open { "    from sending        lateness" } else { "" })?;
+        writeln!(f, "{}", if open { "      since sent        lateness" } else { "" })?;
         let columns = [self.latency, self.from_sending, self.lateness].map(|c| c.rows());
         for (index, (name, latency)) in columns[0].iter().enumerate() {
             write!(f, "{name:<16}{:>16}", time(*latency))?;
@@ -338,7 +339,7 @@ impl LoadResult {
 }
 
 impl Latency {
-    /// Every figure with its name, as the table shows them.
+    /// Every figure with its name in the table.
     fn rows(&self) -> [(&'static str, f64); 8] {
         [
             ("min", self.min),
@@ -353,7 +354,7 @@ impl Latency {
     }
 }
 
-/// A time as a person reads it, three digits or four.
+/// Formats a time with three or four digits and a suitable unit.
 pub fn time(seconds: f64) -> String {
     let (value, unit) = match seconds {
         _ if seconds >= 1.0 => (seconds, "s"),
@@ -373,7 +374,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_is_read_in_its_own_unit() {
+    fn times_are_printed_in_a_suitable_unit() {
         for (seconds, text) in [
             (0.0, "0.00 us"),
             (0.000_031_4, "31.4 us"),
@@ -386,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn the_curve_says_no_more_than_the_requests_do() {
+    fn the_curve_ends_where_there_are_too_few_requests() {
         let mut latency = Histogram::<u64>::new(3).unwrap();
         assert!(curve(&latency, &latency).is_empty());
         (1..=1000).for_each(|value| latency.record(value * 1000).unwrap());

@@ -1,4 +1,4 @@
-//! One run: clients, workers and the pacer that tells them what is due.
+//! One run: the clients, the workers, and the pacer that lets requests become due.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -27,15 +27,15 @@ use crate::{Client, ClientConfig, ClientMetrics, Reply, RequestError, Trouble, U
 use zmq_echo::service::termination::{AsyncTermination, TerminationSocket};
 use zmtp::endpoint::ConnectEndpoint;
 
-/// How long the other clients have when one has an endpoint that answers: several times the
-/// pauses after which a refused connection is tried again.
+/// How long the other clients may take once one has an endpoint that answers: several times the
+/// pause before a refused connection is tried again.
 const FOLLOW_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the other endpoints have when one answers: several round trips between two zones.
+/// How long the other endpoints may take once one answers: several round trips between two zones.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long a worker of a closed loop rests after a failure, so that a service that
-/// refuses at once is not asked a million times a second.
+/// How long a closed-loop worker rests after a failure. Otherwise a service that refuses at once
+/// would get a million requests per second.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
 
 /// See [`super::run`].
@@ -63,8 +63,8 @@ pub async fn run(
     Ok(LoadResult::new(config, command, started, elapsed, interrupted, recorder))
 }
 
-/// Clients that share one source of endpoints, each with an endpoint that answers, and what
-/// the source says.
+/// Starts clients that share one source of endpoints, and waits until each has an endpoint that
+/// answers. Also returns what the source lists.
 async fn start(
     config: &LoadConfig,
     progress: &Progress,
@@ -91,15 +91,16 @@ async fn start(
     {
         return Err(no_endpoint(config, client, &unusable, &endpoints.borrow(), after));
     }
-    // Of one that does not answer the result will say that it came later, or never.
+    // An endpoint that does not answer by now appears in the result as one that came later, or
+    // never.
     let known = endpoints.borrow().len();
     let settled = join_all(clients.iter().map(|client| settled(client, known)));
     let _ = timeout(SETTLE_LIMIT, settled).await;
     Ok((clients, endpoints))
 }
 
-/// Waits for the first endpoint that answers, and until every client is connected to one. If
-/// that does not happen: for how long it has waited.
+/// Waits for the first endpoint that answers, and then until every client is connected to one. If
+/// it fails, returns how long it waited.
 async fn wait_until_ready(clients: &[Client], wait: Duration) -> Result<(), Duration> {
     let first = select_all(clients.iter().map(|client| Box::pin(client.ready())));
     timeout(wait, first).await.map_err(|_| wait)?;
@@ -107,7 +108,7 @@ async fn wait_until_ready(clients: &[Client], wait: Duration) -> Result<(), Dura
     timeout(FOLLOW_LIMIT, all).await.map(|_| ()).map_err(|_| FOLLOW_LIMIT)
 }
 
-/// Says now and then why the run has not begun yet, if that takes longer than until then.
+/// Shows every few seconds why the run has not started yet, if `--wait` is long enough.
 async fn show_waiting(client: &Client, config: &LoadConfig, progress: &Progress) -> Infallible {
     let started = Instant::now();
     let mut ticks = interval(progress.period());
@@ -123,12 +124,12 @@ async fn show_waiting(client: &Client, config: &LoadConfig, progress: &Progress)
     }
 }
 
-/// Waits until a client is connected to as many endpoints.
+/// Waits until a client is connected to `known` endpoints.
 async fn settled(client: &Client, known: usize) {
     let _ = client.changes().wait_for(|endpoints| endpoints.len() >= known).await;
 }
 
-/// The most endpoints and reasons that the line has which says that none answers.
+/// The most endpoints and reasons that the error lists if no endpoint answers.
 const SHOWN: usize = 3;
 
 fn no_endpoint(
@@ -150,7 +151,7 @@ fn no_endpoint(
     }
 }
 
-/// What went wrong, at each endpoint if that is not the same.
+/// What went wrong, listed by endpoint if the reasons differ.
 fn reason(client: &Client, unusable: &Unusable) -> String {
     let Unusable::Endpoint { trouble, .. } = unusable else { return unusable.to_string() };
     let last = trouble.to_string();
@@ -168,7 +169,7 @@ fn reason(client: &Client, unusable: &Unusable) -> String {
     listed(each.into_iter().map(|(endpoint, text)| format!("{endpoint}: {text}")), "; ")
 }
 
-/// The first of many, and how many more there are.
+/// Joins the first few texts, and says how many more there are.
 fn listed(texts: impl ExactSizeIterator<Item = String>, separator: &str) -> String {
     let more = texts.len().saturating_sub(SHOWN);
     let mut shown: Vec<_> = texts.take(SHOWN).collect();
@@ -178,7 +179,7 @@ fn listed(texts: impl ExactSizeIterator<Item = String>, separator: &str) -> Stri
     shown.join(separator)
 }
 
-/// What is wrong with endpoints at the end, for any of the clients.
+/// The endpoints that do not work at the end, for any of the clients, with the reason.
 fn troubles(clients: &[Client]) -> BTreeMap<Arc<ConnectEndpoint>, String> {
     let statuses = clients.iter().flat_map(Client::endpoints);
     statuses.filter_map(|status| Some((status.endpoint, status.trouble?.to_string()))).collect()
@@ -188,8 +189,8 @@ fn client_config(config: &LoadConfig) -> ClientConfig {
     ClientConfig {
         timeout: config.timeout,
         retries: config.retries,
-        // The workers are the bound; a client of its own may be slower to see that an
-        // attempt has ended than the worker that makes the next.
+        // The number of workers is the real limit. The client needs some room on top, because it
+        // may notice the end of an attempt later than the worker that makes the next one.
         max_outstanding: config.in_flight as usize * 2,
         max_payload: config.payloads().most(),
         max_reply: config.max_reply.bytes(),
@@ -199,8 +200,8 @@ fn client_config(config: &LoadConfig) -> ClientConfig {
     }
 }
 
-/// A source that is followed once for all clients. It has not been looked at yet: the
-/// first set is a change.
+/// A source that is followed once for all clients. Its receiver has not seen the first set, so that
+/// set counts as a change.
 struct Shared {
     endpoints: watch::Receiver<Endpoints>,
     failures: Failures,
@@ -224,21 +225,21 @@ impl Discovery for Shared {
     }
 }
 
-/// What the workers, the pacer and the progress share.
+/// State that the workers, the pacer and the progress share.
 struct Run<'a> {
     config: &'a LoadConfig,
     start: Instant,
-    /// In an open loop, when each request is due.
+    /// When each request is due, in an open loop.
     schedule: Option<Schedule>,
-    /// A permit for each request that is due and that no worker has taken.
+    /// One permit for each request that is due and not yet taken by a worker.
     due: Semaphore,
-    /// How many requests were due so far.
+    /// How many requests have become due.
     released: Cell<u64>,
-    /// How many of them a worker has taken.
+    /// How many of them workers have taken.
     taken: Cell<u64>,
-    /// No more requests come due.
+    /// No more requests will become due.
     over: Cell<bool>,
-    /// And a worker has taken the last.
+    /// Notified once no more requests will become due and all have been taken.
     all_taken: Notify,
     payloads: RefCell<Payloads>,
     recorder: RefCell<Recorder>,
@@ -264,7 +265,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Makes all requests and waits for their outcomes; whether a signal ended it.
+    /// Makes all requests and waits for their outcomes. Returns whether a signal ended it.
     async fn drive(
         &self,
         clients: &[Client],
@@ -275,8 +276,8 @@ impl<'a> Run<'a> {
     ) -> Result<bool, LoadError> {
         let workers = (0..self.config.outstanding()).map(|n| &clients[n % clients.len()]);
         let workers = join_all(workers.map(|client| self.work(client)));
-        // Without tokio's budget, which is made for tasks: the workers share one, and
-        // would be sent to the back of the queue for being many.
+        // Not limited by tokio's budget, which is meant for one task: the workers would share it,
+        // and their future would be rescheduled all the time.
         let requests = unconstrained(join(self.pace(timer, termination), workers));
         let (interrupted, _) = tokio::select! {
             done = requests => done,
@@ -286,7 +287,7 @@ impl<'a> Run<'a> {
         Ok(interrupted?)
     }
 
-    /// One worker: takes what is due, one request at a time.
+    /// One worker: takes requests that are due, one at a time.
     async fn work(&self, client: &Client) {
         while let Some(due) = self.next().await {
             let payload = self.payloads.borrow_mut().draw();
@@ -294,7 +295,7 @@ impl<'a> Run<'a> {
             self.recorder.borrow_mut().sent += 1;
             let sent = Instant::now();
             let reply = client.request(bytes).await;
-            // The client has looked at the clock already.
+            // The client has measured the time already.
             let done = reply.as_ref().map_or_else(|_| Instant::now(), |reply| sent + reply.elapsed);
             let (attempts, completion) = completion(reply, |reply| self.check(payload, reply));
             let rests = due.is_none() && matches!(completion, Completion::Failed(_));
@@ -306,7 +307,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What is wrong with a reply, if anything is.
+    /// Why a reply is wrong, if it is.
     fn check(&self, payload: Payload, reply: &[u8]) -> Option<&'static str> {
         let (is_right, otherwise) = match &self.config.expect {
             Expect::Echo => (self.payloads.borrow().matches(payload, reply), ALTERED),
@@ -316,8 +317,8 @@ impl<'a> Run<'a> {
         (!is_right).then_some(otherwise)
     }
 
-    /// The next request: when it was due, which in a closed loop is now. None where
-    /// there is no more.
+    /// Waits for the next request and returns when it was due; in a closed loop that is now.
+    /// Returns `None` if there are no more.
     async fn next(&self) -> Option<Option<Instant>> {
         let Some(schedule) = &self.schedule else { return (!self.over.get()).then_some(None) };
         self.due.acquire().await.ok()?.forget();
@@ -327,8 +328,8 @@ impl<'a> Run<'a> {
         Some(Some(schedule.due(number)))
     }
 
-    /// Lets requests become due until their time is over or a signal comes; whether
-    /// one came.
+    /// Lets requests become due until the run is over or a signal comes. Returns whether a signal
+    /// came.
     async fn pace(&self, timer: Timer, termination: &mut AsyncTermination) -> io::Result<bool> {
         let interrupted = tokio::select! {
             released = self.release(timer) => released.map(|()| false),
@@ -337,7 +338,7 @@ impl<'a> Run<'a> {
         self.over.set(true);
         self.close_when_all_are_taken();
         if !self.due.is_closed() {
-            // What waits now has one more timeout; what is not sent by then has failed.
+            // Queued requests have one more timeout. Those that are not sent by then have failed.
             let _ = timeout(self.config.timeout, self.all_taken.notified()).await;
             self.due.close();
         }
@@ -351,7 +352,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Waits for each due time in turn, and catches up on those that passed.
+    /// Waits for each due time in turn, and catches up on those that have passed.
     async fn release(&self, mut timer: Timer) -> io::Result<()> {
         let Some(schedule) = &self.schedule else {
             sleep(self.config.duration).await;
@@ -375,12 +376,12 @@ impl<'a> Run<'a> {
         recorder.most_waiting = recorder.most_waiting.max(waiting);
     }
 
-    /// How many requests are due and with no worker yet.
+    /// How many requests are due but not yet taken.
     fn not_taken(&self) -> u64 {
         self.released.get() - self.taken.get()
     }
 
-    /// Shows the progress, and records which endpoints there are.
+    /// Shows the progress, and records changes of the endpoints.
     async fn watch(
         &self,
         client: &Client,
@@ -426,7 +427,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// How many attempts a request took, and how it ended.
+/// The number of attempts of a request, and how it ended.
 fn completion(
     reply: Result<Reply, RequestError>,
     check: impl FnOnce(&[u8]) -> Option<&'static str>,
@@ -450,8 +451,8 @@ fn attempts(error: &RequestError) -> u32 {
     }
 }
 
-/// How finely the timeline of a run is cut: some hundred slices of a short one, and
-/// seconds of a long one.
+/// The length of a timeline slice: some hundred slices in a short run, one per second in a long
+/// one.
 fn slice(duration: Duration) -> Duration {
     match duration.as_secs() {
         0..2 => Duration::from_millis(10),

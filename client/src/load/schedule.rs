@@ -1,5 +1,5 @@
-//! When each request of an open loop is due: evenly spaced from the start,
-//! whatever becomes of the requests before it.
+//! When each request of an open loop is due: at even intervals from the start, whether or not
+//! earlier requests have been answered.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -14,8 +14,8 @@ use tokio::io::unix::AsyncFd;
 
 const SECOND: u128 = 1_000_000_000;
 
-/// The due times of a run's requests. Each is computed from the start: an error in
-/// one does not add to the next.
+/// The due times of the requests in a run. Each is computed from the start, so rounding errors do
+/// not add up.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule {
     start: Instant,
@@ -24,18 +24,18 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Requests at `rate` from `start` on, for as long as `duration`.
+    /// Schedules requests at `rate` per second, from `start` for `duration`.
     pub fn new(start: Instant, rate: NonZeroU32, duration: Duration) -> Self {
         let total = (duration.as_nanos() * u128::from(rate.get())).div_ceil(SECOND);
         Self { start, rate, total: total as u64 }
     }
 
-    /// How many requests there are.
+    /// The total number of requests.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// When the request of this number, counted from 0, is due.
+    /// When the request with this number is due. Numbers start at 0.
     pub fn due(&self, number: u64) -> Instant {
         let nanoseconds = (u128::from(number) * SECOND).div_ceil(u128::from(self.rate.get()));
         self.start + Duration::from_nanos(nanoseconds as u64)
@@ -49,16 +49,16 @@ impl Schedule {
     }
 }
 
-/// A timer of the kernel's, exact to some microseconds: tokio's are exact to a
-/// millisecond, which is many times what an echo takes.
+/// A kernel timer with microsecond precision. Tokio's timers have a precision of 1 ms, which is
+/// many times what an echo takes.
 pub struct Timer(AsyncFd<OwnedFd>);
 
 impl Timer {
-    /// A timer on the current runtime.
+    /// Creates a timer on the current runtime.
     ///
     /// # Errors
     ///
-    /// What the kernel says: no descriptors left, mostly.
+    /// If the kernel has no timer to give, usually because all file descriptors are in use.
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
@@ -70,7 +70,7 @@ impl Timer {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// If the timer cannot be set.
     pub async fn sleep_until(&mut self, deadline: Instant) -> io::Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -78,7 +78,7 @@ impl Timer {
         }
         let value = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
-        // Setting it anew also forgets that it has expired before.
+        // Setting the timer again also clears an earlier expiry.
         timerfd_settime(self.0.get_ref(), TimerfdTimerFlags::empty(), &once)?;
         self.0.readable().await?.clear_ready();
         Ok(())
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_due_at_the_rate_to_the_nanosecond() {
+    fn due_times_are_exact_to_the_nanosecond() {
         let start = Instant::now();
         for (rate, seconds) in [(1, 3), (3, 1000), (20_000, 60), (9_999_991, 24 * 60 * 60)] {
             let schedule = schedule(start, rate, seconds);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_due_beyond_the_end_or_before_the_start() {
+    fn nothing_is_due_before_the_start_or_after_the_end() {
         let start = Instant::now() + Duration::from_secs(10);
         let schedule = schedule(start, 100, 2);
         assert_eq!(schedule.due_by(start - Duration::from_secs(1)), 0);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_timer_waits_for_each_of_its_deadlines_and_not_for_what_has_passed() {
+    async fn the_timer_waits_for_each_deadline_unless_it_has_passed() {
         let mut timer = Timer::new().unwrap();
         let start = Instant::now();
         for step in 0..20 {

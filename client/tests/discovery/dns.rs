@@ -1,4 +1,4 @@
-//! DNS, against a name server on loopback.
+//! Discovery by DNS, against a name server on loopback.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,7 +12,8 @@ use super::{Followed, until};
 use crate::log_schema::captured::Log;
 use crate::support::dns_server::{DnsServer, Mode};
 
-/// Short, so that a message holds the most addresses that a test wants: 64 KiB, with the name in each.
+/// Short, because a message of 64 KiB repeats the name with each address and must hold as many
+/// addresses as a test wants.
 const NAME: &str = "headless.test.";
 
 fn name(host: &str, server: &DnsServer) -> DnsName {
@@ -23,15 +24,15 @@ fn follow(server: &DnsServer) -> Followed {
     Followed::start(Dns::new(name(NAME, server)).unwrap())
 }
 
-/// After so many more questions a whole round has been asked: an answer ends a round,
-/// and the second question begins the next one.
+/// After this many more queries of one type, a whole round has passed: an answer ends a round, and
+/// the second query begins the next one.
 const ROUND: usize = 2;
 
-/// As long as a question that is never answered used to hold up everything else: all of a
-/// round.
+/// The length of a whole round. A query that is never answered must not delay the others for this
+/// long.
 const ROUND_LIMIT: Duration = Duration::from_secs(4);
 
-/// The same if a question may be asked again within its round.
+/// The same if a query may be retried within its round.
 const ROUND_WITH_RETRIES: usize = 4;
 
 async fn until_asked(server: &DnsServer, more: usize) {
@@ -45,7 +46,7 @@ async fn until_asked_for(server: &DnsServer, kind: RecordType, more: usize) {
 }
 
 #[tokio::test]
-async fn the_addresses_of_a_name_are_the_set() {
+async fn the_endpoints_are_the_addresses_of_the_name() {
     for addresses in [["127.0.0.1", "127.0.0.2"], ["::1", "fe80::1"]] {
         let server = DnsServer::start();
         server.set(NAME, &addresses, 30);
@@ -62,7 +63,7 @@ async fn the_addresses_of_a_name_are_the_set() {
 }
 
 #[tokio::test]
-async fn a_url_names_the_server_to_ask() {
+async fn a_url_can_name_the_server_to_ask() {
     let server = DnsServer::start();
     let url = server.url(NAME, 5555);
     let expected = Source::Dns(name(NAME, &server));
@@ -70,7 +71,7 @@ async fn a_url_names_the_server_to_ask() {
 }
 
 #[tokio::test]
-async fn it_is_asked_again_when_the_time_is_up_and_no_more_than_once_a_second() {
+async fn a_name_is_looked_up_again_at_its_ttl_but_at_most_once_per_second() {
     let server = DnsServer::start();
     server.set(NAME, &["10.0.0.1", "10.0.0.2"], 0);
     let started = Instant::now();
@@ -85,14 +86,14 @@ async fn it_is_asked_again_when_the_time_is_up_and_no_more_than_once_a_second() 
         .filter(|asked| asked.kind == RecordType::A)
         .map(|asked| asked.at)
         .collect();
-    // From before the first was sent: each may have waited for its turn to be read.
+    // Measured from before the first query was sent, because each may have waited to be read.
     let took = *asked.last().unwrap() - started;
     let least = Duration::from_secs(asked.len() as u64 - 1);
     assert!(took >= least, "{} questions in {took:?}", asked.len());
 }
 
 #[tokio::test]
-async fn a_long_time_to_live_delays_nothing() {
+async fn a_long_ttl_does_not_delay_the_next_lookup() {
     let server = DnsServer::start();
     server.set(NAME, &["10.0.0.1"], 3600);
     let mut followed = follow(&server);
@@ -101,8 +102,8 @@ async fn a_long_time_to_live_delays_nothing() {
     followed.says(&[("tcp://10.0.0.2:5555", Ready)]).await;
 }
 
-/// The last set stands while `break_it` holds, for so many `questions`, and a new one is
-/// known after it.
+/// Checks that the last set stays while `break_it` holds, for this many `questions`, and that a new
+/// set is noticed afterwards.
 async fn the_last_set_stands(questions: usize, break_it: impl Fn(&DnsServer)) {
     let server = DnsServer::start();
     server.set(NAME, &["10.0.0.1"], 0);
@@ -117,41 +118,41 @@ async fn the_last_set_stands(questions: usize, break_it: impl Fn(&DnsServer)) {
 }
 
 #[tokio::test]
-async fn a_server_that_fails_leaves_the_last_set() {
+async fn a_failing_server_leaves_the_last_set() {
     the_last_set_stands(ROUND_WITH_RETRIES, |server| server.set_mode(Mode::ServerFailure)).await;
 }
 
 #[tokio::test]
-async fn a_server_that_is_silent_leaves_the_last_set() {
+async fn a_silent_server_leaves_the_last_set() {
     the_last_set_stands(ROUND_WITH_RETRIES, |server| server.set_mode(Mode::Silence)).await;
 }
 
 #[tokio::test]
-async fn no_such_name_leaves_the_last_set_and_is_not_remembered() {
+async fn nxdomain_leaves_the_last_set_and_is_not_cached() {
     the_last_set_stands(ROUND, |server| server.remove(NAME)).await;
 }
 
 #[tokio::test]
-async fn an_empty_answer_leaves_the_last_set_and_is_not_remembered() {
+async fn an_empty_answer_leaves_the_last_set_and_is_not_cached() {
     the_last_set_stands(ROUND, |server| server.set(NAME, &[], 0)).await;
 }
 
 #[tokio::test]
-async fn of_two_families_ipv4_is_used_and_asked_for() {
+async fn of_two_families_only_ipv4_is_used_and_queried() {
     let server = DnsServer::start();
     server.set(NAME, &["127.0.0.1", "127.0.0.2", "::1"], 0);
     let mut followed = follow(&server);
     let of_v4 = [("tcp://127.0.0.1:5555", Ready), ("tcp://127.0.0.2:5555", Ready)];
     followed.says(&of_v4).await;
     let asked = |kind| server.questions().iter().filter(|asked| asked.kind == kind).count();
-    // A question that is slow is asked with the other one beside it.
+    // If a query is slow, the other family is asked as well.
     until("it asks for IPv4 alone", || asked(RecordType::A) >= asked(RecordType::AAAA) + ROUND)
         .await;
     followed.has_said_nothing_new();
 }
 
 #[tokio::test]
-async fn a_family_that_is_not_answered_delays_nothing() {
+async fn a_silent_family_does_not_delay_the_other() {
     for (silent, first, added) in
         [(RecordType::AAAA, "127.0.0.1", "127.0.0.2"), (RecordType::A, "::1", "fe80::1")]
     {
@@ -170,7 +171,7 @@ async fn a_family_that_is_not_answered_delays_nothing() {
 }
 
 #[tokio::test]
-async fn a_family_in_use_stays_until_it_has_no_address() {
+async fn the_family_in_use_stays_until_it_has_no_address() {
     let server = DnsServer::start();
     server.set_mode_of(RecordType::A, Mode::Silence);
     server.set(NAME, &["127.0.0.1", "::1"], 0);
@@ -184,7 +185,7 @@ async fn a_family_in_use_stays_until_it_has_no_address() {
 }
 
 #[tokio::test]
-async fn a_family_in_use_that_fails_keeps_its_addresses_and_gets_the_others_beside_them() {
+async fn if_the_family_in_use_fails_both_families_are_used() {
     let log = Log::capture();
     let server = DnsServer::start();
     server.set(NAME, &["127.0.0.1", "::1"], 0);
@@ -193,14 +194,14 @@ async fn a_family_in_use_that_fails_keeps_its_addresses_and_gets_the_others_besi
     server.set_mode_of(RecordType::A, Mode::ServerFailure);
     server.set(NAME, &["127.0.0.2", "::1"], 0);
     followed.says(&[("tcp://127.0.0.1:5555", Ready), ("tcp://[::1]:5555", Ready)]).await;
-    assert_eq!(log.count("a part of the source cannot be asked"), (1, 1));
+    assert_eq!(log.count("endpoint discovery failed in part"), (1, 1));
     server.set_mode(Mode::Answer);
     followed.says(&[("tcp://127.0.0.2:5555", Ready)]).await;
-    until("the end is logged", || log.count("the source answers again") == (2, 1)).await;
+    until("the end is logged", || log.count("endpoint discovery works again") == (2, 1)).await;
 }
 
 #[tokio::test]
-async fn nothing_is_said_before_something_is_known() {
+async fn nothing_is_published_before_the_first_answer() {
     let server = DnsServer::start();
     let mut followed = follow(&server);
     until_asked(&server, ROUND).await;
@@ -210,7 +211,7 @@ async fn nothing_is_said_before_something_is_known() {
 }
 
 #[tokio::test]
-async fn the_log_and_the_last_failure_say_what_is_missing_and_what_stays_in_use() {
+async fn outages_are_logged_once_and_shown_as_the_last_failure() {
     let log = Log::capture();
     let server = DnsServer::start();
     server.set_mode(Mode::ServerFailure);
@@ -218,39 +219,40 @@ async fn the_log_and_the_last_failure_say_what_is_missing_and_what_stays_in_use(
     let failures = source.failures();
     let kind = || failures.borrow().as_ref().map(|failure| failure.kind());
     let mut followed = Followed::start(source);
-    until("the first failure", || log.has("the source cannot be asked yet")).await;
+    until("the first failure", || log.has("endpoint discovery failed; no endpoints are known yet"))
+        .await;
     assert_eq!(kind(), Some(FailureKind::Failed));
     server.set(NAME, &["127.0.0.1", "127.0.0.2", "::1"], 0);
     server.set_mode(Mode::Answer);
     followed.says(&[("tcp://127.0.0.1:5555", Ready), ("tcp://127.0.0.2:5555", Ready)]).await;
-    until("it is over", || log.has("the source answers again")).await;
+    until("it is over", || log.has("endpoint discovery works again")).await;
     assert_eq!(kind(), None);
     server.set_mode_of(RecordType::A, Mode::ServerFailure);
-    until("a part of it", || log.has("a part of the source cannot be asked")).await;
+    until("a part of it", || log.has("endpoint discovery failed in part")).await;
     server.set_mode(Mode::ServerFailure);
-    let whole = "the source cannot be asked: its last endpoints stay in use";
+    let whole = "endpoint discovery failed; the last known endpoints stay in use";
     until("all of it", || log.has(whole)).await;
     assert_ne!(log.count(r#""endpoints":2"#).1, 0);
     until_asked(&server, ROUND_WITH_RETRIES).await;
-    // Each once, however often it is asked in vain.
-    assert_eq!(log.count("cannot be asked"), (4, 3));
+    // Each is logged once, however often the queries fail.
+    assert_eq!(log.count("endpoint discovery failed"), (4, 3));
 }
 
 #[tokio::test]
-async fn what_does_not_fit_a_datagram_is_asked_for_over_tcp() {
+async fn large_answers_are_fetched_over_tcp() {
     let server = DnsServer::start();
     let addresses: Vec<_> = (0..200).map(|at| format!("10.0.0.{at}")).collect();
     server.set(NAME, &addresses.iter().map(String::as_str).collect::<Vec<_>>(), 0);
     let mut followed = follow(&server);
     followed.says_what(|set| set.len() == 200).await;
     assert!(server.questions().iter().any(|asked| asked.tcp));
-    // Again and again, on whatever connection.
+    // Later queries succeed as well, on any connection.
     server.set(NAME, &addresses[1..].iter().map(String::as_str).collect::<Vec<_>>(), 0);
     followed.says_what(|set| set.len() == 199).await;
 }
 
 #[tokio::test]
-async fn more_addresses_than_are_taken_are_left_out() {
+async fn surplus_addresses_are_ignored() {
     let log = Log::capture();
     let server = DnsServer::start();
     let addresses: Vec<_> = (0..1500).map(|at| format!("10.0.{}.{}", at / 250, at % 250)).collect();
@@ -259,11 +261,11 @@ async fn more_addresses_than_are_taken_are_left_out() {
     followed.says_what(|set| set.len() == MAX_ENDPOINTS).await;
     until_asked(&server, ROUND_WITH_RETRIES).await;
     followed.has_said_nothing_new();
-    assert_eq!(log.count("more endpoints than are taken"), (1, 1));
+    assert_eq!(log.count("too many endpoints; the rest are ignored"), (1, 1));
 }
 
 #[tokio::test]
-async fn a_short_name_is_found_in_the_search_domains() {
+async fn short_names_are_found_in_the_search_domains() {
     let server = DnsServer::start();
     server.set("zmq-echo-headless.svc.cluster.local.", &["10.0.0.1"], 0);
     let of_a_pod = "search default.svc.cluster.local svc.cluster.local cluster.local\n\
@@ -271,10 +273,11 @@ async fn a_short_name_is_found_in_the_search_domains() {
     let source = Dns::with_resolv_conf(name("zmq-echo-headless", &server), of_a_pod).unwrap();
     let mut followed = Followed::start(source);
     followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
-    // The domain that had it fails: another one's answer would be another service's.
+    // If the domain that had the name fails, the answer of another domain would be another
+    // service's.
     server.set("zmq-echo-headless.", &["10.6.6.6"], 0);
     server.set_mode(Mode::ServerFailure);
-    // Two names are asked for in a round.
+    // Each round tries two names.
     until_asked(&server, 3 * ROUND_WITH_RETRIES).await;
     followed.has_said_nothing_new();
     let mut names: Vec<_> = server.questions().into_iter().map(|asked| asked.name).collect();
@@ -292,7 +295,7 @@ fn in_domains(domains: &str, server: &DnsServer) -> Followed {
 }
 
 #[tokio::test]
-async fn a_search_domain_that_is_silent_does_not_hold_up_the_next_one() {
+async fn a_silent_search_domain_does_not_delay_the_next_one() {
     let server = DnsServer::start();
     server.set_mode_of_name("echo.dead.test.", Mode::Silence);
     let mut followed = in_domains("dead.test alive.test", &server);
@@ -313,13 +316,13 @@ async fn an_earlier_search_domain_that_answers_late_takes_precedence_again() {
     server.set_mode_of_name("echo.slow.test.", Mode::Late(Duration::from_millis(600)));
     let mut followed = in_domains("slow.test quick.test", &server);
     followed.says(&[("tcp://127.0.0.1:5555", Ready)]).await;
-    // The quick one's addresses were used until then; once is enough to know.
+    // The quick domain's addresses were used until then. One query for it is enough to know.
     let names: Vec<_> = server.questions().into_iter().map(|asked| asked.name).collect();
     assert!(names.contains(&"echo.quick.test.".to_owned()), "{names:?}");
 }
 
 #[tokio::test]
-async fn a_resolv_conf_that_makes_no_sense_does_not_stop_resolution() {
+async fn an_invalid_resolv_conf_does_not_stop_resolution() {
     for conf in [
         "options timeout:0 attempts:0 ndots:0\n",
         "options timeout:-1 attempts:-1 ndots:-1\n",
@@ -340,7 +343,7 @@ async fn a_resolv_conf_that_makes_no_sense_does_not_stop_resolution() {
 }
 
 #[tokio::test]
-async fn addresses_that_no_host_can_have_are_left_out_and_reported_once() {
+async fn addresses_that_cannot_belong_to_a_host_are_ignored_and_logged_once() {
     let log = Log::capture();
     let server = DnsServer::start();
     let refused = ["0.0.0.0", "0.1.2.3", "224.0.0.1", "255.255.255.255", "::", "ff02::1"];
@@ -350,16 +353,16 @@ async fn addresses_that_no_host_can_have_are_left_out_and_reported_once() {
     followed.says(&[("tcp://127.0.0.1:5555", Ready), ("tcp://169.254.0.1:5555", Ready)]).await;
     until_asked(&server, ROUND_WITH_RETRIES).await;
     followed.has_said_nothing_new();
-    assert_eq!(log.count("an address that no host can have is left out"), (1, 1));
+    assert_eq!(log.count("ignoring an address that cannot belong to a host"), (1, 1));
 }
 
 #[tokio::test]
-async fn an_answer_without_an_address_of_a_host_leaves_the_last_set() {
+async fn an_answer_without_a_usable_address_leaves_the_last_set() {
     the_last_set_stands(ROUND, |server| server.set(NAME, &["0.0.0.0", "ff02::1"], 0)).await;
 }
 
 #[tokio::test]
-async fn a_failure_is_logged_where_it_begins_and_where_it_ends() {
+async fn an_outage_is_logged_when_it_starts_and_when_it_ends() {
     let log = Log::capture();
     let server = DnsServer::start();
     server.set(NAME, &["10.0.0.1"], 0);

@@ -1,4 +1,4 @@
-//! What a large answer of the API costs in memory, measured in a process of its own.
+//! How much memory a large answer of the API takes, measured in a separate process.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -6,13 +6,13 @@ use std::process::{Child, Command, Stdio};
 use super::{Followed, until};
 use crate::support::api_server::{ApiServer, Asked, Ending};
 
-/// The bytes of each large answer: half of the limit, many times what a follower takes anyway.
+/// The size of each large answer: half of the limit, and many times what a follower needs anyway.
 const SIZE: usize = 8 << 20;
 
-/// Tells the child which kubeconfig to use.
+/// Tells the child process which kubeconfig to use.
 const KUBECONFIG: &str = "ZMQ_ECHO_TEST_KUBECONFIG";
 
-/// A process that follows the API's endpoints, and ends with this.
+/// A process that follows the API's endpoints. Dropping this ends it.
 struct Follower(Child);
 
 impl Follower {
@@ -23,7 +23,7 @@ impl Follower {
         Self(command.spawn().unwrap())
     }
 
-    /// The most memory that has been resident so far, in bytes.
+    /// The peak resident memory so far, in bytes.
     fn peak(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -46,8 +46,8 @@ async fn follows_until_it_is_killed() {
     std::future::pending().await
 }
 
-/// The peak of a follower that has read what `prepare` lets the API answer, over that of one
-/// that has read a list without items.
+/// The peak of a follower that has read the answer set up by `prepare`, minus the peak of one that
+/// has read an empty list.
 async fn peak(prepare: impl FnOnce(&ApiServer), has_read: impl Fn(&ApiServer) -> bool) -> usize {
     let small = ApiServer::start();
     let idle = Follower::start(&small);
@@ -62,10 +62,10 @@ async fn peak(prepare: impl FnOnce(&ApiServer), has_read: impl Fn(&ApiServer) ->
 #[track_caller]
 fn assert_at_most_four_times(peak: usize) {
     assert!(peak <= 4 * SIZE, "{peak} bytes for an answer of {SIZE}");
-    assert!(peak >= SIZE / 2, "{peak} bytes: it has not been read");
+    assert!(peak >= SIZE / 2, "{peak} bytes: the answer has not been read");
 }
 
-/// `before`, as many of `item` as make [`SIZE`] bytes, and `after`.
+/// `before`, then `item` repeated up to [`SIZE`] bytes, then `after`.
 fn filled(before: &str, item: &str, after: &str) -> String {
     let items = vec![item; SIZE / (item.len() + 1)];
     format!("{before}{}{after}", items.join(","))
@@ -74,7 +74,7 @@ fn filled(before: &str, item: &str, after: &str) -> String {
 const LIST: &str = r#"{"metadata":{"resourceVersion":"100"},"items":["#;
 
 #[tokio::test]
-async fn a_list_of_many_items_takes_at_most_four_times_its_bytes() {
+async fn a_list_of_many_items_takes_at_most_four_times_its_size() {
     for item in ["{}", r#"{"metadata":{"name":"a"},"endpoints":[{},{}],"ports":[{},{}]}"#] {
         let list = filled(LIST, item, "]}");
         let peak = peak(|api| api.answer_with(list), |api| api.watchers() == 1).await;
@@ -83,7 +83,7 @@ async fn a_list_of_many_items_takes_at_most_four_times_its_bytes() {
 }
 
 #[tokio::test]
-async fn an_item_of_many_entries_takes_at_most_four_times_its_bytes() {
+async fn an_item_of_many_entries_takes_at_most_four_times_its_size() {
     for entry in ["{}", r#"{"addresses":["::"]}"#, r#"{"addresses":["","","",""]}"#] {
         let before = format!(r#"{LIST}{{"addressType":"IPv6","endpoints":["#);
         let list = filled(&before, entry, r#"],"ports":[{"name":"zmq","port":1}]}]}"#);
@@ -93,7 +93,7 @@ async fn an_item_of_many_entries_takes_at_most_four_times_its_bytes() {
 }
 
 #[tokio::test]
-async fn an_event_takes_at_most_four_times_its_bytes() {
+async fn an_event_takes_at_most_four_times_its_size() {
     let after = r#"],"metadata":{"name":"a","resourceVersion":"4000"}},"type":"ADDED"}"#;
     let event = filled(r#"{"object":{"endpoints":["#, "{}", after) + "\n";
     let api = ApiServer::start();
@@ -107,7 +107,7 @@ async fn an_event_takes_at_most_four_times_its_bytes() {
 }
 
 #[tokio::test]
-async fn a_refusal_takes_at_most_four_times_its_bytes() {
+async fn a_refusal_takes_at_most_four_times_its_size() {
     let status = filled(r#"{"code":403,"message":"no","details":{"causes":["#, "{}", "]}}");
     let refuse = |api: &ApiServer| {
         api.answer_with(status);

@@ -1,4 +1,4 @@
-//! SRV records, against a name server on loopback.
+//! Discovery by SRV records, against a name server on loopback.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::support::dns_server::{DnsServer, Mode, Service};
 
 const NAME: &str = "_zeromq._tcp.zmq-echo-headless.test.";
 
-/// All of a round of questions.
+/// The length of a whole round of queries.
 const ROUND_LIMIT: Duration = Duration::from_secs(4);
 
 fn name(name: &str, server: &DnsServer) -> SrvName {
@@ -32,7 +32,7 @@ fn service(priority: u16, port: u16, target: &str) -> Service<'_> {
 type Expected<'a> = (&'a str, &'a [&'a str]);
 
 impl Followed {
-    /// Waits until the source has said exactly these endpoints and addresses.
+    /// Waits until the source has published exactly these endpoints and addresses.
     async fn says_addresses(&mut self, expected: &[Expected<'_>]) {
         let address = |text: &&str| text.parse::<SocketAddr>().unwrap();
         self.says_what(|set| {
@@ -55,7 +55,7 @@ async fn until_asked(server: &DnsServer, more: usize) {
 }
 
 #[tokio::test]
-async fn a_target_is_one_endpoint_with_all_of_its_addresses_and_its_own_port() {
+async fn a_target_is_one_endpoint_with_its_port_and_all_its_addresses() {
     for additional in [true, false] {
         let server = DnsServer::start();
         server.set_additional(additional);
@@ -83,7 +83,7 @@ async fn a_target_is_one_endpoint_with_all_of_its_addresses_and_its_own_port() {
 }
 
 #[tokio::test]
-async fn a_url_without_a_port_names_srv_records() {
+async fn a_url_without_a_port_selects_srv_records() {
     let server = DnsServer::start();
     let url = format!("dns://{NAME}?server={}", server.address());
     assert_eq!(url.parse::<Source>().unwrap(), Source::Srv(name(NAME, &server)));
@@ -119,7 +119,7 @@ async fn only_the_lowest_priority_that_has_an_address_counts() {
 }
 
 #[tokio::test]
-async fn the_root_as_the_target_says_that_there_is_no_endpoint() {
+async fn a_root_target_means_no_endpoints() {
     let server = DnsServer::start();
     server.set("pod-0.test.", &["127.0.0.1"], 0);
     server.set_services(NAME, &[service(0, 5555, "pod-0.test.")], 0);
@@ -129,7 +129,7 @@ async fn the_root_as_the_target_says_that_there_is_no_endpoint() {
     followed.says_addresses(&[]).await;
 }
 
-/// The last set stands while `break_it` holds, and a new one is known after it.
+/// Checks that the last set stays while `break_it` holds, and that a new set is noticed afterwards.
 async fn the_last_set_stands(break_it: impl Fn(&DnsServer)) {
     let server = DnsServer::start();
     server.set("pod-0.test.", &["127.0.0.1"], 0);
@@ -147,12 +147,12 @@ async fn the_last_set_stands(break_it: impl Fn(&DnsServer)) {
 }
 
 #[tokio::test]
-async fn a_server_that_fails_leaves_the_last_set() {
+async fn a_failing_server_leaves_the_last_set() {
     the_last_set_stands(|server| server.set_mode(Mode::ServerFailure)).await;
 }
 
 #[tokio::test]
-async fn no_record_leaves_the_last_set() {
+async fn a_missing_record_leaves_the_last_set() {
     the_last_set_stands(|server| server.remove(NAME)).await;
 }
 
@@ -162,7 +162,7 @@ async fn targets_without_an_address_leave_the_last_set() {
 }
 
 #[tokio::test]
-async fn targets_that_cannot_be_asked_for_leave_the_last_set() {
+async fn targets_whose_lookups_fail_leave_the_last_set() {
     the_last_set_stands(|server| {
         server.set_additional(false);
         server.set_mode_of(RecordType::A, Mode::ServerFailure);
@@ -172,7 +172,7 @@ async fn targets_that_cannot_be_asked_for_leave_the_last_set() {
 }
 
 #[tokio::test]
-async fn a_target_that_cannot_be_asked_for_keeps_its_addresses_while_another_changes() {
+async fn a_target_whose_lookup_fails_keeps_its_addresses_while_another_changes() {
     let server = DnsServer::start();
     server.set_additional(false);
     server.set("pod-0.test.", &["127.0.0.1"], 0);
@@ -194,7 +194,7 @@ async fn a_target_that_cannot_be_asked_for_keeps_its_addresses_while_another_cha
 }
 
 #[tokio::test]
-async fn a_target_that_is_not_answered_delays_no_other_one() {
+async fn a_target_whose_lookup_is_silent_does_not_delay_the_others() {
     let log = Log::capture();
     let server = DnsServer::start();
     server.set_additional(false);
@@ -218,13 +218,13 @@ async fn a_target_that_is_not_answered_delays_no_other_one() {
     followed.says_addresses(&[late, ("tcp://pod-0.test:5555", &["127.0.0.1:5555"])]).await;
     let took = started.elapsed();
     assert!(took < ROUND_LIMIT, "after {took:?}");
-    until("the part is reported", || log.has("a part of the source cannot be asked")).await;
+    until("the part is reported", || log.has("endpoint discovery failed in part")).await;
 }
 
 #[tokio::test]
-async fn targets_of_one_address_each_are_those_of_one_family() {
+async fn targets_with_one_address_each_are_limited_to_one_family() {
     let server = DnsServer::start();
-    // As cluster DNS names the pods of a Deployment.
+    // Cluster DNS names the pods of a Deployment like this.
     server.set("127-0-0-1.test.", &["127.0.0.1"], 0);
     server.set("127-0-0-2.test.", &["127.0.0.2"], 0);
     server.set("fd00--1.test.", &["::1"], 0);
@@ -238,7 +238,7 @@ async fn targets_of_one_address_each_are_those_of_one_family() {
 }
 
 #[tokio::test]
-async fn search_domains_apply() {
+async fn search_domains_apply_to_srv_names() {
     let server = DnsServer::start();
     server.set("pod-0.test.", &["127.0.0.1"], 0);
     let complete = "_zeromq._tcp.zmq-echo-headless.svc.cluster.local.";
@@ -251,15 +251,15 @@ async fn search_domains_apply() {
 }
 
 #[tokio::test]
-async fn more_targets_than_are_taken_are_left_out() {
+async fn surplus_targets_are_ignored() {
     let log = Log::capture();
     let server = DnsServer::start();
     server.set("a.b.", &["127.0.0.1"], 0);
-    // Short names: an answer is 64 KiB at most. With addresses it would be more.
+    // The names are short and come without addresses, because an answer has at most 64 KiB.
     server.set_additional(false);
     let services: Vec<_> = (1..=1200).map(|port| service(0, port, "a.b.")).collect();
     server.set_services("_a._b.c.", &services, 0);
     let mut followed = Followed::start(Srv::new(name("_a._b.c.", &server)).unwrap());
     followed.says_what(|set| set.len() == MAX_ENDPOINTS).await;
-    assert_eq!(log.count("more endpoints than are taken"), (1, 1));
+    assert_eq!(log.count("too many endpoints; the rest are ignored"), (1, 1));
 }

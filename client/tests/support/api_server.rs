@@ -1,5 +1,5 @@
-//! An API server made for the tests: the EndpointSlices of one namespace, listed in
-//! pages and watched, on loopback and without TLS.
+//! A Kubernetes API server for tests: it lists the EndpointSlices of one namespace in pages and
+//! lets clients watch them, on loopback and without TLS.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -28,40 +28,40 @@ use zmq_echo_client::discovery::kubernetes::{Kubernetes, client_of};
 
 use super::runtime;
 
-/// What the API says of an endpoint.
+/// The state of an endpoint in the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
     Ready,
     NotReady,
-    /// Terminating, and serving until then.
+    /// Terminating, but still serving.
     Terminating,
-    /// Terminating, and no longer serving.
+    /// Terminating and no longer serving.
     Stopping,
 }
 
-/// How a watch comes to its end.
+/// How a watch ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// As the API ends it when its time is up.
+    /// The API ends it because its time is up.
     Complete,
     /// The connection breaks in the middle of an event.
     Broken,
 }
 
-/// How the API says that it has forgotten a version.
+/// How the API reports that a version has expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gone {
-    /// As the status of the answer.
+    /// By the status of the answer.
     Status,
-    /// As an event in a watch that has begun.
+    /// By an event in a watch.
     Event,
 }
 
-/// A request that was made.
+/// A request that the server received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
     List,
-    /// From this version.
+    /// A watch from this version.
     Watch(u64),
 }
 
@@ -73,33 +73,33 @@ struct Watcher {
     lines: mpsc::UnboundedSender<Line>,
 }
 
-/// What the API knows and how it behaves.
+/// What the API knows, and how it behaves.
 #[derive(Default)]
 struct State {
-    /// Of the last change.
+    /// The version of the last change.
     version: u64,
     slices: BTreeMap<String, Json>,
-    /// Each change with its version, from [`Self::oldest`] on.
+    /// The changes with their versions, from [`Self::oldest`] on.
     history: Vec<(u64, Json)>,
-    /// A watch from before this version is refused.
+    /// A watch from an older version is refused.
     oldest: u64,
     gone: Option<Gone>,
     failure: Option<u16>,
-    /// The header of each refusal.
+    /// The `Retry-After` header of each refusal.
     retry_after: Option<String>,
-    /// Instead of every list, or of every refusal's status.
+    /// Sent instead of every list and of every refusal's status.
     body: Option<Bytes>,
     delay: Duration,
     watchers: Vec<Watcher>,
-    /// How many watches have begun, and how many of them are silent for ever.
+    /// How many watches have begun, and how many of them stay silent for ever.
     begun: usize,
     silent: usize,
-    /// Of the silent ones, held so that they stay open.
+    /// The silent watches, kept so that they stay open.
     held: Vec<Watcher>,
     asked: Vec<Asked>,
 }
 
-/// The server. It ends with this.
+/// The server. Dropping it stops it.
 pub struct ApiServer {
     directory: PathBuf,
     state: Arc<Mutex<State>>,
@@ -110,7 +110,7 @@ pub struct ApiServer {
 impl ApiServer {
     pub const SERVICE: &str = "zmq-echo";
     pub const PORT: &str = "zmq";
-    /// The URL under which a client with [`Self::kubeconfig`] finds the endpoints.
+    /// The URL for a client with [`Self::kubeconfig`].
     pub const URL: &str = "k8s://default/zmq-echo:zmq";
 
     pub fn start() -> Self {
@@ -137,12 +137,12 @@ impl ApiServer {
         self.directory.join("kubeconfig")
     }
 
-    /// The source of [`Self::URL`] as a process with this kubeconfig has it.
+    /// The source for [`Self::URL`], as a process with this kubeconfig would set it up.
     pub async fn source(kubeconfig: &Path) -> Kubernetes {
         Self::source_of(kubeconfig, Self::URL).await
     }
 
-    /// The same of another URL.
+    /// The same for another URL.
     pub async fn source_of(kubeconfig: &Path, url: &str) -> Kubernetes {
         let Ok(Source::Kubernetes(port)) = url.parse() else { panic!("another source") };
         let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
@@ -151,14 +151,14 @@ impl ApiServer {
         Kubernetes::new(port, client_of(config).unwrap())
     }
 
-    /// The API says this of an endpoint, which has a slice of its own: endpoints of
-    /// one slice share a port, and these are all on one host.
+    /// Sets the state of an endpoint. Each endpoint has its own slice, because all endpoints in a
+    /// slice share a port, and these are on one host.
     pub fn say(&self, endpoint: SocketAddr, condition: Condition) {
         self.say_pod(None, &[endpoint], condition);
     }
 
-    /// The same of a pod with several addresses, each of which has a slice of its own, as the
-    /// families have.
+    /// The same for a pod with several addresses. Each address has its own slice, as address
+    /// families do.
     pub fn say_pod(&self, uid: Option<&str>, addresses: &[SocketAddr], condition: Condition) {
         let (ready, serving, terminating) = match condition {
             Condition::Ready => (true, true, false),
@@ -182,18 +182,17 @@ impl ApiServer {
         }
     }
 
-    /// The API knows nothing of this endpoint any more.
+    /// Removes an endpoint.
     pub fn forget(&self, endpoint: SocketAddr) {
         self.delete(&slice_name(endpoint));
     }
 
-    /// Makes or changes a slice of the Service: its `addressType`, `ports` and
-    /// `endpoints`.
+    /// Creates or changes a slice of the Service: its `addressType`, `ports` and `endpoints`.
     pub fn put(&self, name: &str, content: Json) {
         self.put_of(Self::SERVICE, name, content);
     }
 
-    /// Makes or changes a slice of another Service.
+    /// Creates or changes a slice of another Service.
     pub fn put_of(&self, service: &str, name: &str, mut slice: Json) {
         let mut state = self.state();
         state.version += 1;
@@ -218,7 +217,7 @@ impl ApiServer {
         state.happened("DELETED", slice);
     }
 
-    /// Tells those who watch of the version, which others' changes have moved on.
+    /// Sends a bookmark to all watches, as if changes of other objects had advanced the version.
     pub fn bookmark(&self) -> u64 {
         let mut state = self.state();
         state.version += 10;
@@ -231,10 +230,10 @@ impl ApiServer {
         version
     }
 
-    /// Forgets every version so far: a watch from one of them is refused like this.
+    /// Expires all versions so far: a watch from one of them is refused in this way.
     pub fn compact(&self, gone: Gone) {
         let mut state = self.state();
-        // Others' changes went on.
+        // Other objects have changed meanwhile.
         state.version += 1;
         state.oldest = state.version;
         state.history.clear();
@@ -252,23 +251,22 @@ impl ApiServer {
         }
     }
 
-    /// Refuses all requests with this status, or none.
+    /// Refuses all requests with this status, or stops refusing.
     pub fn fail_with(&self, status: Option<u16>) {
         self.state().failure = status;
     }
 
-    /// Each refusal has this as its `Retry-After`.
+    /// Adds this `Retry-After` header to each refusal.
     pub fn retry_after(&self, value: &str) {
         self.state().retry_after = Some(value.to_owned());
     }
 
-    /// Answers with this instead of each list, and with [`Self::fail_with`] instead of each
-    /// status.
+    /// Answers with this instead of each list. With [`Self::fail_with`], it replaces each status.
     pub fn answer_with(&self, body: impl Into<Bytes>) {
         self.state().body = Some(body.into());
     }
 
-    /// Sends this on all watches, as it is.
+    /// Sends these bytes on all watches.
     pub fn send(&self, bytes: impl Into<Bytes>) {
         let bytes = bytes.into();
         for watcher in &self.state().watchers {
@@ -276,13 +274,13 @@ impl ApiServer {
         }
     }
 
-    /// Waits as long as this before each answer.
+    /// Waits this long before each answer.
     pub fn delay_by(&self, delay: Duration) {
         self.state().delay = delay;
     }
 
-    /// The watches that there are say nothing more and do not end, as where something
-    /// in between has forgotten the connection. Who begins one anew is served.
+    /// The current watches neither send anything nor end, as if a device in between had dropped the
+    /// connection. New watches are served.
     pub fn silence_watches(&self) {
         let mut state = self.state();
         state.silent = state.begun;
@@ -294,7 +292,7 @@ impl ApiServer {
         self.state().asked.clone()
     }
 
-    /// How many watch now and are told all.
+    /// The number of open watches that are not silent.
     pub fn watchers(&self) -> usize {
         let mut state = self.state();
         state.watchers.retain(|watcher| !watcher.lines.is_closed());
@@ -344,7 +342,7 @@ impl State {
         })
     }
 
-    /// The lines of a watch: what has happened since, and what will.
+    /// The lines of a watch: the changes since `from`, and those to come.
     fn watch(&mut self, service: &str, from: u64) -> Result<mpsc::UnboundedReceiver<Line>, ()> {
         let (lines, stream) = mpsc::unbounded();
         if from < self.oldest {
@@ -427,7 +425,7 @@ async fn answer(
     Ok(response)
 }
 
-/// Name and value of each pair; of the escapes those that a selector needs.
+/// The names and values in a query string. Decodes only the escapes that occur in a label selector.
 fn parse(query: &str) -> BTreeMap<String, String> {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs
@@ -472,7 +470,7 @@ fn slice_name(endpoint: SocketAddr) -> String {
     format!("{}-{ip}-{}", ApiServer::SERVICE, endpoint.port())
 }
 
-/// A kubeconfig in a directory of its own, as kubectl would write it.
+/// Writes a kubeconfig, as kubectl would, into its own directory.
 fn write_kubeconfig(address: SocketAddr) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("api-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -484,7 +482,7 @@ fn write_kubeconfig(address: SocketAddr) -> PathBuf {
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
     });
     std::fs::create_dir_all(&directory).unwrap();
-    // JSON is YAML.
+    // JSON is valid YAML.
     std::fs::write(directory.join("kubeconfig"), kubeconfig.to_string()).unwrap();
     directory
 }

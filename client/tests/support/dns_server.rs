@@ -11,14 +11,14 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, SOA, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-/// For how long an answer that there is nothing may be believed: longer than any
-/// test, so that one who believes it fails.
+/// How long a negative answer may be cached: longer than any test, so that a client that caches it
+/// fails.
 const NEGATIVE_TTL: u32 = 600;
 
-/// The most that goes into a datagram: the client has not said that it takes more.
+/// The largest answer in a datagram. The client has not announced that it accepts more.
 const DATAGRAM: usize = 512;
 
-/// What becomes of a question.
+/// What happens to a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Answer,
@@ -36,7 +36,7 @@ pub struct Service<'a> {
     pub target: &'a str,
 }
 
-/// A question that was asked.
+/// A query that the server received.
 #[derive(Debug, Clone)]
 pub struct Question {
     pub name: String,
@@ -45,11 +45,11 @@ pub struct Question {
     pub at: Instant,
 }
 
-/// What the server knows and what was asked of it.
+/// What the server knows, and the queries that it received.
 struct Zone {
     names: BTreeMap<Name, (Vec<IpAddr>, u32)>,
     services: BTreeMap<Name, (Vec<SRV>, u32)>,
-    /// Whether the addresses of services' targets come with them.
+    /// Whether SRV answers include the addresses of their targets.
     additional: bool,
     modes: BTreeMap<RecordType, Mode>,
     modes_of_names: BTreeMap<Name, Mode>,
@@ -57,7 +57,7 @@ struct Zone {
     stopped: bool,
 }
 
-/// The server. It ends with this.
+/// The server. Dropping it stops it.
 pub struct DnsServer {
     address: SocketAddr,
     zone: Arc<Mutex<Zone>>,
@@ -89,19 +89,19 @@ impl DnsServer {
         self.address
     }
 
-    /// The URL under which a client asks this server for `name`.
+    /// The URL with which a client asks this server for `name`.
     pub fn url(&self, name: &str, port: u16) -> String {
         format!("dns://{name}:{port}?server={}", self.address)
     }
 
-    /// The name has these addresses for so many seconds. With none of them it exists
-    /// and the answer is empty.
+    /// Gives a name these addresses, with this time to live. Without addresses the name exists, but
+    /// the answer is empty.
     pub fn set(&self, name: &str, addresses: &[&str], ttl: u32) {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
         self.zone.lock().unwrap().names.insert(complete(name), (addresses, ttl));
     }
 
-    /// The name has these SRV records for so many seconds.
+    /// Gives a name these SRV records, with this time to live.
     pub fn set_services(&self, name: &str, services: &[Service<'_>], ttl: u32) {
         let records = services.iter().map(|Service { priority, port, target }| {
             SRV::new(*priority, 0, *port, complete(target))
@@ -109,31 +109,31 @@ impl DnsServer {
         self.zone.lock().unwrap().services.insert(complete(name), (records.collect(), ttl));
     }
 
-    /// Whether the addresses of services' targets come with them, as they do at first.
+    /// Sets whether SRV answers include the addresses of their targets. By default they do.
     pub fn set_additional(&self, additional: bool) {
         self.zone.lock().unwrap().additional = additional;
     }
 
-    /// There is no such name: NXDOMAIN.
+    /// Removes a name: queries for it get NXDOMAIN.
     pub fn remove(&self, name: &str) {
         let mut zone = self.zone.lock().unwrap();
         zone.names.remove(&complete(name));
         zone.services.remove(&complete(name));
     }
 
-    /// What becomes of every question from here on.
+    /// Sets what happens to all queries from now on.
     pub fn set_mode(&self, mode: Mode) {
         self.set_mode_of(RecordType::A, mode);
         self.set_mode_of(RecordType::AAAA, mode);
         self.set_mode_of(RecordType::SRV, mode);
     }
 
-    /// What becomes of questions for one kind of record.
+    /// Sets what happens to queries for one record type.
     pub fn set_mode_of(&self, kind: RecordType, mode: Mode) {
         self.zone.lock().unwrap().modes.insert(kind, mode);
     }
 
-    /// What becomes of questions for one name, whatever becomes of others.
+    /// Sets what happens to queries for one name; this takes precedence over the record type.
     pub fn set_mode_of_name(&self, name: &str, mode: Mode) {
         self.zone.lock().unwrap().modes_of_names.insert(complete(name), mode);
     }
@@ -145,9 +145,9 @@ impl DnsServer {
 
 impl Drop for DnsServer {
     fn drop(&mut self) {
-        // Also where a test has failed while it held the zone.
+        // A test may have failed while it held the lock.
         self.zone.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).stopped = true;
-        // Something to read for each, so that it looks.
+        // Wakes both threads, so that they notice.
         let _ = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
             .and_then(|socket| socket.send_to(&[], self.address));
         let _ = TcpStream::connect(self.address);
@@ -157,7 +157,7 @@ impl Drop for DnsServer {
     }
 }
 
-/// One port for both. The one that the kernel chose for UDP may be taken for TCP.
+/// Binds one port for both. The port that the kernel chose for UDP may be taken for TCP.
 fn bind() -> (UdpSocket, TcpListener) {
     for _ in 0..100 {
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -197,7 +197,7 @@ fn serve_tcp(listener: &TcpListener, zone: &Arc<Mutex<Zone>>) {
         }
         let zone = Arc::clone(zone);
         thread::spawn(move || {
-            // Ends where the client closes, or has nothing to ask any more.
+            // Ends when the client closes the connection or stops sending queries.
             let _ = stream.set_read_timeout(Some(Duration::from_secs(60)));
             let _ = serve_stream(stream, &zone);
         });
@@ -217,7 +217,7 @@ fn serve_stream(mut stream: TcpStream, zone: &Mutex<Zone>) -> io::Result<()> {
     }
 }
 
-/// The answer to a question and the delay before it, or `None` for no answer.
+/// The answer to a query and the delay before it, or `None` for no answer.
 fn answer(question: &[u8], zone: &Mutex<Zone>, tcp: bool) -> Option<(Vec<u8>, Duration)> {
     let question = Message::from_vec(question).ok()?;
     let query = question.queries.first()?.clone();

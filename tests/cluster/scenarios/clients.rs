@@ -1,27 +1,66 @@
 //! The ways in which clients find the service.
 
-use crate::api::{Cluster, NAME, kubectl, try_kubectl};
-use crate::fleet::Fleet;
-use crate::load::Load;
-use crate::manifests::Deployed;
+use serde_json::{Value as Json, json};
 
-fn restart_under(cluster: &Cluster, source: &str) {
+use crate::api::{Cluster, NAME, apply, kubectl, try_kubectl};
+use crate::fleet::Fleet;
+use crate::load::{Load, Outcome, follow};
+use crate::manifests::Deployed;
+use crate::neighbour::{pod, restricted};
+use crate::wait_for;
+
+/// The three ways to find it at the same time: one restart is enough for all.
+pub fn restart(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
     let fleet = Fleet::watch(cluster);
-    let load = Load::start_on(cluster, &deployed.job, "load", source);
+    let start = |name, source| {
+        Load::start_with(cluster, &deployed.job, name, source, &[("--rate", "1500")])
+    };
+    let loads = [
+        start("by-cluster-ip", Some("tcp://zmq-echo:5555")),
+        start("by-headless-name", Some("dns://zmq-echo-headless:5555")),
+        // As the Job in the manifests: by EndpointSlices, with the rights of its Role.
+        start("by-endpoint-slices", None),
+    ];
     kubectl(&["rollout", "restart", "deployment/zmq-echo"]);
     cluster.wait_for_rollout();
     cluster.wait_for_servers(3);
-    let outcome = load.finish();
+    fleet.accounts_for(&loads.map(Load::finish));
+}
+
+/// A client that knows nothing of this project or of Kubernetes.
+pub fn pyzmq(cluster: &Cluster) {
+    let deployed = Deployed::local(cluster);
+    let fleet = Fleet::watch(cluster);
+    let image = cluster.pyzmq_image.as_deref();
+    let image = image.expect("an image with Python and pyzmq: name one with --pyzmq-image");
+    let mut container = restricted("load");
+    container["image"] = json!(image);
+    container["command"] =
+        json!(["python3", "-c", include_str!("../pyzmq.py"), "tcp://zmq-echo:5555"]);
+    let mut client = pod("pyzmq", NAME, &[("zmq-echo/client", "true")], vec![container]);
+    client["spec"]["terminationGracePeriodSeconds"] = json!(20);
+    apply(&[client]);
+    let path = format!("/api/v1/namespaces/{NAME}/pods/pyzmq/log?container=load");
+    wait_for("the client is answered", || {
+        cluster.read(&path).ok()?.contains("answered").then_some(())
+    });
+    let log = follow(cluster, NAME, "pyzmq");
+
+    kubectl(&["rollout", "restart", "deployment/zmq-echo"]);
+    cluster.wait_for_rollout();
+    cluster.wait_for_servers(3);
+    kubectl(&["delete", "pod", "pyzmq", "--wait=false"]);
+    let lines = log.join().expect("the log can be read");
+    let result = lines.last().expect("a result");
+    println!("  pyzmq: {result}");
+    let result: Json = serde_json::from_str(result).expect("JSON");
+    let outcome = Outcome { result, probes: 0 };
+    assert_eq!(outcome.number("answered"), outcome.number("due"));
+    // It has one connection, which each of the three pods may end once.
+    assert!(outcome.number("retried") <= 3, "more requests were lost than connections");
     fleet.accounts_for(&[outcome]);
-}
-
-pub fn cluster_ip(cluster: &Cluster) {
-    restart_under(cluster, "tcp://zmq-echo:5555");
-}
-
-pub fn headless_name(cluster: &Cluster) {
-    restart_under(cluster, "dns://zmq-echo-headless:5555");
+    drop(deployed);
 }
 
 /// The rollouts of other scenarios are followed with these rights; no other is there.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 
-use crate::api::{Cluster, container, is_ready, kubectl, name, names, restarts};
+use crate::api::{Cluster, NAME, container, is_ready, kubectl, name, restarts};
+use crate::attack::Attack;
 use crate::fleet::Fleet;
 use crate::load::Load;
 use crate::manifests::Deployed;
@@ -15,11 +16,11 @@ use crate::wait_for;
 const KUBELET_DOWN: Duration = Duration::from_secs(120);
 
 /// Waits until the container of a pod has been replaced and serves again; how it ended.
-fn replaced(cluster: &Cluster, pod: &str) -> Json {
+fn replaced(cluster: &Cluster, before: &Json) -> Json {
     wait_for("its container is replaced", || {
         let pods = cluster.servers();
-        let pod = pods.iter().find(|found| name(found) == pod)?;
-        (restarts(pod) == 1 && is_ready(pod))
+        let pod = pods.iter().find(|found| name(found) == name(before))?;
+        (restarts(pod) > restarts(before) && is_ready(pod))
             .then(|| container(pod)["lastState"]["terminated"].clone())
     })
 }
@@ -31,7 +32,7 @@ pub fn killed(cluster: &Cluster) {
     let pod = cluster.servers().remove(0);
     let start = Instant::now();
     cluster.signal(&pod, "KILL");
-    let last = replaced(cluster, name(&pod));
+    let last = replaced(cluster, &pod);
     println!("  ready again after {:.1} s", start.elapsed().as_secs_f64());
     assert_eq!(last["exitCode"], 137, "{last}");
     cluster.wait_for_servers(3);
@@ -58,7 +59,7 @@ pub fn frozen(cluster: &Cluster) {
     let pod = cluster.servers().remove(0);
     let start = Instant::now();
     cluster.signal(&pod, "STOP");
-    let last = replaced(cluster, name(&pod));
+    let last = replaced(cluster, &pod);
     println!("  replaced after {:.1} s", start.elapsed().as_secs_f64());
     assert_eq!(last["exitCode"], 137, "{last}");
     let events = cluster.list("events", "");
@@ -73,10 +74,108 @@ pub fn frozen(cluster: &Cluster) {
     fleet.accounts_for(&[outcome]);
 }
 
+/// For as long as three probes, the last of which would end the pod, and then some.
+const ATTACKED: u32 = 45;
+
+/// All of one pod's memory is asked for at the same time, within the limits of its manifest.
+pub fn attacked(cluster: &Cluster) {
+    let deployed = Deployed::local(cluster);
+    let fleet = Fleet::watch(cluster);
+    let load = Load::start_with(cluster, &deployed.job, "load", None, &UNDER_ATTACK);
+    let server = cluster.servers().remove(0);
+    let attack = Attack::start(cluster, address(&server), ATTACKED);
+    let ends = Instant::now() + Duration::from_secs(ATTACKED.into());
+    let (mut peers, mut buffers, mut memory) = (0.0_f64, 0.0_f64, 0.0_f64);
+    while Instant::now() < ends {
+        let [held, allowed, bytes, pool] = figures(cluster, &server);
+        peers = peers.max(held / allowed);
+        buffers = buffers.max(bytes / pool);
+        memory = memory.max(working_set(cluster, &server).unwrap_or(0.0));
+        thread::sleep(Duration::from_secs(1));
+    }
+    attack.wait(cluster);
+    println!(
+        "  at most {:.0} % of the peers, {:.0} % of the buffers, {memory:.0} MiB of memory",
+        peers * 100.0,
+        buffers * 100.0
+    );
+    assert!(peers > 0.9, "the attack did not reach the limit of peers");
+    assert!(buffers > 0.8, "the attack did not reach the limit of the buffers");
+    let after = cluster.ready_servers();
+    let after = after.iter().find(|pod| name(pod) == name(&server)).expect("it is ready");
+    assert_eq!(restarts(after), restarts(&server), "{}", container(after)["lastState"]);
+    drop(attack);
+    let outcome = load.finish();
+    fleet.accounts_for(&[outcome]);
+}
+
+/// Below what its limits add up to, the kernel kills it, and Kubernetes says so.
+pub fn out_of_memory(cluster: &Cluster) {
+    let deployed = Deployed::local(cluster);
+    let fleet = Fleet::watch(cluster);
+    let load = Load::start_with(cluster, &deployed.job, "load", None, &UNDER_ATTACK);
+    kubectl(&[
+        "set",
+        "resources",
+        "deployment/zmq-echo",
+        "--limits=memory=48Mi",
+        "--requests=memory=32Mi",
+    ]);
+    cluster.wait_for_rollout();
+    let server = cluster.wait_for_servers(3).remove(0);
+    let attack = Attack::start(cluster, address(&server), ATTACKED);
+    let last = wait_for("it is killed", || {
+        let pods = cluster.servers();
+        let pod = pods.iter().find(|pod| name(pod) == name(&server)).expect("it is there");
+        let last = &container(pod)["lastState"]["terminated"];
+        (!last.is_null()).then(|| last.clone())
+    });
+    println!("  reason {}, exit code {}", last["reason"], last["exitCode"]);
+    assert_eq!(last["reason"], "OOMKilled", "{last}");
+    assert_eq!(last["exitCode"], 137, "{last}");
+    drop(attack);
+    kubectl(&["rollout", "undo", "deployment/zmq-echo"]);
+    cluster.wait_for_rollout();
+    cluster.wait_for_servers(3);
+    let outcome = load.finish();
+    fleet.accounts_for(&[outcome]);
+}
+
+/// Two cores are for attackers, too.
+const UNDER_ATTACK: [(&str, &str); 2] = [("--rate", "500"), ("--timeout", "5s")];
+
+fn address(pod: &Json) -> &str {
+    pod["status"]["podIP"].as_str().expect("an address")
+}
+
+/// Peers and their limit, bytes in buffers and their limit. All 0 if it does not say.
+fn figures(cluster: &Cluster, pod: &Json) -> [f64; 4] {
+    let path = format!("/api/v1/namespaces/{NAME}/pods/{}:8080/proxy/metrics", name(pod));
+    let metrics = cluster.read(&path).unwrap_or_default();
+    ["peers", "limit_peers", "buffered_bytes", "limit_buffered_bytes"].map(|metric| {
+        let sample = format!("zmq_echo_{metric} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&sample)?.parse().ok());
+        value.unwrap_or(0.0)
+    })
+}
+
+/// The memory of a pod that counts towards its limit, in MiB, as the kubelet has it.
+fn working_set(cluster: &Cluster, pod: &Json) -> Option<f64> {
+    let node = pod["spec"]["nodeName"].as_str()?;
+    let summary = cluster.read(&format!("/api/v1/nodes/{node}/proxy/stats/summary")).ok()?;
+    let summary: Json = serde_json::from_str(&summary).ok()?;
+    let mut pods = summary["pods"].as_array()?.iter();
+    let found = pods.find(|found| found["podRef"]["name"] == pod["metadata"]["name"])?;
+    Some(found["containers"][0]["memory"]["workingSetBytes"].as_f64()? / 1024.0 / 1024.0)
+}
+
 pub fn kubelet_down(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
     let fleet = Fleet::watch(cluster);
-    let before = names(&cluster.servers());
+    let runs = |pods: &[Json]| -> Vec<_> {
+        pods.iter().map(|pod| (name(pod).to_owned(), restarts(pod))).collect()
+    };
+    let before = runs(&cluster.servers());
     let load = Load::start(cluster, &deployed.job);
     cluster.on_node(&["pkill", "-STOP", "-x", "kubelet"]);
     let running = Kubelet(cluster);
@@ -85,8 +184,7 @@ pub fn kubelet_down(cluster: &Cluster) {
     println!("  {} of {} servers are called ready", cluster.ready_servers().len(), before.len());
     drop(running);
     let after = cluster.wait_for_servers(3);
-    assert_eq!(before, names(&after));
-    assert!(after.iter().all(|pod| restarts(pod) == 0), "a container was restarted");
+    assert_eq!(before, runs(&after), "pods were replaced or restarted");
     let outcome = load.finish();
     fleet.accounts_for(&[outcome]);
 }

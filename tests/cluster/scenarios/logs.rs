@@ -1,8 +1,11 @@
 //! What people and collectors read.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
 use serde_json::Value as Json;
 
-use crate::api::{Cluster, NAME, container, kubectl, name};
+use crate::api::{Cluster, NAME, container, kubectl, name, restarts};
 use crate::fleet::Fleet;
 use crate::load::Load;
 use crate::manifests::Deployed;
@@ -16,28 +19,87 @@ pub fn on_the_node(cluster: &Cluster) {
     let fleet = Fleet::watch(cluster);
     let load = Load::start(cluster, &deployed.job);
     for pod in cluster.servers() {
-        let uid = pod["metadata"]["uid"].as_str().expect("a uid");
-        let script = format!("cat {FILES}/{NAME}_{}_{uid}/server/*.log", name(&pod));
-        let text = cluster.on_node(&["sh", "-c", &script]);
-        let messages: Vec<String> = text
-            .lines()
-            .map(|line| {
-                // As the container runtime writes it: time, stream, whole or part, text.
-                let fields: Vec<_> = line.splitn(4, ' ').collect();
-                let [_, stream, whole, record] = fields[..] else { panic!("{line}") };
-                assert_eq!((stream, whole), ("stdout", "F"), "{line}");
-                let record: Json = serde_json::from_str(record)
-                    .unwrap_or_else(|error| panic!("one record a line: {error}: {line}"));
-                assert_eq!(record["pod"], pod["metadata"]["name"], "{line}");
-                assert_eq!(record["namespace"], NAME, "{line}");
-                assert_eq!(record["node"], pod["spec"]["nodeName"], "{line}");
-                record["message"].as_str().expect("a message").to_owned()
-            })
-            .collect();
-        assert!(messages.iter().any(|message| message == "listening"), "{messages:?}");
+        let records = records(cluster, &pod);
+        assert!(records.iter().any(|record| record["message"] == "listening"), "{records:?}");
     }
     let outcome = load.finish();
     fleet.accounts_for(&[outcome]);
+}
+
+/// The records of a server in the node's files, of all runs of its container.
+#[track_caller]
+fn records(cluster: &Cluster, pod: &Json) -> Vec<Json> {
+    let uid = pod["metadata"]["uid"].as_str().expect("a uid");
+    let script = format!("cat {FILES}/{NAME}_{}_{uid}/server/*.log", name(pod));
+    let text = cluster.on_node(&["sh", "-c", &script]);
+    let record = |line: &str| {
+        // As the container runtime writes it: time, stream, whole or part, text.
+        let fields: Vec<_> = line.splitn(4, ' ').collect();
+        let [_, stream, whole, record] = fields[..] else { panic!("{line}") };
+        assert_eq!((stream, whole), ("stdout", "F"), "{line}");
+        let record: Json = serde_json::from_str(record)
+            .unwrap_or_else(|error| panic!("one record a line: {error}: {line}"));
+        assert_eq!(record["pod"], pod["metadata"]["name"], "{line}");
+        assert_eq!(record["namespace"], NAME, "{line}");
+        assert_eq!(record["node"], pod["spec"]["nodeName"], "{line}");
+        record
+    };
+    text.lines().map(record).collect()
+}
+
+/// The process ends at the panic, and the container starts again.
+pub fn panic(cluster: &Cluster) {
+    let deployed = Deployed::local(cluster);
+    let fleet = Fleet::watch(cluster);
+    kubectl(&["set", "env", "deployment/zmq-echo", "ZMQ_ECHO_ON_PANIC=exit"]);
+    cluster.wait_for_rollout();
+    let server = cluster.wait_for_servers(3).remove(0);
+    let load = Load::start(cluster, &deployed.job);
+    panics_once(&server);
+    let after = wait_for("it has started again", || {
+        let pods = cluster.ready_servers();
+        pods.into_iter().find(|pod| name(pod) == name(&server) && restarts(pod) == 1)
+    });
+    let last = &container(&after)["lastState"]["terminated"];
+    println!("  {}", last["message"]);
+    assert_eq!(last["exitCode"], 101, "{last}");
+    // The end of its log, of which a status takes 2 KiB.
+    assert!(last["message"].as_str().is_some_and(|message| message.ends_with("}\n")), "{last}");
+
+    let records = records(cluster, &server);
+    let panics: Vec<_> = records.iter().filter(|record| record["message"] == "panicked").collect();
+    let [panic] = panics[..] else { panic!("one record of one panic: {panics:?}") };
+    assert_eq!(panic["level"], "ERROR", "{panic}");
+    assert!(panic["backtrace"].as_str().is_some_and(|text| text.contains('\n')), "{panic}");
+    kubectl(&["set", "env", "deployment/zmq-echo", "ZMQ_ECHO_ON_PANIC-"]);
+    cluster.wait_for_rollout();
+    cluster.wait_for_servers(3);
+    let outcome = load.finish();
+    fleet.accounts_for(&[outcome]);
+}
+
+/// Lets the next request of a server panic. That can be asked for from its own host only, which is
+/// where a forwarded port ends.
+#[track_caller]
+fn panics_once(server: &Json) {
+    let mut forwarding = Command::new("kubectl")
+        .args(["--namespace", NAME, "port-forward", &format!("pod/{}", name(server)), ":8080"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kubectl starts");
+    let mut line = String::new();
+    let stdout = forwarding.stdout.take().expect("it is piped");
+    BufReader::new(stdout).read_line(&mut line).expect("kubectl says where it listens");
+    // Forwarding from 127.0.0.1:PORT -> 8080
+    let address = line.split_whitespace().nth(2).expect("an address");
+    let answer =
+        ureq::post(format!("http://{address}/faults")).header("X-Faults", "1").send("panics=1");
+    let _ = forwarding.kill();
+    let _ = forwarding.wait();
+    // The server may be gone before its answer is through.
+    if let Err(error @ ureq::Error::StatusCode(_)) = answer {
+        panic!("{error}");
+    }
 }
 
 pub fn last_message(cluster: &Cluster) {

@@ -1,10 +1,14 @@
 //! Every overlay, and every combination of components that may be combined, on the cluster.
 
+use std::thread;
+
 use serde_json::{Value as Json, json};
 
-use crate::api::{Cluster, apply, container, kubectl, name, try_kubectl, with_stdin};
+use crate::api::{
+    Cluster, NAME, OURS, apply_in, container, kubectl, name, try_kubectl, with_stdin,
+};
 use crate::load::follow;
-use crate::manifests::{Removed, ask_for_little, build, build_kustomization};
+use crate::manifests::{Removed, ask_for_little, build, build_kustomization, use_images};
 use crate::wait_for;
 
 /// Components of which one excludes the others.
@@ -12,38 +16,53 @@ const METRICS: [Option<&str>; 3] = [None, Some("prometheus"), Some("monitoring")
 const AUTOSCALERS: [Option<&str>; 3] = [None, Some("hpa"), Some("keda")];
 const LOAD: [Option<&str>; 2] = [None, Some("load")];
 
+/// The namespace of the overlays is written in them.
 pub fn overlays(cluster: &Cluster) {
     cluster.needs_crds();
+    cluster.clear();
     for overlay in ["local", "autoscaled", "production"] {
-        becomes_ready(cluster, overlay, build(&format!("overlays/{overlay}")));
+        becomes_ready(cluster, NAME, overlay, build(&format!("overlays/{overlay}")));
     }
 }
 
+/// Each in a namespace of its own, those with the same metrics at the same time.
 pub fn combinations(cluster: &Cluster) {
     cluster.needs_crds();
+    cluster.clear();
     for metrics in METRICS {
-        for autoscaler in AUTOSCALERS {
-            for load in LOAD {
-                let chosen: Vec<_> = [metrics, autoscaler, load].into_iter().flatten().collect();
-                let called = ["base"].iter().chain(&chosen).copied().collect::<Vec<_>>().join("+");
-                let components = chosen.iter().map(|name| format!("k8s/components/{name}"));
-                let components = components.collect::<Vec<_>>().join(", ");
-                let kustomization = format!(
-                    "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
-                     namespace: zmq-echo\nresources: [k8s/base]\ncomponents: [{components}]\n"
-                );
-                becomes_ready(cluster, &called, build_kustomization(&called, &kustomization));
-            }
-        }
+        let rest = AUTOSCALERS.into_iter().flat_map(|one| LOAD.map(|load| [metrics, one, load]));
+        thread::scope(|scope| {
+            let running: Vec<_> = rest
+                .map(|chosen| {
+                    let chosen = chosen.into_iter().flatten().collect();
+                    scope.spawn(move || combination(cluster, chosen))
+                })
+                .collect();
+            let failed = running.into_iter().filter_map(|one| one.join().err()).count();
+            assert_eq!(failed, 0, "combinations that are not well");
+        });
     }
+}
+
+fn combination(cluster: &Cluster, chosen: Vec<&str>) {
+    let called = ["base"].into_iter().chain(chosen.iter().copied()).collect::<Vec<_>>().join("-");
+    let namespace = format!("{NAME}-{called}");
+    let components = chosen.iter().map(|name| format!("k8s/components/{name}"));
+    let components = components.collect::<Vec<_>>().join(", ");
+    let kustomization = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
+         namespace: {namespace}\nresources: [k8s/base]\ncomponents: [{components}]\n"
+    );
+    becomes_ready(cluster, &namespace, &called, build_kustomization(&called, &kustomization));
 }
 
 /// Spreading over zones needs nodes that have one: those without get one for the time of this.
 pub fn zones(cluster: &Cluster) {
+    cluster.clear();
     let zone = Zone::label();
     let kustomization = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
                          resources: [k8s/overlays/production]\ncomponents: [k8s/components/zones]\n";
-    becomes_ready(cluster, "production+zones", build_kustomization("zones", kustomization));
+    becomes_ready(cluster, NAME, "production-zones", build_kustomization("zones", kustomization));
     drop(zone);
 }
 
@@ -73,24 +92,22 @@ impl Drop for Zone {
     }
 }
 
-/// Applies objects, changed only in what they ask of the CPU and in the name of Prometheus's
-/// image, if the cluster cannot pull it. Every Deployment becomes available, a load is answered,
-/// and nothing differs afterwards from what was applied.
+/// Applies objects, changed only in what they ask of the CPU and in the names of images that the
+/// cluster cannot pull. Every Deployment becomes available, a load is answered, and nothing
+/// differs afterwards from what was applied.
 #[track_caller]
-fn becomes_ready(cluster: &Cluster, called: &str, mut objects: Vec<Json>) {
+fn becomes_ready(cluster: &Cluster, namespace: &str, called: &str, mut objects: Vec<Json>) {
     for object in &mut objects {
         ask_for_little(object);
-        if let (Some(image), "Deployment/zmq-echo-prometheus") =
-            (&cluster.prometheus_image, kind_and_name(object).as_str())
-        {
-            object["spec"]["template"]["spec"]["containers"][0]["image"] = json!(image);
-        }
+        use_images(cluster, object);
     }
-    let removed = Removed;
+    let removed = Removed(namespace.to_owned());
     if !objects.iter().any(|object| object["kind"] == "Namespace") {
-        kubectl(&["create", "namespace", "zmq-echo"]);
+        kubectl(&["create", "namespace", namespace]);
+        kubectl(&["label", "namespace", namespace, OURS]);
     }
-    apply(&objects);
+    apply_in(namespace, &objects);
+    let kubectl = |args: &[&str]| kubectl(&[&["--namespace", namespace], args].concat());
     let deployments: Vec<_> = objects
         .iter()
         .filter(|object| object["kind"] == "Deployment")
@@ -102,17 +119,17 @@ fn becomes_ready(cluster: &Cluster, called: &str, mut objects: Vec<Json>) {
     let has_load = objects.iter().any(|object| object["kind"] == "Job");
     let load = has_load.then(|| {
         wait_for("the load runs", || {
-            let pods = cluster.list("pods", "job-name=zmq-echo-load");
+            let pods = cluster.list_in(namespace, "pods", "job-name=zmq-echo-load");
             let state = &container(pods.first()?)["state"];
             assert!(state["terminated"].is_null(), "{called}: the load has ended: {state}");
             (!state["running"].is_null()).then(|| name(&pods[0]).to_owned())
         })
     });
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
-    let difference = with_stdin(&["diff", "--filename", "-"], &list);
+    let difference = with_stdin(&["diff", "--namespace", namespace, "--filename", "-"], &list);
     assert_eq!(difference.as_deref(), Ok(""), "{called}");
     if let Some(pod) = load {
-        load_fails_no_request(cluster, called, &pod);
+        load_fails_no_request(cluster, namespace, called, &pod);
     }
     println!("  {called}: {} ready, {} objects", deployments.join(", "), objects.len());
     drop(removed);
@@ -120,9 +137,9 @@ fn becomes_ready(cluster: &Cluster, called: &str, mut objects: Vec<Json>) {
 
 /// Ends the Job, as it is in the manifests, and reads its table.
 #[track_caller]
-fn load_fails_no_request(cluster: &Cluster, called: &str, pod: &str) {
-    let log = follow(cluster, pod);
-    kubectl(&["delete", "job", "zmq-echo-load", "--wait=false"]);
+fn load_fails_no_request(cluster: &Cluster, namespace: &str, called: &str, pod: &str) {
+    let log = follow(cluster, namespace, pod);
+    kubectl(&["delete", "job", "zmq-echo-load", "--namespace", namespace, "--wait=false"]);
     let log = log.join().expect("the log can be read");
     assert!(log.iter().any(|line| is_failed(line, "0")), "{called}: {}", log.join("\n"));
 }
@@ -131,8 +148,4 @@ fn load_fails_no_request(cluster: &Cluster, called: &str, pod: &str) {
 fn is_failed(line: &str, count: &str) -> bool {
     let mut words = line.split_whitespace();
     words.next() == Some("failed") && words.next() == Some(count)
-}
-
-fn kind_and_name(object: &Json) -> String {
-    format!("{}/{}", object["kind"].as_str().unwrap_or_default(), name(object))
 }

@@ -2,14 +2,12 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::api::{Cluster, IMAGE, NAME, apply, container, kubectl, name};
+use crate::api::{Cluster, NAME, apply, apply_in, is_ready, kubectl, name};
 use crate::fleet::Fleet;
 use crate::load::Load;
-use crate::manifests::{Deployed, build};
+use crate::manifests::{Deployed, build, build_kustomization};
+use crate::neighbour::{NAME as NEIGHBOUR, Neighbour, pod, restricted};
 use crate::wait_for;
-
-/// A namespace beside the service's.
-const OTHER: &str = "zmq-echo-other";
 
 const CLIENT: (&str, &str) = ("zmq-echo/client", "true");
 
@@ -20,126 +18,195 @@ pub fn enforced(cluster: &Cluster) {
     let load = Load::start(cluster, &deployed.job);
     let server = cluster.servers().remove(0);
     let ip = server["status"]["podIP"].as_str().expect("an address");
-    let (zeromq, http) = (format!("tcp://{ip}:5555"), format!("tcp://{ip}:8080"));
-    let job = (JOB_LABEL.0, JOB_LABEL.1);
+    let (zeromq, http) = (&format!("tcp://{ip}:5555"), &format!("tcp://{ip}:8080"));
 
-    let other = Other::create();
-    wait_for("a client with the label is let in", || {
-        connects(cluster, NAME, &[CLIENT], &zeromq).then_some(())
-    });
-    // Everything that is denied is tried after something was allowed: the rules are in force.
-    assert!(!connects(cluster, NAME, &[], &zeromq), "a client without the label");
-    assert!(!connects(cluster, NAME, &[CLIENT], &http), "a client at the side port");
-    assert!(!connects(cluster, OTHER, &[CLIENT], &zeromq), "a namespace without the label");
-    kubectl(&["label", "namespace", OTHER, "zmq-echo/clients=true"]);
-    wait_for("a namespace with the label is let in", || {
-        connects(cluster, OTHER, &[CLIENT], &zeromq).then_some(())
-    });
-    assert!(!connects(cluster, OTHER, &[], &zeromq), "no label of the pod there");
-    assert!(!connects(cluster, OTHER, &[], &http), "a scrape from there");
-    kubectl(&["label", "namespace", OTHER, "zmq-echo/monitoring=true"]);
-    wait_for("a scrape from a namespace with its label is let in", || {
-        connects(cluster, OTHER, &[], &http).then_some(())
-    });
-    // As the Job, which is let out to fewer ports than it is let in at.
-    wait_for("the Job reaches the servers", || {
-        connects(cluster, NAME, &[job, CLIENT], &zeromq).then_some(())
-    });
-    assert!(!connects(cluster, NAME, &[job, CLIENT], &http), "the Job at the side port");
+    // Everything that is denied is tried beside something that is allowed: the rules are in force.
+    let other = Neighbour::create();
+    expect(cluster, "a client with the label", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
+    expect(cluster, "a client without the label", NAME, &[], &[(zeromq, false), (http, false)]);
+    let from_other = |what: &str, labels: &[_], endpoints: &[_]| {
+        expect(cluster, what, NEIGHBOUR, labels, endpoints);
+    };
+    from_other("a namespace without a label", &[CLIENT], &[(zeromq, false), (http, false)]);
+    other.label("zmq-echo/clients=true");
+    from_other("a namespace with clients", &[CLIENT], &[(zeromq, true), (http, false)]);
+    from_other("a pod without the label there", &[], &[(zeromq, false), (http, false)]);
+    other.label("zmq-echo/monitoring=true");
+    from_other("a namespace that monitors", &[], &[(zeromq, false), (http, true)]);
+
+    job_is_let_out_as_far_as_it_must(cluster, zeromq, http);
+    prometheus_of_the_component_is_let_in(cluster, zeromq, http);
     drop(other);
 
     // With the policy that lets clients in taken away, the one that denies everything is left.
+    let outcome = load.finish();
+    fleet.accounts_for(&[outcome]);
     let policies = build("overlays/local");
     let is_servers = |object: &&Json| {
         object["kind"] == "NetworkPolicy" && object["metadata"]["name"] == "zmq-echo-server"
     };
     let policy = policies.iter().find(is_servers).expect("the servers' policy").clone();
-    let outcome = load.finish();
     kubectl(&["delete", "networkpolicy", "zmq-echo-server"]);
-    wait_for("everything is denied", || {
-        (!connects(cluster, NAME, &[CLIENT], &zeromq)).then_some(())
-    });
-    assert_eq!(cluster.ready_servers().len(), 3, "probes pass where nobody else does");
+    expect(cluster, "everybody is denied", NAME, &[CLIENT], &[(zeromq, false), (http, false)]);
+    assert_eq!(cluster.ready_servers().len(), 3, "probes pass if nobody else does");
     apply(&[policy]);
-    wait_for("it is let in again", || connects(cluster, NAME, &[CLIENT], &zeromq).then_some(()));
-    drop((outcome, fleet));
+    expect(cluster, "let in again", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
+}
+
+/// To the servers, to the ports of name servers and of API servers wherever they are, and nowhere
+/// else. Two servers in the other namespace, which has no policy, listen at ports of each kind.
+#[track_caller]
+fn job_is_let_out_as_far_as_it_must(cluster: &Cluster, zeromq: &str, http: &str) {
+    let address = |path: &str| {
+        let address = &cluster.get(path)["spec"]["clusterIP"];
+        address.as_str().unwrap_or_else(|| panic!("{path}: {address}")).to_owned()
+    };
+    let api = format!("tcp://{}:443", address("/api/v1/namespaces/default/services/kubernetes"));
+    let dns = format!("tcp://{}:53", address("/api/v1/namespaces/kube-system/services/kube-dns"));
+    let first = listens(cluster, "first", 5353, 9999);
+    let second = listens(cluster, "second", 8443, 5555);
+    let at = |ip: &str, port: u16| format!("tcp://{ip}:{port}");
+    let (name_server, none) = (&at(&first, 5353), &at(&first, 9999));
+    let (api_server, server) = (&at(&second, 8443), &at(&second, 5555));
+    expect(
+        cluster,
+        "a pod without a policy",
+        NEIGHBOUR,
+        &[],
+        &[(name_server, true), (none, true), (api_server, true), (server, true)],
+    );
+    expect(
+        cluster,
+        "the Job",
+        NAME,
+        &[JOB.0, JOB.1, CLIENT],
+        &[
+            (zeromq, true),
+            (http, false),
+            (&api, true),
+            (&dns, true),
+            (name_server, true),
+            (api_server, true),
+            (none, false),
+            (server, false),
+        ],
+    );
+}
+
+/// With the policies of the component; before them it is nobody in particular.
+#[track_caller]
+fn prometheus_of_the_component_is_let_in(cluster: &Cluster, zeromq: &str, http: &str) {
+    let labels = [("app.kubernetes.io/name", "zmq-echo-prometheus"), JOB.1];
+    expect(cluster, "Prometheus without its policy", NAME, &labels, &[(http, false)]);
+    let kustomization = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
+                         namespace: zmq-echo\ncomponents: [k8s/components/prometheus]\n";
+    let mut policies = build_kustomization("prometheus-policies", kustomization);
+    policies.retain(|object| object["kind"] == "NetworkPolicy");
+    apply(&policies);
+    expect(cluster, "Prometheus", NAME, &labels, &[(http, true), (zeromq, false)]);
+    expect(cluster, "others beside it", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
+    for policy in &policies {
+        kubectl(&["delete", "networkpolicy", name(policy)]);
+    }
 }
 
 /// By which the Job's policy finds its pods.
-const JOB_LABEL: (&str, &str) = ("app.kubernetes.io/name", "zmq-echo-load");
+const JOB: ((&str, &str), (&str, &str)) =
+    (("app.kubernetes.io/name", "zmq-echo-load"), ("app.kubernetes.io/instance", "zmq-echo"));
 
-/// Whether a pod with these labels gets a connection: it runs the probe, whose line says at which
-/// step it failed. At the side port nobody shakes hands, which is a connection all the same.
+/// Waits until a pod with these labels gets a connection to exactly those endpoints that are
+/// marked: the rules for a pod may be in force only some time after it has started.
 #[track_caller]
-fn connects(cluster: &Cluster, namespace: &str, labels: &[(&str, &str)], endpoint: &str) -> bool {
-    let mut all: serde_json::Map<String, Json> =
-        labels.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
-    if labels.contains(&JOB_LABEL) {
-        all.insert("app.kubernetes.io/instance".to_owned(), json!("zmq-echo"));
-    }
-    let pod = json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "probe", "namespace": namespace, "labels": all},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": false,
-            "terminationGracePeriodSeconds": 1,
-            "securityContext": {
-                "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [{
-                "name": "probe",
-                "image": IMAGE,
-                "imagePullPolicy": "IfNotPresent",
-                "command": ["/zmq-echo-probe"],
-                "args": ["--endpoint", endpoint, "--timeout", "4s"],
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "securityContext": {
-                    "allowPrivilegeEscalation": false,
-                    "readOnlyRootFilesystem": true,
-                    "capabilities": {"drop": ["ALL"]},
-                },
-            }],
-        },
+fn expect(
+    cluster: &Cluster,
+    what: &str,
+    namespace: &str,
+    labels: &[(&str, &str)],
+    endpoints: &[(&str, bool)],
+) {
+    let names: Vec<_> = endpoints.iter().map(|(endpoint, _)| *endpoint).collect();
+    let expected: Vec<_> = endpoints.iter().map(|(_, connects)| *connects).collect();
+    let mut last = Vec::new();
+    wait_for(&format!("{what} connects as it should: {endpoints:?}"), || {
+        last = connects(cluster, namespace, labels, &names);
+        if last != expected {
+            println!("  {what}, not yet: {last:?}");
+        }
+        (last == expected).then_some(())
     });
+    println!("  {what}: {} allowed, {} denied", count(&expected, true), count(&expected, false));
+}
+
+fn count(list: &[bool], value: bool) -> usize {
+    list.iter().filter(|one| **one == value).count()
+}
+
+/// To which endpoints a pod with these labels gets a connection: each of its containers runs the
+/// probe on one of them. The probe's line says at which step it failed; a port at which nobody
+/// shakes hands is a connection all the same.
+#[track_caller]
+fn connects(
+    cluster: &Cluster,
+    namespace: &str,
+    labels: &[(&str, &str)],
+    endpoints: &[&str],
+) -> Vec<bool> {
+    let containers = endpoints.iter().enumerate().map(|(number, endpoint)| {
+        let mut container = restricted(&format!("probe-{number}"));
+        container["command"] = json!(["/zmq-echo-probe"]);
+        container["args"] = json!(["--endpoint", endpoint, "--timeout", "3s"]);
+        container
+    });
+    let mut pod = pod("probe", namespace, labels, containers.collect());
+    if labels.contains(&JOB.0) {
+        pod["spec"]["initContainers"] = json!([first_of_all()]);
+    }
     kubectl(&["delete", "pod", "probe", "--namespace", namespace, "--ignore-not-found"]);
-    apply_in(namespace, &pod);
+    apply_in(namespace, &[pod]);
     let path = format!("/api/v1/namespaces/{namespace}/pods/probe");
-    let ended = wait_for("the probe ends", || {
-        let ended = container(&cluster.get(&path))["state"]["terminated"].clone();
-        (!ended.is_null()).then_some(ended)
+    let mut ended = wait_for("the probes end", || {
+        let mut pod = cluster.get(&path);
+        let statuses = pod["status"]["containerStatuses"].take();
+        let ended = |status: &Json| !status["state"]["terminated"].is_null();
+        let statuses = statuses.as_array()?.clone();
+        (statuses.len() == endpoints.len() && statuses.iter().all(ended)).then_some(statuses)
     });
     kubectl(&["delete", "pod", "probe", "--namespace", namespace]);
-    let message = ended["message"].as_str().unwrap_or_default();
-    let connected = ended["exitCode"] == 0 || message.contains("handshake failed");
-    assert!(connected || message.contains("connect failed"), "{ended}");
-    connected
+    let number = |status: &Json| -> usize {
+        let name = status["name"].as_str().expect("a name");
+        name.trim_start_matches("probe-").parse().expect("a number")
+    };
+    ended.sort_by_key(number);
+    let is_connected = |status: &Json| {
+        let ended = &status["state"]["terminated"];
+        let message = ended["message"].as_str().unwrap_or_default();
+        assert!(ended["exitCode"] == 0 || message.contains(" failed after "), "{ended}");
+        ended["exitCode"] == 0 || !message.contains(": connect failed after ")
+    };
+    ended.iter().map(is_connected).collect()
 }
 
+/// Lets the probes begin a while after their pod. The rules for what a pod may send are made when
+/// its address is known, and until then it is let out everywhere.
+fn first_of_all() -> Json {
+    let mut container = restricted("first");
+    container["restartPolicy"] = json!("Always");
+    container["startupProbe"] =
+        json!({"tcpSocket": {"port": 5555}, "initialDelaySeconds": 6, "periodSeconds": 1});
+    container
+}
+
+/// Starts a server in the other namespace that listens at two ports; its address.
 #[track_caller]
-fn apply_in(namespace: &str, object: &Json) {
-    crate::api::with_stdin(
-        &["apply", "--namespace", namespace, "--filename", "-"],
-        &object.to_string(),
-    )
-    .unwrap_or_else(|error| panic!("{}: {error}", name(object)));
-}
-
-/// The other namespace, deleted at the end.
-struct Other;
-
-impl Other {
-    #[track_caller]
-    fn create() -> Self {
-        kubectl(&["create", "namespace", OTHER]);
-        kubectl(&["label", "namespace", OTHER, "zmq-echo/cluster-test=true"]);
-        Self
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = crate::api::try_kubectl(&["delete", "namespace", OTHER, "--timeout=240s"]);
-    }
+fn listens(cluster: &Cluster, called: &str, zeromq: u16, http: u16) -> String {
+    let mut container = restricted("server");
+    container["args"] =
+        json!(["--bind", format!("tcp://*:{zeromq}"), "--http", format!("*:{http}")]);
+    container["readinessProbe"] = json!({"tcpSocket": {"port": zeromq}, "periodSeconds": 1});
+    apply_in(NEIGHBOUR, &[pod(called, NEIGHBOUR, &[], vec![container])]);
+    let path = format!("/api/v1/namespaces/{NEIGHBOUR}/pods/{called}");
+    wait_for("the other server is ready", || {
+        let pod = cluster.get(&path);
+        is_ready(&pod).then(|| pod["status"]["podIP"].as_str().expect("an address").to_owned())
+    })
 }

@@ -31,6 +31,9 @@ pub fn new_image(cluster: &Cluster) {
     cluster.wait_for_rollout();
     let after = images(&cluster.wait_for_servers(3));
     assert!(after.iter().all(|image| !before.contains(image)), "{before:?}, {after:?}");
+    kubectl(&["rollout", "undo", "deployment/zmq-echo"]);
+    cluster.wait_for_rollout();
+    assert_eq!(images(&cluster.wait_for_servers(3)), before);
     let outcome = load.finish();
     fleet.accounts_for(&[outcome]);
 }

@@ -1,19 +1,18 @@
-//! Which of a name's two address families is used.
+//! Decides which address family of a name to use.
 //!
-//! The A and AAAA records of a name cannot be paired: two addresses may be one dual-stack
-//! pod. Used together they would give it two connections and twice its share. So one family
-//! is used:
+//! A and AAAA records of a name cannot be paired: two addresses may be one dual-stack pod. If both
+//! were used, that pod would have two connections and twice its share. So only one family is used:
 //!
-//! - one to which this host has a route, if it has none to the other;
-//! - else the one in use, as long as it has addresses, so that nothing is reconnected
-//!   without need;
-//! - at first IPv4, or IPv6 if there is no A record, or no answer to that question within
-//!   the resolution delay of RFC 8305.
+//! - the family that this host has a route to, if it has none to the other;
+//! - otherwise the family in use, as long as it has addresses, so that nothing reconnects
+//!   needlessly;
+//! - at first IPv4. IPv6 if there is no A record, or no answer to that query within the resolution
+//!   delay of RFC 8305.
 //!
-//! If the family in use has no more addresses and the other one does, the last addresses
-//! stay for one more round beside the new ones, until these are connected. If the family in
-//! use cannot be asked, its last addresses stay. After two such rounds in a row the other
-//! family's addresses are used as well: the last ones may have gone without a word.
+//! If the family in use has no addresses left and the other has some, its last addresses stay for
+//! one more round beside the new ones, until these are connected. If the family in use cannot be
+//! looked up, its last addresses stay. After two such rounds in a row, the addresses of the other
+//! family are used as well, because the last ones may have gone unnoticed.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -26,21 +25,21 @@ use tokio::time::{Instant, sleep_until};
 use super::resolver::AskError;
 use super::walk::PATIENCE;
 
-/// How long a usable answer waits for that of the preferred family: "Resolution Delay" in
+/// How long a usable answer waits for the answer of the preferred family: the "Resolution Delay" of
 /// RFC 8305, section 3.
 pub(super) const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 
-/// The same while the family in use was not heard of for [`ROUNDS_ALONE`]: it may be slow
-/// rather than silent.
+/// The same after the family in use has not answered for [`ROUNDS_ALONE`] rounds. It is longer
+/// because that family may be slow rather than silent.
 const LAST_CHANCE: Duration = Duration::from_secs(1);
 
-/// After this many rounds without the family in use, the other one is used beside it.
+/// After this many rounds without an answer of the family in use, the other family is used as well.
 const ROUNDS_ALONE: u32 = 2;
 
-/// More addresses of one name have the same routes, as a rule.
+/// How many addresses of a name to check for a route. Further ones usually have the same routes.
 const ROUTES_TRIED: usize = 4;
 
-/// The two kinds of address.
+/// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Family {
     V4,
@@ -69,46 +68,46 @@ impl Family {
     }
 }
 
-/// The addresses in one answer, and for how many seconds they may be believed.
+/// The addresses in one answer, and their time to live in seconds.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Answer {
     pub addresses: BTreeSet<IpAddr>,
     pub time_to_live: Option<u32>,
 }
 
-/// What a round says of a name that has addresses.
+/// The result of a round for a name that has addresses.
 #[derive(Debug)]
 pub(super) struct Found {
     pub verdict: Verdict,
     pub time_to_live: Option<u32>,
-    /// Why the family in use has no answer.
+    /// Why the family in use did not answer.
     pub failure: Option<AskError>,
 }
 
-/// Which addresses are used from here on.
+/// Which addresses to use from now on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// These.
+    /// Use these addresses of this family.
     Use(Family, BTreeSet<IpAddr>),
-    /// The last ones, and these of the other family, which was not in use.
+    /// Keep the last addresses, and note these of the other family.
     KeepBeside(BTreeSet<IpAddr>),
 }
 
 /// The addresses in use.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InUse {
-    /// The complete name that has them.
+    /// The fully qualified name that has them.
     pub name: Name,
     family: Family,
     addresses: BTreeSet<IpAddr>,
-    /// Of the other family, for this round.
+    /// Addresses of the other family, used for this round only.
     beside: BTreeSet<IpAddr>,
-    /// Rounds in a row without an answer of this family, while the other one answered.
+    /// Consecutive rounds in which only the other family answered.
     unheard: u32,
 }
 
 impl InUse {
-    /// Takes what a round says of a name, which may be another one than last time.
+    /// Applies the verdict of a round. The name may differ from the last one.
     pub fn update(before: Option<Self>, name: &Name, verdict: Verdict) -> Self {
         let same = before.filter(|before| before.name == *name);
         match (verdict, same) {
@@ -128,12 +127,12 @@ impl InUse {
         }
     }
 
-    /// All of them.
+    /// All addresses in use.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.iter().chain(&self.beside).copied()
     }
 
-    /// How to ask again.
+    /// How to ask in the next round.
     pub fn preference(&self, routed: Routed) -> Preference {
         Preference {
             family: self.family,
@@ -147,30 +146,29 @@ impl InUse {
 /// Whether this host has a route to any of the addresses.
 pub(super) type Routed = fn(&BTreeSet<IpAddr>) -> bool;
 
-/// Which family is asked first, and how long it may take.
+/// Which family is preferred, and how long to wait for it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Preference {
     family: Family,
-    /// Without its answer its last addresses stay.
+    /// If it does not answer, its last addresses stay.
     in_use: bool,
-    /// The other family is asked only if this one has no addresses, fails or is slow.
+    /// Ask the other family only if this one has no addresses, fails or is slow.
     alone: bool,
-    /// How long it may take after an answer of the other family. `None` is as long as it
-    /// takes.
+    /// How long to wait for it after the other family has answered. `None` means no limit.
     limit: Option<Duration>,
 }
 
 impl Preference {
-    /// For a name of which nothing is known.
+    /// For a name that has not been looked up before.
     pub const FIRST: Self =
         Self { family: Family::V4, in_use: false, alone: false, limit: Some(RESOLUTION_DELAY) };
 }
 
-/// What came back of a question; `None` while nothing has.
+/// The answer to a query, or `None` while there is none.
 type Heard = Option<Result<Answer, AskError>>;
 
-/// Asks for the addresses of one name, in as short a time as the preference allows. `Ok(None)`
-/// says that it has none. The questions have to end by themselves.
+/// Looks up the addresses of one name, as quickly as the preference allows. `Ok(None)` means that
+/// it has none. Each query must end by itself.
 pub(super) async fn ask<F>(
     preference: Preference,
     routed: Routed,
@@ -195,7 +193,7 @@ where
             return decide(preference, routed, heard, other);
         }
         let patience = (!other_asked).then_some(started + PATIENCE);
-        // Each future is kept, and the branches only take what came.
+        // Cancel-safe: the queries are pinned outside the loop, and the other arms hold no state.
         tokio::select! {
             answer = &mut asking, if heard.is_none() => heard = Some(answer),
             answer = &mut asking_other, if other_asked && other.is_none() => {
@@ -209,7 +207,7 @@ where
     }
 }
 
-/// Waits for a time that may be none.
+/// Waits for an optional point in time. Never completes if there is none.
 pub(super) async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -225,8 +223,8 @@ fn is_routed(heard: &Heard, routed: Routed) -> bool {
     matches!(heard, Some(Ok(answer)) if !answer.addresses.is_empty() && routed(&answer.addresses))
 }
 
-/// Whether nothing that may still come would make a difference, or be worth the wait.
-/// `over`: the preferred family has had its time.
+/// Whether no answer that is still missing could change the outcome, or would be worth the wait.
+/// `over` means that the preferred family has had its time.
 fn is_decided(
     preference: Preference,
     routed: Routed,
@@ -237,7 +235,7 @@ fn is_decided(
     match (heard, other) {
         (Some(_), Some(_)) => true,
         (Some(_), None) => is_routed(heard, routed),
-        // Addresses without a route are of no use: there is nothing to lose by waiting.
+        // Addresses without a route are of no use, so waiting costs nothing.
         (None, Some(_)) => over && (preference.in_use || is_routed(other, routed)),
         (None, None) => false,
     }
@@ -287,10 +285,10 @@ pub(super) fn routed(addresses: &BTreeSet<IpAddr>) -> bool {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        // The discard port, though nothing is sent to it.
+        // Port 9 is the discard service, but nothing is sent.
         match UdpSocket::bind((local, 0)).and_then(|socket| socket.connect((*address, 9))) {
             Ok(()) => true,
-            // Without a socket to try nothing is known.
+            // If no socket is available, assume that there is a route.
             Err(error) => {
                 let error = Errno::from_io_error(&error);
                 matches!(error, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS))
@@ -314,7 +312,7 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    /// Addresses under 127.0.0.0/8 and fd00::/8 have a route here.
+    /// In these tests, only 127.0.0.0/8 and fd00::/8 have a route.
     fn routed(addresses: &BTreeSet<IpAddr>) -> bool {
         addresses.iter().any(|address| match address {
             IpAddr::V4(address) => address.is_loopback(),
@@ -327,7 +325,7 @@ mod tests {
     const V4_WITHOUT_ROUTE: &[&str] = &["192.0.2.1"];
     const V6_WITHOUT_ROUTE: &[&str] = &["2001:db8::1"];
 
-    /// What becomes of a question.
+    /// The outcome of a query.
     #[derive(Debug, Clone, Copy)]
     enum Said {
         Has(&'static [&'static str]),
@@ -372,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn at_first_ipv4_is_used_unless_it_has_no_address_or_no_route() {
+    async fn ipv4_is_used_at_first_unless_it_has_no_address_or_no_route() {
         for (v4, v6, family, used_addresses) in [
             (Has(V4), Has(V6), Family::V4, V4),
             (Has(V4), Nothing, Family::V4, V4),
@@ -392,7 +390,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_family_without_a_route_waits_for_the_other_one() {
+    async fn an_answer_without_a_route_waits_for_the_other_family() {
         for (v4, v6) in [(Has(V4_WITHOUT_ROUTE), Nothing), (Nothing, Has(V6_WITHOUT_ROUTE))] {
             let waits =
                 tokio::time::timeout(2 * RESOLUTION_DELAY, asked(Preference::FIRST, v4, v6));
@@ -401,7 +399,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_family_in_use_stays_as_long_as_it_has_addresses() {
+    async fn the_family_in_use_stays_while_it_has_addresses() {
         let preference = in_use(Family::V6, V6).preference(routed);
         for (v4, v6, expected) in [
             (Has(V4), Has(V6), used(Family::V6, V6)),
@@ -418,12 +416,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_an_address_there_is_none_or_the_failure() {
+    async fn a_name_without_addresses_yields_none_or_the_failure() {
         for preference in [Preference::FIRST, in_use(Family::V4, V4).preference(routed)] {
             assert_eq!(asked(preference, EMPTY, EMPTY).await, Ok(None));
-            for (v4, v6, kind) in
-                [(Fails, EMPTY, "A:"), (EMPTY, Fails, "AAAA:"), (Fails, Fails, "A:")]
-            {
+            for (v4, v6, kind) in [
+                (Fails, EMPTY, "A query:"),
+                (EMPTY, Fails, "AAAA query:"),
+                (Fails, Fails, "A query:"),
+            ] {
                 let error = asked(preference, v4, v6).await.unwrap_err();
                 assert!(error.starts_with(kind), "{v4:?}, {v6:?}: {error}");
             }
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_family_that_was_not_heard_of_for_two_rounds_delays_the_other_no_more() {
+    async fn a_family_that_is_silent_for_two_rounds_no_longer_delays_the_other() {
         let mut known = in_use(Family::V4, V4);
         for round in 1..=ROUNDS_ALONE {
             assert_eq!(known.preference(routed).limit, None, "round {round}");
@@ -448,14 +448,14 @@ mod tests {
     }
 
     #[test]
-    fn after_a_change_of_family_the_last_addresses_stay_for_one_more_round() {
+    fn the_last_addresses_stay_for_one_round_after_a_change_of_family() {
         let known = after(in_use(Family::V4, V4), used(Family::V6, V6));
         assert_eq!(all(&known), addresses(&[V4, V6].concat()));
         assert_eq!(all(&after(known, used(Family::V6, V6))), addresses(V6));
     }
 
     #[test]
-    fn another_name_has_none_of_the_last_addresses() {
+    fn addresses_of_another_name_are_dropped() {
         let known = in_use(Family::V4, V4);
         let other = InUse::update(Some(known), &"b.test.".parse().unwrap(), used(Family::V6, V6));
         assert_eq!(all(&other), addresses(V6));

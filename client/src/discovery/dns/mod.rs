@@ -1,29 +1,31 @@
-//! A name that is asked for again and again: the addresses of a headless Service, or its SRV
-//! records.
+//! Discovery by DNS: the addresses of a name, such as a headless Service, or its SRV records.
 //!
-//! 1. `resolv_conf`: which servers to ask, and for which complete names.
-//! 2. `resolver`: one question.
-//! 3. `walk`: the complete names that a name may stand for, in their order.
-//! 4. `families`: A and AAAA records of one name, of which one kind is used.
-//! 5. [`srv`]: SRV records, whose targets have both.
+//! Use it through [`Source`](super::Source) with the URL `dns://HOST:PORT` or
+//! `dns://_SERVICE._PROTO.NAME`. The name is looked up again when its time to live ends, but at
+//! least every 5 s and at most once per second. DNS tells neither which pods are ready nor which
+//! are draining; the [Kubernetes API](super::kubernetes) does.
 //!
-//! What an answer means:
+//! # What an answer means
 //!
-//! - The addresses in it are the set; one that is no longer in it has gone.
-//! - A server that fails, refuses or does not answer says nothing: the last set
-//!   stands. No question waits for the answer to another one for long.
-//! - A and AAAA records cannot be paired, so a dual-stack pod has two addresses that
-//!   could be two pods. Only one family is used: IPv4 at first, and then the one in
-//!   use as long as it has addresses. If the questions for it fail, its last addresses
-//!   stay.
-//! - No address at all, NXDOMAIN or an empty answer, also leaves the last set. A
-//!   headless Service without a ready pod looks like that, but so do a name server
-//!   that has just started and knows nothing yet, and a search that went past a
-//!   server's failure. Endpoints that still answer are worth more than that word,
-//!   and for those that do not the client has their connections.
-//! - An address that no host can have, such as multicast or `0.0.0.0`, is left out.
+//! - The addresses in an answer are the new set. An address that is missing has gone.
+//! - If a server fails, refuses or does not answer, the last set stays. No question delays another
+//!   one for long.
+//! - A and AAAA records cannot be paired: two addresses may be two pods or one dual-stack pod. So
+//!   only one family is used: IPv4 at first, then the family in use for as long as it has
+//!   addresses. If its queries fail, its last addresses stay.
+//! - NXDOMAIN or an answer without addresses also leaves the last set. A headless Service without a
+//!   ready pod looks like that, but so does a name server that has just started, and a search that
+//!   went past a server's failure. Endpoints that still answer are worth more, and the client finds
+//!   out by itself which ones do not.
+//! - Addresses that cannot belong to a host, such as multicast or `0.0.0.0`, are ignored.
 //!
-//! DNS tells of neither draining nor readiness; the Kubernetes API does.
+//! # Modules
+//!
+//! 1. `resolv_conf`: which servers to ask, and how to complete a name.
+//! 2. `resolver`: one query.
+//! 3. `walk`: the fully qualified names that a name may stand for, in order.
+//! 4. `families`: the A and AAAA records of one name, of which one kind is used.
+//! 5. [`srv`]: SRV records, whose targets may use both families.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -60,22 +62,22 @@ mod walk;
 /// The name servers, search domains and options of this host.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// No more often than this, whatever the time to live says: CoreDNS itself is told
-/// of a change after about as long.
+/// The shortest interval between queries, whatever the time to live is. CoreDNS itself takes about
+/// this long to learn of a change.
 const LEAST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// At least as often as this: a new pod gets its share within seconds, although the
+/// The longest interval between queries: a new pod gets its share within seconds, although the
 /// usual time to live is 30 s.
 const MOST_INTERVAL: Duration = Duration::from_secs(5);
 
-/// `dns://HOST:PORT`: the port is the endpoints', the addresses are the host's.
+/// `dns://HOST:PORT`: every address of the host is an endpoint at this port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DnsName {
-    /// The name; with a dot at its end it is complete, else the search domains apply.
+    /// The name. The search domains apply unless it ends with a dot.
     pub host: String,
-    /// The port on each of its addresses.
+    /// The port, the same at each address.
     pub port: u16,
-    /// Asked in place of the name servers in `/etc/resolv.conf`, over UDP and TCP.
+    /// The name server to ask instead of those in `/etc/resolv.conf`, over UDP and TCP.
     pub server: Option<SocketAddr>,
 }
 
@@ -86,7 +88,7 @@ impl fmt::Display for DnsName {
     }
 }
 
-/// Asks for the addresses of a name.
+/// A source that looks up the addresses of a name.
 pub struct Dns {
     name: DnsName,
     asker: Asker,
@@ -94,20 +96,20 @@ pub struct Dns {
 }
 
 impl Dns {
-    /// A name, to be asked for as `/etc/resolv.conf` says.
+    /// Looks up a name as `/etc/resolv.conf` says.
     ///
     /// # Errors
     ///
-    /// The name is none that DNS knows, or too long.
+    /// If the name is not a valid DNS name.
     pub fn new(name: DnsName) -> Result<Self, DiscoveryError> {
         Self::with_resolv_conf(name, &read_resolv_conf())
     }
 
-    /// A name, to be asked for as the text of a `resolv.conf` says.
+    /// Looks up a name as the text of a `resolv.conf` says.
     ///
     /// # Errors
     ///
-    /// As [`Self::new`].
+    /// Same as [`Self::new`].
     pub fn with_resolv_conf(name: DnsName, text: &str) -> Result<Self, DiscoveryError> {
         let asker = Asker::new(name.to_string(), &name.host, name.server, text)?;
         let rounds = Rounds::new(name.to_string());
@@ -125,7 +127,7 @@ impl Dns {
         }
     }
 
-    /// One round: publishes what is found as soon as it is.
+    /// One round of queries. Publishes addresses as soon as they are found.
     async fn ask(
         &self,
         in_use: &mut Option<InUse>,
@@ -180,13 +182,13 @@ impl Discovery for Dns {
     }
 }
 
-/// Whom to ask and for what.
+/// The servers to ask, and the names to ask for.
 struct Asker {
     resolver: Resolver,
-    /// The complete names to ask for, one after the other until one has what is asked for.
+    /// The fully qualified names to ask for, in order, until one has records.
     candidates: Vec<Name>,
     no_aaaa: bool,
-    /// An address that was left out in this round.
+    /// An address that was ignored in this round.
     left_out: Mutex<Option<IpAddr>>,
 }
 
@@ -203,7 +205,7 @@ impl Asker {
         }
         if !conf.left_out.is_empty() {
             let error = format!("{RESOLV_CONF}: {}", conf.left_out.join(", "));
-            warn!(source, error, "part of the resolver's configuration is ignored");
+            warn!(source, error, "ignoring invalid lines of the resolver configuration");
         }
         let name = Name::from_str_relaxed(host)
             .map_err(|error| DiscoveryError::Name { name: host.to_owned(), error: error.into() })?;
@@ -213,7 +215,7 @@ impl Asker {
         Ok(Self { resolver, candidates, no_aaaa: conf.no_aaaa, left_out: Mutex::default() })
     }
 
-    /// The addresses of one family that hosts can have.
+    /// Looks up the addresses of one family, without those that cannot belong to a host.
     async fn addresses(
         &self,
         name: &Name,
@@ -250,10 +252,10 @@ impl Asker {
     }
 }
 
-/// A round that has found something.
+/// A round that found endpoints.
 struct Round {
     time_to_live: Duration,
-    /// Why a part of it is missing.
+    /// Why a part of the answer is missing.
     failure: Option<AskError>,
 }
 
@@ -264,7 +266,7 @@ impl Round {
     }
 }
 
-/// What the rounds of one source have come to.
+/// The outcome of the rounds so far.
 struct Rounds {
     outage: Outage,
     left_out: LeftOut,
@@ -280,15 +282,15 @@ impl Rounds {
         }
     }
 
-    /// Logs how a round went, after which as many `endpoints` are in use, and says how long
-    /// after its start the next one is due.
+    /// Logs the outcome of a round, after which `endpoints` are in use. Returns the time from its
+    /// start to the next round.
     fn ended(
         &mut self,
         result: Result<Round, AskError>,
         left_out: Option<IpAddr>,
         endpoints: usize,
     ) -> Duration {
-        // A round that says nothing ends no warning.
+        // A round without an answer does not end a warning.
         if result.is_ok() || left_out.is_some() {
             self.left_out.report(left_out);
         }
@@ -312,29 +314,28 @@ impl Rounds {
     }
 }
 
-/// The text of the file. One that is not there or cannot be read is like an empty one, as for
-/// glibc.
+/// The text of the file. A missing or unreadable file counts as empty, as in glibc.
 fn read_resolv_conf() -> String {
     match fs::read(RESOLV_CONF) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) => {
             if error.kind() != io::ErrorKind::NotFound {
                 let error = format!("{RESOLV_CONF}: {error}");
-                warn!(error, "the resolver's configuration cannot be read");
+                warn!(error, "cannot read the resolver configuration");
             }
             String::new()
         }
     }
 }
 
-/// The complete names that a name may stand for, in the order of resolv.conf(5).
+/// The fully qualified names that a name may stand for, in the order of resolv.conf(5).
 fn candidates(host: &Name, conf: &ResolvConf) -> Vec<Name> {
     let mut complete = host.clone();
     complete.set_fqdn(true);
     if host.is_fqdn() {
         return vec![complete];
     }
-    // One that would be too long is none.
+    // A name that gets too long is skipped.
     let searched = conf.search.iter().filter_map(|domain| host.clone().append_domain(domain).ok());
     let mut candidates: Vec<_> = searched
         .map(|mut name| {
@@ -365,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn search_domains_apply_as_the_file_says() {
+    fn search_domains_and_ndots_decide_which_names_are_tried() {
         assert_eq!(
             candidates_of("zmq-echo-headless", OF_A_POD),
             [

@@ -1,13 +1,12 @@
-//! What `/etc/resolv.conf` says, read as glibc reads it: resolv.conf(5).
+//! Reads `/etc/resolv.conf` as glibc does: see resolv.conf(5).
 //!
-//! A line that is not understood is left out, and values outside of their range are moved
-//! into it. Nothing in the file can keep the client from asking: without a usable
-//! `nameserver` line, or without the file, the server at 127.0.0.1 is asked, as glibc and
-//! musl do.
+//! Lines that cannot be parsed are skipped, and values outside their range are moved into it.
+//! Nothing in the file can stop the client from asking. Without a usable `nameserver` line, or
+//! without the file, the server at 127.0.0.1 is asked, as in glibc and musl.
 //!
-//! Some options make no difference here: `attempts`, as a question is asked again until the
-//! round is over; `rotate`, as the servers that answer best are preferred; `single-request`
-//! and `single-request-reopen`, as each question has a socket of its own.
+//! Some options make no difference here. `attempts`: a question is repeated until the round is
+//! over. `rotate`: the servers that answer best are preferred. `single-request` and
+//! `single-request-reopen`: each question has its own socket.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -16,10 +15,10 @@ use std::time::Duration;
 use hickory_resolver::proto::rr::Name;
 use zmtp::printable;
 
-/// glibc's `MAXNS`: further servers are not asked.
+/// glibc's `MAXNS`: further servers are ignored.
 const MAX_SERVERS: usize = 3;
 
-/// As many as kubelet writes for a pod at most.
+/// The most that kubelet writes for a pod.
 const MAX_SEARCH_DOMAINS: usize = 32;
 
 /// glibc's `RES_MAXNDOTS`.
@@ -32,23 +31,23 @@ const MAX_TIMEOUT: i64 = 30;
 /// The port of every server in the file.
 const PORT: u16 = 53;
 
-/// The parts of the file that matter here.
+/// The parts of the file that the client uses.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ResolvConf {
-    /// At least one.
+    /// The servers to ask; at least one.
     pub servers: Vec<SocketAddr>,
-    /// Appended to names that are not complete.
+    /// Domains to append to names that are not fully qualified.
     pub search: Vec<Name>,
-    /// With at least this many dots a name is first tried as it is.
+    /// A name with at least this many dots is first tried as it is.
     pub ndots: usize,
-    /// For one server's answer.
+    /// How long to wait for one server's answer.
     pub timeout: Duration,
     /// `use-vc`: ask over TCP only.
     pub tcp_only: bool,
     /// `no-aaaa`: do not ask for IPv6 addresses.
     pub no_aaaa: bool,
     pub edns0: bool,
-    /// What is wrong with each line that was left out.
+    /// What is wrong with each line that was skipped.
     pub left_out: Vec<String>,
 }
 
@@ -72,7 +71,7 @@ impl ResolvConf {
         let mut conf = Self::empty();
         for (number, line) in (1..).zip(text.lines()) {
             let content = line.split(['#', ';']).next().unwrap_or_default();
-            // A carriage return at its end is white space too.
+            // A carriage return at the end of a line counts as white space.
             let mut words = content.split_whitespace();
             let left_out = match words.next() {
                 Some("nameserver") => conf.add_server(words.next()),
@@ -82,7 +81,7 @@ impl ResolvConf {
                     words.for_each(|option| conf.set_option(option));
                     None
                 }
-                // `sortlist` and whatever else there may be.
+                // `sortlist` and unknown keywords.
                 _ => None,
             };
             conf.left_out.extend(left_out.map(|why| format!("line {number}: {why}")));
@@ -93,7 +92,7 @@ impl ResolvConf {
         conf
     }
 
-    /// Returns what is wrong with the line, if it is left out.
+    /// Returns what is wrong with the line, if it is skipped.
     fn add_server(&mut self, word: Option<&str>) -> Option<String> {
         let word = word.unwrap_or_default();
         if self.servers.len() == MAX_SERVERS {
@@ -101,12 +100,12 @@ impl ResolvConf {
         }
         match server(word) {
             Some(server) => self.servers.push(server),
-            None => return Some(format!("`{}` is no address", printable(word))),
+            None => return Some(format!("`{}` is not an IP address", printable(word))),
         }
         None
     }
 
-    /// The last `domain` or `search` line counts.
+    /// The last `domain` or `search` line wins.
     fn set_search<'a>(&mut self, words: impl Iterator<Item = &'a str>) -> Option<String> {
         self.search.clear();
         let mut left_out = None;
@@ -114,18 +113,18 @@ impl ResolvConf {
             match Name::from_str_relaxed(word) {
                 Ok(domain) if self.search.len() < MAX_SEARCH_DOMAINS => self.search.push(domain),
                 Ok(_) => left_out = Some(format!("more than {MAX_SEARCH_DOMAINS} search domains")),
-                Err(_) => left_out = Some(format!("`{}` is no domain", printable(word))),
+                Err(_) => left_out = Some(format!("`{}` is not a domain", printable(word))),
             }
         }
         left_out
     }
 
-    /// Unknown options are for other resolvers, and are ignored.
+    /// Unknown options are meant for other resolvers and are ignored.
     fn set_option(&mut self, option: &str) {
         let (name, value) = option.split_once(':').unwrap_or((option, ""));
         match (name, leading_number(value)) {
             ("ndots", Some(dots)) => self.ndots = dots.clamp(0, MAX_NDOTS) as usize,
-            // glibc waits for one second if the value is 0 or less.
+            // glibc waits one second if the value is 0 or less.
             ("timeout", Some(seconds)) => {
                 self.timeout = Duration::from_secs(seconds.clamp(1, MAX_TIMEOUT) as u64);
             }
@@ -137,28 +136,28 @@ impl ResolvConf {
     }
 }
 
-/// The number at the start of a text, as C's `atoi` reads it. Without digits there is none,
-/// and the default stays; `atoi` would say 0.
+/// The number at the start of a text, as C's `atoi` reads it. Without digits, `atoi` would return
+/// 0; here the default stays.
 fn leading_number(text: &str) -> Option<i64> {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     let digits = unsigned.len() - unsigned.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let magnitude = match unsigned[..digits].parse::<i64>() {
         Ok(magnitude) => magnitude,
         Err(_) if digits == 0 => return None,
-        // More digits than fit.
+        // Too many digits for an `i64`.
         Err(_) => i64::MAX,
     };
     Some(if text.starts_with('-') { -magnitude } else { magnitude })
 }
 
-/// An address, which may have a scope: `fe80::1%eth0`.
+/// An address with an optional scope: `fe80::1%eth0`.
 fn server(text: &str) -> Option<SocketAddr> {
     let (address, scope) = match text.split_once('%') {
         Some((address, scope)) => (address, Some(scope)),
         None => (text, None),
     };
     match (address.parse().ok()?, scope) {
-        // The unspecified address means this host, and answers come from loopback.
+        // The unspecified address means this host, whose answers come from loopback.
         (IpAddr::V4(Ipv4Addr::UNSPECIFIED), None) => Some((Ipv4Addr::LOCALHOST, PORT).into()),
         (IpAddr::V6(Ipv6Addr::UNSPECIFIED), None) => Some((Ipv6Addr::LOCALHOST, PORT).into()),
         (IpAddr::V4(address), None) => Some((address, PORT).into()),
@@ -170,11 +169,11 @@ fn server(text: &str) -> Option<SocketAddr> {
     }
 }
 
-/// The number of an interface that is named or numbered; 0, which is none, if there is no
-/// such interface.
+/// The index of an interface that is given by name or number. Returns 0, which is no interface, if
+/// the name is unknown.
 fn interface_index(scope: &str) -> u32 {
     let named = || {
-        // A name with a slash in it would be another file.
+        // A name with a slash would be another file.
         let name = Some(scope).filter(|name| !name.contains('/'))?;
         fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok()?.trim().parse().ok()
     };
@@ -194,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_usable_server_means_the_one_on_this_host() {
+    fn without_a_usable_server_line_this_host_is_asked() {
         for text in ["", "search lan\n", "nameserver\n", "nameserver dns.example.com\n", "\u{fffd}"]
         {
             assert_eq!(servers(text), ["127.0.0.1:53"], "{text:?}");
@@ -204,16 +203,19 @@ mod tests {
     }
 
     #[test]
-    fn the_first_three_servers_count() {
+    fn only_the_first_three_servers_are_used() {
         let text = "nameserver 10.0.0.1\nnameserver bad\nnameserver fd00::1\n\
                     nameserver 10.0.0.3\nnameserver 10.0.0.4\n";
         assert_eq!(servers(text), ["10.0.0.1:53", "[fd00::1]:53", "10.0.0.3:53"]);
         let left_out = ResolvConf::parse(text).left_out;
-        assert_eq!(left_out, ["line 2: `bad` is no address", "line 5: more than 3 name servers"]);
+        assert_eq!(
+            left_out,
+            ["line 2: `bad` is not an IP address", "line 5: more than 3 name servers"]
+        );
     }
 
     #[test]
-    fn comments_carriage_returns_and_white_space_make_no_difference() {
+    fn comments_carriage_returns_and_white_space_are_ignored() {
         let text = "# nameserver 10.6.6.6\r\n; nameserver 10.6.6.6\r\n\r\n \
                     nameserver\t10.0.0.1 # the first\r\nsearch a.example b.example\r\n\
                     options  ndots:3\ttimeout:7 \r\n";
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_is_between_one_second_and_thirty() {
+    fn the_timeout_is_between_one_and_thirty_seconds() {
         for (option, seconds) in [
             ("timeout:0", 1),
             ("timeout:-3", 1),
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn ndots_is_between_none_and_fifteen() {
+    fn ndots_is_between_zero_and_fifteen() {
         for (option, ndots) in [
             ("ndots:0", 0),
             ("ndots:-1", 0),
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_search_or_domain_line_counts() {
+    fn the_last_search_or_domain_line_wins() {
         let search = |text| -> Vec<_> {
             ResolvConf::parse(text).search.iter().map(Name::to_string).collect()
         };

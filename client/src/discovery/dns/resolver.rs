@@ -1,4 +1,4 @@
-//! Asks one question: a name and a kind of record.
+//! Makes one DNS query: a name and a record type.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,25 +22,24 @@ use tokio::time::{Instant, timeout_at};
 use super::resolv_conf::ResolvConf;
 use crate::discovery::{FailureKind, SourceFailure};
 
-/// For one round of questions, all retries and search domains included: less than the
-/// longest interval between rounds, so that a server that is silent is asked as often as
-/// another.
+/// The limit for one round of queries, including all retries and search domains. It is shorter than
+/// the longest interval between rounds, so a silent server is asked as often as any other.
 pub(super) const ROUND_LIMIT: Duration = Duration::from_secs(4);
 
-/// Why a question has no answer.
+/// Why a query has no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AskError {
-    #[error("{kind} of {name}: {error}")]
+    #[error("{kind} query for {name}: {error}")]
     Server { name: Box<Name>, kind: RecordType, error: Box<NetError> },
-    #[error("{0}: no answer yet")]
+    #[error("{0} query: no answer yet")]
     Slow(RecordType),
     #[error("the name has no address")]
     NoAddress,
     #[error("the name has no SRV record")]
     NoRecord,
-    #[error("no target of its SRV records has an address")]
+    #[error("no target of the SRV records has an address")]
     NoTarget,
-    #[error("`{0}` is a target that no host can have for a name")]
+    #[error("the SRV target `{0}` is not a valid host name")]
     Target(String),
 }
 
@@ -61,7 +60,7 @@ impl From<&AskError> for SourceFailure {
     }
 }
 
-/// The servers of a configuration.
+/// A resolver for the servers of a configuration.
 pub(super) struct Resolver(HickoryResolver<Scoped>);
 
 impl Resolver {
@@ -70,16 +69,16 @@ impl Resolver {
         let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
         let mut builder = HickoryResolver::builder_with_config(config, Scoped::new(&conf.servers));
         let options = builder.options_mut();
-        // Nothing is remembered: the intervals of the rounds decide how old an answer may be.
+        // No cache: the interval between rounds decides how old an answer may be.
         options.cache_size = 0;
-        // A second try fits into the round, over whatever resolv.conf says.
+        // Leaves time for a second try in the round, whatever resolv.conf says.
         options.timeout = conf.timeout.min(ROUND_LIMIT / 2);
         options.attempts = 1;
         options.edns0 = conf.edns0;
         builder.build().map(Self)
     }
 
-    /// The answer that came until then, or `None` if there is no such record.
+    /// The answer that arrived before `until`, or `None` if there is no such record.
     pub async fn look_up(
         &self,
         name: &Name,
@@ -109,7 +108,7 @@ fn name_server(address: SocketAddr, tcp_only: bool) -> NameServerConfig {
     NameServerConfig::new(address.ip(), true, connections.collect())
 }
 
-/// Adds the scope to link-local addresses of servers, which the resolver knows without it.
+/// Adds the scope to link-local server addresses, because the resolver does not keep it.
 #[derive(Clone)]
 struct Scoped {
     tokio: TokioRuntimeProvider,

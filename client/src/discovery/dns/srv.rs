@@ -1,15 +1,16 @@
-//! SRV records (RFC 2782), which say the port as well.
+//! Discovery by SRV records (RFC 2782), which include the port.
 //!
-//! Each target is one endpoint, with the record's port and all of the target's addresses: a
-//! pod with a name of its own, as in a StatefulSet, has both kinds under it. Where pods have
-//! none, cluster DNS makes a target of each address, and those of a dual-stack pod cannot be
-//! paired. So if some targets have only IPv4 addresses and others only IPv6 ones, the targets
-//! of one family are used: IPv4, unless this host has a route to the IPv6 addresses alone.
+//! Each target is one endpoint, with the record's port and all of the target's addresses. A pod
+//! with its own name, as in a StatefulSet, has addresses of both families under it. For pods
+//! without names, cluster DNS makes each address a target, and the two addresses of a dual-stack
+//! pod cannot be paired. So if some targets have only IPv4 addresses and others only IPv6
+//! addresses, only one family is used: IPv4, unless this host has a route only to the IPv6
+//! addresses.
 //!
-//! - Only the lowest priority counts, of those that have a target with an address.
+//! - Only the lowest priority with a reachable target counts: one that has an address.
 //! - Weights are ignored: the client spreads its requests by load.
-//! - The target `.` says that the service is not available: its endpoints are gone.
-//! - A target whose addresses cannot be asked for keeps its last ones.
+//! - The target `.` means that the service is not available, so its endpoints are gone.
+//! - If the addresses of a target cannot be looked up, its last ones stay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -34,20 +35,20 @@ use crate::discovery::{
 };
 use zmtp::endpoint::ConnectEndpoint;
 
-/// Questions for targets' addresses that are open at a time.
+/// The most address queries for targets at a time.
 const MAX_QUESTIONS: usize = 32;
 
-/// `dns://_SERVICE._PROTO.NAME`: ports and hosts are those of the SRV records.
+/// `dns://_SERVICE._PROTO.NAME`: hosts and ports come from SRV records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SrvName {
-    /// The name; with a dot at its end it is complete, else the search domains apply.
+    /// The name. The search domains apply unless it ends with a dot.
     pub name: String,
-    /// Asked in place of the name servers in `/etc/resolv.conf`, over UDP and TCP.
+    /// The name server to ask instead of those in `/etc/resolv.conf`, over UDP and TCP.
     pub server: Option<SocketAddr>,
 }
 
 impl SrvName {
-    /// Whether a name starts with `_SERVICE._PROTO.` and goes on after it.
+    /// Whether a name has the form `_SERVICE._PROTO.NAME`.
     pub(in crate::discovery) fn has_form(name: &str) -> bool {
         let mut labels = name.trim_end_matches('.').split('.');
         let mut is_underscored =
@@ -63,7 +64,7 @@ impl fmt::Display for SrvName {
     }
 }
 
-/// Asks for the SRV records of a name, and the addresses of their targets.
+/// A source that looks up the SRV records of a name and the addresses of their targets.
 pub struct Srv {
     name: SrvName,
     asker: Asker,
@@ -71,20 +72,20 @@ pub struct Srv {
 }
 
 impl Srv {
-    /// A name, to be asked for as `/etc/resolv.conf` says.
+    /// Looks up a name as `/etc/resolv.conf` says.
     ///
     /// # Errors
     ///
-    /// The name is none that DNS knows, or too long.
+    /// If the name is not a valid DNS name.
     pub fn new(name: SrvName) -> Result<Self, DiscoveryError> {
         Self::with_resolv_conf(name, &read_resolv_conf())
     }
 
-    /// A name, to be asked for as the text of a `resolv.conf` says.
+    /// Looks up a name as the text of a `resolv.conf` says.
     ///
     /// # Errors
     ///
-    /// As [`Self::new`].
+    /// Same as [`Self::new`].
     pub fn with_resolv_conf(name: SrvName, text: &str) -> Result<Self, DiscoveryError> {
         let asker = Asker::new(name.to_string(), &name.name, name.server, text)?;
         let rounds = Rounds::new(name.to_string());
@@ -102,7 +103,7 @@ impl Srv {
         }
     }
 
-    /// One round: publishes what is found as soon as it is.
+    /// One round of queries. Publishes endpoints as soon as they are found.
     async fn ask(
         &self,
         known: &mut Known,
@@ -117,7 +118,7 @@ impl Srv {
         let mut targets: Option<Targets<'_>> = None;
         let mut result = None;
         loop {
-            // Both are cancel-safe: what they know stays in them.
+            // Both are cancel-safe: their state is in `walk`, `targets` and `known`.
             tokio::select! {
                 found = walk.next(LEAST_INTERVAL), if walks => match found {
                     Some((at, records)) => {
@@ -158,20 +159,20 @@ impl Discovery for Srv {
     }
 }
 
-/// A host and its port.
+/// The host name and port of a target.
 type Target = (Name, u16);
 
-/// What an answer says.
+/// The contents of an SRV answer.
 struct Records {
-    /// The targets of each priority. None at all: the service is not available.
+    /// The targets by priority. If it is empty, the service is not available.
     priorities: BTreeMap<u16, BTreeSet<Target>>,
-    /// Addresses that came with them.
+    /// Addresses that came in the same answer.
     additional: BTreeMap<Name, BTreeSet<IpAddr>>,
     time_to_live: Option<u32>,
 }
 
 impl Records {
-    /// `None` if there is no SRV record.
+    /// Returns `None` if there is no SRV record.
     fn new(lookup: &Lookup, asker: &Asker) -> Option<Self> {
         let mut records =
             Self { priorities: BTreeMap::new(), additional: BTreeMap::new(), time_to_live: None };
@@ -194,10 +195,10 @@ impl Records {
     }
 }
 
-/// What is known of the targets, as each may fail alone.
+/// The last known addresses of each target, since each may fail on its own.
 #[derive(Default)]
 struct Known {
-    /// The candidate that had them.
+    /// The fully qualified name that has the records.
     name: Option<Name>,
     addresses: BTreeMap<(Name, Family), BTreeSet<IpAddr>>,
 }
@@ -219,10 +220,10 @@ impl Known {
     }
 }
 
-/// What is to be done with what a round has found out so far.
+/// What to do with the results so far.
 struct Step {
     endpoints: Option<Endpoints>,
-    /// Nothing more comes.
+    /// Present if the round is over.
     end: Option<Result<Round, AskError>>,
 }
 
@@ -233,17 +234,17 @@ async fn next_step(targets: &mut Option<Targets<'_>>, known: &mut Known) -> Step
     }
 }
 
-/// The targets of one answer, while their addresses are asked for.
+/// The targets of one answer while their addresses are looked up.
 struct Targets<'a> {
     asker: &'a Asker,
     until: Instant,
     records: Records,
-    /// Those of the priority that is tried.
+    /// The targets of the current priority.
     targets: BTreeSet<Target>,
     questions: BoxStream<'a, (Name, Family, Result<Answer, AskError>)>,
     failure: Option<AskError>,
     time_to_live: Option<u32>,
-    /// When the addresses that have come are published without the others.
+    /// When to publish the addresses found so far without waiting for the others.
     due: Option<Instant>,
 }
 
@@ -264,7 +265,8 @@ impl<'a> Targets<'a> {
         targets
     }
 
-    /// Asks for what the answer did not have; says whether there was another priority.
+    /// Looks up the addresses that were missing in the answer. Returns whether there was another
+    /// priority.
     fn try_next_priority(&mut self) -> bool {
         let Some((_, targets)) = self.records.priorities.pop_first() else { return false };
         let (asker, until) = (self.asker, self.until);
@@ -283,7 +285,7 @@ impl<'a> Targets<'a> {
         true
     }
 
-    /// Waits until there is something to publish, or nothing more to come. Cancel-safe.
+    /// Waits until there is something to publish, or the round is over. Cancel-safe.
     async fn next(&mut self, known: &mut Known) -> Step {
         for (target, addresses) in std::mem::take(&mut self.records.additional) {
             for family in Family::BOTH {
@@ -319,9 +321,9 @@ impl<'a> Targets<'a> {
         }
     }
 
-    /// `None` if another priority is tried now.
+    /// Returns `None` if another priority is tried next.
     fn end(&mut self, known: &mut Known) -> Option<Step> {
-        // RFC 2782: a single target, ".", says that there is no such service.
+        // RFC 2782: a single target "." means that there is no such service.
         let unavailable = self.targets.is_empty();
         let endpoints = self.endpoints(known);
         if endpoints.is_empty() && !unavailable {
@@ -343,7 +345,7 @@ impl<'a> Targets<'a> {
             (!addresses.is_empty()).then_some((name, *port, addresses))
         });
         let mut found: Vec<_> = with_addresses.collect();
-        leave_one_family(&mut found);
+        keep_one_family(&mut found);
         let mut endpoints = Endpoints::new();
         for (name, port, addresses) in found {
             let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
@@ -362,9 +364,9 @@ fn endpoint(name: &Name, port: u16) -> Option<ConnectEndpoint> {
     format!("tcp://{}:{port}", name.to_string().trim_end_matches('.')).parse().ok()
 }
 
-/// If some targets have IPv4 addresses only and others IPv6 ones only, they may be the same
-/// pods: leaves those that have an address of one family.
-fn leave_one_family(found: &mut Vec<(&Name, u16, Vec<IpAddr>)>) {
+/// If some targets have only IPv4 addresses and others only IPv6 addresses, they may be the same
+/// pods. Keeps only the targets with an address of one family.
+fn keep_one_family(found: &mut Vec<(&Name, u16, Vec<IpAddr>)>) {
     let has = |addresses: &[IpAddr], family| addresses.iter().any(|ip| Family::of(*ip) == family);
     let lacking = |family| found.iter().any(|(.., addresses)| !has(addresses, family));
     if !(lacking(Family::V4) && lacking(Family::V6)) {
@@ -384,7 +386,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_form_of_a_service_is_told_from_other_names() {
+    fn srv_names_have_the_form_service_proto_name() {
         for name in ["_zeromq._tcp.zmq-echo-headless", "_a._udp.b.", "_a._b.c.d.e"] {
             assert!(SrvName::has_form(name), "{name}");
         }

@@ -1,10 +1,9 @@
-//! Goes through the complete names that a name may stand for, until one has what is asked
-//! for.
+//! Goes through the fully qualified names that a name may stand for, until one has records.
 //!
-//! getaddrinfo waits for each name before it asks for the next one. Here a name that is
-//! silent holds up the next one only for [`PATIENCE`], and one that fails does not hold it
-//! up at all: one dead search domain must not hide the others. An earlier name that answers
-//! later takes precedence again.
+//! getaddrinfo waits for each name before it tries the next one. Here, a name that is silent delays
+//! the next one only by [`PATIENCE`], and a name that fails does not delay it at all: one dead
+//! search domain must not hide the others. If an earlier name answers later, it takes precedence
+//! again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,19 +15,19 @@ use tokio::time::{Instant, sleep_until};
 
 use super::resolver::AskError;
 
-/// How long a question may stay unanswered until the next one is asked beside it: the
-/// "Connection Attempt Delay" of RFC 8305, section 5.
+/// How long a query may stay unanswered before the next name is tried as well: the "Connection
+/// Attempt Delay" of RFC 8305, section 5.
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 
-/// What came of asking for one name: `Ok(None)` says that it does not have what is asked for.
+/// The outcome for one name. `Ok(None)` means that it has no such records.
 type Outcome<T> = Result<Option<T>, AskError>;
 
-/// One round over the names, which are known by their numbers.
+/// One round over the names, which are identified by index.
 pub(super) struct Walk<'a, T> {
     ask: Box<dyn Fn(usize) -> BoxFuture<'a, Outcome<T>> + Send + 'a>,
     names: usize,
-    /// The name that had it last time. No other one's answer replaces its own, unless it
-    /// has said that it has nothing, or the other comes earlier in the order.
+    /// The name that had records last time. Another name replaces it only if it reports that it has
+    /// none, or if the other comes earlier in the order.
     known: Option<usize>,
     started: Instant,
     begun: usize,
@@ -41,7 +40,7 @@ pub(super) struct Walk<'a, T> {
 }
 
 impl<'a, T: 'a> Walk<'a, T> {
-    /// Begins to ask. The questions have to end by themselves.
+    /// Starts the first queries. Each query must end by itself.
     pub fn new(
         names: usize,
         known: Option<usize>,
@@ -61,7 +60,7 @@ impl<'a, T: 'a> Walk<'a, T> {
             known_failed: false,
             failure: None,
         };
-        // A name before the known one must not hold it up.
+        // Names before the known one must not delay it.
         for _ in 0..=known.unwrap_or(0) {
             walk.begin_next();
         }
@@ -83,9 +82,9 @@ impl<'a, T: 'a> Walk<'a, T> {
         self.found.is_none() && self.begun < self.names && !waits_for_known
     }
 
-    /// The next name that has what is asked for, and comes before the last one; `None` once
-    /// the round is over. After the first one, earlier names have until a `limit` from the
-    /// start of the round. Cancel-safe: what is known is in `self`.
+    /// The next name with records that comes before the last one found, or `None` once the round is
+    /// over. Once a name is found, earlier names have until `limit` after the start of the round.
+    /// Cancel-safe: all state is in `self`.
     pub async fn next(&mut self, limit: Duration) -> Option<(usize, T)> {
         loop {
             while self.may_begin() && !self.open.contains(&(self.begun - 1)) {
@@ -117,7 +116,7 @@ impl<'a, T: 'a> Walk<'a, T> {
         }
     }
 
-    /// The first failure, which matters if nothing was found.
+    /// The first failure; it matters only if nothing was found.
     pub fn into_failure(self) -> Option<AskError> {
         self.failure
     }

@@ -1,0 +1,59 @@
+//! An attack on one server: pods with a program that takes as much memory there as it gets, at
+//! every limit of the formula in `docs/operations.md` at the same time.
+
+use serde_json::json;
+
+use crate::api::{Cluster, apply_in, kubectl};
+use crate::neighbour::{NAME, Neighbour, pod, restricted};
+use crate::wait_for;
+
+/// Kinds of peers, with how many of each there are: more together than the server allows, and more
+/// scrapes than its side port holds.
+const PEERS: [(&str, u32); 4] =
+    [("readers", 400), ("halves", 300), ("frames", 100), ("silent", 400)];
+const SCRAPES: (&str, u32) = ("scrapes", 300);
+
+/// The attackers, who go with this.
+pub struct Attack {
+    _neighbour: Neighbour,
+}
+
+impl Attack {
+    /// Starts one that goes on for some seconds, from a namespace whose pods may do as much as the
+    /// policies allow anyone.
+    #[track_caller]
+    pub fn start(cluster: &Cluster, ip: &str, seconds: u32) -> Self {
+        let image = cluster.attacker_image.as_deref();
+        let image = image.expect("an image of the attacker: name one with --attacker-image");
+        let neighbour = Neighbour::create();
+        neighbour.label("zmq-echo/clients=true");
+        neighbour.label("zmq-echo/monitoring=true");
+        let container = |(kind, count): (&str, u32), port: u16| {
+            let mut container = restricted(kind);
+            container["image"] = json!(image);
+            let address = format!("{ip}:{port}");
+            container["args"] = json!([kind, count.to_string(), seconds.to_string(), address]);
+            // The server, its probe and its clients are to have a part of the node as well.
+            container["resources"] = json!({"limits": {"cpu": "150m"}, "requests": {"cpu": "20m"}});
+            container
+        };
+        let mut containers: Vec<_> = PEERS.map(|peers| container(peers, 5555)).into();
+        containers.push(container(SCRAPES, 8080));
+        let attackers = pod("attacker", NAME, &[("zmq-echo/client", "true")], containers);
+        apply_in(NAME, &[attackers]);
+        Self { _neighbour: neighbour }
+    }
+
+    /// Waits until it is over, and shows what each kind has done.
+    #[track_caller]
+    pub fn wait(&self, cluster: &Cluster) {
+        let path = format!("/api/v1/namespaces/{NAME}/pods/attacker");
+        wait_for("the attack is over", || {
+            let phase = &cluster.get(&path)["status"]["phase"];
+            assert_ne!(phase, "Failed", "the attackers have ended");
+            (phase == "Succeeded").then_some(())
+        });
+        let logs = ["logs", "attacker", "--namespace", NAME, "--all-containers"];
+        kubectl(&logs).lines().for_each(|line| println!("  {line}"));
+    }
+}

@@ -1,0 +1,173 @@
+//! What autoscalers ask: metrics-server, prometheus-adapter and KEDA. Each is installed from its
+//! own manifests if the cluster does not have its API, and is removed with what this returns.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+
+use crate::api::{Cluster, OURS, kubectl, name, try_kubectl, with_stdin};
+use crate::manifests::{self, build_kustomization, use_images};
+use crate::wait_within;
+
+/// The first start of these takes longer than the deadlines of a scenario allow for.
+const READY: Duration = Duration::from_secs(300);
+
+/// The namespace of prometheus-adapter, if it is installed.
+const ADAPTER: &str = "zmq-echo-adapter";
+
+/// What was installed, if anything had to be.
+pub struct Installed(Vec<Json>);
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        // The namespaces last: what is in them goes first, and with it what KEDA has to finish.
+        let (namespaces, others): (Vec<_>, Vec<_>) =
+            self.0.drain(..).partition(|object| object["kind"] == "Namespace");
+        for objects in [others, namespaces] {
+            let args = ["delete", "--ignore-not-found", "--timeout=120s", "--filename", "-"];
+            if !objects.is_empty()
+                && let Err(error) = with_stdin(&args, &list(&objects))
+            {
+                eprintln!("cannot delete what the test has installed: {error}");
+            }
+        }
+    }
+}
+
+fn list(objects: &[Json]) -> String {
+    json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()
+}
+
+/// Applies objects, unless the cluster has the API that they are for, and waits until it answers.
+#[track_caller]
+fn install(cluster: &Cluster, api: &str, objects: impl FnOnce() -> Vec<Json>) -> Installed {
+    if try_kubectl(&["get", "apiservice", api]).is_ok() {
+        println!("  {api}: the cluster's own");
+        return Installed(Vec::new());
+    }
+    let mut objects = objects();
+    let (label, value) = OURS.split_once('=').expect("a label");
+    for object in &mut objects {
+        object["metadata"]["labels"][label] = json!(value);
+        use_images(cluster, object);
+    }
+    // Namespaces and definitions before what needs them.
+    let comes_first = |object: &Json| {
+        u8::from(object["kind"] != "Namespace" && object["kind"] != "CustomResourceDefinition")
+    };
+    objects.sort_by_key(comes_first);
+    let installed = Installed(objects);
+    // By the server: a definition of KEDA's is too large for the note that kubectl would keep on it.
+    let args = ["apply", "--server-side", "--force-conflicts", "--filename", "-"];
+    with_stdin(&args, &list(&installed.0)).unwrap_or_else(|error| panic!("{api}: {error}"));
+    wait_within(READY, &format!("{api} is available"), || {
+        let args = ["wait", "--for=condition=Available", "--timeout=1s", "apiservice", api];
+        try_kubectl(&args).ok()
+    });
+    installed
+}
+
+#[track_caller]
+fn module<'a>(directory: Option<&'a Path>, flag: &str) -> &'a Path {
+    directory.unwrap_or_else(|| {
+        panic!("the cluster lacks it: name the directory of its Go module with {flag}")
+    })
+}
+
+/// The objects of a kustomization in a directory of a module.
+#[track_caller]
+fn of_module(name: &str, directory: &Path) -> Vec<Json> {
+    let directory = fs::canonicalize(directory)
+        .unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let kustomization = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{}]\n",
+        manifests::from_work(name, &directory)
+    );
+    build_kustomization(name, &kustomization)
+}
+
+pub fn metrics_server(cluster: &Cluster) -> Installed {
+    install(cluster, "v1beta1.metrics.k8s.io", || {
+        let directory = module(cluster.metrics_server.as_deref(), "--metrics-server");
+        let mut objects = of_module("metrics-server", &directory.join("manifests/base"));
+        for object in &mut objects {
+            if object["kind"] == "Deployment" {
+                let args =
+                    object["spec"]["template"]["spec"]["containers"][0]["args"].as_array_mut();
+                // The kubelets of kind, and of `.ci/cluster`, have certificates that no pod knows.
+                args.expect("flags").push(json!("--kubelet-insecure-tls"));
+            }
+        }
+        objects
+    })
+}
+
+/// KEDA without its admission webhooks, as its release for small clusters has it. Its namespace is
+/// let in by Prometheus.
+pub fn keda(cluster: &Cluster) -> Installed {
+    install(cluster, "v1beta1.external.metrics.k8s.io", || {
+        let directory = module(cluster.keda.as_deref(), "--keda");
+        let mut objects = of_module("keda", &directory.join("config/minimal"));
+        for object in &mut objects {
+            if object["kind"] == "Namespace" {
+                object["metadata"]["labels"]["zmq-echo/monitoring"] = json!("true");
+            }
+        }
+        objects
+    })
+}
+
+/// prometheus-adapter with the values that `k8s/components/hpa` has for its chart, as the chart
+/// makes a configuration of them.
+pub fn prometheus_adapter(cluster: &Cluster) -> Installed {
+    install(cluster, "v1beta1.custom.metrics.k8s.io", || {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let read = |path: &str| {
+            fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+        };
+        let values = read("k8s/components/hpa/prometheus-adapter-values.yaml");
+        let values = manifests::parse(&values).remove(0);
+        assert_eq!(values["rules"]["default"], false);
+        let prometheus = &values["prometheus"];
+        let text =
+            |value: &Json| value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned();
+        let url = format!(
+            "{}:{}{}",
+            text(&prometheus["url"]),
+            prometheus["port"],
+            text(&prometheus["path"])
+        );
+        let interval = text(&values["metricsRelistInterval"]);
+        let rules = json!({"rules": values["rules"]["custom"]}).to_string();
+        let mut objects =
+            manifests::parse(&read("tests/cluster/manifests/prometheus-adapter.yaml"));
+        for object in &mut objects {
+            if object["kind"] == "ConfigMap" {
+                object["data"]["config.yaml"] = json!(rules);
+            }
+            if object["kind"] == "Deployment" {
+                let args = &mut object["spec"]["template"]["spec"]["containers"][0]["args"];
+                let args = args.as_array_mut().expect("flags");
+                args.push(json!(format!("--prometheus-url={url}")));
+                args.push(json!(format!("--metrics-relist-interval={interval}")));
+            }
+            assert!(
+                object["metadata"]["namespace"].is_null()
+                    || [ADAPTER, "kube-system"]
+                        .iter()
+                        .any(|one| object["metadata"]["namespace"] == *one),
+                "{}",
+                name(object)
+            );
+        }
+        objects
+    })
+}
+
+/// Whether the autoscaler of the service knows every metric that it asks for.
+pub fn knows_its_metrics() -> bool {
+    let condition = "jsonpath={.status.conditions[?(@.type==\"ScalingActive\")].status}";
+    kubectl(&["get", "hpa", "zmq-echo", "--output", condition]) == "True"
+}

@@ -1,0 +1,386 @@
+//! More servers under more load and fewer after it: by hand, and by each autoscaler that the
+//! components are for. What an autoscaler sees and does is recorded, and drawn.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value as Json, json};
+
+use crate::api::{Cluster, NAME, Reader, apply, kubectl};
+use crate::autoscalers::{self, knows_its_metrics};
+use crate::fleet::Fleet;
+use crate::load::Load;
+use crate::manifests::{Deployed, Removed, build, build_kustomization, take, use_images};
+use crate::plot::{self, Record, Sample};
+use crate::wait_within;
+
+pub fn by_hand(cluster: &Cluster) {
+    let deployed = Deployed::local(cluster);
+    let fleet = Fleet::watch(cluster);
+    let load = Load::start(cluster, &deployed.job);
+    kubectl(&["scale", "deployment/zmq-echo", "--replicas=6"]);
+    cluster.wait_for_servers(6);
+    kubectl(&["scale", "deployment/zmq-echo", "--replicas=3"]);
+    cluster.wait_for_servers(3);
+    let outcome = load.finish();
+    fleet.accounts_for(&[outcome]);
+}
+
+/// Two cores do not carry three loops that use 0.7 of a core each, so this starts at one. Each
+/// request takes 2 ms of CPU.
+pub fn hpa_on_cpu(cluster: &Cluster) {
+    let patches = "\
+  - target: {kind: HorizontalPodAutoscaler}
+    patch: |-
+      - {op: replace, path: /spec/minReplicas, value: 1}
+      - {op: replace, path: /spec/maxReplicas, value: 3}
+  - target: {kind: Deployment, name: zmq-echo}
+    patch: |-
+      - {op: add, path: /spec/template/spec/containers/0/env/-, value: {name: ZMQ_ECHO_WORK, value: 2ms}}
+      - {op: add, path: /spec/template/spec/containers/0/env/-, value: {name: ZMQ_ECHO_WORK_MODE, value: burn}}
+";
+    let run = Run {
+        name: "hpa-cpu",
+        title: "HPA, CPU of metrics-server",
+        metric: "cpu",
+        unit: "cores",
+        base: 50,
+        burst: 400,
+        replicas: (1, 2, 3),
+    };
+    run.hpa(cluster, patches);
+}
+
+/// With the target and the limits that the overlay `autoscaled` gives to KEDA.
+pub fn hpa_on_requests(cluster: &Cluster) {
+    let patches = "\
+  - target: {kind: HorizontalPodAutoscaler}
+    patch: |-
+      - {op: replace, path: /spec/maxReplicas, value: 6}
+      - {op: test, path: /spec/metrics/1/pods/metric/name, value: zmq_echo_requests_per_second}
+      - {op: replace, path: /spec/metrics/1/pods/target/averageValue, value: 1k}
+";
+    let run = Run {
+        name: "hpa-requests",
+        title: "HPA, requests of prometheus-adapter",
+        metric: "zmq_echo_requests_per_second",
+        unit: "requests/s",
+        base: 500,
+        burst: 4500,
+        replicas: (3, 5, 6),
+    };
+    run.hpa(cluster, patches);
+}
+
+/// The overlay `autoscaled` as it is.
+pub fn keda(cluster: &Cluster) {
+    let run = Run {
+        name: "keda",
+        title: "KEDA, requests of Prometheus",
+        metric: "s1-prometheus",
+        unit: "requests/s",
+        base: 500,
+        burst: 4500,
+        replicas: (3, 5, 6),
+    };
+    cluster.clear();
+    let metrics_server = autoscalers::metrics_server(cluster);
+    let keda = autoscalers::keda(cluster);
+    run.follow(cluster, build("overlays/autoscaled"));
+    drop((keda, metrics_server));
+}
+
+/// A load in three phases: little, much, little.
+struct Run {
+    name: &'static str,
+    title: &'static str,
+    /// That of the autoscaler's metrics which is to ask for more.
+    metric: &'static str,
+    unit: &'static str,
+    /// Requests/s from the beginning to the end, and what comes on top of them.
+    base: u32,
+    burst: u32,
+    /// At little load, at least at much load, and at most.
+    replicas: (usize, usize, usize),
+}
+
+/// How long there is much load at least: longer than rates look back, so that they show all of it.
+const BURST: Duration = Duration::from_secs(180);
+
+/// How long programs that scale may take for what they do, beside the times in the manifests.
+const PATIENCE: Duration = Duration::from_secs(420);
+
+/// Between two samples.
+const PERIOD: Duration = Duration::from_secs(5);
+
+impl Run {
+    /// The component `hpa` with metrics-server and prometheus-adapter.
+    fn hpa(&self, cluster: &Cluster, patches: &str) {
+        cluster.clear();
+        let metrics_server = autoscalers::metrics_server(cluster);
+        let adapter = autoscalers::prometheus_adapter(cluster);
+        let kustomization = format!(
+            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
+             namespace: zmq-echo\nresources: [k8s/overlays/local]\n\
+             components: [k8s/components/prometheus, k8s/components/hpa]\npatches:\n{patches}"
+        );
+        self.follow(cluster, build_kustomization(self.name, &kustomization));
+        drop((adapter, metrics_server));
+    }
+
+    fn follow(&self, cluster: &Cluster, mut objects: Vec<Json>) {
+        let (least, enough, most) = self.replicas;
+        let job = take(&mut objects, "Job");
+        for object in &mut objects {
+            use_images(cluster, object);
+            shorten(object, cluster.window);
+        }
+        let removed = Removed(NAME.to_owned());
+        apply(&objects);
+        kubectl(&["rollout", "status", "deployment/zmq-echo-prometheus", "--timeout=240s"]);
+        cluster.wait_for_servers(least);
+        wait_within(PATIENCE, "the autoscaler knows its metrics", || {
+            let autoscaler = autoscaler(&cluster.reader())?;
+            (knows_its_metrics() && metric(&autoscaler, self.metric).is_some()).then_some(())
+        });
+        let down = cluster.window.map_or_else(
+            || window(&autoscaler(&cluster.reader()).expect("it is there")),
+            |seconds| Duration::from_secs(seconds.into()),
+        );
+
+        let fleet = Fleet::watch(cluster);
+        let start = |name, rate: u32| {
+            let rate = rate.to_string();
+            Load::start_with(cluster, &job, name, None, &[("--rate", &rate), ("--timeout", "5s")])
+        };
+        let base = start("base", self.base);
+        let recorder = Recorder::new(cluster.reader(), self.metric);
+        let (record, outcomes) = thread::scope(|scope| {
+            let _end = OnDrop(|| recorder.is_over.store(true, Ordering::Relaxed));
+            scope.spawn(|| recorder.run());
+            recorder.set_load(self.base);
+            let burst = start("burst", self.burst);
+            recorder.set_load(self.base + self.burst);
+            let began = Instant::now();
+            let begin = recorder.now();
+            wait_within(PATIENCE, &format!("{enough} servers are ready"), || {
+                (cluster.ready_servers().len() >= enough).then_some(())
+            });
+            println!("  {enough} servers after {:.0} s", began.elapsed().as_secs_f64());
+            // What the time is for is the passing of time.
+            thread::sleep(BURST.saturating_sub(began.elapsed()));
+            let burst = burst.finish();
+            recorder.set_load(self.base);
+            let end = recorder.now();
+            wait_within(down + PATIENCE, &format!("{least} servers are left"), || {
+                let wanted = recorder.last_wanted();
+                (wanted == least && cluster.list("pods", crate::api::SERVER).len() == least)
+                    .then_some(())
+            });
+            println!("  {least} servers {:.0} s after the load", recorder.now() - end);
+            // The last state is to be seen.
+            thread::sleep(2 * PERIOD);
+            (recorder.record(self, begin, end), [base.finish(), burst])
+        });
+        record.keep(self.name);
+        for sample in &record.samples {
+            assert!(sample.wanted <= most, "{sample:?}");
+            assert!(sample.wanted >= least, "{sample:?}");
+        }
+        record.takes_nothing_away_within(down.as_secs_f64());
+        record.asks_for_more_by_its_metric();
+        fleet.accounts_for(&outcomes);
+        drop(removed);
+    }
+}
+
+/// Another time before pods are taken away, if one is given.
+fn shorten(object: &mut Json, window: Option<u32>) {
+    let Some(window) = window else { return };
+    for path in [
+        "/spec/behavior/scaleDown/stabilizationWindowSeconds",
+        "/spec/advanced/horizontalPodAutoscalerConfig/behavior/scaleDown/stabilizationWindowSeconds",
+    ] {
+        if let Some(value) = object.pointer_mut(path) {
+            *value = json!(window);
+        }
+    }
+}
+
+fn autoscaler(reader: &Reader) -> Option<Json> {
+    let path = format!("/apis/autoscaling/v2/namespaces/{NAME}/horizontalpodautoscalers/{NAME}");
+    serde_json::from_str(&reader.read(&path).ok()?).ok()
+}
+
+fn window(autoscaler: &Json) -> Duration {
+    let seconds = &autoscaler["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"];
+    Duration::from_secs(seconds.as_u64().expect("a time in the manifests"))
+}
+
+/// What a metric of an autoscaler is called there: those of the cluster's resources by the
+/// resource, all others by themselves.
+fn is_called(metric: &Json, name: &str) -> bool {
+    metric["resource"]["name"] == name
+        || ["pods", "external"].iter().any(|kind| metric[kind]["metric"]["name"] == name)
+}
+
+/// The value and the target of a metric for each pod.
+fn metric(autoscaler: &Json, name: &str) -> Option<(f64, f64)> {
+    let find =
+        |list: &Json| list.as_array()?.iter().find(|metric| is_called(metric, name)).cloned();
+    let value = |metric: &Json, of: &str| {
+        let kinds = ["resource", "pods", "external"].into_iter();
+        kinds.filter_map(|kind| quantity(metric[kind][of]["averageValue"].as_str()?)).next()
+    };
+    let current = value(&find(&autoscaler["status"]["currentMetrics"])?, "current")?;
+    Some((current, value(&find(&autoscaler["spec"]["metrics"])?, "target")?))
+}
+
+/// A quantity such as `10k`, `853m` or `1000`.
+fn quantity(text: &str) -> Option<f64> {
+    let units = [("n", 1e-9), ("u", 1e-6), ("m", 1e-3), ("k", 1e3), ("M", 1e6), ("", 1.0)];
+    let (number, factor) =
+        units.into_iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)))?;
+    Some(number.parse::<f64>().ok()? * factor)
+}
+
+/// Takes a sample from time to time.
+struct Recorder {
+    reader: Reader,
+    metric: &'static str,
+    start: Instant,
+    load: Mutex<u32>,
+    samples: Mutex<Vec<Sample>>,
+    target: Mutex<f64>,
+    is_over: AtomicBool,
+}
+
+impl Recorder {
+    fn new(reader: Reader, metric: &'static str) -> Self {
+        Self {
+            reader,
+            metric,
+            start: Instant::now(),
+            load: Mutex::default(),
+            samples: Mutex::default(),
+            target: Mutex::default(),
+            is_over: AtomicBool::new(false),
+        }
+    }
+
+    fn now(&self) -> f64 {
+        self.start.elapsed().as_secs_f64()
+    }
+
+    fn set_load(&self, rate: u32) {
+        *self.load.lock().unwrap() = rate;
+    }
+
+    fn run(&self) {
+        while !self.is_over.load(Ordering::Relaxed) {
+            if let Some(sample) = self.sample() {
+                self.samples.lock().unwrap().push(sample);
+            }
+            thread::sleep(PERIOD);
+        }
+    }
+
+    fn sample(&self) -> Option<Sample> {
+        let autoscaler = autoscaler(&self.reader)?;
+        let path = format!("/apis/apps/v1/namespaces/{NAME}/deployments/{NAME}");
+        let deployment: Json = serde_json::from_str(&self.reader.read(&path).ok()?).ok()?;
+        let number = |value: &Json| value.as_u64().unwrap_or(0) as usize;
+        let metric = metric(&autoscaler, self.metric);
+        if let Some((_, target)) = metric {
+            *self.target.lock().unwrap() = target;
+        }
+        Some(Sample {
+            at: self.now(),
+            load: (*self.load.lock().unwrap()).into(),
+            metric: metric.map(|(value, _)| value),
+            wanted: number(&deployment["spec"]["replicas"]),
+            ready: number(&deployment["status"]["readyReplicas"]),
+        })
+    }
+
+    fn last_wanted(&self) -> usize {
+        self.samples.lock().unwrap().last().map_or(0, |sample| sample.wanted)
+    }
+
+    /// Times are from the beginning of much load on.
+    fn record(&self, run: &Run, begin: f64, end: f64) -> Record {
+        let mut samples = self.samples.lock().unwrap().clone();
+        for sample in &mut samples {
+            sample.at -= begin;
+        }
+        Record {
+            title: run.title.to_owned(),
+            unit: run.unit.to_owned(),
+            target: *self.target.lock().unwrap(),
+            ended: end - begin,
+            samples,
+        }
+    }
+}
+
+impl Record {
+    /// Leaves it beside what cargo builds, as JSON and CSV, and draws all that are there.
+    #[track_caller]
+    fn keep(&self, name: &str) {
+        let directory = artefacts();
+        fs::write(directory.join(format!("{name}.json")), self.json().to_string()).expect("a file");
+        fs::write(directory.join(format!("{name}.csv")), self.csv()).expect("a file");
+        let records: Vec<_> = ["hpa-cpu", "hpa-requests", "keda"]
+            .iter()
+            .filter_map(|name| fs::read_to_string(directory.join(format!("{name}.json"))).ok())
+            .map(|text| Self::from_json(&serde_json::from_str(&text).expect("JSON")))
+            .collect();
+        let picture = directory.join("scaling.svg");
+        fs::write(&picture, plot::svg(&records)).expect("a file");
+        println!("  {}", picture.display());
+    }
+
+    /// A pod that was asked for stays for the window of the autoscaler.
+    #[track_caller]
+    fn takes_nothing_away_within(&self, window: f64) {
+        let pairs = self.samples.windows(2);
+        let fewer = pairs.filter(|pair| pair[1].wanted < pair[0].wanted).map(|pair| pair[1].at);
+        let first = fewer.into_iter().next().expect("fewer servers after the load");
+        // The autoscaler looks every 15 s, at figures that may be as old again.
+        assert!(first >= self.ended + window - 45.0, "fewer servers {first:.0} s after the start");
+    }
+
+    /// It was above its target when more were asked for.
+    #[track_caller]
+    fn asks_for_more_by_its_metric(&self) {
+        let mut pairs = self.samples.windows(2);
+        let more = pairs.rfind(|pair| pair[1].wanted > pair[0].wanted).expect("more servers");
+        let until = more[1].at + 15.0;
+        let seen = self.samples.iter().filter(|sample| sample.at <= until);
+        let highest = seen.filter_map(|sample| sample.metric).fold(0.0, f64::max);
+        assert!(
+            highest > self.target,
+            "{highest} of {}: another metric asked for more",
+            self.target
+        );
+    }
+}
+
+fn artefacts() -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");
+    let directory = target.join("scaling");
+    fs::create_dir_all(&directory).expect("the target directory can be written");
+    directory
+}
+
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
