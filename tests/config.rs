@@ -1,6 +1,10 @@
 //! Every flag by argument and by environment. A wrong value is rejected with an example of a correct
 //! one.
 
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
 use clap::CommandFactory;
 use zmq_echo::config::{ProbeConfig, ServerConfig};
 use zmq_echo::exit::{self, Exit};
@@ -8,7 +12,7 @@ use zmq_echo::log::LogFormat;
 use zmq_echo::simulation::EchoConfig;
 
 use crate::support::built::LOAD;
-use crate::support::{PROBE, SERVER, Server, command};
+use crate::support::{DEADLINE, PROBE, SERVER, Server, command};
 
 /// A value that each flag rejects, and a part of the message.
 const REFUSED: [(&str, &str, &str); 51] = [
@@ -73,12 +77,32 @@ fn a_wrong_value_is_rejected_with_an_example_of_a_correct_one() {
 /// Checks that a program rejects a value of a flag with a message that has this part.
 pub fn refuses(program: &str, refused: &[(&str, &str, &str)]) {
     for (flag, value, right) in refused {
-        let output = command(program).arg(format!("{flag}={value}")).output().unwrap();
+        let mut command = command(program);
+        command.arg(format!("{flag}={value}"));
+        let output = output_of_a_rejection(&mut command, &format!("{flag} {value}"));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{flag} {value}: {stderr}");
         assert!(stderr.contains(flag) && stderr.contains(right), "{flag} {value}: {stderr}");
         assert!(output.stdout.is_empty(), "{flag} {value}");
     }
+}
+
+/// Waits until the program has exited. A program that accepts the value by mistake may start and
+/// never exit: then it is killed at the deadline, and the test fails. Both outputs are short enough
+/// for a pipe to hold them until the program has exited.
+fn output_of_a_rejection(command: &mut Command, what: &str) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() >= deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("{what}: the program did not exit within {DEADLINE:?}; was the value accepted?");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
 }
 
 #[test]
@@ -103,7 +127,9 @@ pub fn refuses_from_the_environment(
             .iter()
             .find(|(refused, ..)| *refused == flag)
             .unwrap_or_else(|| panic!("no value in the list that {flag} refuses"));
-        let output = command(program).env(variable, value).output().unwrap();
+        let mut command = command(program);
+        command.env(variable, value);
+        let output = output_of_a_rejection(&mut command, &format!("{variable} {value}"));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{variable}: {stderr}");
         assert!(stderr.contains(variable) && stderr.contains(right), "{variable}: {stderr}");
