@@ -181,7 +181,7 @@ fn hasty() -> ClientConfig {
 }
 
 #[tokio::test]
-async fn a_request_is_answered_by_an_endpoint_that_is_named() {
+async fn a_named_endpoint_answers_a_request() {
     let server = Server::start(&[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     let reply = client.request("hello").await.unwrap();
@@ -191,7 +191,7 @@ async fn a_request_is_answered_by_an_endpoint_that_is_named() {
 }
 
 #[tokio::test]
-async fn an_ipv6_address_is_an_endpoint_as_any_other() {
+async fn an_ipv6_address_works_as_an_endpoint() {
     let server = Server::start_on("tcp://[::1]:0", &[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     assert_eq!(client.request("hello").await.unwrap().payload, "hello");
@@ -215,7 +215,7 @@ pub fn series() -> BTreeSet<(String, String)> {
 }
 
 #[tokio::test]
-async fn every_series_is_there_at_zero_from_the_start() {
+async fn every_client_series_exists_at_zero_from_the_start() {
     let client = Counted::new(patient(), fixed(&[]));
     for (series, _) in series() {
         assert_eq!(client.metric(&series), 0.0, "{series}");
@@ -223,7 +223,7 @@ async fn every_series_is_there_at_zero_from_the_start() {
 }
 
 #[tokio::test]
-async fn closing_waits_for_what_is_outstanding_and_disconnects() {
+async fn closing_waits_for_open_requests_then_disconnects() {
     let server = Server::start(&[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     client.client.ready().await;
@@ -240,7 +240,7 @@ async fn closing_waits_for_what_is_outstanding_and_disconnects() {
 }
 
 #[tokio::test]
-async fn dropping_the_last_handle_disconnects_and_takes_its_gauges_back() {
+async fn dropping_the_last_handle_disconnects_and_resets_its_gauges() {
     let server = Server::start(&[]);
     let Counted { client, registry } = Counted::new(patient(), fixed(&[&server.endpoint]));
     client.ready().await;

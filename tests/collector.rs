@@ -105,7 +105,7 @@ fn is_same(written: &Json, parsed: &Json) -> bool {
 }
 
 #[test]
-fn what_the_server_writes_arrives_parsed_field_by_field() {
+fn the_collector_parses_every_field_of_the_servers_records() {
     let (collector, mut server) = Collector::behind(server(), "fields");
     let listening = collector.wait_for("message", "listening");
     assert_eq!(listening["pid"], server.0.id().to_string());
@@ -148,7 +148,7 @@ fn address(listening: &Json) -> std::net::SocketAddr {
 }
 
 #[test]
-fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
+fn if_the_collector_stops_reading_records_are_dropped_and_counted_but_echoes_go_on() {
     let (collector, mut server) = Collector::behind(server(), "stopped");
     let listening = collector.wait_for("message", "listening");
     let (address, http) = (address(&listening), listening["http"].as_str().unwrap());

@@ -75,7 +75,7 @@ fn every_line_is_one_text_record_whatever_a_peer_sends() {
 }
 
 #[test]
-fn at_the_default_level_strangers_cannot_make_it_write() {
+fn at_the_default_level_untrusted_peers_cannot_trigger_log_lines() {
     let server = Server::start(&[]);
     provoke(&server);
     for _ in 0..10 {
@@ -94,7 +94,7 @@ fn at_the_default_level_strangers_cannot_make_it_write() {
 }
 
 #[test]
-fn a_reader_that_stops_reading_costs_records_and_no_echo() {
+fn if_nobody_reads_stdout_records_are_dropped_but_echoes_go_on() {
     let mut server = command(SERVER);
     server.args([
         "--log-level",
@@ -158,7 +158,7 @@ fn an_error_at_the_start_is_one_record_that_names_what_failed() {
 }
 
 #[test]
-fn what_ends_the_process_is_said_even_where_the_log_is_off() {
+fn the_reason_for_exiting_is_printed_even_with_logging_off() {
     for filter in ["off", "hyper=debug"] {
         let output = command(SERVER)
             .args(["--log-level", filter, "--bind", "tcp://192.0.2.1:5555"])

@@ -51,7 +51,7 @@ fn a_dealer_that_pipelines_gets_every_reply_in_order() {
 }
 
 #[test]
-fn frames_come_back_as_many_and_as_long_as_they_went() {
+fn frames_come_back_with_the_same_number_and_lengths() {
     let server = server(&[]);
     let context = zmq::Context::new();
     let dealer = client(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));
@@ -120,7 +120,7 @@ fn a_dealer_client_that_probes_a_router_gets_its_empty_message_back_first() {
 }
 
 #[test]
-fn identities_that_begin_with_a_zero_byte_are_served_also_if_two_are_the_same() {
+fn identities_that_begin_with_a_zero_byte_are_served_even_if_two_are_equal() {
     let server = server(&[]);
     let context = zmq::Context::new();
     // As a UUID may, a big-endian number does, and the server's own do.

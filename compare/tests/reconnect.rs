@@ -24,7 +24,7 @@ fn echoes(socket: &zmq::Socket, message: &str) -> bool {
 }
 
 #[test]
-fn clients_of_every_kind_find_a_server_that_was_replaced() {
+fn clients_of_every_kind_reconnect_to_a_replaced_server() {
     let mut running = server(&[]);
     let context = zmq::Context::new();
     let ask_again = ASK_AGAIN.as_millis() as i32;
@@ -50,7 +50,7 @@ fn clients_of_every_kind_find_a_server_that_was_replaced() {
 }
 
 #[test]
-fn a_killed_server_is_found_again() {
+fn clients_reconnect_after_the_server_was_killed() {
     let old = server(&[]);
     let endpoint = old.endpoint();
     let context = zmq::Context::new();
@@ -69,7 +69,7 @@ fn a_killed_server_is_found_again() {
 }
 
 #[test]
-fn what_was_pipelined_before_the_signal_is_answered() {
+fn requests_pipelined_before_the_signal_are_answered() {
     const MESSAGES: usize = 20_000;
     let server = server(&[]);
     let context = zmq::Context::new();

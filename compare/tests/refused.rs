@@ -85,7 +85,7 @@ fn stay_away(server: &Server, clients: &mut [Monitored], reason: &str) {
 }
 
 #[test]
-fn a_client_with_another_mechanism_learns_of_it_and_stays_away_and_is_counted_once() {
+fn a_client_with_another_mechanism_gets_an_error_does_not_reconnect_and_is_counted_once() {
     let server = server(&[]);
     let context = zmq::Context::new();
     // libzmq's greeting is the same but for the name with CURVE, which this build of it
@@ -107,7 +107,7 @@ fn a_client_with_another_mechanism_learns_of_it_and_stays_away_and_is_counted_on
 }
 
 #[test]
-fn a_client_of_another_socket_type_is_disconnected_and_stays_away() {
+fn a_client_of_another_socket_type_is_disconnected_and_does_not_reconnect() {
     let server = server(&[]);
     let context = zmq::Context::new();
     let kinds =
@@ -125,7 +125,7 @@ fn a_client_of_another_socket_type_is_disconnected_and_stays_away() {
 }
 
 #[test]
-fn a_client_over_the_peer_limit_comes_back_until_there_is_room() {
+fn a_client_over_the_peer_limit_reconnects_until_there_is_room() {
     let server = server(&["--peer-limit", "10"]);
     let context = zmq::Context::new();
     let dealer = || Monitored::new(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));
@@ -145,7 +145,7 @@ fn a_client_over_the_peer_limit_comes_back_until_there_is_room() {
 }
 
 #[test]
-fn a_client_that_is_closed_after_the_handshake_comes_back() {
+fn a_client_that_is_closed_after_the_handshake_reconnects() {
     let server = server(&["--message-limit", "1MiB"]);
     let context = zmq::Context::new();
     let mut dealer = Monitored::new(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));

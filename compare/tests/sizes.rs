@@ -9,7 +9,7 @@ const RAISED_LIMITS: &[&str] = &["--message-limit", "64MiB", "--buffer-limit", "
 const LARGEST: usize = 64 << 20;
 
 #[test]
-fn every_size_comes_back_as_it_went() {
+fn messages_of_every_size_come_back_unchanged() {
     let server = server(RAISED_LIMITS);
     let context = zmq::Context::new();
     let dealer = client(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));
@@ -24,7 +24,7 @@ fn every_size_comes_back_as_it_went() {
 }
 
 #[test]
-fn a_large_message_may_come_in_frames() {
+fn a_large_message_may_be_split_into_frames() {
     const FRAMES: usize = 64;
     let server = server(RAISED_LIMITS);
     let context = zmq::Context::new();

@@ -16,7 +16,7 @@ fn libzmq_is_built_with_eventfd() {
 }
 
 #[test]
-fn every_router_echoes_all_frames_and_no_more() {
+fn every_router_echoes_all_frames_and_nothing_else() {
     for kind in ["libzmq", "crate", "rzmq"] {
         let server = compared(kind);
         let context = zmq::Context::new();

@@ -65,7 +65,7 @@ fn start_with_few_descriptors() -> Attacked {
 }
 
 #[test]
-fn a_server_full_of_strangers_answers_its_own_probe_and_a_scrape() {
+fn a_server_full_of_untrusted_peers_still_answers_its_own_probe_and_a_scrape() {
     let mut attacked = start_with_few_descriptors();
     // The neighbour, of this host, has one of the places that are for all.
     let inside = established_strangers(&attacked, STRANGERS - 1);
@@ -90,7 +90,7 @@ fn established_strangers(server: &Server, count: usize) -> Vec<TcpStream> {
 }
 
 #[test]
-fn silent_connections_lock_nobody_out() {
+fn silent_connections_do_not_lock_out_other_peers() {
     let mut attacked = Attacked::start(&["--peer-limit", "40", "--handshake-timeout", "1h"]);
     let _silent: Vec<TcpStream> = (0..200).map(|_| raw::stream(attacked.address())).collect();
     let mut served = raw::crowd(attacked.address(), 30);
@@ -103,7 +103,7 @@ fn silent_connections_lock_nobody_out() {
 }
 
 #[test]
-fn silent_connections_of_one_address_take_no_place_from_another() {
+fn silent_connections_from_one_address_do_not_use_up_the_places_of_another() {
     let attacked = Attacked::start(&["--peer-limit", "40", "--handshake-timeout", "1h"]);
     let (one, other) = ([127, 0, 0, 2].into(), [127, 0, 0, 3].into());
     let mut slow = connect_from(other, attacked.address());
@@ -122,7 +122,7 @@ fn silent_connections_of_one_address_take_no_place_from_another() {
 }
 
 #[test]
-fn other_hosts_take_no_place_of_a_handshake_of_this_host() {
+fn other_hosts_cannot_displace_a_handshake_from_this_host() {
     let attacked = start_with_few_descriptors();
     let _inside = established_strangers(&attacked, STRANGERS - 1);
     let mut probe = raw::stream(attacked.address());
@@ -136,7 +136,7 @@ fn other_hosts_take_no_place_of_a_handshake_of_this_host() {
 }
 
 #[test]
-fn an_address_has_as_many_connections_as_its_limit_and_this_host_any_number() {
+fn the_address_limit_applies_to_other_addresses_but_not_to_this_host() {
     let mut attacked = Attacked::start(&["--address-limit", "3"]);
     assert_eq!(attacked.metric("zmq_echo_limit_peers_per_address"), 3.0);
     let mut inside = established_strangers(&attacked, 3);
@@ -154,7 +154,7 @@ fn an_address_has_as_many_connections_as_its_limit_and_this_host_any_number() {
 }
 
 #[test]
-fn over_the_peer_limit_is_closed_at_once_and_counted_and_there_is_room_again() {
+fn connections_over_the_peer_limit_are_closed_at_once_and_counted_until_there_is_room_again() {
     let mut attacked = Attacked::start(&["--peer-limit", "30"]);
     let mut inside = raw::crowd(attacked.address(), 29);
     for number in 1..=100 {
@@ -175,7 +175,7 @@ fn over_the_peer_limit_is_closed_at_once_and_counted_and_there_is_room_again() {
 }
 
 #[test]
-fn without_descriptors_it_rests_serves_those_inside_and_goes_on_when_there_are_some() {
+fn without_free_descriptors_it_idles_serves_connected_peers_and_accepts_again_later() {
     // The silent stay however long the test takes.
     let mut attacked = Attacked::start(&["--handshake-timeout", "1h"]);
     let pid = Pid::from_raw(attacked.pid as i32).unwrap();
@@ -201,7 +201,7 @@ fn without_descriptors_it_rests_serves_those_inside_and_goes_on_when_there_are_s
 }
 
 #[test]
-fn ten_thousand_connections_leave_nothing_behind() {
+fn ten_thousand_connections_leak_nothing() {
     let mut attacked = Attacked::start(&[]);
     let request = raw::frame(&[7; 1000], false);
     let churn = |from: usize, to: usize| {

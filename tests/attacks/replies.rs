@@ -11,7 +11,7 @@ use super::Attacked;
 use crate::support::raw;
 
 #[test]
-fn who_comes_with_an_identity_in_use_takes_nothing_from_who_has_it() {
+fn a_peer_that_claims_an_identity_in_use_takes_nothing_from_its_owner() {
     let mut attacked = Attacked::start(&[]);
     let mut first = raw::dealer(attacked.address(), 0, b"victim");
     // What the first asks for, and does not read yet.
@@ -49,7 +49,7 @@ fn a_client_that_half_closed_after_its_last_request_gets_all_its_replies() {
 }
 
 #[test]
-fn resets_with_replies_pending_give_their_memory_back_and_are_counted() {
+fn connections_reset_with_replies_pending_free_their_memory_and_are_counted() {
     // Nobody is closed for the time that this takes.
     let mut attacked = Attacked::start(&["--stall-timeout", "10m"]);
     for (number, size) in [64 << 10, 1 << 20, 100].into_iter().enumerate() {

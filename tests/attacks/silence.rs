@@ -9,7 +9,7 @@ use super::Attacked;
 use crate::support::{DEADLINE, raw, wait_until};
 
 #[test]
-fn five_hundred_silent_connections_end_at_the_handshake_timeout() {
+fn five_hundred_silent_connections_are_closed_at_the_handshake_timeout() {
     let mut attacked = Attacked::start(&["--handshake-timeout", "2s"]);
     let before = attacked.memory("VmRSS");
     let mut silent: Vec<TcpStream> = (0..500).map(|_| raw::stream(attacked.address())).collect();
@@ -26,7 +26,7 @@ fn five_hundred_silent_connections_end_at_the_handshake_timeout() {
 }
 
 #[test]
-fn a_trickled_handshake_ends_in_time_wherever_it_is() {
+fn a_trickled_handshake_is_closed_in_time_at_any_stage() {
     let mut attacked = Attacked::start(&["--handshake-timeout", "1s"]);
     let hello = raw::hello(1, "DEALER", &[b'i'; 255]);
     // Some trickle their greeting, some their READY.
@@ -56,7 +56,7 @@ fn a_trickled_handshake_ends_in_time_wherever_it_is() {
 }
 
 #[test]
-fn a_huge_ready_is_refused_at_its_header_and_not_waited_for() {
+fn a_huge_ready_is_rejected_at_its_header() {
     let mut attacked = Attacked::start(&["--handshake-timeout", "1h"]);
     for (number, size) in [4097, 1 << 20, 1 << 31].into_iter().enumerate() {
         let mut peer = raw::stream(attacked.address());
@@ -77,7 +77,7 @@ fn a_huge_ready_is_refused_at_its_header_and_not_waited_for() {
 }
 
 #[test]
-fn unread_replies_close_nobody_whose_host_is_there_and_stay_bounded() {
+fn unread_replies_stay_bounded_and_close_no_peer_whose_host_is_reachable() {
     let mut attacked = Attacked::start(&["--stall-timeout", "1s"]);
     let mut peers = raw::crowd(attacked.address(), 4);
     let requests = [1 << 20, 64 << 10, 1000, 4].map(|size| raw::frame(&vec![1; size], false));
@@ -140,7 +140,7 @@ fn a_ping_gets_its_context_back_and_silence_beyond_its_ttl_closes_the_peer() {
 }
 
 #[test]
-fn quiet_peers_that_have_shown_ping_are_pinged_and_closed_when_they_have_vanished() {
+fn idle_peers_that_know_ping_are_pinged_and_closed_once_they_have_vanished() {
     let mut attacked = Attacked::start(&["--heartbeat-interval", "1s"]);
     let ping = raw::command(b"\x04PING\0\0");
     let pong = raw::command(b"\x04PONG");

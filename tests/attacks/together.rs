@@ -26,7 +26,7 @@ fn hit_and_run(address: SocketAddr, bytes: &[u8], reset: bool) {
 }
 
 #[test]
-fn all_at_once_it_keeps_its_memory_its_neighbour_and_its_probe() {
+fn under_every_attack_at_once_memory_stays_bounded_and_other_peers_and_the_probe_are_served() {
     let mut attacked = Attacked::start(&[]);
     let address = attacked.address();
     // Those who stay: silent, half way through a message, and not reading.

@@ -119,20 +119,20 @@ impl Drop for Stops<'_> {
 }
 
 #[test]
-fn sixty_five_trickles_that_fill_the_pool_cost_no_honest_upload() {
+fn sixty_five_trickles_that_fill_the_pool_close_no_honest_upload() {
     // What is held beyond 8 KiB each is all but 0.1 MiB of the pool.
     let honest = |address| (uploads(address, 12, 600 << 10, &AtomicUsize::new(630 << 10)), 12);
     trickles_cost_no_honest_upload(65, 280 << 10, 252 << 10, honest);
 }
 
 #[test]
-fn messages_that_come_fast_up_to_95_percent_and_then_trickle_cost_no_long_upload() {
+fn messages_that_trickle_after_a_fast_95_percent_close_no_long_upload() {
     let honest = |address| (uploads(address, 2, 4 << 20, &AtomicUsize::new(1 << 20)), 2);
     trickles_cost_no_honest_upload(16, 1_000_000, 950_000, honest);
 }
 
 #[test]
-fn trickles_that_come_during_a_long_upload_do_not_end_it() {
+fn trickles_that_start_during_a_long_upload_do_not_close_it() {
     let args = ["--buffer-limit", "16MiB", "--message-limit", "8MiB", "--stall-timeout", "10s"];
     let mut attacked = Attacked::start(&args);
     let address = attacked.address();
@@ -188,7 +188,7 @@ fn none_was_stalled(mut attacked: Attacked) {
 }
 
 #[test]
-fn a_trickle_just_below_the_least_rate_is_closed_wherever_its_pieces_fall() {
+fn a_trickle_just_below_the_minimum_rate_is_closed_however_it_is_timed() {
     let (mut attacked, mut peer) = watched("1s", "64KiB");
     peer.write_all(&raw::announced(0, 8 << 20)).unwrap();
     // Bursts of 40 KiB, each more than a window after the last one: on the average less
@@ -203,7 +203,7 @@ fn a_trickle_just_below_the_least_rate_is_closed_wherever_its_pieces_fall() {
 }
 
 #[test]
-fn a_message_that_is_whole_within_its_first_window_may_come_as_slowly_as_it_likes() {
+fn a_message_that_is_complete_within_its_first_window_may_arrive_at_any_rate() {
     let (attacked, mut peer) = watched("30s", "1MiB");
     let message = raw::frame(b"twenty bytes, slowly", false);
     for _ in 0..3 {
@@ -217,7 +217,7 @@ fn a_message_that_is_whole_within_its_first_window_may_come_as_slowly_as_it_like
 }
 
 #[test]
-fn one_small_message_after_the_other_is_not_one_slow_message() {
+fn a_series_of_small_messages_is_not_mistaken_for_one_slow_message() {
     // Each is whole in its window, and together they never bring the bytes of one.
     let (attacked, mut peer) = watched("2s", "1MiB");
     let message = raw::frame(b"small", false);
@@ -234,7 +234,7 @@ fn one_small_message_after_the_other_is_not_one_slow_message() {
 }
 
 #[test]
-fn a_reader_that_takes_its_time_is_not_closed_by_the_clock() {
+fn a_slow_reader_is_not_closed_by_a_timeout() {
     let mut attacked = Attacked::start(&["--stall-timeout", "1s", "--heartbeat-interval", "1s"]);
     let mut peers =
         [raw::dealer(attacked.address(), 0, b""), raw::dealer(attacked.address(), 1, b"")];

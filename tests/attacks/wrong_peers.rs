@@ -18,7 +18,7 @@ fn refused(attacked: &Attacked, bytes: &[u8], reason: &str) {
 }
 
 #[test]
-fn whoever_is_wrong_before_ready_is_refused_for_its_own_reason() {
+fn each_fault_before_ready_closes_the_connection_for_its_own_reason() {
     let mut attacked = Attacked::start(&[]);
     for greeting in [
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice(),
@@ -65,7 +65,7 @@ fn whoever_is_wrong_before_ready_is_refused_for_its_own_reason() {
 }
 
 #[test]
-fn whoever_is_wrong_after_ready_is_closed_for_its_own_reason() {
+fn each_fault_after_ready_closes_the_connection_for_its_own_reason() {
     let mut attacked = Attacked::start(&[]);
     for (bytes, reason) in [
         (vec![0x08], "reserved_flags"),

@@ -29,7 +29,7 @@ fn refuses() -> SocketAddr {
 }
 
 #[tokio::test]
-async fn an_endpoint_is_reached_at_whichever_of_its_addresses_connects() {
+async fn an_endpoint_is_reached_through_any_of_its_addresses() {
     for bind in ["tcp://127.0.0.1:0", "tcp://[::1]:0"] {
         let server = Server::start_on(bind, &[]);
         let (teller, told) = Teller::new();

@@ -35,7 +35,7 @@ async fn all_answered(asked: Vec<Asked>) {
 }
 
 #[tokio::test]
-async fn when_all_is_full_a_caller_that_chose_so_is_refused_at_once() {
+async fn with_all_slots_full_a_caller_can_choose_to_fail_at_once() {
     let config = ClientConfig { max_outstanding: 5, when_full: WhenFull::Refuse, ..patient() };
     let (server, client, asked) = full(config).await;
     let refused = client.request("one too many").await;
@@ -49,7 +49,7 @@ async fn when_all_is_full_a_caller_that_chose_so_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn when_all_is_full_a_caller_that_chose_so_waits_and_not_too_many_do() {
+async fn with_all_slots_full_a_caller_can_choose_to_wait_in_a_bounded_queue() {
     let config = ClientConfig { max_outstanding: 5, max_queued: 3, ..patient() };
     let (server, client, mut asked) = full(config).await;
     asked.extend((0..3).map(|_| client.spawn("payload")));
@@ -78,7 +78,7 @@ async fn abandoned(config: ClientConfig, silent: &Peer) -> Counted {
 }
 
 #[tokio::test]
-async fn a_request_whose_caller_has_left_holds_its_room_until_it_times_out() {
+async fn an_abandoned_request_keeps_its_slot_until_it_times_out() {
     let silent = Peer::silent().await;
     let client = abandoned(patient(), &silent).await;
     assert_eq!(client.metric("zmq_echo_client_outstanding"), 5.0);
@@ -110,7 +110,7 @@ async fn without_an_endpoint_a_request_waits_until_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_payload_too_large_is_refused_and_costs_no_connection() {
+async fn an_oversized_payload_is_rejected_without_closing_a_connection() {
     let server = Server::start(&[]);
     let config = ClientConfig { max_payload: 100, ..patient() };
     let client = Counted::new(config, fixed(&[&server.endpoint]));
@@ -123,7 +123,7 @@ async fn a_payload_too_large_is_refused_and_costs_no_connection() {
 const DISCONNECTED: &str = "zmq_echo_client_attempt_failures_total{reason=\"disconnected\"}";
 
 #[tokio::test]
-async fn a_reply_above_the_limit_ends_its_connection_and_nothing_else() {
+async fn a_reply_above_the_limit_closes_only_its_own_connection() {
     let server = Server::start(&[]);
     let config = ClientConfig { max_reply: 1000, retries: 0, ..patient() };
     let client = Counted::new(config, fixed(&[&server.endpoint]));
@@ -138,7 +138,7 @@ async fn a_reply_above_the_limit_ends_its_connection_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_reply_that_announces_128_tib_ends_its_connection_and_nothing_else() {
+async fn a_reply_that_announces_128_tib_closes_only_its_own_connection() {
     let endpoint = by_hand(|mut stream| {
         if raw::welcome(&mut stream).is_ok() {
             let [id, _] = [(); 2].map(|()| raw::read_frame(&mut stream).1);
@@ -179,7 +179,7 @@ async fn picked_up_late(client: &Counted, size: usize) -> Vec<Result<Reply, Requ
 }
 
 #[tokio::test]
-async fn replies_that_nobody_picks_up_are_bounded_for_each_connection() {
+async fn uncollected_replies_are_bounded_per_connection() {
     const SIZE: usize = 300 << 10;
     let server = Server::start(&[]);
     let config = ClientConfig { max_connection_replies: 3 * SIZE + 1, retries: 0, ..patient() };
@@ -197,7 +197,7 @@ async fn replies_that_nobody_picks_up_are_bounded_for_each_connection() {
 }
 
 #[tokio::test]
-async fn replies_that_nobody_picks_up_are_bounded_for_all_connections() {
+async fn uncollected_replies_are_bounded_over_all_connections() {
     const SIZE: usize = 300 << 10;
     let servers = [Server::start(&[]), Server::start(&[])];
     let config = ClientConfig { max_replies: 3 * SIZE + 1, retries: 0, ..patient() };
@@ -219,7 +219,7 @@ async fn replies_that_nobody_picks_up_are_bounded_for_all_connections() {
 }
 
 #[tokio::test]
-async fn replies_that_nobody_asked_for_hold_nothing() {
+async fn unsolicited_replies_hold_no_memory() {
     const STRAYS: usize = 64;
     let endpoint = by_hand(|mut stream| {
         thread::spawn(move || {

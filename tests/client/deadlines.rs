@@ -15,7 +15,7 @@ fn replies(server: &Server, outcome: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn a_server_does_not_work_on_what_this_client_has_given_up() {
+async fn a_server_skips_requests_that_the_client_has_given_up() {
     for (send_deadlines, worked_on) in [(true, 1.0), (false, 2.0)] {
         let server = slow_server();
         let timeout = Duration::from_millis(200);
@@ -39,7 +39,7 @@ async fn a_server_does_not_work_on_what_this_client_has_given_up() {
 }
 
 #[tokio::test]
-async fn a_request_with_time_enough_is_answered_and_its_reply_is_the_payload_alone() {
+async fn a_request_with_enough_time_gets_a_reply_of_only_the_payload() {
     let server = slow_server();
     let config = ClientConfig { send_deadlines: true, ..patient() };
     let client = Counted::new(config, fixed(&[&server.endpoint]));
@@ -50,7 +50,7 @@ async fn a_request_with_time_enough_is_answered_and_its_reply_is_the_payload_alo
 }
 
 #[tokio::test]
-async fn a_server_that_takes_no_deadlines_says_so_at_once() {
+async fn a_server_that_does_not_accept_deadlines_rejects_them_at_once() {
     let server = Server::start(&[]);
     let config = ClientConfig { send_deadlines: true, ..patient() };
     let client = Counted::new(config, fixed(&[&server.endpoint]));

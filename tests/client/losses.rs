@@ -16,7 +16,7 @@ const ESTABLISHED: &str = "zmq_echo_client_connections_total{outcome=\"establish
 const TIMED_OUT: &str = "zmq_echo_client_attempt_failures_total{reason=\"timed_out\"}";
 
 #[tokio::test]
-async fn of_280_requests_of_which_one_in_forty_is_lost_seven_fail() {
+async fn if_one_in_forty_of_280_requests_is_lost_seven_fail() {
     const CALLERS: u32 = 14;
     let (count, lost) = (AtomicU64::new(0), Arc::new(Mutex::new(BTreeSet::new())));
     let losing = Arc::clone(&lost);
@@ -55,7 +55,7 @@ async fn of_280_requests_of_which_one_in_forty_is_lost_seven_fail() {
 }
 
 #[tokio::test]
-async fn losses_one_after_another_do_not_add_up_to_a_new_connection() {
+async fn isolated_losses_do_not_lead_to_a_reconnect() {
     let endpoint = fateful(|payload| match payload {
         b"lose" => Fate::Lost,
         _ => Fate::Echoed(Duration::ZERO),
@@ -75,7 +75,7 @@ async fn losses_one_after_another_do_not_add_up_to_a_new_connection() {
 }
 
 #[tokio::test]
-async fn times_that_never_end_are_no_panic() {
+async fn endless_durations_do_not_panic() {
     let server = Server::start(&[]);
     let silent = Peer::silent().await;
     let never = Duration::MAX;

@@ -34,7 +34,7 @@ fn endpoint(of: &Loop) -> String {
 }
 
 #[tokio::test]
-async fn an_error_that_stays_is_told_at_once_and_one_that_may_pass_is_tried_elsewhere() {
+async fn a_permanent_error_is_returned_at_once_and_a_temporary_one_is_retried_elsewhere() {
     let (one, other) = (counting("one"), counting("other"));
     let config = ClientConfig { retries: 2, ..ClientConfig::default() };
     let client = Counted::new(config, fixed(&[&endpoint(&one), &endpoint(&other)]));

@@ -15,7 +15,7 @@ fn with_id(request: &ZmqMessage, id: &[u8]) -> ZmqMessage {
 }
 
 #[tokio::test]
-async fn replies_in_another_order_go_to_their_own_requests() {
+async fn replies_out_of_order_reach_their_own_requests() {
     let mut held = Vec::new();
     let reversed = Peer::start(move |request| {
         held.push(request);
@@ -60,7 +60,7 @@ async fn a_late_reply_is_counted_and_never_delivered() {
 }
 
 #[tokio::test]
-async fn replies_that_nobody_waits_for_are_counted_and_never_delivered() {
+async fn unexpected_replies_are_counted_and_never_delivered() {
     let confused = Peer::start(|request| {
         let short = request.clone().into_vec()[..2].to_vec().try_into().unwrap();
         let mut long = request.clone();

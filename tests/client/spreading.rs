@@ -15,7 +15,7 @@ fn share(got: &[Got], endpoint: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn from_one_server_to_three_each_gets_its_share() {
+async fn after_scaling_from_one_server_to_three_each_gets_its_share() {
     // All on this thread: none is slower than another for the machine's sake.
     let peers = [
         Peer::start(|request| vec![request]).await,
@@ -39,7 +39,7 @@ async fn from_one_server_to_three_each_gets_its_share() {
 }
 
 #[tokio::test]
-async fn the_one_with_fewer_outstanding_is_drawn() {
+async fn the_endpoint_with_fewer_open_requests_is_chosen() {
     // One never answers, so that what it got stays there.
     let (silent, echo) = (Peer::silent().await, Peer::start(|request| vec![request]).await);
     let client = Counted::new(patient(), fixed(&[&silent.endpoint, &echo.endpoint]));
@@ -80,7 +80,7 @@ async fn a_check_is_not_counted_as_load_by_the_server() {
 }
 
 #[tokio::test]
-async fn more_endpoints_than_the_limit_are_left_alone() {
+async fn endpoints_beyond_the_limit_are_not_connected_to() {
     let peers = [
         Peer::start(|request| vec![request]).await,
         Peer::start(|request| vec![request]).await,

@@ -22,7 +22,7 @@ fn assert_all_answered(got: &[Got]) {
 }
 
 #[tokio::test]
-async fn one_that_is_killed_costs_each_request_there_one_more_attempt_at_most() {
+async fn a_killed_endpoint_costs_each_of_its_requests_at_most_one_more_attempt() {
     const CALLERS: usize = 40;
     let servers: Vec<Server> = (0..3).map(|_| Server::start(&[])).collect();
     let endpoints: Vec<_> = servers.iter().map(|server| server.endpoint.clone()).collect();
@@ -69,7 +69,7 @@ async fn unhelpful(answers_checks: bool) -> (Peer, Arc<Mutex<Vec<Vec<u8>>>>) {
 }
 
 #[tokio::test]
-async fn one_of_three_that_never_answers_costs_a_request_one_attempt_and_is_avoided() {
+async fn an_endpoint_that_never_answers_costs_a_request_one_attempt_and_is_then_avoided() {
     let servers = [Server::start(&[]), Server::start(&[])];
     let (silent, requests) = unhelpful(false).await;
     let endpoints = [&*servers[0].endpoint, &servers[1].endpoint, &silent.endpoint];
@@ -97,7 +97,7 @@ async fn one_of_three_that_never_answers_costs_a_request_one_attempt_and_is_avoi
 }
 
 #[tokio::test]
-async fn one_that_accepts_and_does_not_greet_is_never_used() {
+async fn an_endpoint_that_accepts_without_greeting_is_never_used() {
     let server = Server::start(&[]);
     let (_listener, deaf) = deaf();
     let config = ClientConfig { connect_timeout: Duration::from_millis(500), ..patient() };
@@ -110,7 +110,7 @@ async fn one_that_accepts_and_does_not_greet_is_never_used() {
 }
 
 #[tokio::test]
-async fn one_that_is_suspect_is_used_again_once_it_has_answered() {
+async fn a_suspect_endpoint_is_used_again_once_it_has_answered_a_check() {
     let server = Server::start(&[]);
     let client = Counted::new(ClientConfig { retries: 100, ..hasty() }, fixed(&[&server.endpoint]));
     client.client.ready().await;
@@ -125,7 +125,7 @@ async fn one_that_is_suspect_is_used_again_once_it_has_answered() {
 }
 
 #[tokio::test]
-async fn what_came_while_this_process_stood_still_is_no_timeout() {
+async fn replies_that_arrived_while_this_process_was_stopped_do_not_time_out() {
     // Many, for which of two things that are ready is looked at first is chance.
     const CLIENTS: usize = 10;
     let go = Arc::new(Barrier::new(CLIENTS + 1));
@@ -169,7 +169,7 @@ async fn what_came_while_this_process_stood_still_is_no_timeout() {
 }
 
 #[tokio::test]
-async fn one_that_answers_checks_alone_costs_no_answer() {
+async fn an_endpoint_that_answers_only_checks_fails_no_request() {
     let (checked, requests) = unhelpful(true).await;
     let server = Server::start(&[]);
     let config = ClientConfig { retries: 100, ..hasty() };
@@ -186,7 +186,7 @@ async fn one_that_answers_checks_alone_costs_no_answer() {
 }
 
 #[tokio::test]
-async fn one_that_nobody_serves_is_connected_to_when_somebody_does() {
+async fn an_endpoint_without_a_server_is_connected_to_once_one_starts() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let endpoint = format!("tcp://{nobody}");
     let client = Counted::new(patient(), fixed(&[&endpoint]));
@@ -197,7 +197,7 @@ async fn one_that_nobody_serves_is_connected_to_when_somebody_does() {
 }
 
 #[tokio::test]
-async fn one_that_comes_back_is_connected_to_again() {
+async fn an_endpoint_that_comes_back_is_reconnected() {
     let mut server = Server::start(&[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     assert!(client.request("before").await.is_ok());
@@ -211,7 +211,7 @@ async fn one_that_comes_back_is_connected_to_again() {
 }
 
 #[tokio::test]
-async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
+async fn reconnects_to_an_endpoint_that_keeps_hanging_up_are_delayed() {
     // Greets, so that this is no failed handshake, and hangs up.
     let endpoint = by_hand(|mut stream| drop(raw::welcome(&mut stream)));
     let server = Server::start(&[]);
@@ -232,7 +232,7 @@ async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
 }
 
 #[tokio::test]
-async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_endpoint() {
+async fn a_retry_goes_to_another_endpoint_if_there_is_one() {
     let endpoint = by_hand(|mut stream| {
         // Hangs up on the first frame of a request.
         if raw::welcome(&mut stream).is_ok() {
@@ -254,7 +254,7 @@ async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_end
 }
 
 #[tokio::test]
-async fn one_that_sends_what_is_no_zmtp_costs_its_own_connection_and_no_answer() {
+async fn an_endpoint_that_sends_no_zmtp_loses_its_connection_and_fails_no_request() {
     let endpoint = by_hand(|mut stream| {
         if raw::welcome(&mut stream).is_ok() {
             // A command that ZMTP does not know, and the rest of it missing.
@@ -269,7 +269,7 @@ async fn one_that_sends_what_is_no_zmtp_costs_its_own_connection_and_no_answer()
 }
 
 #[tokio::test]
-async fn attempts_end_with_the_retries() {
+async fn attempts_stop_when_the_retries_are_used_up() {
     let silent = [Peer::silent().await, Peer::silent().await, Peer::silent().await];
     let endpoints = [0, 1, 2].map(|at| silent[at].endpoint.as_str());
     let client = Counted::new(ClientConfig { retries: 1, ..hasty() }, fixed(&endpoints));
@@ -285,7 +285,7 @@ async fn attempts_end_with_the_retries() {
 }
 
 #[tokio::test]
-async fn attempts_end_with_the_deadline() {
+async fn attempts_stop_at_the_deadline() {
     let silent = Peer::silent().await;
     let deadline = Duration::from_millis(100);
     let config = ClientConfig { deadline: Some(deadline), ..patient() };
@@ -298,7 +298,7 @@ async fn attempts_end_with_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_without_another_endpoint_is_an_error_that_says_so() {
+async fn a_broken_connection_without_another_endpoint_is_reported_as_such() {
     let server = Server::start(&[]);
     let client = Counted::new(ClientConfig { retries: 0, ..patient() }, fixed(&[&server.endpoint]));
     client.client.ready().await;
@@ -335,7 +335,7 @@ async fn each_trouble_of_an_endpoint_is_logged_as_documented() {
 }
 
 #[tokio::test]
-async fn the_last_failure_of_an_endpoint_is_known_until_it_is_well_again() {
+async fn the_last_failure_of_an_endpoint_is_reported_until_it_recovers() {
     // It is bound but does not listen, so connections are refused.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -364,7 +364,7 @@ async fn the_last_failure_of_an_endpoint_is_known_until_it_is_well_again() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_does_not_answer_is_known_for_it() {
+async fn an_endpoint_that_does_not_answer_reports_that_as_its_failure() {
     let (silent, _) = unhelpful(false).await;
     let client = Counted::new(ClientConfig { retries: 0, ..hasty() }, fixed(&[&silent.endpoint]));
     client.wait_for_state(&silent.endpoint, Some(State::Ready)).await;

@@ -29,7 +29,7 @@ async fn asked(client: &Counted, stuck: &Stuck) -> Vec<JoinHandle<Result<Reply, 
 }
 
 #[tokio::test]
-async fn without_retries_a_caller_can_tell_what_was_not_sent_from_what_was_not_answered() {
+async fn without_retries_errors_tell_unsent_requests_from_unanswered_ones() {
     let stuck = Stuck::start();
     let config =
         ClientConfig { timeout: Duration::from_secs(5), retries: 0, deadline: None, ..patient() };
@@ -54,7 +54,7 @@ async fn without_retries_a_caller_can_tell_what_was_not_sent_from_what_was_not_a
 }
 
 #[tokio::test]
-async fn a_request_of_which_only_a_part_was_written_is_not_sent() {
+async fn a_partly_written_request_counts_as_not_sent() {
     let stuck = Stuck::start();
     let config = ClientConfig {
         timeout: Duration::from_secs(5),
@@ -81,7 +81,7 @@ async fn a_request_of_which_only_a_part_was_written_is_not_sent() {
 }
 
 #[tokio::test]
-async fn what_was_not_sent_goes_to_another_endpoint_without_a_retry() {
+async fn unsent_requests_move_to_another_endpoint_without_using_a_retry() {
     let (stuck, server) = (Stuck::start(), Server::start(&[]));
     let (teller, source) = Teller::new();
     let client = Counted::new(ClientConfig { retries: 0, ..patient() }, source);
@@ -113,7 +113,7 @@ async fn what_was_not_sent_goes_to_another_endpoint_without_a_retry() {
 }
 
 #[tokio::test]
-async fn what_waits_is_sent_once_the_kernel_has_room_although_no_reply_comes() {
+async fn queued_requests_are_sent_once_the_kernel_has_room_even_without_a_reply() {
     let stuck = Stuck::start();
     let config = ClientConfig { timeout: 10 * DEADLINE, deadline: None, ..patient() };
     let client = Counted::new(config, fixed(&[&stuck.endpoint]));
@@ -128,7 +128,7 @@ async fn what_waits_is_sent_once_the_kernel_has_room_although_no_reply_comes() {
 }
 
 #[tokio::test]
-async fn what_a_deadline_ends_before_it_is_sent_is_not_sent_and_never_will_be() {
+async fn a_request_whose_deadline_passes_in_the_queue_is_never_sent() {
     let stuck = Stuck::start();
     let config = ClientConfig { deadline: Some(Duration::from_secs(3)), retries: 0, ..patient() };
     let client = Counted::new(config, fixed(&[&stuck.endpoint]));
@@ -165,7 +165,7 @@ async fn what_a_deadline_ends_before_it_is_sent_is_not_sent_and_never_will_be() 
 }
 
 #[tokio::test]
-async fn requests_that_lie_in_the_queue_of_an_endpoint_that_goes_are_not_lost() {
+async fn requests_queued_for_an_endpoint_that_disappears_are_not_lost() {
     // On a runtime with several threads, where a request can be drawn at the very moment.
     let [one, other] = [(); 2].map(|()| fateful(|_| Fate::Echoed(Duration::ZERO)));
     let runtime =
