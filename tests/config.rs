@@ -140,7 +140,7 @@ pub fn refuses_from_the_environment(
 }
 
 #[test]
-fn an_argument_that_makes_no_sense_gets_no_misleading_tip() {
+fn an_unknown_argument_gets_no_misleading_tip() {
     let said = |program: &str, argument: &str| {
         let output = command(program).arg(argument).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -194,7 +194,7 @@ fn an_address_that_is_not_available_is_reported_with_the_flag_to_change() {
 }
 
 #[test]
-fn a_reason_that_a_filter_keeps_out_of_the_log_goes_to_stderr() {
+fn an_error_hidden_by_the_log_filter_goes_to_stderr() {
     let mut server = command(SERVER);
     server.args(["--bind", "tcp://192.0.2.1:0", "--log-level", "off"]);
     let output = server.output().unwrap();
@@ -293,7 +293,7 @@ fn the_environment_configures_and_an_argument_overrides_it() {
 }
 
 #[test]
-fn the_defaults_are_those_of_the_contract() {
+fn the_defaults_are_the_documented_ones() {
     // The environment of the test run is not the subject: every flag is read
     // from the command's own defaults.
     let command = EchoConfig::command();
@@ -334,13 +334,13 @@ fn nothing_is_simulated_unless_a_flag_says_so() {
 }
 
 #[test]
-fn the_servers_flags_are_held_against_each_other_with_those_of_the_simulation_too() {
+fn flags_are_checked_against_each_other_including_those_of_the_simulation() {
     let args = ["zmq-echo-server", "--faults", "--drain-delay", "20s"];
     assert!(EchoConfig::parse_args(args).unwrap_err().to_string().contains("leaves nothing"));
 }
 
 #[test]
-fn at_its_defaults_the_server_stays_under_160_mib_by_the_formula() {
+fn by_the_memory_formula_the_default_limits_stay_under_160_mib() {
     // The process without a client, as `zmtp::router` has it, and its waiting records.
     let rest = (6 << 20) + zmq_echo::log::QUEUE_BYTES;
     let config = ServerConfig::parse_args(["zmq-echo-server"]).unwrap();
@@ -348,7 +348,7 @@ fn at_its_defaults_the_server_stays_under_160_mib_by_the_formula() {
 }
 
 #[test]
-fn auto_is_text_on_a_terminal_and_json_elsewhere() {
+fn log_format_auto_is_text_on_a_terminal_and_json_elsewhere() {
     assert!(!LogFormat::Auto.is_json(true));
     assert!(LogFormat::Auto.is_json(false));
     assert!(LogFormat::Json.is_json(true));
@@ -356,7 +356,7 @@ fn auto_is_text_on_a_terminal_and_json_elsewhere() {
 }
 
 #[test]
-fn help_says_every_default_and_variable_and_the_exit_codes() {
+fn help_shows_every_default_and_variable_and_the_exit_codes() {
     for (command, codes) in [
         (EchoConfig::command(), &exit::SERVER[..]),
         (ProbeConfig::command(), &exit::PROBE[..]),
@@ -382,7 +382,7 @@ fn help_says_every_default_and_variable_and_the_exit_codes() {
 }
 
 #[test]
-fn the_exit_codes_in_the_tables_are_those_that_are_used() {
+fn the_exit_code_tables_match_the_code() {
     let codes = exit::SERVER.map(|(code, _)| code);
     for exit in [Exit::Answered, Exit::Failed, Exit::Deadline] {
         assert!(codes.contains(&&*exit.code().to_string()), "{exit:?}");
@@ -403,7 +403,7 @@ fn the_probe_and_livez_have_the_same_limit() {
 }
 
 #[test]
-fn a_variable_that_is_no_text_is_named() {
+fn a_variable_that_is_not_valid_text_is_named_in_the_error() {
     use std::os::unix::ffi::OsStrExt;
     let value = std::ffi::OsStr::from_bytes(b"\xff");
     let output = command(SERVER).env("ZMQ_ECHO_BIND", value).output().unwrap();

@@ -157,12 +157,12 @@ async fn pods_that_are_all_terminating_but_serving_answer() {
 }
 
 #[tokio::test]
-async fn pods_of_which_none_is_ready_or_serving_answer() {
+async fn endpoints_are_used_even_if_none_is_ready_or_serving() {
     answer_while_all_are(Condition::NotReady).await;
 }
 
 #[tokio::test]
-async fn of_doubtful_pods_those_that_answer_are_used() {
+async fn if_no_pod_is_surely_ready_those_that_answer_are_used() {
     let (server, mut dead) = (Server::start(&[]), Server::start(&[]));
     let api = ApiServer::start();
     for pod in [&server, &dead] {

@@ -54,7 +54,7 @@ fn end(mut server: Server, client: TcpStream) {
 }
 
 #[test]
-fn the_echo_replies_with_what_was_asked() {
+fn the_echo_example_replies_with_the_request() {
     let server = start("echo", None);
     let mut client = raw::connect(server.address(), b"");
     assert_eq!(asked(&mut client, &["hello"]), Ok("hello".to_owned()));
@@ -154,7 +154,7 @@ fn latency_beside_slow_clients() -> Duration {
 }
 
 #[test]
-fn beside_a_hundred_slow_clients_a_fast_method_takes_less_than_one_unit_of_slow_work() {
+fn with_a_hundred_slow_clients_a_fast_method_takes_less_than_one_unit_of_slow_work() {
     // A machine with much else to do may be slower: then it is tried again.
     wait_until("the fast method is fast", || {
         let latency = latency_beside_slow_clients();
@@ -201,7 +201,7 @@ fn a_stream_replies_several_times_in_order() {
 }
 
 #[test]
-fn a_stream_waits_for_a_reader_that_stops_and_then_gives_it_every_item() {
+fn a_stream_waits_for_a_stalled_reader_and_then_delivers_every_item() {
     const ITEMS: u32 = 300_000;
     // All items are five times the pool. Who holds too much of that is closed.
     let limits = ["--buffer-limit", "1MiB", "--message-limit", "512KiB"];
@@ -262,7 +262,7 @@ fn upstream() -> (String, Arc<AtomicUsize>) {
 }
 
 #[test]
-fn two_hundred_calls_of_another_service_wait_together() {
+fn two_hundred_calls_to_another_service_run_concurrently() {
     let (address, most) = upstream();
     let server = start("proxy", Some(("UPSTREAM", &address)));
     let mut clients = [(); 4].map(|()| raw::connect(server.address(), b""));

@@ -250,7 +250,7 @@ fn deployed_memory() -> u64 {
 }
 
 #[test]
-fn it_holds_the_binaries_and_nothing_else() {
+fn the_image_holds_the_binaries_and_nothing_else() {
     let root = podman(&["image", "mount", IMAGE]);
     let found = files(Path::new(&root));
     podman(&["image", "unmount", IMAGE]);
@@ -263,7 +263,7 @@ fn it_holds_the_binaries_and_nothing_else() {
 }
 
 #[test]
-fn every_binary_in_it_starts_with_no_library_around_it() {
+fn every_binary_in_the_image_starts_without_shared_libraries() {
     for binary in binaries() {
         let name = unique("version");
         let entry_point = format!("--entrypoint=/{binary}");
@@ -275,7 +275,7 @@ fn every_binary_in_it_starts_with_no_library_around_it() {
 }
 
 #[test]
-fn its_settings_are_what_a_cluster_goes_by() {
+fn the_image_has_the_settings_that_a_cluster_relies_on() {
     let image = image();
     let config = &image["Config"];
     assert_eq!(config["User"], "65532:65532");
@@ -295,7 +295,7 @@ fn its_settings_are_what_a_cluster_goes_by() {
 }
 
 #[test]
-fn the_build_arguments_are_those_of_the_documents() {
+fn the_build_arguments_match_the_documents() {
     let args = include_str!("../Dockerfile").lines().filter_map(|line| line.strip_prefix("ARG "));
     let args: BTreeSet<_> = args.filter_map(|arg| arg.split_once('=')).collect();
     let page = include_str!("../docs/kubernetes.md");
@@ -311,7 +311,7 @@ fn the_build_arguments_are_those_of_the_documents() {
 }
 
 #[test]
-fn its_environment_opens_every_interface_and_the_server_takes_it() {
+fn the_servers_environment_in_the_image_listens_on_every_interface() {
     let image = image();
     let variables = image["Config"]["Env"].as_array().expect("a list").iter();
     let variables = variables.filter_map(|variable| variable.as_str()?.split_once('='));
@@ -327,7 +327,7 @@ fn its_environment_opens_every_interface_and_the_server_takes_it() {
 }
 
 #[test]
-fn it_serves_as_its_user_with_no_privilege_on_a_root_that_cannot_be_written() {
+fn the_image_serves_unprivileged_on_a_read_only_root() {
     let container = Container::start(&[]);
     let ids = ["65532"; 4].join("\t");
     assert_eq!((container.status("Uid"), container.status("Gid")), (ids.clone(), ids));
@@ -349,7 +349,7 @@ fn it_serves_as_its_user_with_no_privilege_on_a_root_that_cannot_be_written() {
 }
 
 #[test]
-fn its_metrics_tell_the_revision_of_its_label() {
+fn the_metrics_show_the_revision_in_the_images_label() {
     let container = Container::start(&[]);
     let revision = image()["Labels"]["org.opencontainers.image.revision"].clone();
     assert_ne!(revision, "unknown");
@@ -359,14 +359,14 @@ fn its_metrics_tell_the_revision_of_its_label() {
 }
 
 #[test]
-fn the_probe_in_it_fails_where_nobody_answers() {
+fn the_probe_in_the_image_fails_if_nothing_answers() {
     let container = Container::start(&[]);
     let nobody = ["exec", &container.name.0, "/zmq-echo-probe", "--endpoint", "tcp://127.0.0.1:1"];
     assert_eq!(try_podman(&nobody).status.code(), Some(1));
 }
 
 #[test]
-fn names_are_resolved_in_it_though_it_has_no_resolver_library() {
+fn the_image_resolves_names_without_a_resolver_library() {
     let network = Network::new();
     let option = network.option();
     let server = Container::start(&[&option]);
@@ -384,7 +384,7 @@ fn names_are_resolved_in_it_though_it_has_no_resolver_library() {
 }
 
 #[test]
-fn the_stop_signal_drains_it_and_it_exits_with_0() {
+fn the_images_stop_signal_drains_the_server_and_it_exits_0() {
     let mut container = Container::start(&[]);
     let mut peer = raw::dealer(container.address(), 0, b"");
     let request = raw::frame(b"before the signal", false);
@@ -395,7 +395,7 @@ fn the_stop_signal_drains_it_and_it_exits_with_0() {
 }
 
 #[test]
-fn it_rests_in_less_than_ten_mebibytes() {
+fn the_idle_image_uses_less_than_ten_mebibytes() {
     let container = Container::start(&[]);
     container.passes_its_probe();
     let resident = container.memory("VmRSS");
@@ -404,7 +404,7 @@ fn it_rests_in_less_than_ten_mebibytes() {
 }
 
 #[test]
-fn replicas_on_one_network_are_all_reached_and_replaced_in_turn_with_nothing_failed() {
+fn replicas_are_all_reached_and_replaced_one_by_one_without_a_failure() {
     let network = Network::new();
     let option = network.option();
     // Podman's name server knows a container until it has ended: it has clients, who
@@ -433,7 +433,7 @@ fn replicas_on_one_network_are_all_reached_and_replaced_in_turn_with_nothing_fai
 }
 
 #[test]
-fn the_load_generator_in_it_asks_the_clusters_api_over_tls() {
+fn the_load_generator_in_the_image_queries_the_clusters_api_over_tls() {
     let network = Network::new();
     let option = network.option();
     let server = Container::start(&[&option]);

@@ -114,7 +114,7 @@ fn altered(message: ZmqMessage) -> ZmqMessage {
 }
 
 #[test]
-fn in_an_open_loop_all_is_answered_at_the_rate_and_the_server_counts_the_same() {
+fn an_open_loop_keeps_the_rate_and_the_server_counts_the_same_requests() {
     let args = ["--rate", "400", "--duration", "2s", "--size", "16-4KiB"];
     // A machine with much else to do may not keep the rate: then it is tried again.
     wait_until("a run keeps its rate", || {
@@ -134,7 +134,7 @@ fn in_an_open_loop_all_is_answered_at_the_rate_and_the_server_counts_the_same() 
 }
 
 #[test]
-fn in_a_closed_loop_all_is_answered_and_the_server_counts_the_same() {
+fn a_closed_loop_gets_every_reply_and_the_server_counts_the_same_requests() {
     let server = Server::start(&[]);
     let run = result(0, &[&server.endpoint, "--rate", "max", "--duration", "1s"]);
     let answered = number(&run["answered"]);
@@ -221,7 +221,7 @@ fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
 }
 
 #[test]
-fn an_altered_reply_is_a_failure_and_so_is_the_run_unless_it_may() {
+fn an_altered_reply_fails_the_run_unless_failures_are_allowed() {
     let endpoint = server_that(Manner::Alters);
     let args = [&*endpoint, "--rate", "100", "--duration", "1s"];
     let run = result(1, &args);
@@ -233,7 +233,7 @@ fn an_altered_reply_is_a_failure_and_so_is_the_run_unless_it_may() {
 }
 
 #[test]
-fn a_reply_is_held_to_what_was_expected() {
+fn a_reply_is_compared_with_the_expected_one() {
     let endpoint = server_that(Manner::Alters);
     let server = Server::start(&[]);
     let args = ["--rate", "100", "--duration", "500ms", "--payload-template", "order {n}"];
@@ -255,7 +255,7 @@ fn a_reply_is_held_to_what_was_expected() {
 }
 
 #[test]
-fn a_file_is_every_requests_payload() {
+fn the_payload_of_every_request_can_come_from_a_file() {
     let server = Server::start(&[]);
     let path = std::env::temp_dir().join(format!("zmq-echo-payload-{}", std::process::id()));
     std::fs::write(&path, [7; 10_000]).unwrap();
@@ -270,7 +270,7 @@ fn a_file_is_every_requests_payload() {
 }
 
 #[test]
-fn payloads_of_two_kinds_are_refused_together() {
+fn two_kinds_of_payload_are_rejected_together() {
     for args in [
         ["--payload", "Cargo.toml", "--size", "64"],
         ["--payload-template", "x", "--size", "64"],
@@ -284,7 +284,7 @@ fn payloads_of_two_kinds_are_refused_together() {
 }
 
 #[test]
-fn an_error_reply_is_tried_again_and_counted_whatever_is_expected() {
+fn an_error_reply_is_retried_and_counted_whatever_reply_is_expected() {
     let server = Server::start(&["--faults"]);
     switch(&server, "errors=100%");
     let args = ["--rate", "100", "--duration", "500ms", "--expect", "any", "--retries", "1"];
@@ -296,7 +296,7 @@ fn an_error_reply_is_tried_again_and_counted_whatever_is_expected() {
 }
 
 #[test]
-fn what_could_not_be_sent_has_failed_as_well() {
+fn requests_that_could_not_be_sent_count_as_failed() {
     let endpoint = server_that(Manner::IsSilent);
     let run = result(
         1,
@@ -357,7 +357,7 @@ fn an_open_loop_sees_a_stall_that_a_closed_one_hides() {
 }
 
 #[test]
-fn an_endpoint_that_ends_is_seen_to_go() {
+fn an_endpoint_that_ends_is_reported() {
     let (stays, goes) = (Server::start(&[]), Server::start(&[]));
     let mut run = command(&LOAD);
     run.args([&*stays.endpoint, &goes.endpoint, "--output", "json"]);
@@ -383,7 +383,7 @@ fn an_endpoint_that_ends_is_seen_to_go() {
 }
 
 #[test]
-fn endpoints_that_come_and_go_in_dns_are_followed_without_a_failure() {
+fn endpoints_that_come_and_go_in_dns_cause_no_failure() {
     const NAME: &str = "zmq-echo-headless.test.";
     let first = Server::start(&[]);
     let port = first.address().port();
@@ -429,7 +429,7 @@ fn the_log_is_documented_text_on_stderr() {
 }
 
 #[test]
-fn a_signal_ends_the_run_with_its_result_and_with_a_code_of_its_own() {
+fn a_signal_ends_the_run_with_a_result_and_its_own_exit_code() {
     for signal in [Signal::INT, Signal::TERM] {
         let server = Server::start(&[]);
         let args = [&*server.endpoint, "--duration", "1h", "--rate", "1000", "--output", "json"];
@@ -467,7 +467,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn without_a_terminal_a_line_now_and_then_says_how_it_goes() {
+fn without_a_terminal_progress_is_a_line_now_and_then() {
     let server = Server::start(&[]);
     let mut run = command(&LOAD);
     run.args([&*server.endpoint, "--duration", "1h", "--rate", "100"]).args(PATIENT);
@@ -532,7 +532,7 @@ fn every_flag_is_an_environment_variable_too() {
 }
 
 #[test]
-fn a_wrong_endpoint_in_the_environment_is_refused_by_the_variables_name() {
+fn a_wrong_endpoint_in_the_environment_is_rejected_naming_the_variable() {
     let endpoints = "tcp://127.0.0.1:5555,localhost:5555";
     let output = command(&LOAD).env("ZMQ_ECHO_LOAD_ENDPOINTS", endpoints).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -543,7 +543,7 @@ fn a_wrong_endpoint_in_the_environment_is_refused_by_the_variables_name() {
 }
 
 #[test]
-fn endpoints_are_refused_one_by_one_and_are_not_also_discovered() {
+fn wrong_endpoints_are_rejected_one_by_one_and_exclude_discovery() {
     for (args, right) in [
         (&["localhost:5555"][..], "expected tcp://HOST:PORT"),
         (&["tcp://*:5555"], "a client needs a host to connect to"),

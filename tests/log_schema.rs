@@ -37,7 +37,7 @@ pub fn assert_text_documented(line: &str) {
 }
 
 #[test]
-fn the_records_are_those_of_the_source() {
+fn the_documented_records_match_the_source() {
     for (section, of_client) in SECTIONS.into_iter().zip([false, true]) {
         assert_eq!(documented_in(section), records_of(sources(of_client)), "{section}");
     }
@@ -64,7 +64,7 @@ fn records_of(files: Vec<PathBuf>) -> Records {
 }
 
 #[test]
-fn the_examples_are_records() {
+fn the_documented_examples_are_valid_records() {
     let [json, text] = ["```json\n", "```text\n"].map(|start| {
         let (_, rest) = LOGS.split_once(start).expect("an example");
         rest.split_once("\n```").expect("its end").0
@@ -74,7 +74,7 @@ fn the_examples_are_records() {
 }
 
 #[test]
-fn the_fields_are_those_of_the_records() {
+fn the_documented_fields_match_the_records() {
     let used: BTreeSet<_> = documented().into_values().flat_map(|(_, fields)| fields).collect();
     let fields = types("## Fields");
     assert_eq!(fields.keys().cloned().collect::<BTreeSet<_>>(), used);
@@ -178,7 +178,7 @@ fn record(arguments: &str) -> (String, BTreeSet<String>) {
 }
 
 #[test]
-fn what_a_server_writes_in_its_life_is_documented() {
+fn every_record_of_a_servers_life_is_documented() {
     // Too few open files for the peers that it may have.
     let mut shell = command("sh");
     shell.args(["-c", "ulimit -n 400; exec \"$0\" \"$@\"", SERVER]);

@@ -183,7 +183,7 @@ fn refused(script: &Path, name: &str, folder: &Path) -> String {
 }
 
 #[test]
-fn a_name_that_cannot_work_everywhere_is_rejected_with_the_reason() {
+fn a_project_name_that_cannot_work_everywhere_is_rejected_with_the_reason() {
     let folder = Folder::new("names");
     let project = folder.0.join("project");
     let too_long = "a".repeat(36);

@@ -110,7 +110,7 @@ async fn a_rejected_request_gets_an_error_reply_and_the_loop_goes_on() {
 }
 
 #[test]
-fn no_service_can_reply_with_nothing_or_with_what_looks_like_an_error() {
+fn a_service_cannot_reply_with_nothing_or_with_a_lookalike_of_an_error() {
     let mut running = start(|| {
         |request: Request<'_>| match request.frame(0) {
             Some(b"nothing") => request.reply(Message::default()),
@@ -149,7 +149,7 @@ fn checks_are_answered_without_the_service_and_other_reserved_payloads_are_rejec
 }
 
 #[tokio::test]
-async fn the_other_end_of_the_termination_socket_closing_is_a_request_to_end() {
+async fn closing_the_other_end_of_the_termination_socket_ends_the_loop() {
     let running = start(|| Echo);
     drop(running.termination);
     let (ended, end) = mpsc::channel();
@@ -159,7 +159,7 @@ async fn the_other_end_of_the_termination_socket_closing_is_a_request_to_end() {
 }
 
 #[test]
-fn every_request_is_counted_with_its_bytes_whatever_its_drain_leaves_unanswered() {
+fn every_request_is_counted_with_its_bytes_even_if_the_drain_leaves_it_unanswered() {
     // However fast the machine: a second is not enough for what has come by then.
     let slowly = || {
         |request: Request<'_>| {
@@ -189,7 +189,7 @@ fn as_asked(request: Request<'_>) -> Answer {
 }
 
 #[test]
-fn each_request_is_counted_once_whatever_becomes_of_it() {
+fn each_request_is_counted_once_whatever_its_outcome() {
     let mut running = start(|| as_asked);
     let mut client = raw::connect(running.address, b"client");
     let mut probe = raw::connect(running.address, b"zmq-echo-probe/1");

@@ -31,7 +31,7 @@ enum With {
 }
 
 #[test]
-fn prompt_peers_are_answered_to_the_last_request() {
+fn every_request_of_prompt_peers_is_answered() {
     run(With::OnlyPrompt, &[5]);
 }
 
@@ -41,7 +41,7 @@ fn each_request_of_random_peers_is_answered_or_reported() {
 }
 
 #[test]
-fn each_request_that_comes_too_late_is_reported() {
+fn each_request_that_arrives_too_late_is_reported() {
     run(With::OnlyHesitant, &[7, 13_776_755_115_928_494_281, 16_957_107_922_618_758_782]);
 }
 
@@ -51,7 +51,7 @@ fn each_request_is_answered_or_reported_when_a_peer_never_pauses() {
 }
 
 #[test]
-fn peers_that_leave_take_nothing_from_the_account_of_the_others() {
+fn peers_that_leave_do_not_affect_the_counts_of_the_others() {
     run(With::Leavers, &[4]);
 }
 

@@ -108,7 +108,7 @@ fn a_client_that_pauses_longer_than_the_quiet_period_and_then_reads_gets_all_rep
 }
 
 #[test]
-fn a_message_that_is_still_arriving_is_waited_for_and_answered() {
+fn a_message_that_is_still_arriving_is_awaited_and_answered() {
     let mut server = server();
     let mut peer = raw::connect(server.address(), b"upload");
     let message = raw::frame(&[8; 3 << 19], false);
@@ -129,7 +129,7 @@ fn a_message_that_is_still_arriving_is_waited_for_and_answered() {
 }
 
 #[test]
-fn a_message_that_pauses_halfway_for_longer_than_the_quiet_period_is_waited_for() {
+fn a_message_that_pauses_halfway_for_longer_than_the_quiet_period_is_awaited() {
     let mut server = server();
     let mut peer = raw::connect(server.address(), b"");
     let message = raw::frame(&[8; 1000], false);
@@ -173,7 +173,7 @@ fn requests_that_come_after_the_half_close_are_counted_as_discarded_and_exit_4()
 }
 
 #[test]
-fn a_message_that_ends_halfway_after_the_half_close_is_reported_by_its_bytes() {
+fn an_incomplete_message_after_the_half_close_is_reported_in_bytes() {
     let mut server = server();
     let mut peer = raw::connect(server.address(), b"");
     server.signal(Signal::TERM);
@@ -211,7 +211,7 @@ fn pings_and_silence_after_the_half_close_discard_nothing() {
 }
 
 #[test]
-fn replies_that_a_peer_leaves_behind_are_its_own_loss_and_exit_0() {
+fn replies_abandoned_by_a_peer_that_left_do_not_prevent_exit_0() {
     let mut server = Server::start(&["--drain-quiet", "5s", "--drain-timeout", TIMEOUT]);
     let mut stays = raw::connect(server.address(), b"stays");
     let mut leaves = [raw::dealer(server.address(), 0, b"leaves")];
@@ -237,7 +237,7 @@ fn replies_that_a_peer_leaves_behind_are_its_own_loss_and_exit_0() {
 }
 
 #[test]
-fn replies_that_a_connected_peer_does_not_take_are_owed_and_exit_4() {
+fn replies_that_a_connected_peer_does_not_read_are_owed_and_make_it_exit_4() {
     let mut server = Server::start(&["--drain-quiet", "200ms", "--drain-timeout", "3s"]);
     let mut stuck = [raw::dealer(server.address(), 0, b"stuck")];
     server.flood_until_stuck(&mut stuck, &raw::frame(&[4; 64 << 10], false));
@@ -306,7 +306,7 @@ fn pings_that_arrive_in_pieces_do_not_prolong_the_drain() {
 }
 
 #[test]
-fn a_handshake_without_end_does_not_prolong_the_drain() {
+fn an_endless_handshake_does_not_prolong_the_drain() {
     let server = drains_in_time();
     let mut peer = raw::stream(server.address());
     let hello = raw::hello(1, "DEALER", &[b'i'; 255]);

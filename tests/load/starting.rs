@@ -213,7 +213,7 @@ fn waiting(args: &[&str]) -> Process {
 }
 
 #[test]
-fn a_server_that_comes_late_is_waited_for() {
+fn the_load_generator_waits_for_a_server_that_starts_late() {
     let (socket, address) = refusing();
     let endpoint = format!("tcp://{address}");
     let mut run = waiting(&[&endpoint, "--duration", "100ms"]);
@@ -225,7 +225,7 @@ fn a_server_that_comes_late_is_waited_for() {
 }
 
 #[test]
-fn a_signal_while_it_waits_ends_it() {
+fn a_signal_ends_the_wait_for_a_server() {
     let (_socket, address) = refusing();
     let mut run = waiting(&[&format!("tcp://{address}")]);
     run.signal(Signal::TERM);
@@ -233,7 +233,7 @@ fn a_signal_while_it_waits_ends_it() {
 }
 
 #[test]
-fn what_will_not_change_by_waiting_fails_at_once() {
+fn an_error_that_waiting_cannot_fix_is_reported_at_once() {
     for args in [
         &["--discover", ApiServer::URL][..],
         &["--report", "/no/such/directory/report.html"],
@@ -258,7 +258,7 @@ fn report(name: &str) -> PathBuf {
 }
 
 #[test]
-fn a_report_is_left_as_it_was_until_there_is_a_new_one() {
+fn an_old_report_stays_until_a_new_one_is_complete() {
     let (_socket, address) = refusing();
     let nobody = format!("tcp://{address}");
     let server = Server::start(&[]);
@@ -279,7 +279,7 @@ fn a_report_is_left_as_it_was_until_there_is_a_new_one() {
 }
 
 #[test]
-fn a_report_that_cannot_be_finished_costs_no_result() {
+fn a_report_that_cannot_be_written_does_not_lose_the_result() {
     let server = Server::start(&[]);
     // Can be opened, and has no room.
     let args = ["--duration", "100ms", "--report", "/dev/full"];
@@ -347,7 +347,7 @@ fn an_endpoint_that_comes_during_the_run_and_is_never_reached_is_in_the_result()
 }
 
 #[test]
-fn what_an_api_server_says_forges_no_record_and_steers_no_terminal() {
+fn text_from_an_api_server_cannot_forge_records_or_control_a_terminal() {
     let forged = "2026-11-29T00:00:00Z  INFO zmq_echo_client::pool: endpoint added";
     let message = format!("no\n{forged}\r\u{1b}[2K\u{9b}31m\u{2028}\u{202e}yes\u{2066} é");
     let api = ApiServer::start();

@@ -28,7 +28,7 @@ fn connect_from(host: &Namespace, address: &str, server: SocketAddr) -> TcpStrea
 }
 
 #[test]
-fn a_peer_of_another_host_is_no_probe_whatever_it_announces() {
+fn a_peer_from_another_host_never_counts_as_a_probe() {
     let network = Network::new();
     network.server.run(|| {
         let server = Server::start_on("tcp://*:0", &[]);
@@ -51,7 +51,7 @@ fn a_peer_of_another_host_is_no_probe_whatever_it_announces() {
 }
 
 #[test]
-fn another_host_switches_no_faults_whatever_it_sends() {
+fn another_host_cannot_switch_faults() {
     let network = Network::new();
     network.server.run(|| {
         let mut server = command(support::SERVER);
@@ -74,7 +74,7 @@ fn another_host_switches_no_faults_whatever_it_sends() {
 }
 
 #[test]
-fn silent_connections_of_one_host_lock_out_neither_another_nor_the_probe() {
+fn silent_connections_from_one_host_lock_out_neither_other_hosts_nor_the_probe() {
     let network = Network::new();
     network.peer.ip(&format!("address add {OTHER}/24 dev {CABLE}"));
     network.server.run(|| {
@@ -98,7 +98,7 @@ fn silent_connections_of_one_host_lock_out_neither_another_nor_the_probe() {
 }
 
 #[test]
-fn a_limit_for_each_address_binds_other_hosts_and_not_this_one() {
+fn the_address_limit_applies_to_other_hosts_only() {
     let network = Network::new();
     network.peer.ip(&format!("address add {OTHER}/24 dev {CABLE}"));
     network.server.run(|| {

@@ -169,19 +169,19 @@ mod tests {
     }
 
     #[test]
-    fn it_asks_for_as_many_as_bring_the_mean_to_the_target() {
+    fn the_autoscaler_wants_the_replicas_that_bring_the_mean_to_the_target() {
         assert_eq!(autoscaler().look(0.0, &[1500.0]), 5);
         assert_eq!(autoscaler().look(0.0, &[2000.0]), 6);
     }
 
     #[test]
-    fn within_a_tenth_of_the_target_nothing_changes() {
+    fn within_ten_percent_of_the_target_the_replicas_stay() {
         assert_eq!(autoscaler().look(0.0, &[1099.0]), 3);
         assert_eq!(autoscaler().look(0.0, &[1101.0]), 4);
     }
 
     #[test]
-    fn it_stays_between_its_limits() {
+    fn the_autoscaler_stays_between_its_limits() {
         assert_eq!(autoscaler().look(0.0, &[0.0]), 3);
         let mut autoscaler = autoscaler();
         let looks = (0..20).map(|at| autoscaler.look(f64::from(at) * PERIOD, &[1e9]));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_for_lasts_for_the_window_and_goes_by_halves() {
+    fn scaling_down_waits_for_the_window_and_removes_half_at_a_time() {
         let mut autoscaler = autoscaler();
         assert_eq!(autoscaler.look(0.0, &[1e9]), 7);
         assert_eq!(autoscaler.look(30.0, &[1e9]), 14);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dip_takes_nothing_away() {
+    fn a_short_dip_removes_no_replica() {
         let mut autoscaler = autoscaler();
         autoscaler.look(0.0, &[2000.0]);
         autoscaler.look(15.0, &[10.0]);

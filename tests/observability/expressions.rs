@@ -144,7 +144,7 @@ fn fault(selector: &Selector, metrics: &Metrics, recorded: &BTreeSet<String>) ->
 }
 
 #[test]
-fn every_expression_names_metrics_labels_and_values_that_are_there() {
+fn every_expression_uses_existing_metrics_labels_and_values() {
     let metrics = scraped(&Server::start(&[]).get("/metrics").1);
     let recorded = recorded();
     let all = all();
@@ -156,7 +156,7 @@ fn every_expression_names_metrics_labels_and_values_that_are_there() {
 }
 
 #[test]
-fn a_name_a_label_and_a_value_that_are_not_there_are_noticed() {
+fn unknown_metrics_labels_and_values_are_detected() {
     let metrics = scraped(&Server::start(&[]).get("/metrics").1);
     let recorded = recorded();
     for wrong in [
@@ -189,7 +189,7 @@ fn probes_are_in_no_rate_of_requests() {
 }
 
 #[test]
-fn every_alert_has_a_test_that_it_fires_and_one_that_it_does_not() {
+fn every_alert_has_a_test_that_fires_and_one_that_does_not() {
     let cases: Vec<Value> = ["alerts.yml", "drains.yml"]
         .into_iter()
         .map(|file| document(&format!("tests/observability/{file}")))
@@ -212,7 +212,7 @@ fn every_alert_has_a_test_that_it_fires_and_one_that_it_does_not() {
 const PAGE: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/operations.md");
 
 #[test]
-fn every_alert_has_a_runbook_where_it_points_and_says_what_it_means() {
+fn every_alert_links_to_an_existing_runbook_and_says_what_it_means() {
     let page = fs::read_to_string(root().join("docs/operations.md")).expect("the page");
     let document = document("k8s/components/prometheus/rules.yml");
     let rules = list(&document["groups"]).flat_map(|group| list(&group["rules"]));
@@ -233,7 +233,7 @@ fn every_alert_has_a_runbook_where_it_points_and_says_what_it_means() {
 
 /// The bound of a histogram's bucket, so that it is counted and not guessed.
 #[test]
-fn slow_is_the_same_everywhere_and_what_the_texts_say() {
+fn the_threshold_for_slow_is_the_same_in_rules_and_texts() {
     let bounds: BTreeSet<_> = all()
         .iter()
         .filter(|expression| !expression.origin.contains(".json"))

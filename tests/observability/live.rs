@@ -249,7 +249,7 @@ fn values(answer: &Result<Vec<Series>, String>) -> Vec<f64> {
 }
 
 #[test]
-fn the_pods_that_ask_for_it_are_scraped_once_and_known_by_three_labels() {
+fn annotated_pods_are_scraped_once_and_get_three_labels() {
     let mut pods = Vec::new();
     for target in &record().targets {
         assert_eq!(target.values[0].1, 1.0, "{target:?}");
@@ -264,7 +264,7 @@ fn the_pods_that_ask_for_it_are_scraped_once_and_known_by_three_labels() {
 }
 
 #[test]
-fn what_is_dropped_is_what_no_expression_names() {
+fn only_series_that_no_expression_uses_are_dropped() {
     let kept = &record().kept;
     assert!(
         kept.contains("zmq_echo_requests_total") && kept.contains("process_start_time_seconds")
@@ -278,7 +278,7 @@ fn what_is_dropped_is_what_no_expression_names() {
 }
 
 #[test]
-fn every_expression_is_answered_and_has_a_value_where_it_must_in_every_phase() {
+fn every_expression_works_in_every_phase_and_has_a_value_where_required() {
     let mut list = String::new();
     let mut faults = Vec::new();
     for (expression, answers) in &record().answers {
@@ -302,7 +302,7 @@ fn every_expression_is_answered_and_has_a_value_where_it_must_in_every_phase() {
 }
 
 #[test]
-fn what_counts_requests_is_the_load_when_there_is_one_and_zero_when_there_is_none() {
+fn request_rates_match_the_load_and_are_zero_without_one() {
     let record = record();
     let during = record.load["answered"].as_f64().unwrap() / record.load_ended;
     let is_of = |text: &str| {
@@ -324,7 +324,7 @@ fn what_counts_requests_is_the_load_when_there_is_one_and_zero_when_there_is_non
 }
 
 #[test]
-fn the_share_of_slow_requests_is_zero_when_nothing_is_asked_and_a_share_otherwise() {
+fn the_share_of_slow_requests_is_zero_without_requests_and_a_fraction_otherwise() {
     let shares = ["seconds_count", "slow-requests", "zmq_echo_slow_requests:ratio_rate5m"];
     for (expression, [idle, loaded, _]) in &record().answers {
         let ours = shares.iter().any(|share| expression.origin.ends_with(share));
@@ -349,7 +349,7 @@ fn no_request_is_lost_between_the_client_and_prometheus_and_probes_are_apart() {
 }
 
 #[test]
-fn no_alert_fires_where_all_is_well() {
+fn no_alert_fires_for_a_healthy_service() {
     // A machine that others use too can make requests slow; nothing else can be wrong.
     let mut firing: BTreeSet<_> =
         record().firing.iter().map(|alert| alert.labels["alertname"].as_str().unwrap()).collect();

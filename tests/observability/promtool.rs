@@ -22,7 +22,7 @@ fn check(what: &str, path: &std::path::Path) -> String {
 }
 
 #[test]
-fn the_metrics_keep_the_conventions() {
+fn the_metrics_follow_prometheus_conventions() {
     let server = Server::start(&[]);
     let (_, text) = server.get("/metrics");
     let mut promtool = program("promtool")
@@ -38,18 +38,18 @@ fn the_metrics_keep_the_conventions() {
 }
 
 #[test]
-fn the_configuration_is_one() {
+fn promtool_accepts_the_configuration() {
     let directory = configuration("check", &json!([]));
     check("config", &directory.join("prometheus.yml"));
 }
 
 #[test]
-fn the_rules_are_rules() {
+fn promtool_accepts_the_rules() {
     check("rules", &root().join("k8s/components/prometheus/rules.yml"));
 }
 
 #[test]
-fn each_alert_fires_where_it_should_and_nowhere_else() {
+fn each_alert_fires_only_when_it_should() {
     let tests = root().join("tests/observability");
     let files = ["alerts.yml", "drains.yml"].map(|file| tests.join(file));
     passes(&program("promtool").args(["test", "rules"]).args(files).output().unwrap());

@@ -78,7 +78,7 @@ fn growing() -> impl FnMut() -> String + Send {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_numbers_are_those_of_the_registry() {
+async fn the_page_shows_the_numbers_of_the_registry() {
     const REQUESTS_SENT: u32 = 500;
     let server = Server::start(&["--peer-limit", "1234", "--latency-buckets", "0.000001,0.5,60"]);
     let mut browser = open(&server);
@@ -120,7 +120,7 @@ async fn the_numbers_are_those_of_the_registry() {
 }
 
 #[test]
-fn rates_and_percentiles_are_those_between_two_scrapes() {
+fn rates_and_percentiles_cover_the_time_between_two_scrapes() {
     let stand_in = StandIn::new(growing());
     let mut browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 4);
@@ -156,7 +156,7 @@ fn rates_and_percentiles_are_those_between_two_scrapes() {
 }
 
 #[test]
-fn where_nothing_is_asked_for_it_says_idle() {
+fn without_requests_the_page_says_idle() {
     let stand_in = StandIn::new(|| registry(7));
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 2);
@@ -186,7 +186,7 @@ fn a_server_at_work_shows_more_cpu_than_an_idle_one() {
 }
 
 #[test]
-fn where_the_kernel_does_not_tell_nothing_is_said_of_the_process() {
+fn without_kernel_figures_the_page_shows_nothing_about_the_process() {
     let stand_in = StandIn::new(|| "zmq_echo_requests_total{source=\"client\"} 1\n".to_owned());
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 2);
@@ -194,7 +194,7 @@ fn where_the_kernel_does_not_tell_nothing_is_said_of_the_process() {
 }
 
 #[test]
-fn a_counter_that_goes_back_is_a_restart() {
+fn a_counter_that_decreases_is_shown_as_a_restart() {
     let stand_in = StandIn::new(growing());
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 2);
@@ -208,7 +208,7 @@ fn a_counter_that_goes_back_is_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_shows_then_the_end_then_who_comes_next() {
+async fn the_page_shows_a_drain_then_the_end_then_the_next_server() {
     let mut server = Server::start(&["--drain-delay", "50s", "--drain-timeout", "100s"]);
     let mut browser = open(&server);
     echo(&mut server.dealer().await, message(&[b"counted"])).await;
@@ -238,7 +238,7 @@ async fn a_drain_shows_then_the_end_then_who_comes_next() {
 }
 
 #[test]
-fn a_server_that_dies_is_gone() {
+fn a_server_that_dies_is_shown_as_gone() {
     let server = Server::start(&[]);
     let browser = open(&server);
     server.signal(Signal::KILL);
@@ -247,7 +247,7 @@ fn a_server_that_dies_is_gone() {
 }
 
 #[test]
-fn what_answers_without_metrics_is_gone() {
+fn a_server_that_answers_without_metrics_is_shown_as_gone() {
     let stand_in = StandIn::new(growing());
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 1);
@@ -256,7 +256,7 @@ fn what_answers_without_metrics_is_gone() {
 }
 
 #[test]
-fn a_name_is_text_and_never_markup() {
+fn an_instance_name_is_shown_as_text_and_never_as_markup() {
     const NAME: &str = "<img src=x onerror='window.ran = true'>";
     let hostile = || {
         format!(
@@ -279,7 +279,7 @@ fn a_name_is_text_and_never_markup() {
 }
 
 #[test]
-fn nobody_but_the_server_is_asked() {
+fn the_page_sends_requests_only_to_the_server() {
     let server = Server::start(&[]);
     let mut browser = open(&server);
     wait_for_readings(&browser, 2);
@@ -292,7 +292,7 @@ fn nobody_but_the_server_is_asked() {
 }
 
 #[test]
-fn the_policy_lets_nothing_else_run_or_be_asked() {
+fn the_content_security_policy_blocks_other_scripts_and_requests() {
     let (server, other) = (Server::start(&[]), Server::start(&[]));
     let mut browser = open(&server);
     let elsewhere = format!(
@@ -319,7 +319,7 @@ const OPERABLE: &str = "
         .filter((of) => of.checkVisibility());";
 
 #[test]
-fn the_keyboard_reaches_and_works_everything() {
+fn every_control_works_by_keyboard() {
     let server = Server::start(&[]);
     let browser = open(&server);
     wait_for_readings(&browser, 2);
@@ -383,7 +383,7 @@ const LEAST_CONTRAST: &str = "
     return [...least, count];";
 
 #[test]
-fn every_text_can_be_read_in_light_and_dark_and_every_state() {
+fn every_text_is_readable_in_light_and_dark_in_every_state() {
     let stand_in = StandIn::new(growing());
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 2);
@@ -421,7 +421,7 @@ fn nothing_is_cut_off_on_any_screen() {
 }
 
 #[test]
-fn who_wants_no_motion_gets_none() {
+fn reduced_motion_is_respected() {
     let server = Server::start(&[]);
     let browser = open(&server);
     browser.prefer("prefers-reduced-motion", "no-preference");
@@ -431,7 +431,7 @@ fn who_wants_no_motion_gets_none() {
 }
 
 #[test]
-fn only_a_change_of_state_is_read_aloud() {
+fn screen_readers_announce_only_changes_of_state() {
     let server = Server::start(&["--drain-delay", "50s", "--drain-timeout", "100s"]);
     let browser = open(&server);
     let live = browser.run("return [...document.querySelectorAll('[aria-live], [role=status], [role=alert]')].map((of) => of.id)");
