@@ -344,17 +344,17 @@ fn roll(cluster: Cluster) {
 }
 
 #[test]
-fn a_rollout_loses_no_request_where_the_api_tells_of_it() {
+fn a_rollout_loses_no_request_with_discovery_by_api() {
     roll(Cluster::api());
 }
 
 #[test]
-fn a_rollout_loses_no_request_where_dns_tells_of_it() {
+fn a_rollout_loses_no_request_with_discovery_by_dns() {
     roll(Cluster::dns(false));
 }
 
 #[test]
-fn a_rollout_loses_no_request_where_srv_records_tell_of_it() {
+fn a_rollout_loses_no_request_with_discovery_by_srv_records() {
     roll(Cluster::dns(true));
 }
 
@@ -380,11 +380,11 @@ fn kill(cluster: Cluster) {
 }
 
 #[test]
-fn servers_that_die_lose_no_request_and_cost_each_one_more_attempt() {
+fn killed_servers_lose_no_request_and_cost_each_at_most_one_more_attempt() {
     kill(Cluster::api());
 }
 
 #[test]
-fn servers_that_die_lose_no_request_where_dns_tells_of_it() {
+fn killed_servers_lose_no_request_with_discovery_by_dns() {
     kill(Cluster::dns(false));
 }

@@ -103,7 +103,7 @@ impl Gate {
 }
 
 #[test]
-fn slow_work_on_threads_keeps_nobody_else_waiting() {
+fn slow_work_on_threads_does_not_delay_other_clients() {
     let gate = Gate::new();
     let running = start(move || gated(2, gate));
     let mut slow = raw::connect(running.address, b"slow");
@@ -125,7 +125,7 @@ fn slow_work_on_threads_keeps_nobody_else_waiting() {
 }
 
 #[test]
-fn a_panic_costs_its_request_and_the_state_that_it_was_at() {
+fn a_panic_fails_its_request_and_discards_the_state_it_was_using() {
     let gate = Gate::new();
     let running = start(move || gated(1, gate));
     let mut client = raw::connect(running.address, b"");
@@ -142,7 +142,7 @@ fn a_panic_costs_its_request_and_the_state_that_it_was_at() {
 }
 
 #[test]
-fn an_inline_panic_costs_its_request_and_the_service_is_made_anew() {
+fn an_inline_panic_fails_its_request_and_recreates_the_service() {
     let running = start(|| {
         let mut count = 0;
         move |request: Request<'_>| -> Answer {
@@ -233,7 +233,7 @@ fn a_drain_finishes_the_work_in_flight_and_delivers_its_replies() {
 }
 
 #[test]
-fn what_is_unfinished_at_the_drain_deadline_is_answered_with_an_error_and_not_called_served() {
+fn work_unfinished_at_the_drain_deadline_gets_an_error_and_does_not_count_as_served() {
     let gate = Gate::new();
     let mut running = start_with_timeout(move || gated(1, gate), Duration::from_secs(1));
     let mut client = raw::connect(running.address, b"");
@@ -252,7 +252,7 @@ fn what_is_unfinished_at_the_drain_deadline_is_answered_with_an_error_and_not_ca
 }
 
 #[test]
-fn requests_that_have_waited_beyond_their_deadline_are_not_worked_on() {
+fn requests_past_their_deadline_are_not_worked_on() {
     let gate = Gate::new();
     let make = move || gated(1, gate);
     let running = start_with(make, DEADLINE, Some(Duration::from_millis(200)));
@@ -293,7 +293,7 @@ async fn waits(
 }
 
 #[test]
-fn futures_wait_together_and_a_panic_costs_one_request() {
+fn futures_run_concurrently_and_a_panic_fails_one_request() {
     let gate = Gate::new();
     let (dropped, _drops) = mpsc::channel();
     let running = start(move || {
@@ -346,7 +346,7 @@ fn the_futures_of_a_client_that_leaves_are_dropped() {
 }
 
 #[test]
-fn several_replies_to_a_request_come_in_order_and_none_is_lost() {
+fn several_replies_to_one_request_arrive_in_order_and_none_is_lost() {
     let running = start(|| {
         let count = async |call: Call| {
             let to: usize =
@@ -402,7 +402,7 @@ fn a_slow_inline_service_delays_a_signal_by_one_request_at_most() {
 }
 
 #[test]
-fn a_turn_that_keeps_everybody_waiting_is_counted() {
+fn a_long_turn_of_the_loop_is_counted() {
     let running = start(|| {
         |request: Request<'_>| {
             if request.frame(0) == Some(b"slow") {

@@ -93,7 +93,7 @@ pub fn series() -> Vec<(String, &'static str)> {
 }
 
 #[test]
-fn every_series_is_there_at_zero_before_the_first_request() {
+fn every_server_series_exists_at_zero_before_the_first_request() {
     let server = Server::start(&[]);
     let (_, text) = server.get("/metrics");
     let scrape = server.scrape();
@@ -122,7 +122,7 @@ fn every_series_is_there_at_zero_before_the_first_request() {
 }
 
 #[tokio::test]
-async fn what_clients_do_is_counted() {
+async fn requests_and_connections_of_clients_are_counted() {
     let server = Server::start(&["--latency-buckets", "0.5,60"]);
     let mut dealer = server.dealer().await;
     for _ in 0..3 {
@@ -147,7 +147,7 @@ async fn what_clients_do_is_counted() {
 
 /// Where there is always more to do, what is counted apart has to be published as well.
 #[test]
-fn metrics_keep_up_with_a_load_that_lets_the_loop_never_rest() {
+fn metrics_stay_current_under_a_load_that_never_lets_the_loop_sleep() {
     let server = Server::start(&[]);
     raw::keep_busy(server.address(), 4);
     for _ in 0..5 {
@@ -161,7 +161,7 @@ fn metrics_keep_up_with_a_load_that_lets_the_loop_never_rest() {
 const CPU_SECONDS: &str = "process_cpu_seconds_total";
 
 #[test]
-fn cpu_time_has_fractions_and_never_falls() {
+fn cpu_time_is_fractional_and_never_decreases() {
     let server = Server::start(&[]);
     raw::keep_busy(server.address(), 1);
     let mut seen = Vec::new();
@@ -176,7 +176,7 @@ fn cpu_time_has_fractions_and_never_falls() {
 }
 
 #[test]
-fn cpu_time_is_that_of_all_threads_as_the_kernel_has_it() {
+fn cpu_time_matches_the_kernels_figure_for_all_threads() {
     // Its own account is in hundredths, user and system rounded down apart.
     const STEP: Duration = Duration::from_millis(50);
     let server = Server::start(&[]);
@@ -193,7 +193,7 @@ fn cpu_time_is_that_of_all_threads_as_the_kernel_has_it() {
 
 /// Of the standard series, the value of the CPU time alone is not the crate's.
 #[test]
-fn the_series_of_the_process_are_named_as_everywhere() {
+fn process_series_have_the_standard_names() {
     let mut text = String::new();
     let families = ProcessCollector::for_self().collect();
     TextEncoder::new().encode_utf8(&families, &mut text).unwrap();
@@ -207,7 +207,7 @@ fn the_series_of_the_process_are_named_as_everywhere() {
 }
 
 #[test]
-fn each_path_answers_and_others_do_not() {
+fn only_the_known_paths_are_served() {
     let server = Server::start(&[]);
     for (path, _) in PATHS {
         let mut body = String::new();
@@ -241,7 +241,7 @@ fn index(server: &Server, accept: &str) -> (String, String) {
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
 
 #[test]
-fn a_browser_gets_the_page_and_others_get_text() {
+fn browsers_get_the_page_and_other_clients_get_text() {
     let server = Server::start(&[]);
     for accept in [BROWSER, "text/html", "application/json, TEXT/HTML;level=1;q=0.1"] {
         let (head, page) = index(&server, accept);
@@ -271,7 +271,7 @@ pub fn hash_of(page: &str, tag: &str) -> String {
 }
 
 #[test]
-fn the_page_may_run_and_ask_for_nothing_but_its_own() {
+fn the_page_may_run_only_its_own_script_and_call_only_its_own_server() {
     let server = Server::start(&[]);
     let (head, page) = index(&server, BROWSER);
     let policy = format!(
@@ -320,7 +320,7 @@ fn every_series_that_the_page_names_exists() {
 }
 
 #[test]
-fn an_instance_is_named_without_markup() {
+fn the_instance_name_on_the_page_is_escaped() {
     let name = "<b>\"pod\" & {{links}}";
     let (_silent, http) = beside_a_stuck_loop_of(name, Phase::Serving);
     let mut stream = TcpStream::connect(http).unwrap();
@@ -338,7 +338,7 @@ fn an_instance_is_named_without_markup() {
 }
 
 #[test]
-fn metrics_come_as_the_text_format_0_0_4() {
+fn metrics_are_served_in_text_format_0_0_4() {
     let server = Server::start(&[]);
     let head = raw(&server, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
@@ -355,7 +355,7 @@ fn raw(server: &Server, request: &[u8]) -> String {
 }
 
 #[test]
-fn a_request_that_is_too_long_is_refused() {
+fn an_http_request_that_is_too_long_is_rejected() {
     let server = Server::start(&[]);
     let long = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(100_000));
     let mut stream = TcpStream::connect(server.http).unwrap();
@@ -471,7 +471,7 @@ fn a_request_being_answered_survives_a_flood_of_connections() {
 }
 
 #[test]
-fn clients_that_do_not_read_their_answers_keep_nobody_out() {
+fn http_clients_that_do_not_read_do_not_lock_out_others() {
     let listener = "127.0.0.1:0".parse::<HttpAddress>().unwrap().listen().unwrap().remove(0);
     // What the kernel takes of an answer is no longer ours to send. It takes 64 KiB at
     // once, however small the buffer, so the answer has to be larger.
@@ -517,7 +517,7 @@ fn a_scrape_answers_while_the_loop_is_saturated() {
 }
 
 #[test]
-fn liveness_is_one_echo_shared_by_all_who_ask() {
+fn concurrent_liveness_checks_share_one_echo() {
     let server = Server::start(&[]);
     let started = Instant::now();
     // An echo that takes too long, as it may on a busy machine, is shared as well.
@@ -582,7 +582,7 @@ fn a_loop_that_does_not_answer_is_not_alive() {
 }
 
 #[test]
-fn a_loop_that_does_not_turn_is_not_alive_while_draining() {
+fn while_draining_a_loop_that_hangs_is_not_alive() {
     let (_silent, http) = beside_a_stuck_loop(Phase::Draining);
     let (status, text) = get(http, "/livez");
     assert_eq!(status, 503, "{text}");
@@ -591,7 +591,7 @@ fn a_loop_that_does_not_turn_is_not_alive_while_draining() {
 }
 
 #[test]
-fn nobody_is_ready_before_the_first_turn() {
+fn the_server_is_not_ready_before_the_first_turn_of_its_loop() {
     let (_silent, http) = beside_a_stuck_loop(Phase::Starting);
     assert_eq!(get(http, "/readyz"), (503, "starting\n".to_owned()));
 }

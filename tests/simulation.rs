@@ -103,7 +103,7 @@ fn terminated_at_work() -> (Duration, bool) {
 }
 
 #[test]
-fn at_work_sigterm_is_noticed_within_100_ms_livez_stays_200_and_the_drain_loses_nothing() {
+fn under_load_sigterm_is_noticed_within_100_ms_livez_stays_200_and_the_drain_loses_nothing() {
     // A machine with much else to do may be slower: then it is tried again.
     wait_until("a signal is noticed in time", || {
         let (noticed, is_live) = terminated_at_work();
@@ -114,7 +114,7 @@ fn at_work_sigterm_is_noticed_within_100_ms_livez_stays_200_and_the_drain_loses_
 /// With one thread the replies come in the order of the requests, so the first that the new
 /// connection gets shows what became of the old one's.
 #[test]
-fn a_reply_for_a_peer_that_has_reconnected_by_the_same_identity_is_not_delivered_to_it() {
+fn a_late_reply_is_not_delivered_to_a_new_connection_with_the_same_identity() {
     let server = Server::start(&["--work", "300ms", "--work-threads", "1"]);
     let mut old = raw::connect(server.address(), b"me");
     for id in ["old", "never begun"] {
@@ -161,7 +161,7 @@ fn a_flood_of_slow_requests_stays_within_the_memory_formula() {
 }
 
 #[test]
-fn work_takes_its_time_and_only_burning_takes_the_cpu() {
+fn simulated_work_takes_its_time_and_only_burn_mode_uses_the_cpu() {
     for (mode, is_costly) in [("sleep", false), ("burn", true)] {
         let server = Server::start(&["--work", "20ms", "--work-mode", mode]);
         let mut client = raw::connect(server.address(), b"");
@@ -186,7 +186,7 @@ fn without_the_flag_there_are_no_faults() {
 }
 
 #[test]
-fn what_a_web_page_can_send_switches_nothing() {
+fn a_web_page_cannot_switch_faults() {
     let server = Server::start(&["--faults"]);
     for head in [
         // A form, or a script that asks for no permission.
@@ -220,7 +220,7 @@ fn what_a_web_page_can_send_switches_nothing() {
 }
 
 #[test]
-fn a_wrong_fault_changes_nothing_and_says_what_would_be_right() {
+fn a_wrong_fault_is_rejected_with_an_example_and_changes_nothing() {
     let server = Server::start(&["--faults"]);
     switch(&server, "errors=10%&delay=5ms");
     let too_long = format!("delay=1ms{}", " ".repeat(2000));
@@ -276,7 +276,7 @@ fn faults_are_switched_on_and_off_while_the_server_runs() {
 }
 
 #[test]
-fn a_panic_answers_one_client_and_ends_nobody() {
+fn an_injected_panic_fails_one_request_and_closes_no_connection() {
     let mut server = Server::start(&["--faults", "--work", "5ms"]);
     let mut clients: Vec<_> = (0..10).map(|_| raw::connect(server.address(), b"")).collect();
     switch(&server, "panics=1");

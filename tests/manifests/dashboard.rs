@@ -92,7 +92,7 @@ fn assert_unique<T: Ord + std::fmt::Debug>(values: Vec<T>) {
 }
 
 #[test]
-fn the_sidecar_finds_the_file() {
+fn the_dashboard_sidecar_finds_the_file() {
     let map = config_map();
     let labels = map.metadata.labels.unwrap();
     assert_eq!(labels.get("grafana_dashboard").map(String::as_str), Some("1"));
@@ -101,14 +101,14 @@ fn the_sidecar_finds_the_file() {
 }
 
 #[test]
-fn it_can_be_applied() {
+fn the_dashboard_can_be_applied() {
     let is_it = |document: &&Value| document["metadata"]["name"] == "zmq-echo-dashboard";
     let document = with_dashboard().documents.iter().find(is_it).unwrap();
     assert!(document.to_string().len() < APPLIED);
 }
 
 #[test]
-fn nothing_has_to_be_filled_in_when_it_is_imported() {
+fn the_dashboard_can_be_imported_without_input() {
     let dashboard = dashboard();
     for name in ["__inputs", "__requires", "id"] {
         assert_eq!(dashboard.get(name), None, "{name}");
@@ -119,7 +119,7 @@ fn nothing_has_to_be_filled_in_when_it_is_imported() {
 }
 
 #[test]
-fn panels_and_queries_can_be_told_apart() {
+fn panels_and_queries_have_unique_ids_and_titles() {
     let all = panels_and_rows();
     assert_unique(all.iter().map(|panel| panel["id"].as_u64().expect("an id")).collect());
     assert_unique(panels().iter().map(|panel| text(&panel["title"]).to_owned()).collect());
@@ -129,7 +129,7 @@ fn panels_and_queries_can_be_told_apart() {
 }
 
 #[test]
-fn no_panel_lies_on_another() {
+fn no_panel_overlaps_another() {
     let mut taken = BTreeSet::new();
     for panel in panels_and_rows() {
         let [x, y, w, h] =
@@ -145,7 +145,7 @@ fn no_panel_lies_on_another() {
 }
 
 #[test]
-fn every_data_source_is_the_one_that_is_chosen() {
+fn every_panel_uses_the_selected_data_source() {
     let dashboard = dashboard();
     let chosen = json!({ "type": "prometheus", "uid": "${datasource}" });
     let mut found = Vec::new();
@@ -161,7 +161,7 @@ fn every_data_source_is_the_one_that_is_chosen() {
 
 /// "All" is a pattern and no list: pods come and go while one looks.
 #[test]
-fn all_pods_are_those_that_come_too() {
+fn selecting_all_pods_includes_pods_that_start_later() {
     let dashboard = dashboard();
     let pod = &dashboard["templating"]["list"][2];
     assert_eq!((&pod["multi"], &pod["includeAll"]), (&json!(true), &json!(true)));
@@ -170,7 +170,7 @@ fn all_pods_are_those_that_come_too() {
 }
 
 #[test]
-fn nothing_is_shown_of_another_namespace() {
+fn no_panel_shows_another_namespace() {
     for expression in expressions() {
         for selector in expression.split('{').skip(1) {
             let ours = ["namespace=\"$namespace\"", "namespace=~\"$namespace|\""];
@@ -181,7 +181,7 @@ fn nothing_is_shown_of_another_namespace() {
 }
 
 #[test]
-fn probes_move_nothing() {
+fn probes_do_not_change_any_panel() {
     for expression in expressions() {
         for matchers in matchers(&expression, "zmq_echo_requests_total") {
             assert!(matchers.contains("source=\"client\""), "{expression}");
@@ -220,7 +220,7 @@ fn runbooks() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_runbook_that_is_named_is_there() {
+fn every_runbook_named_on_the_dashboard_exists() {
     let headings = OPERATIONS.lines().filter(|line| line.starts_with("##"));
     let there: BTreeSet<_> = headings.map(|line| anchor(line.trim_start_matches('#'))).collect();
     let missing: Vec<_> = runbooks().difference(&there).cloned().collect();
@@ -235,7 +235,7 @@ fn alerts() -> Vec<(String, String)> {
 }
 
 #[test]
-fn every_alert_has_a_panel_that_shows_what_it_is_about() {
+fn every_alert_has_a_panel_for_its_subject() {
     let runbooks = runbooks();
     for (alert, _) in alerts() {
         assert!(runbooks.contains(&alert.to_lowercase()), "{alert}");
@@ -260,7 +260,7 @@ fn red(panel: &Value, field: Option<&str>) -> f64 {
 }
 
 #[test]
-fn what_is_red_is_where_an_alert_fires() {
+fn a_panel_turns_red_where_its_alert_fires() {
     let alerts = alerts();
     for (title, field, alert, condition, value) in [
         ("Slower than 10 ms", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4 * 0.001),
@@ -289,7 +289,7 @@ fn what_is_red_is_where_an_alert_fires() {
 /// Thirty lines in a panel are a wall: those that stand out are named, and the others
 /// are one line.
 #[test]
-fn it_reads_at_thirty_pods_as_at_three() {
+fn the_dashboard_is_as_readable_with_thirty_pods_as_with_three() {
     for panel in panels().iter().filter(|panel| panel["type"] == "timeseries") {
         let legend = &panel["options"]["legend"];
         assert_eq!(legend["displayMode"], "table", "{}", panel["title"]);
@@ -303,7 +303,7 @@ fn it_reads_at_thirty_pods_as_at_three() {
 }
 
 #[test]
-fn every_reason_has_its_colour() {
+fn every_reason_has_a_colour() {
     let coloured = |title: &str| -> BTreeSet<String> {
         let panel = panel(title);
         let overrides = list(&panel["fieldConfig"]["overrides"]).iter();
@@ -321,7 +321,7 @@ fn every_reason_has_its_colour() {
 }
 
 #[test]
-fn the_replicas_that_are_wanted_are_those_of_the_manifests() {
+fn the_wanted_replicas_on_the_dashboard_match_the_manifests() {
     let autoscaler: HorizontalPodAutoscaler = variant("components-hpa").named(NAME);
     assert_eq!(autoscaler.spec.scale_target_ref.name, NAME);
     let expressions = expressions();
@@ -338,7 +338,7 @@ fn the_replicas_that_are_wanted_are_those_of_the_manifests() {
 }
 
 #[test]
-fn the_page_about_it_is_right() {
+fn the_document_about_the_dashboard_is_correct() {
     let (_, section) = OPERATIONS.split_once("\n### The dashboard\n").expect("a section");
     let section = section.split("\n## ").next().unwrap();
     let named = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());

@@ -63,7 +63,7 @@ fn plain(duration: Duration) -> String {
 }
 
 #[test]
-fn the_timeline_has_the_times_of_the_manifests() {
+fn the_documented_timeline_matches_the_manifests() {
     for server in base_and_production() {
         let (drain, pre_stop) = (config(&server).drain(), pre_stop(&server));
         let listening = pre_stop + drain.delay;
@@ -83,7 +83,7 @@ fn the_timeline_has_the_times_of_the_manifests() {
 }
 
 #[test]
-fn the_times_in_the_text_are_those_of_the_manifests() {
+fn the_documented_times_match_the_manifests() {
     let server = base();
     let (drain, pre_stop, grace) = (config(&server).drain(), pre_stop(&server), grace(&server));
     says(
@@ -109,7 +109,7 @@ fn the_times_in_the_text_are_those_of_the_manifests() {
 }
 
 #[test]
-fn the_probes_in_the_text_are_those_of_the_manifests() {
+fn the_documented_probes_match_the_manifests() {
     let server = base();
     let container = server.container();
     let liveness = container.liveness_probe.as_ref().unwrap();
@@ -139,7 +139,7 @@ fn the_probes_in_the_text_are_those_of_the_manifests() {
 }
 
 #[test]
-fn the_sizes_are_those_of_the_manifests() {
+fn the_documented_sizes_match_the_manifests() {
     let of_both = |value: &dyn Fn(&Server) -> String| base_and_production().map(|one| value(&one));
     let requested = |list: &'static str, name: &'static str| {
         of_both(&move |server| resource(server.container(), list, name).unwrap())
@@ -158,7 +158,7 @@ fn the_sizes_are_those_of_the_manifests() {
 }
 
 #[test]
-fn the_memory_adds_up_as_the_code_has_it() {
+fn the_documented_memory_matches_the_formula_in_the_code() {
     let both = base_and_production();
     let rows = table(OPERATIONS, "| MiB | base | production |");
     for (column, server) in both.iter().enumerate() {
@@ -191,7 +191,7 @@ fn parts(limits: &Limits) -> [usize; 7] {
 }
 
 #[test]
-fn the_rates_are_what_the_cpu_request_carries() {
+fn the_documented_rates_match_the_cpu_request() {
     let cpu = resource(base().container(), "requests", "cpu").unwrap();
     let millicores: f64 = cpu.strip_suffix('m').unwrap().parse().unwrap();
     for row in table(OPERATIONS, "| clients | CPU of a message |") {
@@ -203,7 +203,7 @@ fn the_rates_are_what_the_cpu_request_carries() {
 }
 
 #[test]
-fn the_metrics_that_scale_are_those_of_the_autoscaler() {
+fn the_documented_scaling_metrics_match_the_autoscaler() {
     let rows = table(OPERATIONS, "| metric | each pod's target |");
     let stated: Vec<_> = rows
         .iter()
@@ -222,7 +222,7 @@ fn the_metrics_that_scale_are_those_of_the_autoscaler() {
 }
 
 #[test]
-fn every_series_that_is_named_is_there() {
+fn every_documented_series_exists() {
     let (_, scraped) = base_metrics();
     let texts = sources().into_iter().map(|(_, text)| text).chain([OPERATIONS.to_owned()]);
     let (rules, _) = component_file("prometheus/rules.yml");
@@ -262,7 +262,7 @@ fn base_metrics() -> (u16, String) {
 }
 
 #[test]
-fn every_flag_that_is_named_is_one() {
+fn every_documented_flag_exists() {
     let flags: BTreeSet<_> = [EchoConfig::command(), ProbeConfig::command(), LoadConfig::command()]
         .iter()
         .flat_map(|command| command.get_arguments())
@@ -276,7 +276,7 @@ fn every_flag_that_is_named_is_one() {
 }
 
 #[test]
-fn every_reason_that_is_named_is_one() {
+fn every_documented_reason_exists() {
     let rows = table(OPERATIONS, "| symptom | look at |");
     let reasons = rows.iter().filter(|row| row[0].starts_with("clients "));
     let mut seen = 0;
@@ -291,7 +291,7 @@ fn every_reason_that_is_named_is_one() {
 }
 
 #[test]
-fn every_object_that_is_named_is_there() {
+fn every_documented_object_exists() {
     let there: BTreeSet<_> =
         variant("overlays-local").documents.iter().map(|one| name_of(one).to_lowercase()).collect();
     let words = [OPERATIONS, KUBERNETES, README]
@@ -307,7 +307,7 @@ fn every_object_that_is_named_is_there() {
 }
 
 #[test]
-fn every_service_and_path_that_is_named_is_there() {
+fn every_documented_service_and_path_exists() {
     let there: BTreeSet<_> = variant("overlays-autoscaled")
         .documents
         .iter()

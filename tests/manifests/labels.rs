@@ -70,7 +70,7 @@ fn check_labels<'a>(who: &str, label: impl Fn(&str) -> Option<&'a str>) {
 }
 
 #[test]
-fn what_is_the_servers_selects_the_server_and_nothing_else() {
+fn the_servers_objects_select_only_the_server() {
     for variant in variants() {
         let only_the_server = |what: &str, labels: Option<BTreeMap<String, String>>| {
             assert!(labels.is_some(), "{what}");
@@ -90,7 +90,7 @@ fn what_is_the_servers_selects_the_server_and_nothing_else() {
 }
 
 #[test]
-fn no_selector_takes_nobody() {
+fn every_selector_matches_a_pod() {
     for variant in variants() {
         for service in variant.all::<Service>() {
             let selector = service.spec.unwrap().selector;

@@ -29,7 +29,7 @@ pub fn grace(server: &Server) -> Duration {
 }
 
 #[test]
-fn the_drain_is_over_before_the_kubelet_kills() {
+fn the_drain_ends_before_the_kubelet_kills_the_pod() {
     for server in Server::all() {
         // The drain's timeout includes its delay.
         let needed = pre_stop(&server) + config(&server).drain_timeout;
@@ -38,7 +38,7 @@ fn the_drain_is_over_before_the_kubelet_kills() {
 }
 
 #[test]
-fn a_pod_that_goes_accepts_until_clients_have_heard() {
+fn a_terminating_pod_accepts_until_clients_know_about_it() {
     for server in Server::all() {
         let accepting = pre_stop(&server) + config(&server).drain_delay;
         assert!(accepting >= HEARD, "{}: {accepting:?}", server.variant);
@@ -46,7 +46,7 @@ fn a_pod_that_goes_accepts_until_clients_have_heard() {
 }
 
 #[test]
-fn a_new_pod_is_known_to_clients_before_the_next_old_one_goes() {
+fn clients_know_a_new_pod_before_the_next_old_one_terminates() {
     for server in Server::all() {
         let ready = server.deployment.spec.min_ready_seconds.unwrap_or(0);
         assert!(ready >= i32::try_from(HEARD.as_secs()).unwrap(), "{}", server.variant);
@@ -88,7 +88,7 @@ fn a_rollout_never_has_fewer_pods_than_asked_for() {
 }
 
 #[test]
-fn there_are_three_and_they_are_restarted() {
+fn there_are_three_replicas_and_they_are_restarted() {
     let server = variant("base").server();
     assert_eq!(server.deployment.spec.replicas, Some(3));
     assert_eq!(server.pod().restart_policy.as_deref(), Some("Always"));

@@ -43,7 +43,7 @@ fn config() -> LoadConfig {
 }
 
 #[test]
-fn it_follows_the_endpoints_of_the_headless_service_by_the_name_of_their_port() {
+fn the_load_follows_the_headless_service_by_its_port_name() {
     let headless: Service = with_load().named("zmq-echo-headless");
     let [port] = &headless.spec.unwrap().ports.unwrap()[..] else { panic!("one port") };
     let port = port.name.clone().unwrap();
@@ -52,7 +52,7 @@ fn it_follows_the_endpoints_of_the_headless_service_by_the_name_of_their_port() 
 }
 
 #[test]
-fn it_is_over_before_its_deadline() {
+fn the_load_job_ends_before_its_deadline() {
     let deadline = job().spec.unwrap().active_deadline_seconds.expect("a deadline");
     let config = config();
     // The rest is for the image to be pulled.
@@ -61,7 +61,7 @@ fn it_is_over_before_its_deadline() {
 }
 
 #[test]
-fn it_waits_for_a_service_that_is_applied_with_it_and_no_other_container_does() {
+fn only_the_load_waits_for_a_service_applied_with_it() {
     let pod = job().spec.unwrap().template.spec.unwrap();
     assert_eq!((pod.containers.len(), pod.init_containers), (1, None));
     // Longer than a server takes that has to be pulled and started first.
@@ -69,14 +69,14 @@ fn it_waits_for_a_service_that_is_applied_with_it_and_no_other_container_does() 
 }
 
 #[test]
-fn it_is_run_once_and_goes_when_it_was_read() {
+fn the_load_job_runs_once_and_is_deleted_later() {
     let job = job().spec.unwrap();
     assert_eq!(job.backoff_limit, Some(0));
     assert!(job.ttl_seconds_after_finished > Some(0));
 }
 
 #[test]
-fn it_puts_a_server_under_load_as_it_is_written() {
+fn the_load_job_as_written_puts_a_server_under_load() {
     let server = support::Server::start(&[]);
     let container = container();
     let mut args = container.args.unwrap();

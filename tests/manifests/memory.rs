@@ -42,7 +42,7 @@ pub fn resource(container: &Container, list: &str, name: &str) -> Option<String>
 }
 
 #[test]
-fn the_limit_is_above_all_that_peers_can_take() {
+fn the_memory_limit_exceeds_all_that_peers_can_use() {
     for server in Server::all() {
         let limit = bytes(&resource(server.container(), "limits", "memory").expect("a limit"));
         let most = most(&config(&server).limits());
@@ -52,14 +52,14 @@ fn the_limit_is_above_all_that_peers_can_take() {
 }
 
 #[test]
-fn the_formula_is_that_of_the_defaults_in_the_sockets_documentation() {
+fn the_memory_formula_matches_the_sockets_documentation() {
     // 6000 * 2.5 * 512 KiB.
     let limits = zmq_echo::config::ServerConfig::parse_args(["zmq-echo-server"]).unwrap().limits();
     assert_eq!(sockets(&limits), 6000 * 5 * (256 << 10));
 }
 
 #[test]
-fn every_container_asks_for_what_it_uses_and_is_bounded_in_memory_alone() {
+fn every_container_has_requests_and_only_a_memory_limit() {
     for pod in pods() {
         for container in pod.containers() {
             let stated = |list, name| resource(container, list, name);

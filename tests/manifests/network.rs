@@ -68,7 +68,7 @@ fn labels(
 }
 
 #[test]
-fn nothing_comes_and_goes_that_no_policy_names() {
+fn all_traffic_that_no_policy_names_is_denied() {
     for variant in variants() {
         let policy: NetworkPolicy = variant.named("zmq-echo-default-deny");
         let spec = policy.spec.unwrap();
@@ -81,7 +81,7 @@ fn nothing_comes_and_goes_that_no_policy_names() {
 }
 
 #[test]
-fn what_is_let_in_is_what_the_deployment_opens() {
+fn the_policies_admit_exactly_the_ports_of_the_deployment() {
     for variant in variants() {
         let server = variant.server();
         let opened: BTreeSet<_> =
@@ -93,7 +93,7 @@ fn what_is_let_in_is_what_the_deployment_opens() {
 }
 
 #[test]
-fn each_port_is_for_those_that_are_labelled_for_it() {
+fn each_port_admits_only_pods_with_its_label() {
     let variant = variant("base");
     let server = variant.server();
     let rules = ingress_of_the_server(variant);
@@ -113,7 +113,7 @@ fn each_port_is_for_those_that_are_labelled_for_it() {
 }
 
 #[test]
-fn nobody_is_let_in_without_a_label() {
+fn no_pod_is_admitted_without_a_label() {
     for variant in variants() {
         for (peers, _) in ingress_of_the_server(variant) {
             assert!(!peers.is_empty(), "{}: an empty list is everyone", variant.name);
@@ -131,7 +131,7 @@ fn nobody_is_let_in_without_a_label() {
 }
 
 #[test]
-fn the_server_goes_nowhere() {
+fn the_server_has_no_egress() {
     for variant in variants() {
         for policy in policies_of(variant, &named_pod(variant, NAME)) {
             assert_eq!(policy.spec.unwrap().egress, None, "{}", variant.name);

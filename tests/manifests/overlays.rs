@@ -49,7 +49,7 @@ fn the_base_names_no_namespace_and_an_overlay_names_one_everywhere() {
 }
 
 #[test]
-fn production_depends_on_no_memory_that_others_may_have_taken() {
+fn production_memory_requests_equal_their_limits() {
     let server = variant("overlays-production").server();
     let memory = |list| resource(server.container(), list, "memory");
     assert_eq!(memory("requests"), memory("limits"));
@@ -90,7 +90,7 @@ fn production_with_zones_spreads_over_both_and_waits_for_either() {
 }
 
 #[test]
-fn production_waits_rather_than_crowd_and_a_single_node_does_not() {
+fn production_pods_wait_if_they_cannot_be_spread_and_local_pods_do_not() {
     for (name, rule) in
         [("overlays-production", "DoNotSchedule"), ("overlays-local", "ScheduleAnyway")]
     {

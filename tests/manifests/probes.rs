@@ -40,7 +40,7 @@ fn exec(server: &Server, endpoint: &str) -> Output {
 }
 
 #[test]
-fn liveness_is_a_yes_where_the_server_echoes() {
+fn the_liveness_probe_succeeds_if_the_server_echoes() {
     for server in Server::all() {
         let running = run(&server);
         // The first that a busy machine gives the time that it asks for.
@@ -51,7 +51,7 @@ fn liveness_is_a_yes_where_the_server_echoes() {
 }
 
 #[test]
-fn liveness_is_a_no_where_the_loop_hangs_and_the_port_is_still_open() {
+fn the_liveness_probe_fails_if_the_loop_hangs_with_its_port_open() {
     for server in Server::all() {
         let running = run(&server);
         running.stop();
@@ -64,7 +64,7 @@ fn liveness_is_a_no_where_the_loop_hangs_and_the_port_is_still_open() {
 }
 
 #[test]
-fn liveness_is_a_no_where_the_server_is_gone() {
+fn the_liveness_probe_fails_if_the_server_is_gone() {
     for server in Server::all() {
         let mut running = run(&server);
         running.signal(Signal::KILL);
@@ -74,7 +74,7 @@ fn liveness_is_a_no_where_the_server_is_gone() {
 }
 
 #[test]
-fn liveness_asks_where_the_clients_do() {
+fn the_liveness_probe_uses_the_clients_port() {
     for server in Server::all() {
         let probe = probe_config(server.container(), &command_of(liveness(&server)));
         let (host, port) = probe.endpoint.host_and_port();
@@ -97,7 +97,7 @@ fn the_probe_reports_before_the_kubelet_gives_up_on_it() {
 }
 
 #[test]
-fn one_slow_moment_restarts_nothing() {
+fn one_slow_moment_does_not_restart_a_pod() {
     for server in Server::all() {
         assert!(liveness(&server).failure_threshold >= Some(3), "{}", server.variant);
     }
@@ -116,7 +116,7 @@ fn readiness_and_startup_connect_to_the_zeromq_port_by_its_name() {
 }
 
 #[test]
-fn a_server_that_does_not_start_is_known_before_the_rollout_is_given_up() {
+fn a_server_that_fails_to_start_is_noticed_before_the_rollouts_deadline() {
     for server in Server::all() {
         let startup = server.container().startup_probe.as_ref().unwrap();
         let (period, threshold) =

@@ -62,7 +62,7 @@ fn arguments_and_environment_are_what_the_server_parses() {
 }
 
 #[test]
-fn nothing_of_the_image_is_relied_on() {
+fn the_deployment_does_not_rely_on_image_defaults() {
     for server in Server::all() {
         let stated: Vec<_> = environment(server.container()).map(|(name, _)| name).collect();
         for name in ["ZMQ_ECHO_BIND", "ZMQ_ECHO_HTTP", "ZMQ_ECHO_DRAIN_TIMEOUT"] {
@@ -72,7 +72,7 @@ fn nothing_of_the_image_is_relied_on() {
 }
 
 #[test]
-fn the_limits_that_it_states_are_in_force() {
+fn the_limits_stated_by_the_deployment_are_in_force() {
     for server in Server::all() {
         let (limits, running) = (config(&server).limits(), run(&server));
         for (gauge, stated) in [
@@ -87,7 +87,7 @@ fn the_limits_that_it_states_are_in_force() {
 }
 
 #[test]
-fn its_ports_are_those_that_the_server_opens_to_everyone() {
+fn the_deployments_ports_are_those_that_the_server_opens() {
     for server in Server::all() {
         let config = config(&server);
         assert_eq!(config.bind.to_string(), format!("tcp://*:{}", server.port("zeromq")));
@@ -135,7 +135,7 @@ fn the_services_lead_to_the_zeromq_port_by_its_name() {
 }
 
 #[test]
-fn one_service_has_an_address_and_the_other_shows_the_endpoints() {
+fn one_service_has_a_cluster_ip_and_the_other_is_headless() {
     for variant in variants() {
         let [balanced, headless] = &services_of_the_server(variant)[..] else { panic!("two") };
         let spec = |service: &Service| service.spec.clone().unwrap();

@@ -64,7 +64,7 @@ const RUN_WITH_KUBECTL: &str = "cat >> k8s/overlays/production/kustomization.yam
 const STOP: &str = "kill $(cat ?.pid)";
 
 #[test]
-fn every_command_is_run_by_a_test_or_stands_on_the_list_with_its_reason() {
+fn every_documented_command_is_tested_or_listed_with_a_reason() {
     let run: Vec<_> = RUN
         .iter()
         .flat_map(|(document, heading, part)| commands_of(&block_under(document, heading, part)))
@@ -90,7 +90,7 @@ fn block_under(document: &str, heading: &str, part: &str) -> String {
 }
 
 #[test]
-fn a_shell_reads_every_command() {
+fn a_shell_can_parse_every_documented_command() {
     let documents = documents();
     let blocks = documents.iter().flat_map(|(file, text)| {
         blocks_of(text).into_iter().chain(inline(text)).map(move |block| (file, block))
@@ -150,7 +150,7 @@ fn the_probe_and_the_side_port_answer_as_the_readme_says() {
 }
 
 #[test]
-fn the_load_generator_makes_its_report_as_the_document_says() {
+fn the_load_generator_writes_its_report_as_documented() {
     let block = block_under(LOAD_GENERATOR, "# The load generator", "zmq-echo-load");
     let server = Server::start(&[]);
     let place = Place::new("load");
@@ -164,7 +164,7 @@ fn the_load_generator_makes_its_report_as_the_document_says() {
 }
 
 #[test]
-fn no_command_is_of_a_kind_that_has_failed_readers() {
+fn no_command_repeats_a_known_mistake() {
     for (file, command) in commands() {
         for line in command.lines() {
             let words: Vec<_> = line.split_whitespace().collect();

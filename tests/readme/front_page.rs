@@ -35,7 +35,7 @@ fn the_badges_name_the_repository_the_licence_and_the_oldest_rust() {
 
 /// Within a tenth of each file and of the whole, so that small changes need no new numbers.
 #[test]
-fn the_files_for_an_evening_have_about_the_lines_that_are_named() {
+fn the_recommended_files_have_about_the_stated_number_of_lines() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let about = |stated: usize, real: usize| stated.abs_diff(real) * 10 <= real;
     let mut whole = 0;

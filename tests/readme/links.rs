@@ -87,7 +87,7 @@ fn every_link_leads_to_a_file_and_a_heading() {
 }
 
 #[test]
-fn a_link_to_nowhere_is_noticed() {
+fn a_broken_link_is_detected() {
     let page = root().join("docs/README.md");
     let text = "# One\n\n```sh\n# no heading\n```\n\n## A `b`, c\n\n## One\n";
     for (link, holds) in [
@@ -119,7 +119,7 @@ fn the_index_leads_to_every_document() {
 
 /// Comments, messages and manifests name documents and their sections.
 #[test]
-fn every_document_that_is_named_in_the_tree_is_there() {
+fn every_document_named_in_the_tree_exists() {
     let mut files = Vec::new();
     for folder in
         [".ci", "bin", "client", "compare", "examples", "fuzz", "k8s", "src", "tests", "zmtp"]
