@@ -1,4 +1,5 @@
-//! Memory is bounded by the flags, whatever is sent, announced or not read.
+//! Memory stays within the limits set by the flags, whatever a peer sends, announces or leaves
+//! unread.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -119,7 +120,7 @@ fn the_start_of_a_huge_message_reserves_no_memory_and_is_closed_at_the_stall_tim
 
 #[test]
 fn half_messages_on_hundreds_of_connections_stay_within_the_pool() {
-    // Nobody is closed for the time that this takes.
+    // No peer is closed for the time that this test takes.
     let mut attacked = Attacked::start(&["--stall-timeout", "10m"]);
     let half = |size: u64| [raw::announced(0, size), vec![5; size as usize / 2]].concat();
     let small = half(200 << 10);
@@ -130,11 +131,11 @@ fn half_messages_on_hundreds_of_connections_stay_within_the_pool() {
     assert_eq!(attacked.disconnections("pool_full"), 0.0);
     attacked.serves_its_neighbour();
     attacked.rests();
-    // Half as much again as the pool, on top.
+    // Half the size of the pool again, on top of it.
     let large = half(2 << 20);
     let mut more = raw::crowd(attacked.address(), 100);
     for peer in &mut more {
-        // Its turn to be the one that is closed may come while it writes.
+        // It may be the next one to be closed while it writes.
         let _ = peer.write_all(&large);
     }
     wait_until("the pool is full", || attacked.disconnections("pool_full") > 0.0);
@@ -146,7 +147,7 @@ fn half_messages_on_hundreds_of_connections_stay_within_the_pool() {
 
 #[test]
 fn two_hundred_peers_that_pipeline_without_reading_lose_nothing_and_block_no_other_peer() {
-    // Nobody is closed for the time that this takes.
+    // No peer is closed for the time that this test takes.
     let mut attacked = Attacked::start(&["--stall-timeout", "10m"]);
     let mut peers = raw::crowd(attacked.address(), 200);
     let request = raw::frame(&[3; 64 << 10], false);
@@ -154,7 +155,7 @@ fn two_hundred_peers_that_pipeline_without_reading_lose_nothing_and_block_no_oth
     attacked.serves_its_neighbour();
     attacked.rests();
     assert!(taken.iter().all(|taken| !taken.closed), "nobody is closed for its own backlog");
-    // Who reads at last gets an answer to all that was taken from it.
+    // A peer that starts to read gets a reply to every request that was taken from it.
     for (peer, taken) in peers.iter_mut().zip(&taken) {
         for _ in 0..taken.bytes / request.len() {
             assert!(raw::read(peer, request.len()) == request, "another message came back");
@@ -169,7 +170,7 @@ fn a_peer_that_floods_large_messages_without_reading_is_soon_no_longer_read() {
     let mut attacked = Attacked::start(&[]);
     let mut peers = raw::crowd(attacked.address(), 20);
     let request = raw::frame(&[3; 1 << 20], false);
-    // Each would send without end: it is not read from.
+    // Each peer would send without end, but the server stops reading from it.
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     let most = taken.iter().map(|taken| taken.bytes).max().unwrap();
     assert!(most < 6 << 20, "{most} bytes were taken from one peer");
