@@ -1,4 +1,4 @@
-//! The probe says yes to an echo and no to everything else, in time.
+//! The probe succeeds on an echo and fails on everything else, within its limit.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,12 +14,12 @@ fn probe(endpoint: &str, args: &[&str]) -> Output {
     command(PROBE).args(["--endpoint", endpoint]).args(args).output().expect("the probe runs")
 }
 
-/// A peer that does `behaviour` to each connection.
+/// A peer that handles each connection with `behaviour`.
 fn peer(behaviour: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
-        // All at once: the probe may look with a connection of its own.
+        // Every connection stays open, because the probe may open another one to look.
         let mut open = Vec::new();
         for stream in listener.incoming() {
             let stream = stream.unwrap();
@@ -30,29 +30,29 @@ fn peer(behaviour: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
     address
 }
 
-/// Reads the frames of a REQ request: the delimiter, the mark of a check and the payload.
-/// Returns the last.
+/// Reads the frames of a REQ request: the delimiter, the marker of a check, and the payload.
+/// Returns the payload.
 fn read_request(stream: &mut TcpStream) -> Vec<u8> {
     let [delimiter, mark, payload] = raw::read_message(stream).try_into().unwrap();
     assert!(delimiter.is_empty() && mark == CHECK);
     payload
 }
 
-/// With a limit for peers that let it pass.
+/// Runs the probe with a short limit, for peers that let it pass.
 #[track_caller]
 fn says_no_at_the_limit(address: SocketAddr, step: &str, reason: &str) {
     let after = says_no(address, "2s", step, reason);
     assert!(after >= 2000.0, "{after} ms");
 }
 
-/// With a limit that only a hang would reach.
+/// Runs the probe with a limit that only a hang would reach.
 #[track_caller]
 fn says_no_at_once(address: SocketAddr, step: &str, reason: &str) {
     let after = says_no(address, "1h", step, reason);
     assert!(after < DEADLINE.as_secs_f64() * 1000.0, "{after} ms");
 }
 
-/// Returns the milliseconds that the probe says it took.
+/// Returns the milliseconds that the probe reports.
 #[track_caller]
 fn says_no(address: SocketAddr, limit: &str, step: &str, reason: &str) -> f64 {
     let output = probe(&format!("tcp://{address}"), &["--timeout", limit]);
@@ -92,7 +92,7 @@ fn the_probe_is_counted_as_a_probe_and_leaves_nothing_open() {
 
 #[test]
 fn the_probe_fails_before_its_limit_if_nothing_listens() {
-    // Bound, so that nobody else gets it, and not listening.
+    // Bound, so that no other process gets the port, but not listening.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     says_no(socket.local_addr().unwrap().as_socket().unwrap(), "30s", "connect", "refused");
@@ -124,7 +124,7 @@ fn the_probe_fails_if_the_handshake_hangs() {
             }
         });
     };
-    // All at once: each lets its limit pass.
+    // All at once, because each one waits for its whole limit.
     thread::scope(|scope| {
         for peer in [peer(half), peer(whole), peer(trickled)] {
             scope.spawn(move || says_no_at_the_limit(peer, "handshake", "no handshake"));
@@ -162,7 +162,7 @@ fn the_probe_fails_if_the_peer_hangs_up_on_the_request() {
     says_no_at_once(peer(hangs_up), "receive", "closed");
 }
 
-/// A peer that answers each request with what `reply` makes of its payload.
+/// A peer that replies to each request with the result of `reply` for its payload.
 fn answering(reply: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
     peer(move |mut stream| {
         if raw::welcome(&mut stream).is_ok() {

@@ -1,4 +1,4 @@
-//! Nothing grows: what is outstanding, what waits, what is sent.
+//! Everything is bounded: open requests, waiting callers and unsent data.
 
 use std::io::{Read, Write};
 use std::task::Poll;
@@ -16,7 +16,7 @@ use crate::support::{Server, raw};
 
 type Asked = JoinHandle<Result<Reply, RequestError>>;
 
-/// A client with as many outstanding as may be, at a server that is stopped.
+/// A client with the maximum number of open requests, at a server that is stopped.
 async fn full(config: ClientConfig) -> (Server, Counted, Vec<Asked>) {
     let server = Server::start(&[]);
     let outstanding = config.max_outstanding;
@@ -84,11 +84,11 @@ async fn an_abandoned_request_keeps_its_slot_until_it_times_out() {
     assert_eq!(client.metric("zmq_echo_client_outstanding"), 5.0);
     let refused = client.request("one too many").await;
     assert!(matches!(refused, Err(RequestError::Full { .. })), "{refused:?}");
-    // Long enough for the callers to leave before.
+    // Long enough that the callers leave before their requests time out.
     let config = ClientConfig { timeout: Duration::from_secs(5), ..hasty() };
     let client = abandoned(config, &silent).await;
     until("there is room", || client.metric("zmq_echo_client_outstanding") == 0.0).await;
-    // It is known of the endpoint all the same.
+    // The timeouts make the endpoint suspect all the same.
     assert_eq!(client.state(&silent.endpoint), Some(State::Suspect));
 }
 
@@ -154,8 +154,8 @@ async fn a_reply_that_announces_128_tib_closes_only_its_own_connection() {
     }
 }
 
-/// Ten requests whose replies come while nobody picks them up; what has become of them by then,
-/// but for those that were not sent, which go on.
+/// Sends ten requests whose replies arrive while nothing collects them. Returns their outcomes by
+/// then, except for requests that were not sent, which continue.
 async fn picked_up_late(client: &Counted, size: usize) -> Vec<Result<Reply, RequestError>> {
     let totals = ["attempts", "not_sent"].map(|name| format!("zmq_echo_client_{name}_total"));
     let ended = || totals.iter().map(|total| client.metric(total)).sum::<f64>();
@@ -184,7 +184,7 @@ async fn uncollected_replies_are_bounded_per_connection() {
     let server = Server::start(&[]);
     let config = ClientConfig { max_connection_replies: 3 * SIZE + 1, retries: 0, ..patient() };
     let client = Counted::new(config, fixed(&[&server.endpoint]));
-    // The room is given back each time.
+    // The memory is freed each time.
     for _ in 0..2 {
         let got = picked_up_late(&client, SIZE).await;
         assert_eq!(got.iter().filter(|got| got.is_ok()).count(), 3);
@@ -192,7 +192,7 @@ async fn uncollected_replies_are_bounded_per_connection() {
             assert!(matches!(error, RequestError::ReplyMemory { attempts: 1, .. }), "{error}");
         }
     }
-    // Small ones are bounded by the number of requests.
+    // Small requests are limited by their number.
     assert!(picked_up_late(&client, 4 << 10).await.iter().all(Result::is_ok));
 }
 
@@ -210,7 +210,7 @@ async fn uncollected_replies_are_bounded_over_all_connections() {
     let answered = got.iter().filter(|got| got.is_ok()).count();
     assert!((1..=3).contains(&answered), "{answered} were answered");
     for error in got.into_iter().filter_map(Result::err) {
-        // Replies under way count as well: one that finds no room ends its connection.
+        // Replies in progress count too: one that does not fit closes its connection.
         let expected =
             matches!(error, RequestError::ReplyMemory { .. } | RequestError::Disconnected { .. });
         assert!(expected, "{error}");
@@ -233,7 +233,7 @@ async fn unsolicited_replies_hold_no_memory() {
             stream.read(&mut [0]).ok()
         });
     });
-    // Of which one is half, while it is under way.
+    // While one of these replies is being received, it takes half of this limit.
     let config = ClientConfig { max_replies: 4 << 20, retries: 0, ..patient() };
     let client = Counted::new(config, fixed(&[&endpoint]));
     assert_eq!(client.request("asked for").await.unwrap().payload, "asked for");

@@ -1,4 +1,4 @@
-//! A client that says how long a request is worth working on.
+//! The client tells the server how long a request is worth working on.
 
 use std::time::Instant;
 
@@ -22,14 +22,14 @@ async fn a_server_skips_requests_that_the_client_has_given_up() {
         let config = ClientConfig { timeout, retries: 0, send_deadlines, ..hasty() };
         let client = Counted::new(config, fixed(&[&server.endpoint]));
         until("it is connected", || client.metric("zmq_echo_client_endpoints_usable") == 1.0).await;
-        // It keeps the thread busy.
+        // This request keeps the thread busy.
         let mut other = raw::connect(server.address(), b"");
         std::io::Write::write_all(&mut other, &raw::message(&[b"id", b"", b"slow"])).unwrap();
         server.wait_for_metric("zmq_echo_in_flight_requests", |requests| requests == 1.0);
         let asked_at = Instant::now();
         match client.request("hello").await {
             Err(RequestError::TimedOut { .. }) => {}
-            // A busy machine may be as late as this.
+            // Allows for delays on a busy machine.
             Err(RequestError::Rejected { rejection, .. }) => assert_eq!(rejection.code, "deadline"),
             other => panic!("{other:?} after {:?}", asked_at.elapsed()),
         }

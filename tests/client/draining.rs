@@ -1,4 +1,4 @@
-//! Endpoints that go: nothing new, what is outstanding answered, then nothing.
+//! Draining endpoints: they get no new requests, answer their open ones, and are then disconnected.
 
 use tokio::sync::mpsc;
 use zeromq::ZmqMessage;
@@ -25,7 +25,7 @@ async fn holding() -> (Peer, mpsc::UnboundedReceiver<()>) {
     (peer, held)
 }
 
-/// Says `gone` of a peer that holds one request, and then has it answered.
+/// Reports `gone` for a peer that holds one request, and then has it answered.
 async fn answers_what_it_has(gone: impl Fn(&Teller, &str, &str)) {
     let (peer, mut held) = holding().await;
     let server = Server::start(&[]);
@@ -41,7 +41,7 @@ async fn answers_what_it_has(gone: impl Fn(&Teller, &str, &str)) {
         assert_eq!(reply.endpoint.to_string(), server.endpoint, "it got a new one");
     }
     assert_eq!(client.outstanding(&peer.endpoint), 1);
-    // Another client's request has the peer answer.
+    // A request by another client makes the peer reply.
     let another = Counted::new(patient(), super::fixed(&[&peer.endpoint]));
     another.request("go").await.unwrap();
     let reply = asked.await.unwrap().unwrap();

@@ -1,11 +1,11 @@
-//! Error replies: a typed error if a repetition makes no sense, another server if it does.
+//! Error replies: a typed error if a retry makes no sense, another server if it does.
 
 use zmq_echo::service::{Answer, Rejection, Request};
 
 use super::*;
 use crate::poll_loop::{Loop, start};
 
-/// Counts its requests instead of echoing them, and says no to some.
+/// A service that counts its requests instead of echoing them, and rejects some.
 fn counting(name: &'static str) -> Loop {
     start(move || {
         let mut count = 0;

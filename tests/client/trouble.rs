@@ -1,4 +1,4 @@
-//! Endpoints that fail: what it costs, and that it costs no answer.
+//! Failing endpoints: their cost, and that no request fails because of them.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -32,7 +32,7 @@ async fn a_killed_endpoint_costs_each_of_its_requests_at_most_one_more_attempt()
         client.wait_for_state(endpoint, Some(State::Ready)).await;
     }
     let killed = async {
-        // Stopped first, so that requests are certainly in flight there.
+        // Stop it first, so that requests are certainly in flight there.
         servers[1].stop();
         until("requests are there", || client.outstanding(&endpoints[1]) >= 5).await;
         servers[1].signal(Signal::KILL);
@@ -41,7 +41,7 @@ async fn a_killed_endpoint_costs_each_of_its_requests_at_most_one_more_attempt()
         let more = || client.metric("zmq_echo_client_attempts_total") > before + 1000.0;
         until("the others go on", more).await;
     };
-    // Without a pause: where all are idle, the stopped one gets one and no more.
+    // Without a pause: with all endpoints idle, the stopped one gets one request and no more.
     let got = client.load_with_pauses(Duration::ZERO, CALLERS, killed).await;
     assert_all_answered(&got);
     let retried = got.iter().filter(|got| got.reply.as_ref().unwrap().attempts > 1).count();
@@ -52,8 +52,8 @@ async fn a_killed_endpoint_costs_each_of_its_requests_at_most_one_more_attempt()
     assert_eq!(lost, retried as f64);
 }
 
-/// A peer that answers no caller, and checks only if it is told to; with every payload
-/// that callers have sent there.
+/// A peer that answers no caller, and answers checks only if told to. Also returns every caller's
+/// payload that arrived there.
 async fn unhelpful(answers_checks: bool) -> (Peer, Arc<Mutex<Vec<Vec<u8>>>>) {
     let requests = Arc::<Mutex<Vec<Vec<u8>>>>::default();
     let seen = Arc::clone(&requests);
@@ -86,7 +86,7 @@ async fn an_endpoint_that_never_answers_costs_a_request_one_attempt_and_is_then_
     first.dedup();
     assert!(count > 0 && first.len() == count, "{} of {count} requests differ", first.len());
 
-    // From then on no request goes there, however often it is checked meanwhile.
+    // From then on it gets no requests, however often it is checked.
     let failed = || client.metric("zmq_echo_client_checks_total{outcome=\"failed\"}") >= 2.0;
     let meanwhile = async {
         client.wait_for_answers(1000.0).await;
@@ -115,7 +115,7 @@ async fn a_suspect_endpoint_is_used_again_once_it_has_answered_a_check() {
     let client = Counted::new(ClientConfig { retries: 100, ..hasty() }, fixed(&[&server.endpoint]));
     client.client.ready().await;
     server.stop();
-    // Its first attempt makes the endpoint suspect, and the next is held back.
+    // Its first attempt makes the endpoint suspect, and the next attempt is held back.
     let asked = client.spawn("held back");
     let failed = || client.metric("zmq_echo_client_checks_total{outcome=\"failed\"}") >= 2.0;
     until("it was checked twice", failed).await;
@@ -126,7 +126,7 @@ async fn a_suspect_endpoint_is_used_again_once_it_has_answered_a_check() {
 
 #[tokio::test]
 async fn replies_that_arrived_while_this_process_was_stopped_do_not_time_out() {
-    // Many, for which of two things that are ready is looked at first is chance.
+    // Many clients, because it is chance which of two ready events is handled first.
     const CLIENTS: usize = 10;
     let go = Arc::new(Barrier::new(CLIENTS + 1));
     let (got, events) = mpsc::channel();
@@ -140,11 +140,11 @@ async fn replies_that_arrived_while_this_process_was_stopped_do_not_time_out() {
             go.wait();
             stream.write_all(&raw::echo(&request)).ok()?;
             got.send("answered").ok()?;
-            // Stays open until the client leaves.
+            // Stays open until the client closes.
             stream.read_exact(&mut [0]).ok()
         });
     });
-    // Long enough for all to be sent and answered, which the threads of both sides do.
+    // Long enough for the threads of both sides to send and answer everything.
     let timeout = Duration::from_secs(5);
     let config = ClientConfig { timeout, retries: 0, ..patient() };
     let clients: Vec<_> =
@@ -161,7 +161,7 @@ async fn replies_that_arrived_while_this_process_was_stopped_do_not_time_out() {
     .await;
     go.wait();
     assert_eq!(events.iter().take(CLIENTS).collect::<Vec<_>>(), ["answered"; CLIENTS]);
-    // The thread on which the clients run.
+    // The thread that the clients run on.
     std::thread::sleep(timeout);
     for request in requests {
         request.await.unwrap().expect("its reply is there");
@@ -177,8 +177,8 @@ async fn an_endpoint_that_answers_only_checks_fails_no_request() {
     let checks = || client.metric("zmq_echo_client_checks_total{outcome=\"answered\"}");
     let got = client.load(10, until("it was checked often", || checks() >= 4.0)).await;
     assert_all_answered(&got);
-    // A check lets through what ten callers can hold, and a connection which has
-    // shown no life is not kept.
+    // A successful check admits as many requests as ten callers can have open, and a connection
+    // that has shown no life is not kept.
     let lost = requests.lock().unwrap().len() as f64;
     assert!(lost <= 10.0 * (checks() + 1.0), "{lost} were lost in {} checks", checks());
     let made = client.metric("zmq_echo_client_connections_total{outcome=\"established\"}");
@@ -212,10 +212,10 @@ async fn an_endpoint_that_comes_back_is_reconnected() {
 
 #[tokio::test]
 async fn reconnects_to_an_endpoint_that_keeps_hanging_up_are_delayed() {
-    // Greets, so that this is no failed handshake, and hangs up.
+    // Greets, so that this is not a failed handshake, and hangs up.
     let endpoint = by_hand(|mut stream| drop(raw::welcome(&mut stream)));
     let server = Server::start(&[]);
-    // Longer than any test lives, and drawn from its whole length.
+    // Longer than any test runs, and drawn from the whole range.
     let hours = Duration::from_secs(10_000 * 3600);
     let reconnect_backoff = Backoff::new(hours, hours);
     let client = Counted::new(
@@ -240,7 +240,7 @@ async fn a_retry_goes_to_another_endpoint_if_there_is_one() {
         }
     });
     let server = Server::start(&[]);
-    // It is connected to again long before the next attempt.
+    // It is reconnected long before the next attempt.
     let config = ClientConfig {
         retries: 1,
         retry_backoff: Backoff::new(Duration::from_millis(100), Duration::from_millis(100)),
@@ -257,7 +257,7 @@ async fn a_retry_goes_to_another_endpoint_if_there_is_one() {
 async fn an_endpoint_that_sends_no_zmtp_loses_its_connection_and_fails_no_request() {
     let endpoint = by_hand(|mut stream| {
         if raw::welcome(&mut stream).is_ok() {
-            // A command that ZMTP does not know, and the rest of it missing.
+            // A truncated command that ZMTP does not know.
             let _ = stream.write_all(&raw::command(b"\x03WHAT"));
         }
     });

@@ -1,4 +1,4 @@
-//! Requests that were never written: they are known as such, and cost no attempt.
+//! Requests that were never written are reported as unsent and use up no attempt.
 
 use std::io::Read;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::support::{DEADLINE, Server};
 
 const LARGE: usize = 64;
 
-/// One small request that is read, and as many large ones as no kernel buffers.
+/// One small request that is read, and enough large ones to fill every kernel buffer.
 async fn asked(client: &Counted, stuck: &Stuck) -> Vec<JoinHandle<Result<Reply, RequestError>>> {
     client.wait_for_state(&stuck.endpoint, Some(State::Ready)).await;
     let mut asked = vec![client.spawn("first")];
@@ -67,7 +67,7 @@ async fn a_partly_written_request_counts_as_not_sent() {
     client.wait_for_state(&stuck.endpoint, Some(State::Ready)).await;
     let first = client.spawn("first");
     stuck.wait_until_read().await;
-    // More than the kernel takes on both sides.
+    // More than the kernels of both sides can hold.
     let large = {
         let client = client.client.clone();
         tokio::spawn(async move { client.request(vec![0; 64 << 20].into()).await })
@@ -144,7 +144,7 @@ async fn a_request_whose_deadline_passes_in_the_queue_is_never_sent() {
         }
     }
     assert!(!not_sent.is_empty());
-    // Now it reads what there is, and sees none of them.
+    // Now it reads everything there is and finds none of them.
     let mut stream = stuck.stop();
     let reading = tokio::task::spawn_blocking(move || {
         let mut seen = [0usize; 256];
@@ -159,14 +159,14 @@ async fn a_request_whose_deadline_passes_in_the_queue_is_never_sent() {
     drop(client);
     let seen = reading.await.unwrap();
     for number in not_sent {
-        // Ids and headers have a few such bytes.
+        // Ids and headers may contain a few such bytes.
         assert!(seen[usize::from(number)] < 10_000, "{number} was sent");
     }
 }
 
 #[tokio::test]
 async fn requests_queued_for_an_endpoint_that_disappears_are_not_lost() {
-    // On a runtime with several threads, where a request can be drawn at the very moment.
+    // On a runtime with several threads, where a request may be drawn at that very moment.
     let [one, other] = [(); 2].map(|()| fateful(|_| Fate::Echoed(Duration::ZERO)));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();

@@ -1,4 +1,4 @@
-//! Peers of other hosts: what they are not trusted with, and what they cannot take.
+//! Peers on other hosts: what the server does not trust them with, and what they cannot exhaust.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -67,7 +67,7 @@ fn another_host_cannot_switch_faults() {
             answer.split(' ').nth(1).unwrap_or_default().to_owned()
         };
         assert_eq!(network.peer.run(|| status(SERVER)), "403");
-        // Nor this host by an address that others have for it.
+        // Not even from this host, if it uses the address that other hosts use for it.
         assert_eq!(status(SERVER), "403");
         assert_eq!(status("127.0.0.1"), "200");
     });
@@ -82,7 +82,7 @@ fn silent_connections_from_one_host_lock_out_neither_other_hosts_nor_the_probe()
         let server = Server::start_on(&format!("tcp://{SERVER}:0"), &args);
         let silent = || connect_from(&network.peer, PEER, server.address());
         let _silent: Vec<TcpStream> = (0..100).map(|_| silent()).collect();
-        // Eight places are for the server's own host.
+        // Eight places are reserved for the server's own host.
         let failures = "zmq_echo_handshake_failures_total{reason=\"peer_limit\"}";
         server.wait_for_metric(failures, |count| count == 100.0 - 32.0);
         let mut peers = Vec::new();
