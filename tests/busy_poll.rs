@@ -1,4 +1,4 @@
-//! How long the server spins for its next message. How the socket does it is tested there.
+//! How long the server spins for its next message. The socket's own tests check how it spins.
 
 use std::time::Duration;
 

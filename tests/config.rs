@@ -110,7 +110,7 @@ fn every_flag_is_an_environment_variable_that_a_wrong_value_names() {
     refuses_from_the_environment(SERVER, "ZMQ_ECHO", &EchoConfig::command(), &REFUSED);
 }
 
-/// Holds every flag of a program to its variable, with a value that it refuses.
+/// Checks that every flag of a program has its environment variable, with a value that is rejected.
 pub fn refuses_from_the_environment(
     program: &str,
     prefix: &str,
@@ -166,7 +166,7 @@ fn an_unknown_argument_gets_no_misleading_tip() {
 fn an_address_that_is_not_available_is_reported_with_the_flag_to_change() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let _taken = std::net::TcpListener::bind(taken).unwrap();
-    // A block for documentation, which no host has.
+    // A documentation address block, which no host uses.
     let foreign = "192.0.2.1:0";
     let in_use = "Address already in use (os error 98); choose another";
     for (flag, value, begin, end) in [
@@ -217,7 +217,7 @@ fn the_side_port_listens_on_every_address_of_a_name() {
     let addresses: Vec<_> = addresses.collect();
     let of_name = std::net::ToSocketAddrs::to_socket_addrs("localhost:0").unwrap();
     for ip in of_name.map(|address| address.ip()) {
-        // `lo` may have no `::1`.
+        // `lo` may not have `::1`.
         let is_here = std::net::TcpListener::bind((ip, 0)).is_ok();
         assert_eq!(addresses.iter().any(|address| address.ip() == ip), is_here, "{record}");
     }
@@ -265,7 +265,8 @@ fn variables_that_the_other_programs_ignore_are_named_on_stderr() {
     let of_server = "ZMQ_ECHO_BIND is ignored: only zmq-echo-server reads it";
     assert!(probe(&["-v"]).contains(of_server));
     assert!(load("ZMQ_ECHO_BIND").contains(of_server));
-    // An orchestrator's probe shares its server's variables, and has one line for its event.
+    // The exec probe shares its server's variables, and its event in Kubernetes has room for one
+    // line.
     assert_eq!(probe(&[]).lines().count(), 1);
     let meant = load("ZMQ_ECHO_RATE");
     assert!(
@@ -294,8 +295,8 @@ fn the_environment_configures_and_an_argument_overrides_it() {
 
 #[test]
 fn the_defaults_are_the_documented_ones() {
-    // The environment of the test run is not the subject: every flag is read
-    // from the command's own defaults.
+    // Every flag is read from the command's own defaults, so the environment of the test run does
+    // not matter.
     let command = EchoConfig::command();
     let default = |flag: &str| {
         let arg = command.get_arguments().find(|arg| arg.get_long() == Some(flag)).unwrap();
@@ -341,7 +342,7 @@ fn flags_are_checked_against_each_other_including_those_of_the_simulation() {
 
 #[test]
 fn by_the_memory_formula_the_default_limits_stay_under_160_mib() {
-    // The process without a client, as `zmtp::router` has it, and its waiting records.
+    // The process without clients, as in `zmtp::router`'s formula, and its queued log records.
     let rest = (6 << 20) + zmq_echo::log::QUEUE_BYTES;
     let config = ServerConfig::parse_args(["zmq-echo-server"]).unwrap();
     assert!(config.limits().most_memory() + rest < 160 << 20, "{}", config.limits().most_memory());
@@ -368,7 +369,7 @@ fn help_shows_every_default_and_variable_and_the_exit_codes() {
         }
         for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
             let place = || vec![format!("  [{}]...", arg.get_value_names().unwrap()[0])];
-            // A flag whose value may be left out has it in brackets.
+            // A flag with an optional value shows it in brackets.
             let flag = |long| vec![format!("  --{long} <"), format!("  --{long}[")];
             let names = arg.get_long().map_or_else(place, flag);
             let (_, about) = names.iter().find_map(|name| help.split_once(name)).unwrap();

@@ -1,4 +1,4 @@
-//! What is sent comes back, whole, to whoever sent it.
+//! Whatever a client sends comes back whole, and to that client.
 
 use zeromq::{ReqSocket, Socket, SocketSend};
 use zmtp::Dealer;
@@ -89,7 +89,7 @@ async fn garbage_from_one_peer_closes_only_its_own_connection() {
     ] {
         let mut stream = std::net::TcpStream::connect(server.address()).unwrap();
         stream.write_all(garbage).unwrap();
-        // Closed by the server: everything it says ends.
+        // The server has closed the connection, so both directions end.
         let _ = stream.read_to_end(&mut Vec::new());
     }
     assert_eq!(echo(&mut dealer, "still here".into()).await, [b"still here"]);

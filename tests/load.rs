@@ -1,5 +1,5 @@
-//! The load generator: what it counts agrees with the server, what it measures with
-//! servers of known delay, and what it prints with itself.
+//! The load generator: its counts match the server's, its measurements match servers with a known
+//! delay, and its outputs match each other.
 
 mod starting;
 
@@ -27,10 +27,11 @@ fn load(args: &[&str]) -> Output {
     command(&LOAD).args(args).output().expect("the program starts")
 }
 
-/// So that no attempt times out that is answered, however slowly.
+/// A timeout so long that no attempt that gets a reply times out, however slow it is.
 const PATIENT: [&str; 2] = ["--timeout", "1m"];
 
-/// A run whose exit code is this; its result. It is patient unless it says otherwise.
+/// Makes a run that must exit with this code, and returns its result. The run uses the long timeout
+/// unless it sets another.
 #[track_caller]
 fn result(code: i32, args: &[&str]) -> Json {
     let patience = if args.contains(&"--timeout") { &[][..] } else { &PATIENT };
@@ -48,12 +49,12 @@ fn sum(list: &Json, field: &str) -> f64 {
     list.as_array().expect("a list").iter().map(|entry| number(&entry[field])).sum()
 }
 
-/// What a ROUTER does with what it gets.
+/// How a ROUTER treats its messages.
 #[derive(Clone, Copy)]
 enum Manner {
     /// Replies, and each reply takes this long.
     Delays(Duration),
-    /// Replies at once, but for one second that begins one second after the first.
+    /// Replies at once, except during one second that starts one second after the first request.
     StallsOnce,
     /// Replies with another last byte.
     Alters,
@@ -61,7 +62,7 @@ enum Manner {
     IsSilent,
 }
 
-/// The endpoint of a server of this manner, which ends with the tests.
+/// The endpoint of a server with this behaviour, which stops when the tests end.
 fn server_that(manner: Manner) -> String {
     let (sender, endpoint) = std::sync::mpsc::channel();
     thread::spawn(move || {
@@ -116,7 +117,7 @@ fn altered(message: ZmqMessage) -> ZmqMessage {
 #[test]
 fn an_open_loop_keeps_the_rate_and_the_server_counts_the_same_requests() {
     let args = ["--rate", "400", "--duration", "2s", "--size", "16-4KiB"];
-    // A machine with much else to do may not keep the rate: then it is tried again.
+    // A busy machine may not keep the rate, so the test tries again.
     wait_until("a run keeps its rate", || {
         let server = Server::start(&[]);
         let run = result(0, &[&[&*server.endpoint], &args[..]].concat());
@@ -126,7 +127,7 @@ fn an_open_loop_keeps_the_rate_and_the_server_counts_the_same_requests() {
         assert_eq!(requests, number(&run["sent"]) + number(&run["retried"]));
         let received = server.metric("zmq_echo_received_bytes_total") / 800.0;
         assert!((1024.0..3072.0).contains(&received), "{received} bytes: not drawn evenly");
-        // The last is due a period before the end.
+        // The last request is due one period before the end.
         let rate = number(&run["achieved_rate"]);
         assert!(rate <= 401.0, "{rate} requests/s of 400");
         rate >= 380.0
@@ -190,7 +191,7 @@ fn the_table_has_the_counts_the_percentiles_and_the_endpoints() {
 fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
     let server = Server::start(&[]);
     let directory = std::env::temp_dir().join(format!("zmq-echo-load-{}", std::process::id()));
-    // The command is in the page, and would end its script where it is not escaped.
+    // The command is on the page, and would end its script if it were not escaped.
     let path = directory.join("<!--/</script>.html");
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let run = result(
@@ -263,7 +264,7 @@ fn the_payload_of_every_request_can_come_from_a_file() {
     let run = result(0, &[&[&*server.endpoint], &args[..]].concat());
     let requests = server.metric(r#"zmq_echo_requests_total{source="client"}"#);
     assert_eq!((number(&run["answered"]), requests), (50.0, 50.0), "{run}");
-    // The client's envelope is a few bytes more.
+    // The client's envelope adds a few bytes.
     let received = server.metric("zmq_echo_received_bytes_total") / requests;
     assert!((10_000.0..10_100.0).contains(&received), "{received}");
     std::fs::remove_file(path).unwrap();
@@ -331,7 +332,7 @@ fn requests_that_could_not_be_sent_count_as_failed() {
 fn the_median_of_a_known_delay_is_that_delay_in_both_loops() {
     let endpoint = server_that(Manner::Delays(Duration::from_millis(20)));
     for rate in ["200", "max"] {
-        // A machine with much else to do may add its own: then it is tried again.
+        // A busy machine may add its own delay, so the test tries again.
         wait_until("the median is about the delay", || {
             let run =
                 result(0, &[&endpoint, "--rate", rate, "--duration", "1s", "--in-flight", "8"]);
@@ -352,7 +353,7 @@ fn an_open_loop_sees_a_stall_that_a_closed_one_hides() {
     let closed =
         result(0, &[&[&*endpoint, "--rate", "max", "--in-flight", "1"], &args[..]].concat());
     assert!(number(&closed["latency"]["max"]) >= 0.9, "{}", closed["latency"]);
-    // It makes more than ten requests in the two seconds besides, on any machine.
+    // In its remaining two seconds, it makes more than ten requests on any machine.
     assert!(number(&closed["latency"]["p90"]) < 0.5, "{}", closed["latency"]);
 }
 
@@ -374,8 +375,8 @@ fn an_endpoint_that_ends_is_reported() {
     let changes = result["changes"].as_array().unwrap();
     let are = |what: &str| changes.iter().filter(|change| change["what"] == what).count();
     assert_eq!((are("came"), are("gone")), (2, 1), "{changes:?}");
-    // One at least was there when it started, and that the other one was depends on how
-    // soon it answers.
+    // At least one endpoint was present at the start. Whether the other was depends on how soon it
+    // answered.
     assert_eq!(number(&changes[0]["at"]), 0.0, "{changes:?}");
     let gone = changes.last().unwrap();
     assert_eq!(gone["what"], "gone", "{changes:?}");
@@ -420,7 +421,7 @@ fn the_log_is_documented_text_on_stderr() {
     let output = load(&[&args[..], &["--log-level", "zmq_echo=debug"], &PATIENT].concat());
     assert_eq!(output.status.code(), Some(0));
     let log = String::from_utf8(output.stderr).unwrap();
-    // On a machine that stands still there may be a line of progress.
+    // On a machine that stalls, there may be a progress line.
     log.lines().filter(|line| !line.contains(", p50 ")).for_each(assert_text_documented);
     for message in ["endpoint added", "connected", "cannot connect"] {
         assert!(log.contains(&format!(": {message} endpoint=")), "no `{message}` in {log}");
@@ -448,14 +449,14 @@ fn a_signal_ends_the_run_with_a_result_and_its_own_exit_code() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let server = Server::start(&[]);
-    // In a closed loop there is always a request without its reply.
+    // In a closed loop, one request is always waiting for its reply.
     let args = [&*server.endpoint, "--duration", "1h", "--timeout", "1h", "--rate", "max"];
     let mut run = Process::spawn(command(&LOAD).args(args));
     let mut stdout = run.stdout();
     server.wait_for_metric(r#"zmq_echo_requests_total{source="client"}"#, |count| count >= 10.0);
-    // From here on nothing is answered, and the first signal would wait for it.
+    // From here on, nothing is answered, so the first signal would wait.
     server.stop();
-    // Two that come close together may be one to the kernel.
+    // The kernel may merge two signals that come close together.
     wait_until("the second signal has ended it", || {
         run.signal(Signal::INT);
         !run.is_running()
@@ -483,7 +484,7 @@ fn without_a_terminal_progress_is_a_line_now_and_then() {
     assert_eq!(run.wait(), 3);
 }
 
-/// A value that each flag refuses, and a part of what would be right.
+/// A value that each flag rejects, and a part of the message.
 const REFUSED: [(&str, &str, &str); 26] = [
     ("--discover", "zmq-echo", "such as dns://zmq-echo-headless:5555"),
     ("--rate", "0", "expected 1 to 10000000 requests per second, such as 5000, or max"),

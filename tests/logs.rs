@@ -1,4 +1,4 @@
-//! One record a line, parsed by anyone; never in the way of an echo.
+//! Each line is one record that any parser can read, and logging never blocks an echo.
 
 use std::io::{BufRead, Read, Write};
 
@@ -109,7 +109,7 @@ fn if_nobody_reads_stdout_records_are_dropped_but_echoes_go_on() {
     let mut first = String::new();
     stdout.read_line(&mut first).unwrap();
     let listening: Json = serde_json::from_str(&first).unwrap();
-    // From here on nobody reads.
+    // From here on, nothing reads stdout.
     let address =
         listening["endpoint"].as_str().unwrap().strip_prefix("tcp://").unwrap().parse().unwrap();
     let http = listening["http"].as_str().unwrap().parse().unwrap();
@@ -124,7 +124,7 @@ fn if_nobody_reads_stdout_records_are_dropped_but_echoes_go_on() {
         dropped > 0.0
     });
     drop(peer);
-    // It also ends, although its last records find no reader.
+    // It also exits, although nobody reads its last records.
     child.signal(Signal::TERM);
     assert_eq!(child.wait(), 0);
     drop(stdout);
@@ -170,7 +170,7 @@ fn the_reason_for_exiting_is_printed_even_with_logging_off() {
     }
 }
 
-/// A panic, in this test binary running one test of itself.
+/// A panic in this test binary, which runs one of its own tests.
 mod panic {
     use super::*;
 
@@ -182,7 +182,7 @@ mod panic {
             panic!("{message}");
         }
         panic_below(frames - 1, message);
-        // Else the call before would be a jump, which leaves no frame.
+        // Otherwise the call before would be a tail call, which leaves no frame.
         std::hint::black_box(());
     }
 
@@ -192,7 +192,7 @@ mod panic {
         let message = std::env::var(CHILD).unwrap();
         let _logs = log::init(tracing_subscriber::EnvFilter::new("info"), LogFormat::Json).unwrap();
         let frames = std::env::var(FRAMES).unwrap().parse().unwrap();
-        // In a thread that nobody waits for.
+        // In a thread that nothing joins.
         std::thread::Builder::new()
             .name("doomed".to_owned())
             .spawn(move || panic_below(frames, &message))

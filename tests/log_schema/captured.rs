@@ -1,4 +1,4 @@
-//! What this process's own code logs, each record held to docs/logs.md.
+//! Checks each record that this process's own code logs against docs/logs.md.
 
 use std::cell::RefCell;
 use std::io::{self, Write};

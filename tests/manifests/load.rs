@@ -1,4 +1,4 @@
-//! The Job's command line is one that the load generator takes, and it works.
+//! The Job's command line is valid for the load generator, and it works.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ fn the_load_follows_the_headless_service_by_its_port_name() {
 fn the_load_job_ends_before_its_deadline() {
     let deadline = job().spec.unwrap().active_deadline_seconds.expect("a deadline");
     let config = config();
-    // The rest is for the image to be pulled.
+    // The rest is for pulling the image.
     let needed = config.wait.as_secs() + config.duration.as_secs();
     assert!(needed + 300 <= u64::try_from(deadline).unwrap());
 }
@@ -64,7 +64,7 @@ fn the_load_job_ends_before_its_deadline() {
 fn only_the_load_waits_for_a_service_applied_with_it() {
     let pod = job().spec.unwrap().template.spec.unwrap();
     assert_eq!((pod.containers.len(), pod.init_containers), (1, None));
-    // Longer than a server takes that has to be pulled and started first.
+    // Longer than a server takes to be pulled and started.
     assert!(config().wait >= Duration::from_secs(300));
 }
 
@@ -84,7 +84,7 @@ fn the_load_job_as_written_puts_a_server_under_load() {
     args.drain(discover..discover + 2);
     let duration = args.iter().position(|arg| arg == "--duration").expect("a duration");
     args[duration + 1] = "500ms".to_owned();
-    // A machine that runs other tests beside this one has no second to promise.
+    // A machine that runs other tests at the same time cannot promise a second.
     let timeout = args.iter().position(|arg| arg == "--timeout").expect("a timeout");
     args[timeout + 1] = "1m".to_owned();
     args.push(server.endpoint.clone());

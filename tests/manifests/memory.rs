@@ -46,7 +46,7 @@ fn the_memory_limit_exceeds_all_that_peers_can_use() {
     for server in Server::all() {
         let limit = bytes(&resource(server.container(), "limits", "memory").expect("a limit"));
         let most = most(&config(&server).limits());
-        // And leaves an eighth, for what nobody has thought of.
+        // Leave an eighth for anything unforeseen.
         assert!(most <= limit / 8 * 7, "{}: {most} of {limit}", server.variant);
     }
 }

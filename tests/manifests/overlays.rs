@@ -1,4 +1,4 @@
-//! What the overlays are there for.
+//! The purpose of each overlay.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Namespace;
@@ -24,7 +24,7 @@ fn a_local_cluster_refuses_pods_below_the_restricted_standard() {
     assert_eq!(labels["pod-security.kubernetes.io/enforce"], "restricted");
 }
 
-/// What production may be built from as well: the base, and every component.
+/// What production can also be built from: the base, and every component.
 #[test]
 fn faults_can_be_switched_on_a_local_cluster_and_nothing_is_simulated_in_production() {
     for server in Server::all() {

@@ -1,5 +1,5 @@
-//! Who may ask the API for what: the load generator for endpoints, Prometheus for pods,
-//! nobody else.
+//! API access: the load generator may read endpoints, Prometheus may read pods, and nothing else
+//! has access.
 
 use std::collections::BTreeSet;
 

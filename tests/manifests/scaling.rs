@@ -1,4 +1,4 @@
-//! One autoscaler at a time, both with the same numbers, on metrics that are there.
+//! One autoscaler at a time, both with the same numbers, on metrics that exist.
 
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, MetricTarget};
 use k8s_openapi::api::core::v1::Service;
@@ -16,7 +16,7 @@ const CPU_OF_A_REQUEST: f64 = 11e-6;
 /// metrics-server, and the three of KEDA. In cores.
 const OF_THE_CLUSTER: f64 = 1.35;
 
-/// The node of a laptop: minikube's default.
+/// The size of a laptop's node: minikube's default.
 const CPUS: f64 = 2.0;
 
 pub fn with_hpa() -> HorizontalPodAutoscaler {
@@ -36,7 +36,7 @@ fn triggers(object: &Value) -> &[Value] {
     object["triggers"].as_array().unwrap()
 }
 
-/// The triggers that ask Prometheus.
+/// The triggers that query Prometheus.
 fn queries(object: &Value) -> impl Iterator<Item = &Value> {
     triggers(object).iter().filter(|trigger| trigger["type"] == "prometheus")
 }
@@ -164,7 +164,7 @@ fn both_autoscalers_use_the_same_queries() {
     let said: Vec<_> =
         queries(&object).map(|trigger| trigger["metadata"]["query"].as_str().unwrap()).collect();
     assert_eq!(said, asked.collect::<Vec<_>>());
-    // A sum is shared among the pods, a share is not.
+    // A sum is divided among the pods; a ratio is not.
     let kinds: Vec<_> = queries(&object).map(|trigger| &trigger["metricType"]).collect();
     assert_eq!(kinds, ["AverageValue", "Value"]);
 }
@@ -198,13 +198,13 @@ fn both_autoscalers_query_the_bundled_prometheus() {
     }
 }
 
-/// An overlay of these lines over all that has to find something else.
+/// An overlay with these lines on top of everything that must find something else.
 fn overlay(name: &str, lines: &str) -> Variant {
     let text = format!("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n{lines}");
     build_beside("overlays", name, &text)
 }
 
-/// The texts in a value, however deep.
+/// All the texts in a value, at any depth.
 fn strings(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::String(text) => found.push(text.clone()),
@@ -326,7 +326,7 @@ fn only_clients_requests_count() {
     for rule in adapter_rules() {
         let query = rule["metricsQuery"].as_str().unwrap();
         let requests = rule["seriesQuery"].as_str().unwrap().starts_with("zmq_echo_requests_total");
-        // The histogram is of clients' requests alone.
+        // The histogram covers only clients' requests.
         assert_eq!(query.contains("source=\"client\""), requests, "{query}");
     }
 }

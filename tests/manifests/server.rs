@@ -1,4 +1,4 @@
-//! The Deployment says what the server takes, and opens what it serves.
+//! The Deployment sets what the server accepts, and opens what it serves.
 
 use clap::{Arg, Command as Parser, CommandFactory};
 use k8s_openapi::api::core::v1::Container;
@@ -34,12 +34,12 @@ pub fn echo_config(server: &Server) -> EchoConfig {
     EchoConfig::parse_args(flags).unwrap_or_else(|error| panic!("{}: {error}", server.variant))
 }
 
-/// That of any server in it.
+/// The configuration of any server in the manifest.
 pub fn config(server: &Server) -> ServerConfig {
     echo_config(server).server
 }
 
-/// A server that runs with the manifest's environment, on ports of its own.
+/// A server that runs with the manifest's environment, on its own ports.
 pub fn run(server: &Server) -> support::Server {
     let mut command = support::command(support::SERVER);
     command.envs(environment(server.container()));
@@ -104,7 +104,7 @@ fn the_annotations_lead_a_scraper_to_the_metrics() {
             let name = format!("prometheus.io/{name}");
             metadata.annotations.as_ref().unwrap().get(&name).cloned()
         };
-        // Who has the operator finds them by its PodMonitor, and by nothing else.
+        // With the operator, Prometheus finds them only by their PodMonitor.
         let by_annotation = server.variant != "components-monitoring";
         let asks = by_annotation.then(|| "true".to_owned());
         assert_eq!(annotation("scrape"), asks, "{}", server.variant);
@@ -113,7 +113,7 @@ fn the_annotations_lead_a_scraper_to_the_metrics() {
         assert!(PATHS.iter().any(|(known, _)| *known == path), "{path}");
         let (status, text) = run(&server).get(&path);
         assert!(status == 200 && text.contains("zmq_echo_requests_total"), "{text}");
-        // The Deployment's own annotations reach no pod.
+        // The Deployment's own annotations do not reach its pods.
         assert_eq!(server.deployment.metadata.annotations, None, "{}", server.variant);
     }
 }
@@ -175,7 +175,7 @@ fn pods_and_nodes_are_named_in_the_environment() {
     }
 }
 
-/// The flags of the probe where a container runs it.
+/// The probe's flags in a container's command.
 pub fn probe_config(container: &Container, command: &[String]) -> ProbeConfig {
     let only_the_probes = |name: &str| name.starts_with("ZMQ_ECHO_PROBE_");
     let mut container = container.clone();
