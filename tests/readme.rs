@@ -1,4 +1,4 @@
-//! The README and `docs/` say what the code does: every table is held to its source.
+//! The README and `docs/` match the code: every table is compared with its source.
 
 mod commands;
 mod front_page;
@@ -30,7 +30,7 @@ fn pairs(rows: &[Vec<String>]) -> Vec<(&str, &str)> {
     rows.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect()
 }
 
-/// A binary's document and heading, its flags and its exit codes.
+/// A binary's document and heading, with its flags and its exit codes.
 type Binary = (&'static str, &'static str, Command, &'static [(&'static str, &'static str)]);
 
 fn binaries() -> Vec<Binary> {

@@ -1,4 +1,4 @@
-//! Requests whose clients say how long they are worth working on, by hand.
+//! Hand-written requests whose clients say how long they are worth working on.
 
 use std::io::Write;
 use std::net::TcpStream;

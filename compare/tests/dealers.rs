@@ -1,4 +1,4 @@
-//! The DEALERs that are measured as clients.
+//! The DEALERs whose performance as clients is measured.
 
 use std::process::Command;
 use std::thread;

@@ -1,4 +1,4 @@
-//! What the server is measured against is as fast as it can be, and does the same work.
+//! The software in the comparison is as fast as it can be and does the same work.
 
 use std::fs;
 

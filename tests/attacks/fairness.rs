@@ -1,4 +1,4 @@
-//! A flood does not keep a server from its other peers.
+//! A flood from one peer does not starve the others.
 
 use std::net::Shutdown;
 use std::thread;

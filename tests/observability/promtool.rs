@@ -1,4 +1,4 @@
-//! What promtool says of metrics, configuration, rules and alerts.
+//! promtool's verdict on metrics, configuration, rules and alerts.
 
 use std::io::Write;
 use std::process::{Output, Stdio};
@@ -33,7 +33,7 @@ fn the_metrics_follow_prometheus_conventions() {
         .spawn()
         .unwrap();
     promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    // Even what is no error.
+    // Fail on warnings too.
     assert_eq!(passes(&promtool.wait_with_output().unwrap()), "");
 }
 

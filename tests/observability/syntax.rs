@@ -1,4 +1,4 @@
-//! Every expression is PromQL. `live` would find out too, and takes six minutes.
+//! Every expression is valid PromQL. `live` would notice too, but takes six minutes.
 
 use std::fs;
 use std::path::Path;
@@ -10,8 +10,8 @@ use crate::expressions::all;
 use crate::prometheus::program;
 use crate::queries::Expression;
 
-/// What promtool says of expressions: it reads them in rules only, so each is one that
-/// records something.
+/// promtool's verdict on expressions. It reads them only in rules, so each becomes a recording
+/// rule.
 fn check(name: &str, expressions: &[Expression]) -> Output {
     let record = |(at, one): (usize, &Expression)| -> Value {
         json!({ "record": format!("expression:{at}"), "expr": one.text })

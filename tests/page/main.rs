@@ -1,4 +1,4 @@
-//! The status page in a real browser: its numbers, its states, its manners.
+//! The status page in a real browser: its numbers, its states and its accessibility.
 
 mod browser;
 mod stand_in;
@@ -13,7 +13,7 @@ use browser::Browser;
 use stand_in::StandIn;
 use support::{SERVER, Server, command, echo, message, raw};
 
-/// The columns of the table behind the charts; p99 and p99.9 follow on p50.
+/// The columns of the table behind the charts; p99 and p99.9 follow p50.
 const SECONDS: usize = 0;
 const REQUESTS: usize = 1;
 const RATE: usize = 2;
@@ -25,8 +25,8 @@ fn open(server: &Server) -> Browser {
     browser
 }
 
-/// The rows of the table behind the charts, oldest first, but for the first reading
-/// of all, which has none before it.
+/// The rows of the table behind the charts, oldest first, without the very first reading, which has
+/// no predecessor.
 fn rows(browser: &Browser) -> Vec<Vec<Option<f64>>> {
     browser.run("byId('numbers').open = true; drawTable()");
     let rows = browser.run(
@@ -43,7 +43,7 @@ fn number(cell: &Json) -> Option<f64> {
     cell.as_str().expect("a value").parse().ok()
 }
 
-/// Waits until the page has read the metrics so many times more.
+/// Waits until the page has read the metrics this many more times.
 fn wait_for_readings(browser: &Browser, more: u32) {
     let mut last = browser.run("return points.at(-1).at");
     for _ in 0..more {
@@ -133,11 +133,11 @@ fn rates_and_percentiles_cover_the_time_between_two_scrapes() {
         assert!(near(row[P50 + 1], 0.002 + 0.002 * 90.0 / 95.0), "{row:?}");
         assert_eq!(row[P50 + 2], Some(f64::INFINITY), "{row:?}");
     }
-    // The large figures look back further: on the same, where all are the same.
+    // The large figures cover a longer time, but here all values are the same.
     for (id, text) in [("p50", "1.2 ms"), ("p99", "3.89 ms"), ("p999", "> 4 ms")] {
         assert_eq!(browser.text(id), text, "{id}");
     }
-    // The mean of some seconds lies between the least and the most of them.
+    // The mean over some seconds lies between their minimum and maximum.
     assert_eq!(
         browser.run(
             "drawTable();
@@ -166,7 +166,7 @@ fn without_requests_the_page_says_idle() {
     }
     stand_in.say(|| registry(8));
     browser.wait_until("byId('p50').textContent === '1.2 ms'");
-    // It looks back ten seconds, and then no more.
+    // It covers ten seconds and no more.
     browser.wait_until("byId('p50').textContent === 'idle'");
 }
 
@@ -179,7 +179,7 @@ fn a_server_at_work_shows_more_cpu_than_an_idle_one() {
     assert_eq!(browser.run("return byId('cpu').checkVisibility()"), true);
     raw::keep_busy(server.address(), 1);
     browser.wait_until(&format!("byId('cpu').value > {}", 2.0 * idle));
-    // Of a core, in per cent, to three digits.
+    // In per cent of one core, with three digits.
     browser
         .wait_until("Math.abs(parseFloat(byId('cpu').textContent) / byId('cpu').value - 100) < 1");
     assert!(browser.text("process").contains("\u{a0}% of a core, "), "{}", browser.text("process"));
@@ -232,7 +232,7 @@ async fn the_page_shows_a_drain_then_the_end_then_the_next_server() {
     browser.wait_until("byId('requests').textContent === '0'");
     assert_eq!(browser.text("notice"), "");
     assert_eq!(browser.run("return document.querySelectorAll('svg .gone').length"), 5);
-    // What the browser itself says of a refused connection is all that it says.
+    // The browser's own message about a refused connection is the only output.
     let said = browser.console();
     assert!(said.iter().all(|line| line.contains("net::ERR_CONNECTION_REFUSED")), "{said:?}");
 }
@@ -312,7 +312,7 @@ fn the_content_security_policy_blocks_other_scripts_and_requests() {
     assert!(said.iter().all(|line| line.contains("Content Security Policy")), "{said:?}");
 }
 
-/// What can be operated, each by a word that tells it from the others.
+/// The controls, each identified by a word.
 const OPERABLE: &str = "
     const word = (of) => of.getAttribute('href') ?? of.closest('[data-chart]')?.dataset.chart ?? of.tagName;
     const operable = [...document.querySelectorAll('a[href], button, input, select, summary, [tabindex]')]
@@ -357,7 +357,7 @@ fn every_control_works_by_keyboard() {
     assert_eq!(browser.run(&format!("return {value}.startsWith('now: ')")), true);
 }
 
-/// The least contrast of a text with what it stands on, by WCAG 2.2, and the text.
+/// The lowest contrast between a text and its background, by WCAG 2.2, and the text.
 const LEAST_CONTRAST: &str = "
     const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
     const linear = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;

@@ -1,4 +1,4 @@
-//! The README stays short, and what it says of the repository is true.
+//! The README stays short, and its statements about the repository are true.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use super::README;
 use crate::support::tables::table_of;
 
-/// A README invites; what is longer belongs in `docs/`.
+/// The README is an invitation; longer text belongs in `docs/`.
 const MOST_BYTES: usize = 9000;
 
 #[test]
