@@ -9,8 +9,8 @@ use crate::wait_for;
 
 /// Kinds of peers, with how many of each there are: more together than the server allows, and more
 /// scrapes than its side port holds.
-const PEERS: [(&str, u32); 4] =
-    [("readers", 400), ("halves", 300), ("frames", 100), ("silent", 400)];
+const PEERS: [(&str, u32); 5] =
+    [("readers", 400), ("halves", 300), ("frames", 100), ("silent", 500), ("idle", 500)];
 const SCRAPES: (&str, u32) = ("scrapes", 300);
 
 /// The attackers, who go with this.

@@ -23,6 +23,7 @@ pub struct Fleet {
     reader: Reader,
     servers: Arc<Mutex<BTreeMap<String, Arc<Watched>>>>,
     is_over: Arc<AtomicBool>,
+    attacked: Option<String>,
     watcher: Option<JoinHandle<()>>,
 }
 
@@ -78,7 +79,13 @@ impl Fleet {
                 }
             })
         };
-        Self { reader, servers, is_over, watcher: Some(watcher) }
+        Self { reader, servers, is_over, attacked: None, watcher: Some(watcher) }
+    }
+
+    /// A pod that others ask as well, as often as they like: what it has counted says nothing about
+    /// the loads.
+    pub fn is_attacked(&mut self, pod: &Json) {
+        self.attacked = Some(name(pod).to_owned());
     }
 
     /// After the loads have ended: holds what they got answered to what the servers counted, and
@@ -115,7 +122,8 @@ impl Fleet {
                 }
                 End::Killed => "killed".to_owned(),
             };
-            let (from, to) = server.count();
+            let is_attacked = self.attacked.as_ref() == Some(&server.pod);
+            let (from, to) = if is_attacked { (0, u64::MAX) } else { server.count() };
             least += from;
             most = most.saturating_add(to);
             let range = match to {

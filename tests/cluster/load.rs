@@ -21,8 +21,8 @@ pub struct Load {
 /// What it says at its end.
 pub struct Outcome {
     pub result: Json,
-    /// Requests that its Job made before it: a container that waits for the service sends one,
-    /// which counts as a client's, because it comes from another host than the server's.
+    /// Requests that others have made: a probe counts as a client if it comes from another host than
+    /// the server's.
     pub probes: u64,
 }
 

@@ -80,9 +80,10 @@ const ATTACKED: u32 = 45;
 /// All of one pod's memory is asked for at the same time, within the limits of its manifest.
 pub fn attacked(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
-    let fleet = Fleet::watch(cluster);
+    let mut fleet = Fleet::watch(cluster);
     let load = Load::start_with(cluster, &deployed.job, "load", None, &UNDER_ATTACK);
     let server = cluster.servers().remove(0);
+    fleet.is_attacked(&server);
     let attack = Attack::start(cluster, address(&server), ATTACKED);
     let ends = Instant::now() + Duration::from_secs(ATTACKED.into());
     let (mut peers, mut buffers, mut memory) = (0.0_f64, 0.0_f64, 0.0_f64);
@@ -112,7 +113,7 @@ pub fn attacked(cluster: &Cluster) {
 /// Below what its limits add up to, the kernel kills it, and Kubernetes says so.
 pub fn out_of_memory(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
-    let fleet = Fleet::watch(cluster);
+    let mut fleet = Fleet::watch(cluster);
     let load = Load::start_with(cluster, &deployed.job, "load", None, &UNDER_ATTACK);
     kubectl(&[
         "set",
@@ -123,6 +124,7 @@ pub fn out_of_memory(cluster: &Cluster) {
     ]);
     cluster.wait_for_rollout();
     let server = cluster.wait_for_servers(3).remove(0);
+    fleet.is_attacked(&server);
     let attack = Attack::start(cluster, address(&server), ATTACKED);
     let last = wait_for("it is killed", || {
         let pods = cluster.servers();

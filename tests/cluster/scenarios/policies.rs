@@ -1,5 +1,7 @@
 //! The network policies, on a cluster that enforces them.
 
+use std::cell::Cell;
+
 use serde_json::{Value as Json, json};
 
 use crate::api::{Cluster, NAME, apply, apply_in, is_ready, kubectl, name};
@@ -20,12 +22,13 @@ pub fn enforced(cluster: &Cluster) {
     let ip = server["status"]["podIP"].as_str().expect("an address");
     let (zeromq, http) = (&format!("tcp://{ip}:5555"), &format!("tcp://{ip}:8080"));
 
+    let probes = Probes { cluster, server: zeromq, echoes: Cell::new(0) };
     // Everything that is denied is tried beside something that is allowed: the rules are in force.
     let other = Neighbour::create();
-    expect(cluster, "a client with the label", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
-    expect(cluster, "a client without the label", NAME, &[], &[(zeromq, false), (http, false)]);
+    probes.expect("a client with the label", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
+    probes.expect("a client without the label", NAME, &[], &[(zeromq, false), (http, false)]);
     let from_other = |what: &str, labels: &[_], endpoints: &[_]| {
-        expect(cluster, what, NEIGHBOUR, labels, endpoints);
+        probes.expect(what, NEIGHBOUR, labels, endpoints);
     };
     from_other("a namespace without a label", &[CLIENT], &[(zeromq, false), (http, false)]);
     other.label("zmq-echo/clients=true");
@@ -34,12 +37,13 @@ pub fn enforced(cluster: &Cluster) {
     other.label("zmq-echo/monitoring=true");
     from_other("a namespace that monitors", &[], &[(zeromq, false), (http, true)]);
 
-    job_is_let_out_as_far_as_it_must(cluster, zeromq, http);
-    prometheus_of_the_component_is_let_in(cluster, zeromq, http);
+    job_is_let_out_as_far_as_it_must(&probes, http);
+    prometheus_of_the_component_is_let_in(&probes, http);
     drop(other);
 
     // With the policy that lets clients in taken away, the one that denies everything is left.
-    let outcome = load.finish();
+    let mut outcome = load.finish();
+    outcome.probes += probes.echoes.get();
     fleet.accounts_for(&[outcome]);
     let policies = build("overlays/local");
     let is_servers = |object: &&Json| {
@@ -47,16 +51,17 @@ pub fn enforced(cluster: &Cluster) {
     };
     let policy = policies.iter().find(is_servers).expect("the servers' policy").clone();
     kubectl(&["delete", "networkpolicy", "zmq-echo-server"]);
-    expect(cluster, "everybody is denied", NAME, &[CLIENT], &[(zeromq, false), (http, false)]);
+    probes.expect("everybody is denied", NAME, &[CLIENT], &[(zeromq, false), (http, false)]);
     assert_eq!(cluster.ready_servers().len(), 3, "probes pass if nobody else does");
     apply(&[policy]);
-    expect(cluster, "let in again", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
+    probes.expect("let in again", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
 }
 
 /// To the servers, to the ports of name servers and of API servers wherever they are, and nowhere
 /// else. Two servers in the other namespace, which has no policy, listen at ports of each kind.
 #[track_caller]
-fn job_is_let_out_as_far_as_it_must(cluster: &Cluster, zeromq: &str, http: &str) {
+fn job_is_let_out_as_far_as_it_must(probes: &Probes, http: &str) {
+    let Probes { cluster, server: zeromq, .. } = *probes;
     let address = |path: &str| {
         let address = &cluster.get(path)["spec"]["clusterIP"];
         address.as_str().unwrap_or_else(|| panic!("{path}: {address}")).to_owned()
@@ -68,15 +73,13 @@ fn job_is_let_out_as_far_as_it_must(cluster: &Cluster, zeromq: &str, http: &str)
     let at = |ip: &str, port: u16| format!("tcp://{ip}:{port}");
     let (name_server, none) = (&at(&first, 5353), &at(&first, 9999));
     let (api_server, server) = (&at(&second, 8443), &at(&second, 5555));
-    expect(
-        cluster,
+    probes.expect(
         "a pod without a policy",
         NEIGHBOUR,
         &[],
         &[(name_server, true), (none, true), (api_server, true), (server, true)],
     );
-    expect(
-        cluster,
+    probes.expect(
         "the Job",
         NAME,
         &[JOB.0, JOB.1, CLIENT],
@@ -95,16 +98,17 @@ fn job_is_let_out_as_far_as_it_must(cluster: &Cluster, zeromq: &str, http: &str)
 
 /// With the policies of the component; before them it is nobody in particular.
 #[track_caller]
-fn prometheus_of_the_component_is_let_in(cluster: &Cluster, zeromq: &str, http: &str) {
+fn prometheus_of_the_component_is_let_in(probes: &Probes, http: &str) {
+    let zeromq = probes.server;
     let labels = [("app.kubernetes.io/name", "zmq-echo-prometheus"), JOB.1];
-    expect(cluster, "Prometheus without its policy", NAME, &labels, &[(http, false)]);
+    probes.expect("Prometheus without its policy", NAME, &labels, &[(http, false)]);
     let kustomization = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
                          namespace: zmq-echo\ncomponents: [k8s/components/prometheus]\n";
     let mut policies = build_kustomization("prometheus-policies", kustomization);
     policies.retain(|object| object["kind"] == "NetworkPolicy");
     apply(&policies);
-    expect(cluster, "Prometheus", NAME, &labels, &[(http, true), (zeromq, false)]);
-    expect(cluster, "others beside it", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
+    probes.expect("Prometheus", NAME, &labels, &[(http, true), (zeromq, false)]);
+    probes.expect("others beside it", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
     for policy in &policies {
         kubectl(&["delete", "networkpolicy", name(policy)]);
     }
@@ -114,76 +118,87 @@ fn prometheus_of_the_component_is_let_in(cluster: &Cluster, zeromq: &str, http: 
 const JOB: ((&str, &str), (&str, &str)) =
     (("app.kubernetes.io/name", "zmq-echo-load"), ("app.kubernetes.io/instance", "zmq-echo"));
 
-/// Waits until a pod with these labels gets a connection to exactly those endpoints that are
-/// marked: the rules for a pod may be in force only some time after it has started.
-#[track_caller]
-fn expect(
-    cluster: &Cluster,
-    what: &str,
-    namespace: &str,
-    labels: &[(&str, &str)],
-    endpoints: &[(&str, bool)],
-) {
-    let names: Vec<_> = endpoints.iter().map(|(endpoint, _)| *endpoint).collect();
-    let expected: Vec<_> = endpoints.iter().map(|(_, connects)| *connects).collect();
-    let mut last = Vec::new();
-    wait_for(&format!("{what} connects as it should: {endpoints:?}"), || {
-        last = connects(cluster, namespace, labels, &names);
-        if last != expected {
-            println!("  {what}, not yet: {last:?}");
+/// Probes of one server, among others.
+struct Probes<'a> {
+    cluster: &'a Cluster,
+    server: &'a str,
+    /// How often it was asked: to it a probe from another host is a client.
+    echoes: Cell<u64>,
+}
+
+impl Probes<'_> {
+    /// Waits until a pod with these labels gets a connection to exactly those endpoints that are
+    /// marked: the rules for a pod may be in force only some time after it has started.
+    #[track_caller]
+    fn expect(
+        &self,
+        what: &str,
+        namespace: &str,
+        labels: &[(&str, &str)],
+        endpoints: &[(&str, bool)],
+    ) {
+        let names: Vec<_> = endpoints.iter().map(|(endpoint, _)| *endpoint).collect();
+        let expected: Vec<_> = endpoints.iter().map(|(_, connects)| *connects).collect();
+        let mut last = Vec::new();
+        wait_for(&format!("{what} connects as it should: {endpoints:?}"), || {
+            last = self.connects(namespace, labels, &names);
+            if last != expected {
+                println!("  {what}, not yet: {last:?}");
+            }
+            (last == expected).then_some(())
+        });
+        println!(
+            "  {what}: {} allowed, {} denied",
+            count(&expected, true),
+            count(&expected, false)
+        );
+    }
+
+    /// To which endpoints a pod with these labels gets a connection: each of its containers runs the
+    /// probe on one of them. The probe's line says at which step it failed; a port at which nobody
+    /// shakes hands is a connection all the same.
+    #[track_caller]
+    fn connects(&self, namespace: &str, labels: &[(&str, &str)], endpoints: &[&str]) -> Vec<bool> {
+        let containers = endpoints.iter().enumerate().map(|(number, endpoint)| {
+            let mut container = restricted(&format!("probe-{number}"));
+            container["command"] = json!(["/zmq-echo-probe"]);
+            container["args"] = json!(["--endpoint", endpoint, "--timeout", "3s"]);
+            container
+        });
+        let mut pod = pod("probe", namespace, labels, containers.collect());
+        if labels.contains(&JOB.0) {
+            pod["spec"]["initContainers"] = json!([first_of_all()]);
         }
-        (last == expected).then_some(())
-    });
-    println!("  {what}: {} allowed, {} denied", count(&expected, true), count(&expected, false));
+        kubectl(&["delete", "pod", "probe", "--namespace", namespace, "--ignore-not-found"]);
+        apply_in(namespace, &[pod]);
+        let path = format!("/api/v1/namespaces/{namespace}/pods/probe");
+        let mut ended = wait_for("the probes end", || {
+            let mut pod = self.cluster.get(&path);
+            let statuses = pod["status"]["containerStatuses"].take();
+            let ended = |status: &Json| !status["state"]["terminated"].is_null();
+            let statuses = statuses.as_array()?.clone();
+            (statuses.len() == endpoints.len() && statuses.iter().all(ended)).then_some(statuses)
+        });
+        kubectl(&["delete", "pod", "probe", "--namespace", namespace]);
+        let number = |status: &Json| -> usize {
+            let name = status["name"].as_str().expect("a name");
+            name.trim_start_matches("probe-").parse().expect("a number")
+        };
+        ended.sort_by_key(number);
+        let is_connected = |(status, endpoint): (&Json, &&str)| {
+            let ended = &status["state"]["terminated"];
+            let message = ended["message"].as_str().unwrap_or_default();
+            assert!(ended["exitCode"] == 0 || message.contains(" failed after "), "{ended}");
+            let is_echoed = ended["exitCode"] == 0;
+            self.echoes.update(|echoes| echoes + u64::from(is_echoed && *endpoint == self.server));
+            is_echoed || !message.contains(": connect failed after ")
+        };
+        ended.iter().zip(endpoints).map(is_connected).collect()
+    }
 }
 
 fn count(list: &[bool], value: bool) -> usize {
     list.iter().filter(|one| **one == value).count()
-}
-
-/// To which endpoints a pod with these labels gets a connection: each of its containers runs the
-/// probe on one of them. The probe's line says at which step it failed; a port at which nobody
-/// shakes hands is a connection all the same.
-#[track_caller]
-fn connects(
-    cluster: &Cluster,
-    namespace: &str,
-    labels: &[(&str, &str)],
-    endpoints: &[&str],
-) -> Vec<bool> {
-    let containers = endpoints.iter().enumerate().map(|(number, endpoint)| {
-        let mut container = restricted(&format!("probe-{number}"));
-        container["command"] = json!(["/zmq-echo-probe"]);
-        container["args"] = json!(["--endpoint", endpoint, "--timeout", "3s"]);
-        container
-    });
-    let mut pod = pod("probe", namespace, labels, containers.collect());
-    if labels.contains(&JOB.0) {
-        pod["spec"]["initContainers"] = json!([first_of_all()]);
-    }
-    kubectl(&["delete", "pod", "probe", "--namespace", namespace, "--ignore-not-found"]);
-    apply_in(namespace, &[pod]);
-    let path = format!("/api/v1/namespaces/{namespace}/pods/probe");
-    let mut ended = wait_for("the probes end", || {
-        let mut pod = cluster.get(&path);
-        let statuses = pod["status"]["containerStatuses"].take();
-        let ended = |status: &Json| !status["state"]["terminated"].is_null();
-        let statuses = statuses.as_array()?.clone();
-        (statuses.len() == endpoints.len() && statuses.iter().all(ended)).then_some(statuses)
-    });
-    kubectl(&["delete", "pod", "probe", "--namespace", namespace]);
-    let number = |status: &Json| -> usize {
-        let name = status["name"].as_str().expect("a name");
-        name.trim_start_matches("probe-").parse().expect("a number")
-    };
-    ended.sort_by_key(number);
-    let is_connected = |status: &Json| {
-        let ended = &status["state"]["terminated"];
-        let message = ended["message"].as_str().unwrap_or_default();
-        assert!(ended["exitCode"] == 0 || message.contains(" failed after "), "{ended}");
-        ended["exitCode"] == 0 || !message.contains(": connect failed after ")
-    };
-    ended.iter().map(is_connected).collect()
 }
 
 /// Lets the probes begin a while after their pod. The rules for what a pod may send are made when

@@ -75,6 +75,8 @@ fn speech(kind: &str) -> (Vec<u8>, Vec<u8>) {
         }
         // A message of many frames, of which the last never comes.
         "frames" => (hello, frame(b"", true).repeat(1000)),
+        // Nothing more.
+        "idle" => (hello, Vec::new()),
         // A handshake that is never finished.
         "silent" => (greeting(), Vec::new()),
         // Scrapes, whose answers it never reads.
