@@ -158,6 +158,10 @@ fn what_is_for_this_project_only_is_left_out(files: &[(String, Vec<u8>)]) {
             assert!(text.contains("\nNot measured yet"), "{path}");
             assert!(!text.contains("| libzmq |"), "{path}");
         }
+        // The promise that links there is not yet measured.
+        if path == "README.md" {
+            assert!(!text.contains("docs/performance.md"), "{path}");
+        }
         if path == "CHANGELOG.md" {
             assert!(text.ends_with("\n## [Unreleased]\n"), "{path}: {text}");
         }
