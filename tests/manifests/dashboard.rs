@@ -1,5 +1,5 @@
-//! The dashboard is one that Grafana takes as it is, by its sidecar or by hand, that
-//! reads the same whatever the number of pods, and that says what to do.
+//! Grafana accepts the dashboard unchanged, through its sidecar or by hand. It reads the same for
+//! any number of pods, and says what to do.
 
 use std::collections::BTreeSet;
 
@@ -11,15 +11,15 @@ use zmtp::Reason;
 use crate::build::{NAME, Variant, root, variant};
 use crate::monitoring::{PROMETHEUS, component_file};
 
-/// The file that the sidecar writes, in a directory with everyone's.
+/// The file that the sidecar writes, in a directory shared by all dashboards.
 const FILE: &str = "zmq-echo.json";
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 
-/// How far Grafana's grid goes.
+/// The width of Grafana's grid.
 const COLUMNS: u64 = 24;
 
-/// The most that `kubectl apply` can keep of an object in its annotation.
+/// Maximum size of an object that `kubectl apply` can keep in its annotation.
 const APPLIED: usize = 256 << 10;
 
 fn with_dashboard() -> &'static Variant {
@@ -58,7 +58,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
 }
 
-/// Each value of fields with this name, however deep.
+/// Each value of a field with this name, at any depth.
 fn fields<'a>(value: &'a Value, name: &str, found: &mut Vec<&'a Value>) {
     match value {
         Value::Object(inner) => {
@@ -79,7 +79,7 @@ fn expressions() -> Vec<String> {
     found.into_iter().map(|expression| text(expression).to_owned()).collect()
 }
 
-/// The matchers behind each time that an expression names a metric.
+/// The matchers after each use of a metric in an expression.
 fn matchers<'a>(expression: &'a str, metric: &str) -> Vec<&'a str> {
     let opened = format!("{metric}{{");
     let uses = expression.split(&opened).skip(1);
@@ -114,7 +114,7 @@ fn the_dashboard_can_be_imported_without_input() {
         assert_eq!(dashboard.get(name), None, "{name}");
     }
     assert_eq!(dashboard["uid"], NAME, "links to it stay right");
-    // Grafana 11's: newer ones read it, and it is no older than they like.
+    // Grafana 11's version: newer releases read it too, and do not warn that it is too old.
     assert_eq!(dashboard["schemaVersion"], 39);
 }
 
@@ -139,7 +139,7 @@ fn no_panel_overlaps_another() {
             assert!(taken.insert(cell), "{} lies on another panel", panel["title"]);
         }
     }
-    // And none leaves a hole.
+    // No gaps are left either.
     let rows = taken.iter().map(|(_, y)| y + 1).max().unwrap();
     assert_eq!(taken.len() as u64, COLUMNS * rows);
 }
@@ -159,7 +159,7 @@ fn every_panel_uses_the_selected_data_source() {
     assert_eq!(variables[0]["query"], "prometheus");
 }
 
-/// "All" is a pattern and no list: pods come and go while one looks.
+/// "All" is a pattern and not a list, because pods come and go while somebody watches.
 #[test]
 fn selecting_all_pods_includes_pods_that_start_later() {
     let dashboard = dashboard();
@@ -186,7 +186,7 @@ fn probes_do_not_change_any_panel() {
         for matchers in matchers(&expression, "zmq_echo_requests_total") {
             assert!(matchers.contains("source=\"client\""), "{expression}");
         }
-        // They connect, and leave by themselves.
+        // These peers connect, and leave by themselves.
         for matchers in matchers(&expression, "zmq_echo_disconnections_total") {
             assert!(matchers.contains("reason!=\"closed\""), "{expression}");
         }
@@ -203,7 +203,7 @@ fn every_panel_has_a_unit_and_says_what_to_do() {
     }
 }
 
-/// What a heading of a Markdown page is reached by.
+/// The anchor of a heading in a Markdown page.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -".contains(*c));
     kept.collect::<String>().trim().to_lowercase().replace(' ', "-")
@@ -286,8 +286,7 @@ fn a_panel_turns_red_where_its_alert_fires() {
     assert!(list(&panel["targets"]).iter().all(|one| text(&one["expr"]).ends_with(" / 0.001")));
 }
 
-/// Thirty lines in a panel are a wall: those that stand out are named, and the others
-/// are one line.
+/// Thirty lines in a panel are unreadable, so only outliers are named and the others are one line.
 #[test]
 fn the_dashboard_is_as_readable_with_thirty_pods_as_with_three() {
     for panel in panels().iter().filter(|panel| panel["type"] == "timeseries") {
@@ -315,7 +314,7 @@ fn every_reason_has_a_colour() {
     };
     assert_eq!(coloured("Handshake failures by reason"), reasons(Reason::before_ready));
     let mut later = reasons(Reason::after_ready);
-    // Who leaves by themselves is not shown there.
+    // Peers that leave by themselves are not shown there.
     later.remove("closed");
     assert_eq!(coloured("Disconnections by reason"), later);
 }
@@ -331,7 +330,7 @@ fn the_wanted_replicas_on_the_dashboard_match_the_manifests() {
     ] {
         let uses: Vec<_> = expressions.iter().flat_map(|text| matchers(text, metric)).collect();
         assert!(!uses.is_empty(), "{metric}");
-        // With a namePrefix too.
+        // This also works with a namePrefix.
         let named = format!("{label}=~\"(.*-)?{NAME}\"");
         assert!(uses.iter().all(|it| it.contains(&named)), "{uses:?}");
     }

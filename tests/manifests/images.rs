@@ -1,4 +1,4 @@
-//! One Deployment, one image, the release's tag, and no digest that nobody verified.
+//! One Deployment, one image, the release's tag, and no unverified digest.
 
 use k8s_openapi::api::apps::v1::Deployment;
 
@@ -14,7 +14,7 @@ fn there_is_one_deployment_of_the_server_in_the_tree() {
             parse(&text).into_iter().map(move |document| (path.clone(), document))
         })
         .filter(|(_, document)| document["kind"] == "Deployment")
-        // What has no selector is a patch.
+        // A Deployment without a selector is a patch.
         .filter(|(_, document)| document.pointer("/spec/selector").is_some())
         .filter(|(_, document)| {
             document.pointer("/spec/template/spec/containers/0/image").unwrap() == NAME
@@ -51,7 +51,7 @@ fn no_image_digest_is_committed() {
 fn a_digest_reaches_the_deployment_and_no_component_takes_it_off() {
     let digest = format!("sha256:{}", "0".repeat(64));
     let image = format!("registry.example/{NAME}@{digest}");
-    // As the README has it, and load over it.
+    // As in the README, with the load on top.
     let with_digest = format!(
         "resources: [../production]\n\
          images: [{{name: {NAME}, newName: registry.example/{NAME}, digest: '{digest}'}}]\n"

@@ -7,21 +7,21 @@ use zmtp::router::Limits;
 use crate::build::{Server, pods};
 use crate::server::config;
 
-/// The process without a peer, and a probe beside it: 5 MiB and 4 MiB were measured.
+/// The process without clients, and a probe next to it: they measured 5 MiB and 4 MiB.
 pub const PROCESSES: usize = 16 << 20;
 
-/// What a connection to the side port can leave in the kernel: net.ipv4.tcp_rmem's
-/// default, for the server reads no more than a head of it.
+/// What a connection to the side port can leave in the kernel: the default of net.ipv4.tcp_rmem,
+/// because the server reads only the head of a request.
 pub const SIDE_CONNECTION: usize = 128 << 10;
 
-/// The most that the container can come to, in bytes.
+/// Upper bound on the container's memory, in bytes.
 pub fn most(limits: &Limits) -> usize {
     let side_port = side_port::CONNECTIONS * SIDE_CONNECTION;
     limits.most_memory() + sockets(limits) + side_port + log::QUEUE_BYTES + PROCESSES
 }
 
-/// The kernel's part, which counts towards a container: a buffer for requests and a
-/// quarter of it for replies, of which Linux makes the double.
+/// The kernel's part, which counts towards the container: a buffer for requests and a quarter of
+/// that for replies. Linux doubles both.
 pub fn sockets(limits: &Limits) -> usize {
     limits.peers * limits.socket_buffer * 5 / 2
 }

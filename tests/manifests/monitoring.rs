@@ -1,5 +1,5 @@
-//! Both ways to be scraped lead to the same targets under the same names, and no
-//! Prometheus finds a target twice.
+//! Both ways of scraping reach the same targets under the same names, and no Prometheus finds a
+//! target twice.
 
 use std::path::Path;
 use std::time::Duration;
@@ -65,8 +65,8 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(&format!("prometheus.io/{name}")).map(String::as_str)
 }
 
-/// A Prometheus that looks for the annotation as most do, and also has the operator's targets,
-/// would have each pod twice, and each sum would be the double.
+/// A typical Prometheus looks for the annotation. If it also had the operator's targets, it would
+/// have each pod twice, and every sum would be doubled.
 #[test]
 fn a_pod_with_a_pod_monitor_does_not_ask_to_be_scraped_by_its_annotation() {
     let with_both = both_ways();
@@ -79,7 +79,7 @@ fn a_pod_with_a_pod_monitor_does_not_ask_to_be_scraped_by_its_annotation() {
     }
 }
 
-/// The components `prometheus` and `monitoring` at once.
+/// The components `prometheus` and `monitoring` together.
 fn both_ways() -> Variant {
     let kustomization = format!(
         "namespace: {NAME}\nresources: [../../base]\n\
@@ -88,8 +88,8 @@ fn both_ways() -> Variant {
     build_beside("overlays", "scraped-both-ways", &kustomization)
 }
 
-/// Our own Prometheus finds the servers with and without the operator: by their port, unless
-/// they say that they are not to be scraped. `live` runs the rule.
+/// The bundled Prometheus finds the servers with and without the operator: by their port, unless
+/// they opt out of scraping. `live` tests the rule.
 #[test]
 fn the_bundled_prometheus_finds_the_servers_even_next_to_the_operators() {
     let relabel = scrape_config()["relabel_configs"].clone();
@@ -209,7 +209,7 @@ fn both_monitoring_setups_use_the_job_name_in_the_rules() {
     }
 }
 
-/// Exactly, for the package of Prometheus that the other tests run was built without
+/// Compared literally, because the Prometheus package used by the other tests was built without
 /// this discovery.
 #[test]
 fn prometheus_discovers_only_pods_in_its_namespace_that_it_may_reach() {
@@ -243,7 +243,7 @@ fn prometheus_files_are_mounted_where_its_arguments_read_them() {
     let (config, parsed) = component_file("prometheus/prometheus.yml");
     assert_eq!(data[file.file_name().unwrap().to_str().unwrap()], config);
     for rules in parsed["rule_files"].as_array().unwrap() {
-        // Beside the config, from where such a path counts.
+        // Next to the configuration, which such a path is relative to.
         let name = rules.as_str().unwrap();
         assert_eq!(data[name], component_file(&format!("prometheus/{name}")).0);
     }

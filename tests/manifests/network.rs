@@ -1,4 +1,5 @@
-//! The network policies let through what the Deployment opens, to whom it is for.
+//! The network policies admit exactly the traffic that the Deployment serves, and only from the
+//! pods it is for.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +29,7 @@ fn named_pod(variant: &Variant, name: &str) -> Pod {
     pods.remove(0)
 }
 
-/// Who may reach which ports of the server.
+/// Which pods may reach which ports of the server.
 fn ingress_of_the_server(variant: &Variant) -> Vec<(Vec<NetworkPolicyPeer>, BTreeSet<i32>)> {
     let policies = policies_of(variant, &named_pod(variant, NAME));
     let rules = policies.into_iter().flat_map(|policy| policy.spec.unwrap().ingress);
@@ -38,7 +39,7 @@ fn ingress_of_the_server(variant: &Variant) -> Vec<(Vec<NetworkPolicyPeer>, BTre
         .collect()
 }
 
-/// The numbers of TCP ports; no other protocol is spoken here.
+/// The numbers of TCP ports. No other protocol is used here.
 fn tcp(ports: &[NetworkPolicyPort]) -> BTreeSet<i32> {
     let ports = ports.iter().map(|port| {
         assert_eq!(port.protocol.as_deref(), Some("TCP"));
@@ -162,7 +163,7 @@ fn the_load_reaches_the_server_and_the_ports_of_dns_and_api_servers_and_no_other
         .map(|port| (number(port), port.protocol.as_deref().unwrap()))
         .collect();
     assert_eq!(ports, [(53, "UDP"), (53, "TCP"), (5353, "UDP"), (5353, "TCP")]);
-    // The name server may be a pod, the node's cache or the cloud's own.
+    // DNS may be served by a pod, by the node's cache or by the cloud.
     assert_eq!(names.to, None);
 
     assert_eq!(tcp(api.ports.as_ref().unwrap()), BTreeSet::from(API));

@@ -1,4 +1,4 @@
-//! The probes do what they say, to a live server and to a dead one.
+//! The probes give the right answer for a live server and for a dead one.
 
 use std::net::TcpStream;
 use std::process::Output;
@@ -12,7 +12,7 @@ use crate::build::Server;
 use crate::server::{config, environment, probe_config, run};
 use crate::support;
 
-/// The program of this build that the image has as `/NAME`.
+/// The program of this build that is `/NAME` in the image.
 pub fn program(path: &str) -> &'static str {
     match path {
         "/zmq-echo-server" => support::SERVER,
@@ -30,8 +30,8 @@ fn command_of(probe: &Probe) -> Vec<String> {
     probe.exec.clone().and_then(|exec| exec.command).expect("a command")
 }
 
-/// Runs the liveness probe's command as the kubelet does: with the container's
-/// environment; but where the test's server is.
+/// Runs the liveness probe's command with the container's environment, as the kubelet does, but at
+/// the endpoint of the test's server.
 fn exec(server: &Server, endpoint: &str) -> Output {
     let command = command_of(liveness(server));
     let mut probe = support::command(program(&command[0]));
@@ -43,7 +43,7 @@ fn exec(server: &Server, endpoint: &str) -> Output {
 fn the_liveness_probe_succeeds_if_the_server_echoes() {
     for server in Server::all() {
         let running = run(&server);
-        // The first that a busy machine gives the time that it asks for.
+        // A busy machine may delay the first attempts beyond their limit.
         support::wait_until("a probe says yes", || {
             exec(&server, &running.endpoint).status.success()
         });
@@ -79,7 +79,7 @@ fn the_liveness_probe_uses_the_clients_port() {
         let probe = probe_config(server.container(), &command_of(liveness(&server)));
         let (host, port) = probe.endpoint.host_and_port();
         assert_eq!((host, i32::from(port)), ("127.0.0.1", server.port("zeromq")));
-        // Which is one of those that it listens on.
+        // This is one of the addresses that the server listens on.
         assert!(config(&server).bind.to_string().starts_with("tcp://*:"));
     }
 }
@@ -90,7 +90,7 @@ fn the_probe_reports_before_the_kubelet_gives_up_on_it() {
         let liveness = liveness(&server);
         let limit = probe_config(server.container(), &command_of(liveness)).timeout;
         let timeout = seconds(liveness.timeout_seconds);
-        // Four times as much: the runtime has to start it on a busy node.
+        // Four times the limit, because a busy node needs time to start the probe.
         assert!(timeout >= 4 * limit, "{timeout:?} for {limit:?}");
         assert!(timeout <= seconds(liveness.period_seconds), "one at a time");
     }
