@@ -11,7 +11,8 @@ use super::documented::assert_documented;
 /// The records of this thread.
 ///
 /// The subscriber is set for the whole process, because interest in a callsite is cached for all
-/// threads at once. A thread's own subscriber would miss callsites that another thread reached first.
+/// threads at once. A thread's own subscriber would miss callsites that another thread reached
+/// first.
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 thread_local! {
