@@ -36,7 +36,7 @@ async fn a_req_client_is_answered_request_by_request() {
 }
 
 #[tokio::test]
-async fn the_librarys_dealer_has_the_same_interface_as_the_crates() {
+async fn the_librarys_dealer_works_in_place_of_the_crates() {
     let server = Server::start(&[]);
     let endpoint = server.endpoint.parse().unwrap();
     let mut dealer = Dealer::connect(&endpoint, &DealerConfig::default()).await.unwrap();

@@ -544,7 +544,7 @@ fn a_wrong_endpoint_in_the_environment_is_rejected_naming_the_variable() {
 }
 
 #[test]
-fn wrong_endpoints_are_rejected_one_by_one_and_exclude_discovery() {
+fn wrong_endpoints_are_rejected_and_named_endpoints_exclude_discovery() {
     for (args, right) in [
         (&["localhost:5555"][..], "expected tcp://HOST:PORT"),
         (&["tcp://*:5555"], "a client needs a host to connect to"),

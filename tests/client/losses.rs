@@ -55,7 +55,7 @@ async fn if_one_in_forty_of_280_requests_is_lost_seven_fail() {
 }
 
 #[tokio::test]
-async fn isolated_losses_do_not_lead_to_a_reconnect() {
+async fn repeated_losses_do_not_lead_to_a_reconnect_while_checks_are_answered() {
     let endpoint = fateful(|payload| match payload {
         b"lose" => Fate::Lost,
         _ => Fate::Echoed(Duration::ZERO),
