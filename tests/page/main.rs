@@ -216,12 +216,12 @@ async fn the_page_shows_a_drain_then_the_end_then_the_next_server() {
 
     server.signal(Signal::TERM);
     browser.wait_until("byId('state').textContent === 'Draining'");
-    assert!(browser.text("notice").starts_with("The server drains: "));
+    assert!(browser.text("notice").starts_with("The server is draining: "));
     assert_eq!(browser.run("return document.title.startsWith('Draining: ')"), true);
 
     server.signal(Signal::TERM);
     server.wait();
-    browser.wait_until("byId('state').textContent === 'Gone after its drain'");
+    browser.wait_until("byId('state').textContent === 'Stopped after draining'");
     assert!(browser.text("notice").starts_with("No answer since "));
     assert_eq!(browser.run("return document.body.dataset.state"), "gone");
 
@@ -243,7 +243,7 @@ fn a_server_that_dies_is_shown_as_gone() {
     let browser = open(&server);
     server.signal(Signal::KILL);
     browser.wait_until("byId('state').textContent === 'No answer'");
-    assert!(browser.text("notice").contains("The server is gone, or the way to it is."));
+    assert!(browser.text("notice").contains("The server has stopped or cannot be reached."));
 }
 
 #[test]
