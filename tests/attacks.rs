@@ -1,6 +1,5 @@
-//! What strangers do to a server, against the real process, each with its price:
-//! memory, CPU, and the latency of a peer that behaves, held against what it was
-//! before in the same run.
+//! Attacks by untrusted peers on the real process. Each test measures memory, CPU and the latency
+//! of a well-behaved peer, and compares them with the values before the attack in the same run.
 
 mod accepting;
 mod fairness;
@@ -17,13 +16,13 @@ use std::time::{Duration, Instant};
 
 use crate::support::{PROBE, Server, command, raise_open_files, raw, wait_until};
 
-/// The most that may ever be resident at the default flags.
+/// Upper bound on resident memory at the default flags.
 const MEMORY: u64 = 160 << 20;
 
-/// The neighbour's request: as small as most are.
+/// The well-behaved peer's request, of a typical small size.
 const REQUEST: usize = 64;
 
-/// A server and a peer that behaves, which was there before the attack.
+/// A server and a well-behaved peer that was connected before the attack.
 struct Attacked {
     server: Server,
     neighbour: TcpStream,
@@ -69,9 +68,9 @@ impl Attacked {
         self.wait_for_metric(&series, |value| value == count as f64);
     }
 
-    /// While the attack lasts: the neighbour's echo takes at most a few times as long
-    /// as before. Other work on the machine can hold up either side for a while, so
-    /// this is measured until it holds: an attack that slows the server down goes on.
+    /// During the attack, an echo of the well-behaved peer may take at most a few times as long as
+    /// before. Other work on the machine can delay either side for a while, so this measures again
+    /// until it holds. An attack that really slows the server down does not stop doing so.
     #[track_caller]
     fn serves_its_neighbour(&mut self) {
         let bound = 10 * self.baseline + Duration::from_millis(50);
@@ -82,8 +81,8 @@ impl Attacked {
         });
     }
 
-    /// At the end: memory has stayed in its bound, the probe says yes, the neighbour
-    /// is still served, and the log tells of the server's own life alone.
+    /// After the attack: memory has stayed within its bound, the probe succeeds, the well-behaved
+    /// peer is still served, and the log contains only lifecycle records of the server.
     #[track_caller]
     fn is_unharmed(&mut self) {
         self.serves_its_neighbour();
@@ -92,7 +91,7 @@ impl Attacked {
         assert!(peak < MEMORY, "{peak} bytes were resident");
         self.passes_its_probe();
         for line in self.lines() {
-            // A busy machine makes any turn slow.
+            // A busy machine can make any turn slow.
             let own = [
                 "\"listening\"",
                 "\"fewer peers: the open files are limited\"",

@@ -68,7 +68,7 @@ fn plan(args: &[&str]) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 #[test]
-fn cargo_run_compiles_no_crate_that_only_the_client_needs() {
+fn cargo_run_does_not_compile_crates_that_only_the_client_needs() {
     for (name, _) in plan(&[]) {
         for pattern in OF_THE_CLIENT {
             let is_one = match pattern.strip_suffix('*') {

@@ -1,4 +1,4 @@
-//! The client: what it promises of spreading, draining, retries and bounds.
+//! The client: its promises about spreading, draining, retries and bounds.
 
 mod addresses;
 mod bounds;
@@ -28,7 +28,7 @@ use zmtp::endpoint::ConnectEndpoint;
 
 use crate::support::{DEADLINE, Server, parse_metrics, sample, until};
 
-/// A source that says what the test has told it.
+/// A source that publishes what the test tells it.
 struct Told(watch::Receiver<Endpoints>);
 
 impl Discovery for Told {
@@ -44,7 +44,7 @@ impl Discovery for Told {
     }
 }
 
-/// What tells a [`Told`].
+/// The test's end of a [`Told`].
 struct Teller(watch::Sender<Endpoints>);
 
 impl Teller {
@@ -68,7 +68,7 @@ fn fixed(endpoints: &[&str]) -> Box<dyn Discovery> {
     Box::new(Fixed::new(endpoints.iter().map(|endpoint| parse(endpoint))))
 }
 
-/// A client, and the registry in which it counts.
+/// A client, and the registry that holds its metrics.
 struct Counted {
     client: Client,
     registry: Registry,
@@ -85,7 +85,7 @@ impl Counted {
         self.client.request(payload.into()).await
     }
 
-    /// A request that is under way while the test does something else.
+    /// Starts a request that runs while the test does something else.
     fn spawn(&self, payload: &'static str) -> JoinHandle<Result<Reply, RequestError>> {
         let client = self.client.clone();
         tokio::spawn(async move { client.request(payload.into()).await })
@@ -110,7 +110,7 @@ impl Counted {
         status.map_or(0, |status| status.outstanding)
     }
 
-    /// Waits until so many more requests are answered.
+    /// Waits until this many more requests are answered.
     async fn wait_for_answers(&self, more: f64) {
         let answered = || self.metric("zmq_echo_client_requests_total{outcome=\"answered\"}");
         let goal = answered() + more;
@@ -121,8 +121,8 @@ impl Counted {
         until(&format!("{endpoint} is {state:?}"), || self.state(endpoint) == state).await;
     }
 
-    /// Lets `callers` callers make one request at a time, a few thousand a second in
-    /// all, until `done` is. Returns what they got.
+    /// Lets `callers` callers make one request at a time, a few thousand requests/s in total, until
+    /// `done` finishes. Returns their results.
     async fn load(&self, callers: usize, done: impl Future<Output = ()>) -> Vec<Got> {
         self.load_with_pauses(Duration::from_millis(5), callers, done).await
     }
@@ -139,7 +139,7 @@ impl Counted {
             tokio::spawn(async move {
                 let mut got = Vec::new();
                 while !*stop.borrow() {
-                    // No two are the same.
+                    // No two payloads are equal.
                     let payload = format!("{caller} {}", got.len());
                     got.push(Got { reply: client.request(payload.into()).await });
                     tokio::time::sleep(pause).await;
@@ -154,24 +154,23 @@ impl Counted {
     }
 }
 
-/// A server, started without stopping the runtime on which the client lives.
+/// Starts a server without blocking the runtime that the client runs on.
 async fn started() -> Server {
     tokio::task::spawn_blocking(|| Server::start(&[])).await.expect("it starts")
 }
 
-/// What one request came to.
+/// The outcome of one request.
 struct Got {
     reply: Result<Reply, RequestError>,
 }
 
-/// Long enough that nothing times out that is answered.
+/// Timeouts so long that no request that gets a reply times out.
 fn patient() -> ClientConfig {
     ClientConfig { timeout: DEADLINE, deadline: Some(DEADLINE), ..ClientConfig::default() }
 }
 
-/// Short enough that a test need not wait long for what is never answered. What is
-/// answered may take longer on a busy machine: a test that waits for that has retries
-/// left.
+/// Timeouts so short that a test does not wait long for a reply that never comes. On a busy
+/// machine, replies that do come may take longer, so a test that waits for one has retries left.
 fn hasty() -> ClientConfig {
     ClientConfig {
         timeout: Duration::from_secs(1),
@@ -181,7 +180,7 @@ fn hasty() -> ClientConfig {
 }
 
 #[tokio::test]
-async fn a_request_is_answered_by_an_endpoint_that_is_named() {
+async fn a_named_endpoint_answers_a_request() {
     let server = Server::start(&[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     let reply = client.request("hello").await.unwrap();
@@ -191,7 +190,7 @@ async fn a_request_is_answered_by_an_endpoint_that_is_named() {
 }
 
 #[tokio::test]
-async fn an_ipv6_address_is_an_endpoint_as_any_other() {
+async fn an_ipv6_address_works_as_an_endpoint() {
     let server = Server::start_on("tcp://[::1]:0", &[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     assert_eq!(client.request("hello").await.unwrap().payload, "hello");
@@ -215,7 +214,7 @@ pub fn series() -> BTreeSet<(String, String)> {
 }
 
 #[tokio::test]
-async fn every_series_is_there_at_zero_from_the_start() {
+async fn every_client_series_exists_at_zero_from_the_start() {
     let client = Counted::new(patient(), fixed(&[]));
     for (series, _) in series() {
         assert_eq!(client.metric(&series), 0.0, "{series}");
@@ -223,7 +222,7 @@ async fn every_series_is_there_at_zero_from_the_start() {
 }
 
 #[tokio::test]
-async fn closing_waits_for_what_is_outstanding_and_disconnects() {
+async fn closing_waits_for_open_requests_then_disconnects() {
     let server = Server::start(&[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     client.client.ready().await;
@@ -240,7 +239,7 @@ async fn closing_waits_for_what_is_outstanding_and_disconnects() {
 }
 
 #[tokio::test]
-async fn dropping_the_last_handle_disconnects_and_takes_its_gauges_back() {
+async fn dropping_the_last_handle_disconnects_and_resets_its_gauges() {
     let server = Server::start(&[]);
     let Counted { client, registry } = Counted::new(patient(), fixed(&[&server.endpoint]));
     client.ready().await;

@@ -1,5 +1,5 @@
-//! The log in the hands of a real collector: syslog-ng, which reads a server's stdout
-//! as a container runtime does. Not among the default tests, as it has to be there.
+//! The log, read by a real collector: syslog-ng reads a server's stdout as a container runtime
+//! does. This is not among the default tests, because syslog-ng must be installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,14 +17,14 @@ use support::{
     wait_until,
 };
 
-/// syslog-ng in the foreground, with a configuration and a directory of its own.
+/// syslog-ng in the foreground, with its own configuration and directory.
 struct Collector {
     process: Process,
     directory: PathBuf,
 }
 
 impl Collector {
-    /// Starts one that reads what `program` writes, and the program.
+    /// Starts a collector that reads the output of `program`, and the program.
     fn behind(mut program: Command, name: &str) -> (Self, Process) {
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let _ = fs::remove_dir_all(&directory);
@@ -35,7 +35,7 @@ impl Collector {
         syslog_ng.current_dir(&directory).env("PATH", format!("{path}:/usr/sbin"));
         syslog_ng.args(["--foreground", "--no-caps", "--cfgfile"]).arg(config);
         syslog_ng.args(["--persist-file=persist", "--control=control", "--pidfile"]);
-        // What is relative would go to the system's directory.
+        // Relative paths would be in the system's directory.
         syslog_ng.arg(directory.join("pid"));
         let mut child = syslog_ng.stdin(Stdio::piped()).spawn().unwrap_or_else(|error| {
             panic!("syslog-ng: {error}; it is in Debian's package syslog-ng-core")
@@ -46,10 +46,10 @@ impl Collector {
         (collector, Process(program))
     }
 
-    /// What it has collected so far: each line, and the fields that it found there.
+    /// What it has collected so far: each line, and the fields that it found in it.
     fn collected(&self) -> Vec<(String, Json)> {
         let text = fs::read_to_string(self.directory.join("collected")).unwrap_or_default();
-        // It may be writing the last line.
+        // The last line may still be incomplete.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole
             .lines()
@@ -70,8 +70,7 @@ impl Collector {
         self.find(field, value).expect("it was there")
     }
 
-    /// Waits for the end of what it reads, which is its own. Returns also the lines
-    /// that were no records.
+    /// Waits until it has read everything and exited. Also returns the lines that were not records.
     fn finish(mut self) -> (Vec<(String, Json)>, String) {
         assert_eq!(self.process.wait(), 0);
         let collected = self.collected();
@@ -89,8 +88,8 @@ fn server() -> Command {
     server
 }
 
-/// Whether the collector has found a field's value: it keeps all as text, and six
-/// digits of a fraction.
+/// Whether the collector has found a field's value. It keeps every value as text, with six decimal
+/// places.
 fn is_same(written: &Json, parsed: &Json) -> bool {
     let parsed = parsed.as_str().unwrap_or_else(|| panic!("{parsed} is no text"));
     match written {
@@ -105,7 +104,7 @@ fn is_same(written: &Json, parsed: &Json) -> bool {
 }
 
 #[test]
-fn what_the_server_writes_arrives_parsed_field_by_field() {
+fn the_collector_parses_every_field_of_the_servers_records() {
     let (collector, mut server) = Collector::behind(server(), "fields");
     let listening = collector.wait_for("message", "listening");
     assert_eq!(listening["pid"], server.0.id().to_string());
@@ -148,7 +147,7 @@ fn address(listening: &Json) -> std::net::SocketAddr {
 }
 
 #[test]
-fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
+fn if_the_collector_stops_reading_records_are_dropped_and_counted_but_echoes_go_on() {
     let (collector, mut server) = Collector::behind(server(), "stopped");
     let listening = collector.wait_for("message", "listening");
     let (address, http) = (address(&listening), listening["http"].as_str().unwrap());
@@ -161,7 +160,7 @@ fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
         raw::echoes(&mut peer, &requests);
         dropped() > 0.0
     });
-    // It goes on while the collector stands still.
+    // The server goes on while the collector is stopped.
     let before = dropped();
     raw::echoes(&mut peer, &requests);
     wait_until("it is alive", || get(http, "/livez").0 == 200);
@@ -172,7 +171,7 @@ fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
     assert!(dropped() >= before + 1000.0, "the queue had no room for these either");
     drop(peer);
 
-    // And the collector may come back.
+    // The collector may also start reading again.
     collector.process.signal(Signal::CONT);
     wait_until("there is room for a record again", || {
         drop(raw::connect(address, b"later"));
@@ -191,7 +190,7 @@ fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
             })
             .sum::<f64>()
     };
-    // One record for each of these, beside that of listening.
+    // One record for each of these, and one for listening.
     let caused = total("zmq_echo_requests_total")
         + total("zmq_echo_connections_total")
         + total("zmq_echo_disconnections_total");
@@ -205,7 +204,7 @@ fn a_collector_that_stops_reading_costs_counted_records_and_no_echo() {
     assert_eq!(records + total("zmq_echo_log_records_dropped_total"), 1.0 + caused);
 }
 
-/// A panic, in this test binary running one test of itself.
+/// A panic in this test binary, which runs one of its own tests.
 mod panic {
     use super::*;
 

@@ -1,6 +1,10 @@
 //! Every flag by argument and by environment. A wrong value is rejected with an example of a correct
 //! one.
 
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
 use clap::CommandFactory;
 use zmq_echo::config::{ProbeConfig, ServerConfig};
 use zmq_echo::exit::{self, Exit};
@@ -8,7 +12,7 @@ use zmq_echo::log::LogFormat;
 use zmq_echo::simulation::EchoConfig;
 
 use crate::support::built::LOAD;
-use crate::support::{PROBE, SERVER, Server, command};
+use crate::support::{DEADLINE, PROBE, SERVER, Server, command, wait_until};
 
 /// A value that each flag rejects, and a part of the message.
 const REFUSED: [(&str, &str, &str); 51] = [
@@ -73,7 +77,9 @@ fn a_wrong_value_is_rejected_with_an_example_of_a_correct_one() {
 /// Checks that a program rejects a value of a flag with a message that has this part.
 pub fn refuses(program: &str, refused: &[(&str, &str, &str)]) {
     for (flag, value, right) in refused {
-        let output = command(program).arg(format!("{flag}={value}")).output().unwrap();
+        let mut command = command(program);
+        command.arg(format!("{flag}={value}"));
+        let output = output_of_a_rejection(&mut command, &format!("{flag} {value}"));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{flag} {value}: {stderr}");
         assert!(stderr.contains(flag) && stderr.contains(right), "{flag} {value}: {stderr}");
@@ -81,12 +87,30 @@ pub fn refuses(program: &str, refused: &[(&str, &str, &str)]) {
     }
 }
 
+/// Waits until the program has exited. A program that accepts the value by mistake may start and
+/// never exit: then it is killed at the deadline, and the test fails. Both outputs are short enough
+/// for a pipe to hold them until the program has exited.
+fn output_of_a_rejection(command: &mut Command, what: &str) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() >= deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("{what}: the program did not exit within {DEADLINE:?}; was the value accepted?");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
+}
+
 #[test]
 fn every_flag_is_an_environment_variable_that_a_wrong_value_names() {
     refuses_from_the_environment(SERVER, "ZMQ_ECHO", &EchoConfig::command(), &REFUSED);
 }
 
-/// Holds every flag of a program to its variable, with a value that it refuses.
+/// Checks that every flag of a program has its environment variable, with a value that is rejected.
 pub fn refuses_from_the_environment(
     program: &str,
     prefix: &str,
@@ -103,7 +127,9 @@ pub fn refuses_from_the_environment(
             .iter()
             .find(|(refused, ..)| *refused == flag)
             .unwrap_or_else(|| panic!("no value in the list that {flag} refuses"));
-        let output = command(program).env(variable, value).output().unwrap();
+        let mut command = command(program);
+        command.env(variable, value);
+        let output = output_of_a_rejection(&mut command, &format!("{variable} {value}"));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{variable}: {stderr}");
         assert!(stderr.contains(variable) && stderr.contains(right), "{variable}: {stderr}");
@@ -114,7 +140,7 @@ pub fn refuses_from_the_environment(
 }
 
 #[test]
-fn an_argument_that_makes_no_sense_gets_no_misleading_tip() {
+fn an_unknown_argument_gets_no_misleading_tip() {
     let said = |program: &str, argument: &str| {
         let output = command(program).arg(argument).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -140,7 +166,7 @@ fn an_argument_that_makes_no_sense_gets_no_misleading_tip() {
 fn an_address_that_is_not_available_is_reported_with_the_flag_to_change() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let _taken = std::net::TcpListener::bind(taken).unwrap();
-    // A block for documentation, which no host has.
+    // A documentation address block, which no host uses.
     let foreign = "192.0.2.1:0";
     let in_use = "Address already in use (os error 98); choose another";
     for (flag, value, begin, end) in [
@@ -168,7 +194,7 @@ fn an_address_that_is_not_available_is_reported_with_the_flag_to_change() {
 }
 
 #[test]
-fn a_reason_that_a_filter_keeps_out_of_the_log_goes_to_stderr() {
+fn an_error_hidden_by_the_log_filter_goes_to_stderr() {
     let mut server = command(SERVER);
     server.args(["--bind", "tcp://192.0.2.1:0", "--log-level", "off"]);
     let output = server.output().unwrap();
@@ -191,12 +217,15 @@ fn the_side_port_listens_on_every_address_of_a_name() {
     let addresses: Vec<_> = addresses.collect();
     let of_name = std::net::ToSocketAddrs::to_socket_addrs("localhost:0").unwrap();
     for ip in of_name.map(|address| address.ip()) {
-        // `lo` may have no `::1`.
+        // `lo` may not have `::1`.
         let is_here = std::net::TcpListener::bind((ip, 0)).is_ok();
         assert_eq!(addresses.iter().any(|address| address.ip() == ip), is_here, "{record}");
     }
     for address in addresses {
-        assert_eq!(crate::support::get(address, "/readyz").0, 200, "{address}");
+        // The record comes before the loop's first turn.
+        wait_until(&format!("{address} is ready"), || {
+            crate::support::get(address, "/readyz").0 == 200
+        });
     }
 }
 
@@ -239,7 +268,8 @@ fn variables_that_the_other_programs_ignore_are_named_on_stderr() {
     let of_server = "ZMQ_ECHO_BIND is ignored: only zmq-echo-server reads it";
     assert!(probe(&["-v"]).contains(of_server));
     assert!(load("ZMQ_ECHO_BIND").contains(of_server));
-    // An orchestrator's probe shares its server's variables, and has one line for its event.
+    // The exec probe shares its server's variables, and its event in Kubernetes has room for one
+    // line.
     assert_eq!(probe(&[]).lines().count(), 1);
     let meant = load("ZMQ_ECHO_RATE");
     assert!(
@@ -267,9 +297,9 @@ fn the_environment_configures_and_an_argument_overrides_it() {
 }
 
 #[test]
-fn the_defaults_are_those_of_the_contract() {
-    // The environment of the test run is not the subject: every flag is read
-    // from the command's own defaults.
+fn the_defaults_are_the_documented_ones() {
+    // Every flag is read from the command's own defaults, so the environment of the test run does
+    // not matter.
     let command = EchoConfig::command();
     let default = |flag: &str| {
         let arg = command.get_arguments().find(|arg| arg.get_long() == Some(flag)).unwrap();
@@ -308,21 +338,21 @@ fn nothing_is_simulated_unless_a_flag_says_so() {
 }
 
 #[test]
-fn the_servers_flags_are_held_against_each_other_with_those_of_the_simulation_too() {
+fn flags_are_checked_against_each_other_including_those_of_the_simulation() {
     let args = ["zmq-echo-server", "--faults", "--drain-delay", "20s"];
     assert!(EchoConfig::parse_args(args).unwrap_err().to_string().contains("leaves nothing"));
 }
 
 #[test]
-fn at_its_defaults_the_server_stays_under_160_mib_by_the_formula() {
-    // The process without a client, as `zmtp::router` has it, and its waiting records.
+fn by_the_memory_formula_the_default_limits_stay_under_160_mib() {
+    // The process without clients, as in `zmtp::router`'s formula, and its queued log records.
     let rest = (6 << 20) + zmq_echo::log::QUEUE_BYTES;
     let config = ServerConfig::parse_args(["zmq-echo-server"]).unwrap();
     assert!(config.limits().most_memory() + rest < 160 << 20, "{}", config.limits().most_memory());
 }
 
 #[test]
-fn auto_is_text_on_a_terminal_and_json_elsewhere() {
+fn log_format_auto_is_text_on_a_terminal_and_json_elsewhere() {
     assert!(!LogFormat::Auto.is_json(true));
     assert!(LogFormat::Auto.is_json(false));
     assert!(LogFormat::Json.is_json(true));
@@ -330,7 +360,7 @@ fn auto_is_text_on_a_terminal_and_json_elsewhere() {
 }
 
 #[test]
-fn help_says_every_default_and_variable_and_the_exit_codes() {
+fn help_shows_every_default_and_variable_and_the_exit_codes() {
     for (command, codes) in [
         (EchoConfig::command(), &exit::SERVER[..]),
         (ProbeConfig::command(), &exit::PROBE[..]),
@@ -342,7 +372,7 @@ fn help_says_every_default_and_variable_and_the_exit_codes() {
         }
         for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
             let place = || vec![format!("  [{}]...", arg.get_value_names().unwrap()[0])];
-            // A flag whose value may be left out has it in brackets.
+            // A flag with an optional value shows it in brackets.
             let flag = |long| vec![format!("  --{long} <"), format!("  --{long}[")];
             let names = arg.get_long().map_or_else(place, flag);
             let (_, about) = names.iter().find_map(|name| help.split_once(name)).unwrap();
@@ -356,7 +386,7 @@ fn help_says_every_default_and_variable_and_the_exit_codes() {
 }
 
 #[test]
-fn the_exit_codes_in_the_tables_are_those_that_are_used() {
+fn the_exit_code_tables_match_the_code() {
     let codes = exit::SERVER.map(|(code, _)| code);
     for exit in [Exit::Answered, Exit::Failed, Exit::Deadline] {
         assert!(codes.contains(&&*exit.code().to_string()), "{exit:?}");
@@ -377,7 +407,7 @@ fn the_probe_and_livez_have_the_same_limit() {
 }
 
 #[test]
-fn a_variable_that_is_no_text_is_named() {
+fn a_variable_that_is_not_valid_text_is_named_in_the_error() {
     use std::os::unix::ffi::OsStrExt;
     let value = std::ffi::OsStr::from_bytes(b"\xff");
     let output = command(SERVER).env("ZMQ_ECHO_BIND", value).output().unwrap();

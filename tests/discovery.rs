@@ -1,4 +1,4 @@
-//! What discovery names is an endpoint that a client can use: a real server answers there.
+//! Every endpoint that discovery names is usable: a real server replies there.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use zmq_echo_client::{Client, ClientConfig, ClientMetrics, Reply, RequestError};
 use crate::support::api_server::{ApiServer, Condition};
 use crate::support::{DEADLINE, Server, until};
 
-/// A client that is told of its endpoints by the API, and usable.
+/// A client that learns its endpoints from the API and is ready.
 async fn client_of(api: &ApiServer, config: ClientConfig) -> Client {
     let source = ApiServer::source(&api.kubeconfig()).await;
     let metrics = ClientMetrics::new(&Registry::new()).unwrap();
@@ -24,12 +24,12 @@ async fn client_of(api: &ApiServer, config: ClientConfig) -> Client {
     client
 }
 
-/// An attempt that is answered is answered within this, also if the machine is busy.
+/// An attempt that gets a reply gets it within this time, even on a busy machine.
 fn patient() -> ClientConfig {
     ClientConfig { timeout: DEADLINE, ..ClientConfig::default() }
 }
 
-/// One request after the other, while the test does something else.
+/// Makes one request after the other while the test does something else.
 struct Load {
     stop: watch::Sender<bool>,
     task: JoinHandle<Vec<Result<Reply, RequestError>>>,
@@ -50,7 +50,7 @@ impl Load {
         Self { stop, task }
     }
 
-    /// Every request was answered at its first attempt.
+    /// Checks that every request was answered at its first attempt.
     async fn expect_no_loss(self) {
         self.stop.send_replace(true);
         let replies = self.task.await.unwrap();
@@ -70,7 +70,8 @@ async fn until_more_are_answered(client: &Client) {
     until("more requests are answered", || answered(client) > before + 50).await;
 }
 
-/// Waits until the client connects to `count` endpoints that it uses and all of which `holds`.
+/// Waits until the client is connected to `count` usable endpoints, for all of which `holds` is
+/// true.
 async fn until_used(client: &Client, count: usize, holds: impl Fn(&Endpoint) -> bool) {
     let are_used = |endpoints: &Endpoints| {
         let used: Vec<_> = endpoints.values().filter(|known| known.state == Ready).collect();
@@ -127,11 +128,11 @@ async fn a_pod_with_two_addresses_counts_once_and_gets_one_share() {
         client.request("a".into()).await.unwrap();
     }
     let shares: Vec<_> = client.endpoints().iter().map(|status| status.answered).collect();
-    // With two of three endpoints it would get 667.
+    // If the address counted as two endpoints of three, it would get 667.
     assert!(shares.iter().all(|share| (420..=580).contains(share)), "{shares:?}");
 }
 
-/// Three servers answer while the API says `condition` of all of them, and goes on to do so.
+/// Three servers keep answering while the API reports `condition` for all of them.
 async fn answer_while_all_are(condition: Condition) {
     let servers: Vec<_> = (0..3).map(|_| Server::start(&[])).collect();
     let api = ApiServer::start();
@@ -142,7 +143,7 @@ async fn answer_while_all_are(condition: Condition) {
     servers.iter().for_each(|server| api.say(server.address(), condition));
     until_used(&client, 3, |known| known.doubtful).await;
     until_more_are_answered(&client).await;
-    // A client that comes now uses them as well.
+    // A client that starts now uses them too.
     let another = client_of(&api, patient()).await;
     another.request("a".into()).await.unwrap();
     servers.iter().for_each(|server| api.say(server.address(), Condition::Ready));
@@ -157,12 +158,12 @@ async fn pods_that_are_all_terminating_but_serving_answer() {
 }
 
 #[tokio::test]
-async fn pods_of_which_none_is_ready_or_serving_answer() {
+async fn endpoints_are_used_even_if_none_is_ready_or_serving() {
     answer_while_all_are(Condition::NotReady).await;
 }
 
 #[tokio::test]
-async fn of_doubtful_pods_those_that_answer_are_used() {
+async fn if_no_pod_is_surely_ready_those_that_answer_are_used() {
     let (server, mut dead) = (Server::start(&[]), Server::start(&[]));
     let api = ApiServer::start();
     for pod in [&server, &dead] {

@@ -1,4 +1,4 @@
-//! What was received is answered, then the process leaves, by each way there is.
+//! A drain answers everything that was received and then exits, for every way to end a drain.
 
 mod peers;
 mod random;
@@ -15,7 +15,7 @@ use zeromq::{SocketRecv, SocketSend};
 use crate::support::{Server, echo, message, raw, wait_until};
 
 #[test]
-fn with_nobody_connected_it_leaves_at_once() {
+fn without_connected_clients_it_exits_at_once() {
     for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
         let mut server = Server::start(&["--drain-quiet", "50s", "--drain-timeout", "60s"]);
         let signalled = Instant::now();
@@ -33,7 +33,7 @@ fn with_nobody_connected_it_leaves_at_once() {
 }
 
 #[tokio::test]
-async fn connected_peers_are_served_until_they_are_quiet() {
+async fn a_drain_serves_connected_peers_until_they_are_quiet() {
     let mut server = Server::start(&["--drain-quiet", "5s"]);
     let mut dealer = server.dealer().await;
     assert_eq!(echo(&mut dealer, "before".into()).await, [b"before"]);
@@ -55,7 +55,7 @@ async fn connected_peers_are_served_until_they_are_quiet() {
 }
 
 #[tokio::test]
-async fn the_deadline_is_shown_from_the_signal_on() {
+async fn the_drain_deadline_is_shown_from_the_signal_on() {
     let unix_time = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     let server = Server::start(&["--drain-delay", "30s", "--drain-timeout", "1m"]);
     let _dealer = server.dealer().await;
@@ -71,7 +71,7 @@ async fn the_deadline_is_shown_from_the_signal_on() {
 }
 
 #[tokio::test]
-async fn during_the_delay_it_still_accepts() {
+async fn during_the_drain_delay_it_still_accepts() {
     let mut server = Server::start(&["--drain-delay", "5s", "--drain-quiet", "100ms"]);
     assert_eq!(server.get("/readyz"), (200, "ready\n".to_owned()));
     server.signal(Signal::TERM);
@@ -122,14 +122,14 @@ async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
     let code = server.wait();
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "deadline");
-    // The last request may have come too late for an answer.
+    // The last request may have arrived too late to be answered.
     assert_eq!(code, if is_clean(&drained) { 0 } else { 4 }, "{drained}");
     assert!(drained["answered"].as_u64().unwrap() >= echoes, "{echoes} echoes: {drained}");
     assert!(drained["duration"].as_f64().unwrap() >= 4.0, "{drained}");
 }
 
 #[test]
-fn a_flood_that_does_not_end_leaves_requests_unanswered_and_exits_4() {
+fn an_endless_flood_leaves_requests_unanswered_and_exits_4() {
     let mut server = Server::start(&["--drain-timeout", "2s"]);
     let mut stream = raw::connect(server.address(), b"flood");
     let writing = raw::flood(&stream, raw::frame(b"flood", false).repeat(10_000));
@@ -146,14 +146,14 @@ fn a_flood_that_does_not_end_leaves_requests_unanswered_and_exits_4() {
 }
 
 #[test]
-fn requests_that_came_while_the_process_stood_still_are_answered() {
+fn requests_that_arrived_while_the_process_was_stopped_are_answered() {
     let mut server = Server::start(&["--drain-quiet", "1s"]);
     let mut client = raw::connect(server.address(), b"patient");
     server.signal(Signal::TERM);
     server.wait_for_record("stopped listening; connected peers are still served");
     server.stop();
     client.write_all(&raw::frame(b"anybody there?", false).repeat(100)).unwrap();
-    // The quiet period has to pass while nothing turns.
+    // The quiet period must pass while the loop does not run.
     std::thread::sleep(Duration::from_millis(1500));
     server.signal(Signal::CONT);
     for _ in 0..100 {
@@ -165,7 +165,7 @@ fn requests_that_came_while_the_process_stood_still_are_answered() {
 }
 
 #[test]
-fn a_message_that_began_while_the_process_stood_still_is_waited_for() {
+fn a_message_that_began_while_the_process_was_stopped_is_awaited() {
     let mut server = Server::start(&["--drain-quiet", "1s"]);
     let mut client = raw::connect(server.address(), b"patient");
     let request = raw::frame(&[5; 300_000], false);
@@ -173,7 +173,7 @@ fn a_message_that_began_while_the_process_stood_still_is_waited_for() {
     server.wait_for_record("stopped listening; connected peers are still served");
     server.stop();
     client.write_all(&request[..100_000]).unwrap();
-    // The quiet period has to pass while nothing turns.
+    // The quiet period must pass while the loop does not run.
     std::thread::sleep(Duration::from_millis(1500));
     server.signal(Signal::CONT);
     std::thread::sleep(Duration::from_millis(300));
@@ -184,7 +184,7 @@ fn a_message_that_began_while_the_process_stood_still_is_waited_for() {
 }
 
 #[test]
-fn a_crowd_that_only_pings_hides_no_request_from_the_end_of_the_drain() {
+fn many_peers_that_only_ping_do_not_hide_a_request_at_the_end_of_the_drain() {
     let mut server = Server::start(&["--drain-quiet", "1s"]);
     let mut crowd: Vec<_> = (0..500).map(|_| raw::dealer(server.address(), 1, b"")).collect();
     let mut client = raw::connect(server.address(), b"patient");
@@ -194,7 +194,7 @@ fn a_crowd_that_only_pings_hides_no_request_from_the_end_of_the_drain() {
     let ping = raw::command(b"\x04PING\0\0");
     crowd.iter_mut().for_each(|peer| peer.write_all(&ping).unwrap());
     client.write_all(&raw::frame(b"anybody there?", false)).unwrap();
-    // The quiet period has to pass while nothing turns.
+    // The quiet period must pass while the loop does not run.
     std::thread::sleep(Duration::from_millis(1500));
     server.signal(Signal::CONT);
     assert_eq!(raw::read_frame(&mut client).1, b"anybody there?");
@@ -203,14 +203,14 @@ fn a_crowd_that_only_pings_hides_no_request_from_the_end_of_the_drain() {
 }
 
 #[tokio::test]
-async fn replies_that_a_peer_does_not_read_end_in_exit_4_at_the_deadline() {
+async fn unread_replies_make_it_exit_4_at_the_deadline() {
     let mut server = Server::start(&["--drain-timeout", "3s", "--drain-quiet", "500ms"]);
     let mut stuck = raw::connect(server.address(), b"stuck");
     let request = raw::frame(&[0; 1 << 20], false);
     server.flood_until_stuck(std::slice::from_mut(&mut stuck), &request);
     server.signal(Signal::TERM);
     server.wait_for_record("draining");
-    // Liveness holds while the last replies wait for their peer.
+    // Liveness holds while the last replies wait to be read.
     let mut asked = 0;
     while server.find_record("drained").is_none() {
         match live(&server) {
@@ -233,7 +233,7 @@ fn is_clean(drained: &serde_json::Value) -> bool {
     fields.iter().all(|field| drained[field] == 0)
 }
 
-/// `/livez` by hand: the server may end at any moment.
+/// Requests `/livez` by hand, because the server may exit at any moment.
 fn live(server: &Server) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(server.http)?;
     stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
@@ -270,7 +270,7 @@ async fn a_second_signal_ends_it_at_once() {
     }
 }
 
-/// Processes whose loop is stuck: this test binary, running one test of itself.
+/// Processes with a stuck loop: this test binary, running one of its own tests.
 mod stuck {
     use zmq_echo::log;
     use zmq_echo::service::drain::DrainPolicy;
@@ -317,8 +317,8 @@ mod stuck {
     fn a_second_signal_ends_even_a_stuck_process() {
         let (mut child, _stdout) = start("1h");
         child.signal(Signal::TERM);
-        // What the first signal leaves behind cannot be seen from outside, so the
-        // second one is sent until it has worked.
+        // The effect of the first signal is not visible from outside, so the second one is repeated
+        // until it has worked.
         wait_until("the second signal is seen", || {
             child.signal(Signal::INT);
             std::thread::sleep(Duration::from_millis(20));

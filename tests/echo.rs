@@ -1,4 +1,4 @@
-//! What is sent comes back, whole, to whoever sent it.
+//! Whatever a client sends comes back whole, and to that client.
 
 use zeromq::{ReqSocket, Socket, SocketSend};
 use zmtp::Dealer;
@@ -7,7 +7,7 @@ use zmtp::dealer::DealerConfig;
 use crate::support::{Server, echo, message, receive};
 
 #[tokio::test]
-async fn every_frame_comes_back_as_it_came() {
+async fn every_frame_comes_back_unchanged() {
     let server = Server::start(&[]);
     let mut dealer = server.dealer().await;
     let large = vec![0xa5; 1 << 20];
@@ -36,7 +36,7 @@ async fn a_req_client_is_answered_request_by_request() {
 }
 
 #[tokio::test]
-async fn the_librarys_dealer_is_used_as_one_of_the_crate() {
+async fn the_librarys_dealer_works_in_place_of_the_crates() {
     let server = Server::start(&[]);
     let endpoint = server.endpoint.parse().unwrap();
     let mut dealer = Dealer::connect(&endpoint, &DealerConfig::default()).await.unwrap();
@@ -78,7 +78,7 @@ async fn each_of_many_clients_gets_its_own_replies_in_order() {
 }
 
 #[tokio::test]
-async fn one_peer_s_garbage_costs_its_connection_and_no_other() {
+async fn garbage_from_one_peer_closes_only_its_own_connection() {
     use std::io::{Read, Write};
     let server = Server::start(&[]);
     let mut dealer = server.dealer().await;
@@ -89,7 +89,7 @@ async fn one_peer_s_garbage_costs_its_connection_and_no_other() {
     ] {
         let mut stream = std::net::TcpStream::connect(server.address()).unwrap();
         stream.write_all(garbage).unwrap();
-        // Closed by the server: everything it says ends.
+        // The server has closed the connection, so both directions end.
         let _ = stream.read_to_end(&mut Vec::new());
     }
     assert_eq!(echo(&mut dealer, "still here".into()).await, [b"still here"]);
@@ -98,7 +98,7 @@ async fn one_peer_s_garbage_costs_its_connection_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_tcp_probe_is_neither_a_fault_nor_a_log_line() {
+async fn a_tcp_probe_is_neither_counted_as_a_fault_nor_logged() {
     let server = Server::start(&["--log-level", "debug"]);
     for _ in 0..20 {
         drop(std::net::TcpStream::connect(server.address()).unwrap());

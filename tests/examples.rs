@@ -1,4 +1,4 @@
-//! The examples, each as a process with a client.
+//! Each example, as a process with a client.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use zmq_echo::service::Rejection;
 use crate::support::built::EXAMPLES;
 use crate::support::{Server, command, raw, wait_until};
 
-/// An example on ports of its own, with a variable that it reads.
+/// An example on its own ports, with this environment variable.
 fn start(name: &str, variable: Option<(&str, &str)>) -> Server {
     start_with(name, variable, &[])
 }
@@ -46,7 +46,7 @@ fn asked(client: &mut TcpStream, payload: &[&str]) -> Result<String, String> {
     answer(client)
 }
 
-/// Ends the example as an orchestrator does.
+/// Stops the example as an orchestrator does.
 fn end(mut server: Server, client: TcpStream) {
     server.signal(rustix::process::Signal::TERM);
     raw::leave_when_closed(client);
@@ -54,7 +54,7 @@ fn end(mut server: Server, client: TcpStream) {
 }
 
 #[test]
-fn the_echo_replies_with_what_was_asked() {
+fn the_echo_example_replies_with_the_request() {
     let server = start("echo", None);
     let mut client = raw::connect(server.address(), b"");
     assert_eq!(asked(&mut client, &["hello"]), Ok("hello".to_owned()));
@@ -79,7 +79,7 @@ fn methods_are_chosen_by_the_first_frame_and_unknown_ones_are_rejected() {
     end(server, client);
 }
 
-/// The replies of a method, by outcome, and how many latencies there are.
+/// The replies of a method by outcome, and the number of its latencies.
 fn counted(server: &Server, method: &str) -> [f64; 3] {
     let replies = |outcome: &str| {
         let labels = format!("method=\"{method}\",outcome=\"{outcome}\"");
@@ -154,8 +154,8 @@ fn latency_beside_slow_clients() -> Duration {
 }
 
 #[test]
-fn beside_a_hundred_slow_clients_a_fast_method_takes_less_than_one_unit_of_slow_work() {
-    // A machine with much else to do may be slower: then it is tried again.
+fn with_a_hundred_slow_clients_a_fast_method_takes_less_than_one_unit_of_slow_work() {
+    // A busy machine may be slower, so the test tries again.
     wait_until("the fast method is fast", || {
         let latency = latency_beside_slow_clients();
         eprintln!("99th percentile: {latency:?}");
@@ -174,7 +174,7 @@ fn a_database_counts_on_four_threads_and_keeps_its_counts() {
     for _ in 0..100 {
         ask(&mut client, &["apples"]);
     }
-    // Four threads work on them, so their order is open.
+    // Four threads handle them, so their order is open.
     let mut counts: Vec<u32> =
         (0..100).map(|_| answer(&mut client).unwrap().parse().unwrap()).collect();
     counts.sort_unstable();
@@ -201,9 +201,10 @@ fn a_stream_replies_several_times_in_order() {
 }
 
 #[test]
-fn a_stream_waits_for_a_reader_that_stops_and_then_gives_it_every_item() {
+fn a_stream_waits_for_a_stalled_reader_and_then_delivers_every_item() {
     const ITEMS: u32 = 300_000;
-    // All items are five times the pool. Who holds too much of that is closed.
+    // All items together are five times the pool. A client that holds too much of the pool is
+    // closed.
     let limits = ["--buffer-limit", "1MiB", "--message-limit", "512KiB"];
     let server = start_with("stream", None, &[&limits[..], &["--socket-buffer", "32KiB"]].concat());
     let mut stopped = raw::dealer(server.address(), 0, b"");
@@ -226,7 +227,8 @@ fn a_stream_waits_for_a_reader_that_stops_and_then_gives_it_every_item() {
     end(server, other);
 }
 
-/// An HTTP server that takes 50 ms for each answer, and how many it worked on at a time at most.
+/// An HTTP server that takes 50 ms for each response, and its maximum number of concurrent
+/// requests.
 fn upstream() -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -262,7 +264,7 @@ fn upstream() -> (String, Arc<AtomicUsize>) {
 }
 
 #[test]
-fn two_hundred_calls_of_another_service_wait_together() {
+fn two_hundred_calls_to_another_service_run_concurrently() {
     let (address, most) = upstream();
     let server = start("proxy", Some(("UPSTREAM", &address)));
     let mut clients = [(); 4].map(|()| raw::connect(server.address(), b""));
@@ -277,7 +279,7 @@ fn two_hundred_calls_of_another_service_wait_together() {
             assert_eq!(answer(client), Ok("found".to_owned()));
         }
     }
-    // One after the other they would take ten seconds.
+    // One after the other, they would take ten seconds.
     assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
     assert!(most.load(SeqCst) > 20, "{most:?} at a time");
     let [mut client, ..] = clients;

@@ -1,5 +1,5 @@
-//! The container image, in podman's containers: no promise of it is taken from
-//! what the Dockerfile says. `.ci/image` builds it first.
+//! The container image, run by podman. Every promise is checked on a running container and not in
+//! the Dockerfile. `.ci/image` builds the image first.
 
 #[path = "image/api.rs"]
 mod api;
@@ -23,11 +23,11 @@ use zmq_echo::config::ServerConfig;
 use api::{ACCOUNT, API, Api};
 use support::{PROBE, Process, Server, command, raw, wait_until};
 
-/// As `.ci/image` names it.
+/// The name that `.ci/image` gives it.
 const IMAGE: &str = "localhost/zmq-echo";
 
-/// The restricted Pod Security Standard and a read-only root, as the Deployment has
-/// them, and limits for which podman need not have the right to raise its own.
+/// The restricted Pod Security Standard and a read-only root, as in the Deployment, with limits
+/// that podman can set without the right to raise its own.
 const RESTRICTED: [&str; 7] = [
     "--runtime=runc",
     "--read-only",
@@ -38,15 +38,15 @@ const RESTRICTED: [&str; 7] = [
     "--ulimit=nproc=1024:1024",
 ];
 
-/// What all its files may take.
+/// Upper bound on the size of all its files.
 const LARGEST: u64 = 20_000_000;
 
-/// What the server may take while nobody is connected.
+/// Upper bound on the server's memory without clients.
 const IDLE: u64 = 10 << 20;
 
 const DEPLOYMENT: &str = include_str!("../k8s/base/deployment.yaml");
 
-/// Runs podman; what it has to say where it fails.
+/// Runs podman. Returns its error output if it fails.
 #[track_caller]
 fn podman(args: &[&str]) -> String {
     let Output { status, stdout, stderr } = try_podman(args);
@@ -63,12 +63,12 @@ fn try_podman(args: &[&str]) -> Output {
 fn run<'a>(name: &'a str, options: &[&'a str], args: &[&'a str]) -> Vec<&'a str> {
     let exists = try_podman(&["image", "exists", IMAGE]).status.success();
     assert!(exists, "needs the image {IMAGE}: .ci/image builds it");
-    // Nothing is pulled: another's image would be tested.
+    // Never pull, because that could test another image.
     let run = ["run", "--rm", "--pull=never", "--log-driver=none", "--name", name];
     [&run[..], &RESTRICTED, options, &[IMAGE], args].concat()
 }
 
-/// A name that no other container and network has.
+/// A name that no other container or network has.
 fn unique(what: &str) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -101,7 +101,7 @@ impl Drop for Network {
     }
 }
 
-/// A container's name, which it is removed by.
+/// A container's name. Dropping this removes the container.
 struct Name(String);
 
 impl Drop for Name {
@@ -110,16 +110,16 @@ impl Drop for Name {
     }
 }
 
-/// A server in a container: the process is podman's, which ends as the server does;
-/// the endpoint, the side port and the pid are the server's.
+/// A server in a container. The process is podman's and ends when the server does; the endpoint,
+/// the side port and the pid are the server's.
 struct Container {
-    // Removed before the process is waited for.
+    // The container is removed before the process is waited for.
     name: Name,
     server: Server,
 }
 
 impl Container {
-    /// Starts the image with these options of podman's.
+    /// Starts the image with these podman options.
     fn start(options: &[&str]) -> Self {
         let name = Name(unique("server"));
         let mut run_image = command("podman");
@@ -144,7 +144,7 @@ impl Container {
         podman(&["exec", &self.name.0, "/zmq-echo-probe", "--timeout", "20s"]);
     }
 
-    /// As a container runtime does it: the image's signal, and its time.
+    /// Stops it as a container runtime does: with the image's signal and its timeout.
     #[track_caller]
     fn stop(&mut self) -> i32 {
         podman(&["stop", "--time=60", &self.name.0]);
@@ -174,7 +174,7 @@ struct Load {
 }
 
 impl Load {
-    /// Starts it with these options of podman's, on what there is to discover.
+    /// Starts it with these podman options and this discovery source.
     fn start(options: &[&str], source: &str, args: &[&str]) -> Self {
         let name = Name(unique("load"));
         let options = [&["--entrypoint=/zmq-echo-load"], options].concat();
@@ -188,7 +188,7 @@ impl Load {
         podman(&["kill", "--signal=INT", &self.name.0]);
     }
 
-    /// What it says at its end with this exit code: nothing failed.
+    /// Returns its final output. It must exit with this code, and nothing may have failed.
     #[track_caller]
     fn result(mut self, code: i32) -> Json {
         let mut text = String::new();
@@ -213,7 +213,7 @@ fn binaries() -> BTreeSet<String> {
     names.map(|rest| rest.split_once('"').expect("a name").0.to_owned()).collect()
 }
 
-/// All that is not a directory below `root`, relative to it.
+/// Every file below `root`, relative to it, without directories.
 fn files(root: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut directories = vec![root.to_owned()];
@@ -236,7 +236,7 @@ fn deployed() -> Spec {
     spec.containers.into_iter().next().expect("a container")
 }
 
-/// The server's environment in the Deployment, as podman takes it.
+/// The server's environment in the Deployment, in the form that podman takes.
 fn deployed_env() -> Vec<String> {
     let variables = deployed().env.unwrap_or_default().into_iter();
     variables.filter_map(|env| Some(format!("--env={}={}", env.name, env.value?))).collect()
@@ -250,7 +250,7 @@ fn deployed_memory() -> u64 {
 }
 
 #[test]
-fn it_holds_the_binaries_and_nothing_else() {
+fn the_image_holds_the_binaries_and_nothing_else() {
     let root = podman(&["image", "mount", IMAGE]);
     let found = files(Path::new(&root));
     podman(&["image", "unmount", IMAGE]);
@@ -263,7 +263,7 @@ fn it_holds_the_binaries_and_nothing_else() {
 }
 
 #[test]
-fn every_binary_in_it_starts_with_no_library_around_it() {
+fn every_binary_in_the_image_starts_without_shared_libraries() {
     for binary in binaries() {
         let name = unique("version");
         let entry_point = format!("--entrypoint=/{binary}");
@@ -275,7 +275,7 @@ fn every_binary_in_it_starts_with_no_library_around_it() {
 }
 
 #[test]
-fn its_settings_are_what_a_cluster_goes_by() {
+fn the_image_has_the_settings_that_a_cluster_relies_on() {
     let image = image();
     let config = &image["Config"];
     assert_eq!(config["User"], "65532:65532");
@@ -295,7 +295,7 @@ fn its_settings_are_what_a_cluster_goes_by() {
 }
 
 #[test]
-fn the_build_arguments_are_those_of_the_documents() {
+fn the_build_arguments_match_the_documents() {
     let args = include_str!("../Dockerfile").lines().filter_map(|line| line.strip_prefix("ARG "));
     let args: BTreeSet<_> = args.filter_map(|arg| arg.split_once('=')).collect();
     let page = include_str!("../docs/kubernetes.md");
@@ -311,7 +311,7 @@ fn the_build_arguments_are_those_of_the_documents() {
 }
 
 #[test]
-fn its_environment_opens_every_interface_and_the_server_takes_it() {
+fn the_servers_environment_in_the_image_listens_on_every_interface() {
     let image = image();
     let variables = image["Config"]["Env"].as_array().expect("a list").iter();
     let variables = variables.filter_map(|variable| variable.as_str()?.split_once('='));
@@ -327,7 +327,7 @@ fn its_environment_opens_every_interface_and_the_server_takes_it() {
 }
 
 #[test]
-fn it_serves_as_its_user_with_no_privilege_on_a_root_that_cannot_be_written() {
+fn the_image_serves_unprivileged_on_a_read_only_root() {
     let container = Container::start(&[]);
     let ids = ["65532"; 4].join("\t");
     assert_eq!((container.status("Uid"), container.status("Gid")), (ids.clone(), ids));
@@ -341,7 +341,7 @@ fn it_serves_as_its_user_with_no_privilege_on_a_root_that_cannot_be_written() {
         .expect("the probe runs");
     assert!(probe.status.success(), "{probe:?}");
     container.passes_its_probe();
-    // Only the one in the container is on the server's own host.
+    // Only the probe in the container is on the server's own host.
     assert_eq!(container.metric("zmq_echo_requests_total{source=\"probe\"}"), 1.0);
     assert_eq!(container.metric("zmq_echo_requests_total{source=\"client\"}"), 1.0);
     container.is_alive();
@@ -349,7 +349,7 @@ fn it_serves_as_its_user_with_no_privilege_on_a_root_that_cannot_be_written() {
 }
 
 #[test]
-fn its_metrics_tell_the_revision_of_its_label() {
+fn the_metrics_show_the_revision_in_the_images_label() {
     let container = Container::start(&[]);
     let revision = image()["Labels"]["org.opencontainers.image.revision"].clone();
     assert_ne!(revision, "unknown");
@@ -359,14 +359,14 @@ fn its_metrics_tell_the_revision_of_its_label() {
 }
 
 #[test]
-fn the_probe_in_it_fails_where_nobody_answers() {
+fn the_probe_in_the_image_fails_if_nothing_answers() {
     let container = Container::start(&[]);
     let nobody = ["exec", &container.name.0, "/zmq-echo-probe", "--endpoint", "tcp://127.0.0.1:1"];
     assert_eq!(try_podman(&nobody).status.code(), Some(1));
 }
 
 #[test]
-fn names_are_resolved_in_it_though_it_has_no_resolver_library() {
+fn the_image_resolves_names_without_a_resolver_library() {
     let network = Network::new();
     let option = network.option();
     let server = Container::start(&[&option]);
@@ -384,7 +384,7 @@ fn names_are_resolved_in_it_though_it_has_no_resolver_library() {
 }
 
 #[test]
-fn the_stop_signal_drains_it_and_it_exits_with_0() {
+fn the_images_stop_signal_drains_the_server_and_it_exits_0() {
     let mut container = Container::start(&[]);
     let mut peer = raw::dealer(container.address(), 0, b"");
     let request = raw::frame(b"before the signal", false);
@@ -395,7 +395,7 @@ fn the_stop_signal_drains_it_and_it_exits_with_0() {
 }
 
 #[test]
-fn it_rests_in_less_than_ten_mebibytes() {
+fn the_idle_image_uses_less_than_ten_mebibytes() {
     let container = Container::start(&[]);
     container.passes_its_probe();
     let resident = container.memory("VmRSS");
@@ -404,11 +404,11 @@ fn it_rests_in_less_than_ten_mebibytes() {
 }
 
 #[test]
-fn replicas_on_one_network_are_all_reached_and_replaced_in_turn_with_nothing_failed() {
+fn replicas_are_all_reached_and_replaced_one_by_one_without_a_failure() {
     let network = Network::new();
     let option = network.option();
-    // Podman's name server knows a container until it has ended: it has clients, who
-    // send, until the drain's timeout.
+    // Podman's name server lists a container until it has ended, so clients keep sending to it
+    // until its drain timeout.
     let drain = "--env=ZMQ_ECHO_DRAIN_TIMEOUT=5s";
     let start = || Container::start(&[&option, "--network-alias=replicas", drain]);
     let reached = |replica: &Container| {
@@ -420,7 +420,7 @@ fn replicas_on_one_network_are_all_reached_and_replaced_in_turn_with_nothing_fai
     let load = Load::start(&[&option], "dns://replicas:5555", &args);
     replicas.iter().for_each(reached);
     for _ in 0..replicas.len() {
-        // One more before one less, as the Deployment does it.
+        // Add one before removing one, as the Deployment does.
         replicas.push_back(start());
         replicas.back().map(reached);
         let mut old = replicas.pop_front().expect("a replica");
@@ -433,7 +433,7 @@ fn replicas_on_one_network_are_all_reached_and_replaced_in_turn_with_nothing_fai
 }
 
 #[test]
-fn the_load_generator_in_it_asks_the_clusters_api_over_tls() {
+fn the_load_generator_in_the_image_queries_the_clusters_api_over_tls() {
     let network = Network::new();
     let option = network.option();
     let server = Container::start(&[&option]);
@@ -450,10 +450,10 @@ fn the_load_generator_in_it_asks_the_clusters_api_over_tls() {
     assert_eq!(result["answered"], 400);
 }
 
-/// What a control group says of its memory, be it version 1 or 2.
+/// What a control group reports about its memory, in version 1 or 2.
 struct MemoryGroup {
     directory: PathBuf,
-    /// Version 2 counts the sockets' memory with all other; version 1 apart.
+    /// Version 2 includes the sockets' memory; version 1 counts it separately.
     sockets_apart: bool,
 }
 
@@ -486,7 +486,7 @@ impl MemoryGroup {
         self.bytes(if self.sockets_apart { "memory.limit_in_bytes" } else { "memory.max" })
     }
 
-    /// Has the kernel count what sockets hold.
+    /// Makes the kernel count the memory of sockets.
     fn count_sockets(&self, limit: u64) {
         if self.sockets_apart {
             let file = self.directory.join("memory.kmem.tcp.limit_in_bytes");
@@ -494,7 +494,7 @@ impl MemoryGroup {
         }
     }
 
-    /// The most that processes and sockets have held.
+    /// The maximum that processes and sockets have used.
     fn most(&self) -> u64 {
         match self.sockets_apart {
             true => {

@@ -1,5 +1,5 @@
-//! The load generator: what it counts agrees with the server, what it measures with
-//! servers of known delay, and what it prints with itself.
+//! The load generator: its counts match the server's, its measurements match servers with a known
+//! delay, and its outputs match each other.
 
 mod starting;
 
@@ -27,10 +27,11 @@ fn load(args: &[&str]) -> Output {
     command(&LOAD).args(args).output().expect("the program starts")
 }
 
-/// So that no attempt times out that is answered, however slowly.
+/// A timeout so long that no attempt that gets a reply times out, however slow it is.
 const PATIENT: [&str; 2] = ["--timeout", "1m"];
 
-/// A run whose exit code is this; its result. It is patient unless it says otherwise.
+/// Makes a run that must exit with this code, and returns its result. The run uses the long timeout
+/// unless it sets another.
 #[track_caller]
 fn result(code: i32, args: &[&str]) -> Json {
     let patience = if args.contains(&"--timeout") { &[][..] } else { &PATIENT };
@@ -48,12 +49,12 @@ fn sum(list: &Json, field: &str) -> f64 {
     list.as_array().expect("a list").iter().map(|entry| number(&entry[field])).sum()
 }
 
-/// What a ROUTER does with what it gets.
+/// How a ROUTER treats its messages.
 #[derive(Clone, Copy)]
 enum Manner {
     /// Replies, and each reply takes this long.
     Delays(Duration),
-    /// Replies at once, but for one second that begins one second after the first.
+    /// Replies at once, except during one second that starts one second after the first request.
     StallsOnce,
     /// Replies with another last byte.
     Alters,
@@ -61,7 +62,7 @@ enum Manner {
     IsSilent,
 }
 
-/// The endpoint of a server of this manner, which ends with the tests.
+/// The endpoint of a server with this behaviour, which stops when the tests end.
 fn server_that(manner: Manner) -> String {
     let (sender, endpoint) = std::sync::mpsc::channel();
     thread::spawn(move || {
@@ -114,9 +115,9 @@ fn altered(message: ZmqMessage) -> ZmqMessage {
 }
 
 #[test]
-fn in_an_open_loop_all_is_answered_at_the_rate_and_the_server_counts_the_same() {
+fn an_open_loop_keeps_the_rate_and_the_server_counts_the_same_requests() {
     let args = ["--rate", "400", "--duration", "2s", "--size", "16-4KiB"];
-    // A machine with much else to do may not keep the rate: then it is tried again.
+    // A busy machine may not keep the rate, so the test tries again.
     wait_until("a run keeps its rate", || {
         let server = Server::start(&[]);
         let run = result(0, &[&[&*server.endpoint], &args[..]].concat());
@@ -126,7 +127,7 @@ fn in_an_open_loop_all_is_answered_at_the_rate_and_the_server_counts_the_same() 
         assert_eq!(requests, number(&run["sent"]) + number(&run["retried"]));
         let received = server.metric("zmq_echo_received_bytes_total") / 800.0;
         assert!((1024.0..3072.0).contains(&received), "{received} bytes: not drawn evenly");
-        // The last is due a period before the end.
+        // The last request is due one period before the end.
         let rate = number(&run["achieved_rate"]);
         assert!(rate <= 401.0, "{rate} requests/s of 400");
         rate >= 380.0
@@ -134,7 +135,7 @@ fn in_an_open_loop_all_is_answered_at_the_rate_and_the_server_counts_the_same() 
 }
 
 #[test]
-fn in_a_closed_loop_all_is_answered_and_the_server_counts_the_same() {
+fn a_closed_loop_gets_every_reply_and_the_server_counts_the_same_requests() {
     let server = Server::start(&[]);
     let run = result(0, &[&server.endpoint, "--rate", "max", "--duration", "1s"]);
     let answered = number(&run["answered"]);
@@ -190,7 +191,7 @@ fn the_table_has_the_counts_the_percentiles_and_the_endpoints() {
 fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
     let server = Server::start(&[]);
     let directory = std::env::temp_dir().join(format!("zmq-echo-load-{}", std::process::id()));
-    // The command is in the page, and would end its script where it is not escaped.
+    // The command is on the page, and would end its script if it were not escaped.
     let path = directory.join("<!--/</script>.html");
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let run = result(
@@ -221,7 +222,7 @@ fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
 }
 
 #[test]
-fn an_altered_reply_is_a_failure_and_so_is_the_run_unless_it_may() {
+fn an_altered_reply_fails_the_run_unless_failures_are_allowed() {
     let endpoint = server_that(Manner::Alters);
     let args = [&*endpoint, "--rate", "100", "--duration", "1s"];
     let run = result(1, &args);
@@ -233,7 +234,7 @@ fn an_altered_reply_is_a_failure_and_so_is_the_run_unless_it_may() {
 }
 
 #[test]
-fn a_reply_is_held_to_what_was_expected() {
+fn a_reply_is_compared_with_the_expected_one() {
     let endpoint = server_that(Manner::Alters);
     let server = Server::start(&[]);
     let args = ["--rate", "100", "--duration", "500ms", "--payload-template", "order {n}"];
@@ -255,7 +256,7 @@ fn a_reply_is_held_to_what_was_expected() {
 }
 
 #[test]
-fn a_file_is_every_requests_payload() {
+fn the_payload_of_every_request_can_come_from_a_file() {
     let server = Server::start(&[]);
     let path = std::env::temp_dir().join(format!("zmq-echo-payload-{}", std::process::id()));
     std::fs::write(&path, [7; 10_000]).unwrap();
@@ -263,14 +264,14 @@ fn a_file_is_every_requests_payload() {
     let run = result(0, &[&[&*server.endpoint], &args[..]].concat());
     let requests = server.metric(r#"zmq_echo_requests_total{source="client"}"#);
     assert_eq!((number(&run["answered"]), requests), (50.0, 50.0), "{run}");
-    // The client's envelope is a few bytes more.
+    // The client's envelope adds a few bytes.
     let received = server.metric("zmq_echo_received_bytes_total") / requests;
     assert!((10_000.0..10_100.0).contains(&received), "{received}");
     std::fs::remove_file(path).unwrap();
 }
 
 #[test]
-fn payloads_of_two_kinds_are_refused_together() {
+fn two_kinds_of_payload_are_rejected_together() {
     for args in [
         ["--payload", "Cargo.toml", "--size", "64"],
         ["--payload-template", "x", "--size", "64"],
@@ -284,7 +285,7 @@ fn payloads_of_two_kinds_are_refused_together() {
 }
 
 #[test]
-fn an_error_reply_is_tried_again_and_counted_whatever_is_expected() {
+fn an_error_reply_is_retried_and_counted_whatever_reply_is_expected() {
     let server = Server::start(&["--faults"]);
     switch(&server, "errors=100%");
     let args = ["--rate", "100", "--duration", "500ms", "--expect", "any", "--retries", "1"];
@@ -296,7 +297,7 @@ fn an_error_reply_is_tried_again_and_counted_whatever_is_expected() {
 }
 
 #[test]
-fn what_could_not_be_sent_has_failed_as_well() {
+fn requests_that_could_not_be_sent_count_as_failed() {
     let endpoint = server_that(Manner::IsSilent);
     let run = result(
         1,
@@ -331,7 +332,7 @@ fn what_could_not_be_sent_has_failed_as_well() {
 fn the_median_of_a_known_delay_is_that_delay_in_both_loops() {
     let endpoint = server_that(Manner::Delays(Duration::from_millis(20)));
     for rate in ["200", "max"] {
-        // A machine with much else to do may add its own: then it is tried again.
+        // A busy machine may add its own delay, so the test tries again.
         wait_until("the median is about the delay", || {
             let run =
                 result(0, &[&endpoint, "--rate", rate, "--duration", "1s", "--in-flight", "8"]);
@@ -352,12 +353,12 @@ fn an_open_loop_sees_a_stall_that_a_closed_one_hides() {
     let closed =
         result(0, &[&[&*endpoint, "--rate", "max", "--in-flight", "1"], &args[..]].concat());
     assert!(number(&closed["latency"]["max"]) >= 0.9, "{}", closed["latency"]);
-    // It makes more than ten requests in the two seconds besides, on any machine.
+    // In its remaining two seconds, it makes more than ten requests on any machine.
     assert!(number(&closed["latency"]["p90"]) < 0.5, "{}", closed["latency"]);
 }
 
 #[test]
-fn an_endpoint_that_ends_is_seen_to_go() {
+fn an_endpoint_that_ends_is_reported() {
     let (stays, goes) = (Server::start(&[]), Server::start(&[]));
     let mut run = command(&LOAD);
     run.args([&*stays.endpoint, &goes.endpoint, "--output", "json"]);
@@ -374,8 +375,8 @@ fn an_endpoint_that_ends_is_seen_to_go() {
     let changes = result["changes"].as_array().unwrap();
     let are = |what: &str| changes.iter().filter(|change| change["what"] == what).count();
     assert_eq!((are("came"), are("gone")), (2, 1), "{changes:?}");
-    // One at least was there when it started, and that the other one was depends on how
-    // soon it answers.
+    // At least one endpoint was present at the start. Whether the other was depends on how soon it
+    // answered.
     assert_eq!(number(&changes[0]["at"]), 0.0, "{changes:?}");
     let gone = changes.last().unwrap();
     assert_eq!(gone["what"], "gone", "{changes:?}");
@@ -383,7 +384,7 @@ fn an_endpoint_that_ends_is_seen_to_go() {
 }
 
 #[test]
-fn endpoints_that_come_and_go_in_dns_are_followed_without_a_failure() {
+fn endpoints_that_come_and_go_in_dns_cause_no_failure() {
     const NAME: &str = "zmq-echo-headless.test.";
     let first = Server::start(&[]);
     let port = first.address().port();
@@ -420,7 +421,7 @@ fn the_log_is_documented_text_on_stderr() {
     let output = load(&[&args[..], &["--log-level", "zmq_echo=debug"], &PATIENT].concat());
     assert_eq!(output.status.code(), Some(0));
     let log = String::from_utf8(output.stderr).unwrap();
-    // On a machine that stands still there may be a line of progress.
+    // On a machine that stalls, there may be a progress line.
     log.lines().filter(|line| !line.contains(", p50 ")).for_each(assert_text_documented);
     for message in ["endpoint added", "connected", "cannot connect"] {
         assert!(log.contains(&format!(": {message} endpoint=")), "no `{message}` in {log}");
@@ -429,7 +430,7 @@ fn the_log_is_documented_text_on_stderr() {
 }
 
 #[test]
-fn a_signal_ends_the_run_with_its_result_and_with_a_code_of_its_own() {
+fn a_signal_ends_the_run_with_a_result_and_its_own_exit_code() {
     for signal in [Signal::INT, Signal::TERM] {
         let server = Server::start(&[]);
         let args = [&*server.endpoint, "--duration", "1h", "--rate", "1000", "--output", "json"];
@@ -448,14 +449,14 @@ fn a_signal_ends_the_run_with_its_result_and_with_a_code_of_its_own() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let server = Server::start(&[]);
-    // In a closed loop there is always a request without its reply.
+    // In a closed loop, one request is always waiting for its reply.
     let args = [&*server.endpoint, "--duration", "1h", "--timeout", "1h", "--rate", "max"];
     let mut run = Process::spawn(command(&LOAD).args(args));
     let mut stdout = run.stdout();
     server.wait_for_metric(r#"zmq_echo_requests_total{source="client"}"#, |count| count >= 10.0);
-    // From here on nothing is answered, and the first signal would wait for it.
+    // From here on, nothing is answered, so the first signal would wait.
     server.stop();
-    // Two that come close together may be one to the kernel.
+    // The kernel may merge two signals that come close together.
     wait_until("the second signal has ended it", || {
         run.signal(Signal::INT);
         !run.is_running()
@@ -467,7 +468,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn without_a_terminal_a_line_now_and_then_says_how_it_goes() {
+fn without_a_terminal_progress_is_a_line_now_and_then() {
     let server = Server::start(&[]);
     let mut run = command(&LOAD);
     run.args([&*server.endpoint, "--duration", "1h", "--rate", "100"]).args(PATIENT);
@@ -483,7 +484,7 @@ fn without_a_terminal_a_line_now_and_then_says_how_it_goes() {
     assert_eq!(run.wait(), 3);
 }
 
-/// A value that each flag refuses, and a part of what would be right.
+/// A value that each flag rejects, and a part of the message.
 const REFUSED: [(&str, &str, &str); 26] = [
     ("--discover", "zmq-echo", "such as dns://zmq-echo-headless:5555"),
     ("--rate", "0", "expected 1 to 10000000 requests per second, such as 5000, or max"),
@@ -532,7 +533,7 @@ fn every_flag_is_an_environment_variable_too() {
 }
 
 #[test]
-fn a_wrong_endpoint_in_the_environment_is_refused_by_the_variables_name() {
+fn a_wrong_endpoint_in_the_environment_is_rejected_naming_the_variable() {
     let endpoints = "tcp://127.0.0.1:5555,localhost:5555";
     let output = command(&LOAD).env("ZMQ_ECHO_LOAD_ENDPOINTS", endpoints).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -543,7 +544,7 @@ fn a_wrong_endpoint_in_the_environment_is_refused_by_the_variables_name() {
 }
 
 #[test]
-fn endpoints_are_refused_one_by_one_and_are_not_also_discovered() {
+fn wrong_endpoints_are_rejected_and_named_endpoints_exclude_discovery() {
     for (args, right) in [
         (&["localhost:5555"][..], "expected tcp://HOST:PORT"),
         (&["tcp://*:5555"], "a client needs a host to connect to"),

@@ -1,5 +1,5 @@
-//! docs/logs.md says what is logged: held to the source, and to what is written by a
-//! server here, by clients and the load generator in their own tests.
+//! docs/logs.md matches the source, the records written by a server here, and those that the client
+//! and the load generator write in their own tests.
 #[allow(dead_code, reason = "shared with the client's own tests")]
 pub mod captured;
 pub mod documented;
@@ -37,7 +37,7 @@ pub fn assert_text_documented(line: &str) {
 }
 
 #[test]
-fn the_records_are_those_of_the_source() {
+fn the_documented_records_match_the_source() {
     for (section, of_client) in SECTIONS.into_iter().zip([false, true]) {
         assert_eq!(documented_in(section), records_of(sources(of_client)), "{section}");
     }
@@ -47,7 +47,7 @@ fn records_of(files: Vec<PathBuf>) -> Records {
     let mut found = Records::new();
     for file in files {
         let source = fs::read_to_string(&file).unwrap();
-        // A module's own tests stand at its end.
+        // A module's own tests are at its end.
         let source = source.split("#[cfg(test)]\nmod tests").next().unwrap();
         for unseen in ["event!(", "span!(", "#[instrument", "tracing::instrument"] {
             assert!(!source.contains(unseen), "{unseen} in {}: not looked for", file.display());
@@ -64,7 +64,7 @@ fn records_of(files: Vec<PathBuf>) -> Records {
 }
 
 #[test]
-fn the_examples_are_records() {
+fn the_documented_examples_are_valid_records() {
     let [json, text] = ["```json\n", "```text\n"].map(|start| {
         let (_, rest) = LOGS.split_once(start).expect("an example");
         rest.split_once("\n```").expect("its end").0
@@ -74,7 +74,7 @@ fn the_examples_are_records() {
 }
 
 #[test]
-fn the_fields_are_those_of_the_records() {
+fn the_documented_fields_match_the_records() {
     let used: BTreeSet<_> = documented().into_values().flat_map(|(_, fields)| fields).collect();
     let fields = types("## Fields");
     assert_eq!(fields.keys().cloned().collect::<BTreeSet<_>>(), used);
@@ -98,7 +98,7 @@ fn sources(of_client: bool) -> Vec<PathBuf> {
     files
 }
 
-/// Adds the source files of a folder, where it is one, and of those in it.
+/// Adds the source files in a folder and its subfolders, if it is a folder.
 fn add_sources_under(path: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(path).into_iter().flatten() {
         let path = entry.unwrap().path();
@@ -123,7 +123,7 @@ fn target(file: &Path) -> String {
     std::iter::once(library).chain(parts).collect::<Vec<_>>().join("::")
 }
 
-/// Each use of a logging macro: its level and what stands in its brackets.
+/// Each use of a logging macro: its level and its arguments.
 fn invocations(source: &str) -> Vec<(&'static str, &str)> {
     let mut found = Vec::new();
     for level in ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"] {
@@ -140,7 +140,7 @@ fn invocations(source: &str) -> Vec<(&'static str, &str)> {
     found
 }
 
-/// Where `mark` stands in `code` outside strings and inner brackets.
+/// The position of `mark` in `code` outside strings and inner brackets.
 fn ends(code: &str, mark: char) -> impl Iterator<Item = usize> {
     let (mut depth, mut in_string, mut escaped) = (0, false, false);
     code.char_indices().filter_map(move |(at, c)| {
@@ -165,7 +165,7 @@ fn record(arguments: &str) -> (String, BTreeSet<String>) {
         parts.push(arguments[from..end].trim());
         from = end + 1;
     }
-    // Behind the last comma there may be nothing.
+    // The last comma may be a trailing one.
     parts.retain(|part| !part.is_empty());
     let message = parts.pop().expect("a message").trim_matches('"');
     assert!(!message.contains('{'), "`{message}` is no constant");
@@ -178,8 +178,8 @@ fn record(arguments: &str) -> (String, BTreeSet<String>) {
 }
 
 #[test]
-fn what_a_server_writes_in_its_life_is_documented() {
-    // Too few open files for the peers that it may have.
+fn every_record_of_a_servers_life_is_documented() {
+    // Too few open files for the peer limit.
     let mut shell = command("sh");
     shell.args(["-c", "ulimit -n 400; exec \"$0\" \"$@\"", SERVER]);
     shell.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);

@@ -1,4 +1,4 @@
-//! One record a line, parsed by anyone; never in the way of an echo.
+//! Each line is one record that any parser can read, and logging never blocks an echo.
 
 use std::io::{BufRead, Read, Write};
 
@@ -75,7 +75,7 @@ fn every_line_is_one_text_record_whatever_a_peer_sends() {
 }
 
 #[test]
-fn at_the_default_level_strangers_cannot_make_it_write() {
+fn at_the_default_level_untrusted_peers_cannot_trigger_log_lines() {
     let server = Server::start(&[]);
     provoke(&server);
     for _ in 0..10 {
@@ -94,7 +94,7 @@ fn at_the_default_level_strangers_cannot_make_it_write() {
 }
 
 #[test]
-fn a_reader_that_stops_reading_costs_records_and_no_echo() {
+fn if_nobody_reads_stdout_records_are_dropped_but_echoes_go_on() {
     let mut server = command(SERVER);
     server.args([
         "--log-level",
@@ -109,7 +109,7 @@ fn a_reader_that_stops_reading_costs_records_and_no_echo() {
     let mut first = String::new();
     stdout.read_line(&mut first).unwrap();
     let listening: Json = serde_json::from_str(&first).unwrap();
-    // From here on nobody reads.
+    // From here on, nothing reads stdout.
     let address =
         listening["endpoint"].as_str().unwrap().strip_prefix("tcp://").unwrap().parse().unwrap();
     let http = listening["http"].as_str().unwrap().parse().unwrap();
@@ -124,7 +124,7 @@ fn a_reader_that_stops_reading_costs_records_and_no_echo() {
         dropped > 0.0
     });
     drop(peer);
-    // It also ends, although its last records find no reader.
+    // It also exits, although nobody reads its last records.
     child.signal(Signal::TERM);
     assert_eq!(child.wait(), 0);
     drop(stdout);
@@ -158,7 +158,7 @@ fn an_error_at_the_start_is_one_record_that_names_what_failed() {
 }
 
 #[test]
-fn what_ends_the_process_is_said_even_where_the_log_is_off() {
+fn the_reason_for_exiting_is_printed_even_with_logging_off() {
     for filter in ["off", "hyper=debug"] {
         let output = command(SERVER)
             .args(["--log-level", filter, "--bind", "tcp://192.0.2.1:5555"])
@@ -170,7 +170,7 @@ fn what_ends_the_process_is_said_even_where_the_log_is_off() {
     }
 }
 
-/// A panic, in this test binary running one test of itself.
+/// A panic in this test binary, which runs one of its own tests.
 mod panic {
     use super::*;
 
@@ -182,7 +182,7 @@ mod panic {
             panic!("{message}");
         }
         panic_below(frames - 1, message);
-        // Else the call before would be a jump, which leaves no frame.
+        // Otherwise the call before would be a tail call, which leaves no frame.
         std::hint::black_box(());
     }
 
@@ -192,7 +192,7 @@ mod panic {
         let message = std::env::var(CHILD).unwrap();
         let _logs = log::init(tracing_subscriber::EnvFilter::new("info"), LogFormat::Json).unwrap();
         let frames = std::env::var(FRAMES).unwrap().parse().unwrap();
-        // In a thread that nobody waits for.
+        // In a thread that nothing joins.
         std::thread::Builder::new()
             .name("doomed".to_owned())
             .spawn(move || panic_below(frames, &message))

@@ -63,7 +63,7 @@ fn manual_pages_and_completions_name_every_flag() {
 }
 
 #[test]
-fn without_a_folder_it_says_what_is_expected() {
+fn without_a_folder_the_manual_generator_says_what_is_expected() {
     let output = command(&EXAMPLES["manual"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let stderr = String::from_utf8(output.stderr).unwrap();

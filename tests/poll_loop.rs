@@ -1,5 +1,4 @@
-//! The poll loop inside a process of its own making: with other services, on
-//! the real socket.
+//! The poll loop inside the test's own process, with other services, on the real socket.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -41,7 +40,7 @@ fn socket(listener: TcpListener, metrics: SocketMetrics) -> Router<SocketObserve
     socket.with_monitors(PROBE_IDENTITY.as_bytes())
 }
 
-/// A loop whose drain takes `timeout` at most.
+/// A loop with a drain timeout of `timeout`.
 pub fn start_with_timeout<S: Service + 'static>(
     make: impl FnMut() -> S + Send + 'static,
     timeout: Duration,
@@ -49,7 +48,7 @@ pub fn start_with_timeout<S: Service + 'static>(
     start_with(make, timeout, None)
 }
 
-/// A loop whose requests have a deadline as well.
+/// A loop whose requests have a deadline too.
 pub fn start_with<S: Service + 'static>(
     mut make: impl FnMut() -> S + Send + 'static,
     timeout: Duration,
@@ -77,7 +76,7 @@ pub fn start_with<S: Service + 'static>(
     Loop { address, metrics, health, termination, thread }
 }
 
-/// Says that a request is odd, if it is.
+/// Echoes requests of even length and rejects the others.
 fn even_only(request: Request<'_>) -> Answer {
     match request.frames().last() {
         Some(frame) if frame.len() % 2 == 0 => request.echo(),
@@ -110,7 +109,7 @@ async fn a_rejected_request_gets_an_error_reply_and_the_loop_goes_on() {
 }
 
 #[test]
-fn no_service_can_reply_with_nothing_or_with_what_looks_like_an_error() {
+fn a_service_cannot_reply_with_nothing_or_with_a_lookalike_of_an_error() {
     let mut running = start(|| {
         |request: Request<'_>| match request.frame(0) {
             Some(b"nothing") => request.reply(Message::default()),
@@ -149,7 +148,7 @@ fn checks_are_answered_without_the_service_and_other_reserved_payloads_are_rejec
 }
 
 #[tokio::test]
-async fn the_other_end_of_the_termination_socket_closing_is_a_request_to_end() {
+async fn closing_the_other_end_of_the_termination_socket_ends_the_loop() {
     let running = start(|| Echo);
     drop(running.termination);
     let (ended, end) = mpsc::channel();
@@ -159,8 +158,9 @@ async fn the_other_end_of_the_termination_socket_closing_is_a_request_to_end() {
 }
 
 #[test]
-fn every_request_is_counted_with_its_bytes_whatever_its_drain_leaves_unanswered() {
-    // However fast the machine: a second is not enough for what has come by then.
+fn every_request_is_counted_with_its_bytes_even_if_the_drain_leaves_it_unanswered() {
+    // However fast the machine is, one second is not enough for the requests that have arrived by
+    // then.
     let slowly = || {
         |request: Request<'_>| {
             thread::sleep(Duration::from_micros(200));
@@ -180,7 +180,7 @@ fn every_request_is_counted_with_its_bytes_whatever_its_drain_leaves_unanswered(
     assert_eq!(running.metrics.socket.received_bytes.get(), requests * 5);
 }
 
-/// Echoes, but for a request that is to be rejected.
+/// Echoes, except for requests that must be rejected.
 fn as_asked(request: Request<'_>) -> Answer {
     match request.frame(0) {
         Some(b"reject") => request.reject(Rejection::new("asked", "")),
@@ -189,7 +189,7 @@ fn as_asked(request: Request<'_>) -> Answer {
 }
 
 #[test]
-fn each_request_is_counted_once_whatever_becomes_of_it() {
+fn each_request_is_counted_once_whatever_its_outcome() {
     let mut running = start(|| as_asked);
     let mut client = raw::connect(running.address, b"client");
     let mut probe = raw::connect(running.address, b"zmq-echo-probe/1");

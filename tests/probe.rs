@@ -1,4 +1,4 @@
-//! The probe says yes to an echo and no to everything else, in time.
+//! The probe succeeds on an echo and fails on everything else, within its limit.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,12 +14,12 @@ fn probe(endpoint: &str, args: &[&str]) -> Output {
     command(PROBE).args(["--endpoint", endpoint]).args(args).output().expect("the probe runs")
 }
 
-/// A peer that does `behaviour` to each connection.
+/// A peer that handles each connection with `behaviour`.
 fn peer(behaviour: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
-        // All at once: the probe may look with a connection of its own.
+        // Every connection stays open, because the probe may open another one to look.
         let mut open = Vec::new();
         for stream in listener.incoming() {
             let stream = stream.unwrap();
@@ -30,29 +30,29 @@ fn peer(behaviour: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
     address
 }
 
-/// Reads the frames of a REQ request: the delimiter, the mark of a check and the payload.
-/// Returns the last.
+/// Reads the frames of a REQ request: the delimiter, the marker of a check, and the payload.
+/// Returns the payload.
 fn read_request(stream: &mut TcpStream) -> Vec<u8> {
     let [delimiter, mark, payload] = raw::read_message(stream).try_into().unwrap();
     assert!(delimiter.is_empty() && mark == CHECK);
     payload
 }
 
-/// With a limit for peers that let it pass.
+/// Runs the probe with a short limit, for peers that let it pass.
 #[track_caller]
 fn says_no_at_the_limit(address: SocketAddr, step: &str, reason: &str) {
     let after = says_no(address, "2s", step, reason);
     assert!(after >= 2000.0, "{after} ms");
 }
 
-/// With a limit that only a hang would reach.
+/// Runs the probe with a limit that only a hang would reach.
 #[track_caller]
 fn says_no_at_once(address: SocketAddr, step: &str, reason: &str) {
     let after = says_no(address, "1h", step, reason);
     assert!(after < DEADLINE.as_secs_f64() * 1000.0, "{after} ms");
 }
 
-/// Returns the milliseconds that the probe says it took.
+/// Returns the milliseconds that the probe reports.
 #[track_caller]
 fn says_no(address: SocketAddr, limit: &str, step: &str, reason: &str) -> f64 {
     let output = probe(&format!("tcp://{address}"), &["--timeout", limit]);
@@ -68,7 +68,7 @@ fn says_no(address: SocketAddr, limit: &str, step: &str, reason: &str) -> f64 {
 }
 
 #[test]
-fn an_echo_is_a_yes_in_silence() {
+fn the_probe_succeeds_silently_on_an_echo() {
     let server = Server::start(&[]);
     let output = probe(&server.endpoint, &["--timeout", "30s"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -79,7 +79,7 @@ fn an_echo_is_a_yes_in_silence() {
 }
 
 #[test]
-fn it_is_counted_as_a_probe_and_leaves_nothing_open() {
+fn the_probe_is_counted_as_a_probe_and_leaves_nothing_open() {
     let server = Server::start(&[]);
     assert_eq!(probe(&server.endpoint, &["--timeout", "30s"]).status.code(), Some(0));
     assert_eq!(server.metric("zmq_echo_requests_total{source=\"probe\"}"), 1.0);
@@ -91,8 +91,8 @@ fn it_is_counted_as_a_probe_and_leaves_nothing_open() {
 }
 
 #[test]
-fn nobody_listening_is_a_no_before_the_limit() {
-    // Bound, so that nobody else gets it, and not listening.
+fn the_probe_fails_before_its_limit_if_nothing_listens() {
+    // Bound, so that no other process gets the port, but not listening.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     says_no(socket.local_addr().unwrap().as_socket().unwrap(), "30s", "connect", "refused");
@@ -102,18 +102,18 @@ fn nobody_listening_is_a_no_before_the_limit() {
 }
 
 #[test]
-fn a_peer_that_accepts_and_says_nothing_is_a_no() {
+fn the_probe_fails_if_the_peer_stays_silent() {
     says_no_at_the_limit(peer(|_| {}), "handshake", "connected, but no handshake within 2s");
 }
 
 #[test]
-fn a_peer_that_hangs_up_is_a_no() {
+fn the_probe_fails_if_the_peer_hangs_up() {
     let hangs_up = |stream: TcpStream| stream.shutdown(std::net::Shutdown::Both).unwrap();
     says_no_at_once(peer(hangs_up), "handshake", "closed the connection in the handshake");
 }
 
 #[test]
-fn a_peer_that_hangs_in_the_handshake_is_a_no() {
+fn the_probe_fails_if_the_handshake_hangs() {
     let half = |mut stream: TcpStream| drop(stream.write_all(&raw::greeting(0)[..40]));
     let whole = |mut stream: TcpStream| drop(stream.write_all(&raw::greeting(0)));
     let trickled = |mut stream: TcpStream| {
@@ -124,7 +124,7 @@ fn a_peer_that_hangs_in_the_handshake_is_a_no() {
             }
         });
     };
-    // All at once: each lets its limit pass.
+    // All at once, because each one waits for its whole limit.
     thread::scope(|scope| {
         for peer in [peer(half), peer(whole), peer(trickled)] {
             scope.spawn(move || says_no_at_the_limit(peer, "handshake", "no handshake"));
@@ -133,7 +133,7 @@ fn a_peer_that_hangs_in_the_handshake_is_a_no() {
 }
 
 #[test]
-fn garbage_for_a_handshake_is_a_no() {
+fn the_probe_fails_if_the_handshake_is_garbage() {
     let garbage = |mut stream: TcpStream| drop(stream.write_all(&[b'x'; 200]));
     says_no_at_once(peer(garbage), "handshake", "does not speak ZMTP");
     let http = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nyou are not a browser, are you? 0123456789";
@@ -142,7 +142,7 @@ fn garbage_for_a_handshake_is_a_no() {
 }
 
 #[test]
-fn a_peer_that_takes_the_request_and_does_not_answer_is_a_no() {
+fn the_probe_fails_if_the_request_is_not_answered() {
     let silent = |mut stream: TcpStream| {
         if raw::welcome(&mut stream).is_ok() {
             read_request(&mut stream);
@@ -152,7 +152,7 @@ fn a_peer_that_takes_the_request_and_does_not_answer_is_a_no() {
 }
 
 #[test]
-fn a_peer_that_hangs_up_on_the_request_is_a_no() {
+fn the_probe_fails_if_the_peer_hangs_up_on_the_request() {
     let hangs_up = |mut stream: TcpStream| {
         if raw::welcome(&mut stream).is_ok() {
             read_request(&mut stream);
@@ -162,7 +162,7 @@ fn a_peer_that_hangs_up_on_the_request_is_a_no() {
     says_no_at_once(peer(hangs_up), "receive", "closed");
 }
 
-/// A peer that answers each request with what `reply` makes of its payload.
+/// A peer that replies to each request with the result of `reply` for its payload.
 fn answering(reply: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
     peer(move |mut stream| {
         if raw::welcome(&mut stream).is_ok() {
@@ -173,7 +173,7 @@ fn answering(reply: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
 }
 
 #[test]
-fn another_payload_than_its_own_is_a_no() {
+fn the_probe_fails_on_another_payload() {
     let another = |_| raw::message(&[&b""[..], CHECK, b"yes, yes"]);
     says_no_at_once(answering(another), "verify", "not the payload that was sent");
     let shorter = |payload: Vec<u8>| raw::message(&[b"", CHECK, &payload[1..]]);
@@ -181,7 +181,7 @@ fn another_payload_than_its_own_is_a_no() {
 }
 
 #[test]
-fn its_payload_in_another_shape_is_a_no() {
+fn the_probe_fails_if_its_payload_comes_in_other_frames() {
     let more = |payload: Vec<u8>| raw::message(&[b"", CHECK, &payload, b"and more"]);
     says_no_at_once(answering(more), "verify", "the reply has 4 frames, the request had 3");
     let bare = |payload: Vec<u8>| raw::frame(&payload, false);
@@ -191,7 +191,7 @@ fn its_payload_in_another_shape_is_a_no() {
 }
 
 #[test]
-fn frames_without_end_are_a_no() {
+fn the_probe_fails_on_endless_frames() {
     let endless = |mut stream: TcpStream| {
         thread::spawn(move || {
             if raw::welcome(&mut stream).is_ok() {
@@ -204,7 +204,7 @@ fn frames_without_end_are_a_no() {
 }
 
 #[test]
-fn commands_without_end_are_a_no_at_the_limit() {
+fn the_probe_fails_at_its_limit_on_endless_commands() {
     let endless = |mut stream: TcpStream| {
         thread::spawn(move || {
             if raw::welcome(&mut stream).is_ok() {
@@ -217,7 +217,7 @@ fn commands_without_end_are_a_no_at_the_limit() {
 }
 
 #[test]
-fn a_frame_too_large_to_exist_is_a_no_at_once() {
+fn the_probe_fails_at_once_on_an_impossible_frame_size() {
     let in_the_handshake = |mut stream: TcpStream| {
         let _ = stream.write_all(&[raw::greeting(0), raw::announced(4, 1 << 47)].concat());
     };
@@ -231,7 +231,7 @@ fn a_frame_too_large_to_exist_is_a_no_at_once() {
 }
 
 #[test]
-fn the_verdict_stands_where_its_line_cannot_be_written() {
+fn the_probes_exit_code_holds_even_if_its_line_cannot_be_written() {
     let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
     let server = Server::start(&[]);
     let mut yes = command(PROBE);
@@ -243,7 +243,7 @@ fn the_verdict_stands_where_its_line_cannot_be_written() {
 }
 
 #[test]
-fn no_two_probes_are_alike() {
+fn no_two_probes_send_the_same_payload() {
     let (requests, seen) = std::sync::mpsc::channel();
     let address = peer(move |mut stream| {
         let ready = raw::welcome(&mut stream).unwrap();

@@ -1,4 +1,4 @@
-//! The README and `docs/` say what the code does: every table is held to its source.
+//! The README and `docs/` match the code: every table is compared with its source.
 
 mod commands;
 mod front_page;
@@ -30,7 +30,7 @@ fn pairs(rows: &[Vec<String>]) -> Vec<(&str, &str)> {
     rows.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect()
 }
 
-/// A binary's document and heading, its flags and its exit codes.
+/// A binary's document and heading, with its flags and its exit codes.
 type Binary = (&'static str, &'static str, Command, &'static [(&'static str, &'static str)]);
 
 fn binaries() -> Vec<Binary> {
@@ -42,7 +42,7 @@ fn binaries() -> Vec<Binary> {
 }
 
 #[test]
-fn the_flags_are_those_of_the_parsers() {
+fn the_documented_flags_match_the_parsers() {
     for (document, heading, command, _) in binaries() {
         let valued = command.get_arguments().filter(|arg| arg.get_action().takes_values());
         let flags: Vec<Vec<String>> = valued
@@ -61,19 +61,19 @@ fn the_flags_are_those_of_the_parsers() {
 }
 
 #[test]
-fn the_exit_codes_are_those_of_the_binaries() {
+fn the_documented_exit_codes_match_the_binaries() {
     for (document, heading, _, codes) in binaries() {
         assert_eq!(pairs(&table_of(document, heading, "| code | meaning |")), codes);
     }
 }
 #[test]
-fn the_failures_are_those_of_the_load_generator() {
+fn the_documented_failures_match_the_load_generator() {
     let rows = table_of(LOAD_GENERATOR, "# The load generator", "| failed | when |");
     assert_eq!(pairs(&rows), zmq_echo_client::load::FAILURES);
 }
 
 #[test]
-fn the_paths_are_those_of_the_side_port() {
+fn the_documented_paths_match_the_side_port() {
     let rows = table_of(METRICS, "# The side port", "| path | answer |");
     assert_eq!(pairs(&rows), PATHS);
 }
@@ -112,7 +112,7 @@ fn documented_series(document: &str) -> BTreeSet<(String, String)> {
 }
 
 #[test]
-fn the_series_are_those_of_the_registry() {
+fn the_documented_series_match_the_registry() {
     let held: BTreeSet<_> = series()
         .into_iter()
         .filter(|(series, _)| series.starts_with("zmq_echo_"))
@@ -121,11 +121,11 @@ fn the_series_are_those_of_the_registry() {
     assert_eq!(documented_series(METRICS), held);
 }
 #[test]
-fn the_clients_series_are_those_of_its_registry() {
+fn the_documented_client_series_match_its_registry() {
     assert_eq!(documented_series(CLIENT), crate::client::series());
 }
 #[test]
-fn the_clients_program_is_the_one_that_is_run_as_a_test() {
+fn the_documented_client_program_is_the_one_that_a_test_runs() {
     let program = |text: &'static str, fence: &str| {
         let (_, rest) = text.split_once(fence).expect("the program");
         let lines = rest.lines().map(|line| line.trim_start_matches("//!").trim());
@@ -144,7 +144,7 @@ fn the_clients_program_is_the_one_that_is_run_as_a_test() {
 }
 
 #[test]
-fn the_reasons_are_those_of_the_socket() {
+fn the_documented_reasons_match_the_socket() {
     let rows = table_of(REFUSED_PEERS, "# Refused peers", "| reason | handshake |");
     let documented: Vec<_> = rows.iter().map(|row| row[..4].to_vec()).collect();
     let yes_or_no = |yes| if yes { "yes" } else { "" };
@@ -160,7 +160,7 @@ fn the_reasons_are_those_of_the_socket() {
 }
 
 #[test]
-fn every_file_that_it_points_to_is_there() {
+fn every_file_that_the_readme_links_to_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for row in table_of(DEVELOPMENT, "## Where each pattern lives", "| pattern | file |") {
         assert!(root.join(&row[1]).is_file(), "{}", row[1]);

@@ -26,7 +26,7 @@ fn every_program_prints_its_version_and_its_commit() {
     if !Path::new(ROOT).join(".git").exists() {
         return;
     }
-    // Later commits may have changed what is no source of the programs.
+    // Later commits may have changed only files that are not sources of the programs.
     let commit = revision.trim_end_matches("-dirty");
     succeeds(git(Path::new(ROOT), &["cat-file", "-e", &format!("{commit}^{{commit}}")]));
     if commit == *revision {
@@ -44,7 +44,7 @@ fn git(folder: &Path, arguments: &[&str]) -> Command {
     git
 }
 
-/// Runs a command that has to succeed, and returns what it says.
+/// Runs a command that must succeed, and returns its output.
 #[track_caller]
 fn succeeds(mut command: Command) -> String {
     let output = command.output().unwrap();
@@ -52,7 +52,7 @@ fn succeeds(mut command: Command) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// A folder outside of every checkout, which goes with its test.
+/// A folder outside every checkout, which is removed with its test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -78,7 +78,7 @@ fn the_commit_comes_from_the_environment_the_package_or_git() {
     let mut compile = Command::new(rustc);
     compile.args(["--edition", "2024", "-o"]).arg(&script).arg(Path::new(ROOT).join("build.rs"));
     succeeds(compile);
-    // What the script prints, and the revision in that.
+    // The output of the script, and the revision in it.
     let run = |place: &Path, given: &str| {
         let mut run = Command::new(&script);
         run.current_dir(place).env("ZMQ_ECHO_REVISION", given);
@@ -93,7 +93,7 @@ fn the_commit_comes_from_the_environment_the_package_or_git() {
     assert_eq!(run(&place, "").1, "unknown");
     assert_eq!(run(&place, "0123").1, "0123");
 
-    // A checkout around the copy says nothing about the copy.
+    // A checkout around the copy must not affect the copy.
     succeeds(git(&folder.0, &["init", "--quiet"]));
     succeeds(git(&folder.0, &["commit", "--quiet", "--allow-empty", "--message", "another"]));
     assert_eq!(run(&place, "").1, "unknown");

@@ -1,5 +1,5 @@
-//! A rollout on one machine: three server processes under load, each replaced by
-//! another in turn, and a client that is told of it by a cluster made for the test.
+//! A rollout on one machine: three server processes under load are replaced one after the other.
+//! The client learns about it from a fake cluster made for the test.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -19,24 +19,24 @@ use crate::support::api_server::{ApiServer, Condition};
 use crate::support::dns_server::{DnsServer, Service};
 use crate::support::{Server, runtime, wait_until};
 
-/// 2,000 requests/s on a machine that can do that: so many, so often.
+/// 2,000 requests/s on a machine that can handle it: requests per tick, and the tick.
 const BURST: u64 = 10;
 const TICK: Duration = Duration::from_millis(5);
 
-/// The most requests under way. On a machine that cannot do as many they would come to
-/// more and more, until they time out.
+/// Maximum requests in flight. On a slower machine, requests would otherwise pile up until they
+/// time out.
 const MOST: usize = 500;
 
-/// How long a draining server waits for silence. A busy machine may hold up the client
-/// for a while, which must not look like silence before it has been told of the drain.
+/// How long a draining server waits for silence. A busy machine may delay the client for a while.
+/// That must not look like silence before the client knows about the drain.
 const QUIET: &str = "3s";
 
-/// For so long a stopped server has answered nothing before it is killed: what it had
-/// answered before has been read by then.
+/// How long a stopped server has sent no reply before it is killed. By then, its earlier replies
+/// have been read.
 const SILENCE: Duration = Duration::from_millis(200);
 
-/// So many requests a server answers before the next step: it has its share, and each
-/// step of a rollout is under load.
+/// How many requests each server answers before the next step. So every server has its share, and
+/// every step of a rollout happens under load.
 const SHARE: u64 = 500;
 
 const NAME: &str = "zmq-echo-headless.test.";
@@ -44,10 +44,10 @@ const NAME: &str = "zmq-echo-headless.test.";
 /// The same servers, as SRV records.
 const SERVICES: &str = "_zeromq._tcp.zmq-echo-headless.test.";
 
-/// Who tells the client of the servers.
+/// Where the client learns about the servers.
 enum Cluster {
     Api(ApiServer),
-    /// All servers have one port, as pods do, and an address each.
+    /// All servers have the same port, as pods do, and an address each.
     Dns {
         server: DnsServer,
         port: u16,
@@ -58,7 +58,7 @@ enum Cluster {
     },
 }
 
-/// What a client needs to be told.
+/// What the client needs for discovery.
 enum Way {
     Kubeconfig(PathBuf),
     Url(String),
@@ -84,7 +84,7 @@ impl Cluster {
         }
     }
 
-    /// A server at an address that none had before.
+    /// A server at an address that no server has used before.
     fn start_server(&mut self) -> Server {
         let bind = match self {
             Self::Api(_) => "tcp://127.0.0.1:0".to_owned(),
@@ -119,7 +119,7 @@ impl Cluster {
     fn gone(&mut self, address: SocketAddr) {
         match self {
             Self::Api(api) => api.forget(address),
-            // It is out of the answer already, or goes now.
+            // It was removed from the answer earlier, or is removed now.
             Self::Dns { .. } => self.terminating(address),
         }
     }
@@ -144,18 +144,18 @@ fn target(address: IpAddr) -> String {
     format!("{}.zmq-echo-headless.test", address.to_string().replace('.', "-"))
 }
 
-/// What a client calls a server, by its address or by its name.
+/// How the client names a server: by its address or by its name.
 fn names(server: &Server) -> [String; 2] {
     let address = server.address();
     [server.endpoint.clone(), format!("tcp://{}:{}", target(address.ip()), address.port())]
 }
 
-/// The address of the server that was started as this one.
+/// The address of the n-th server started.
 fn of_dns(started: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 7, started)
 }
 
-/// A port that is free on each of the addresses that a rollout needs.
+/// A port that is free on every address that a rollout needs.
 fn common_port() -> u16 {
     for _ in 0..100 {
         let first = TcpListener::bind((of_dns(1), 0)).unwrap();
@@ -167,7 +167,7 @@ fn common_port() -> u16 {
     panic!("no port is free on six addresses");
 }
 
-/// One request of the load and what came of it.
+/// One request of the load and its outcome.
 struct Request {
     started: Instant,
     ended: Instant,
@@ -176,7 +176,7 @@ struct Request {
 }
 
 impl Request {
-    /// What the service answered, and after how many attempts.
+    /// The service's reply, and the number of attempts it took.
     #[track_caller]
     fn answered(&self) -> u32 {
         let reply = self.reply.as_ref().unwrap_or_else(|error| panic!("failed: {error}"));
@@ -185,8 +185,8 @@ impl Request {
     }
 }
 
-/// A client under an open loop of requests, on a thread of its own: what the test
-/// waits for must not make it wait.
+/// A client with an open loop of requests, on its own thread, so that waits of the test do not
+/// delay it.
 struct Load {
     client: Client,
     stop: watch::Sender<bool>,
@@ -208,7 +208,7 @@ impl Load {
         Self { client: given.recv().expect("a client"), stop, thread }
     }
 
-    /// Ends the load and waits for every request of it.
+    /// Ends the load and waits for all of its requests.
     fn stop(self) -> Vec<Request> {
         self.stop.send_replace(true);
         self.thread.join().expect("no panic")
@@ -241,13 +241,13 @@ async fn client(way: Way) -> Client {
         Way::Kubeconfig(path) => Box::new(ApiServer::source(&path).await),
         Way::Url(url) => url.parse::<Source>().unwrap().discovery().await.unwrap(),
     };
-    // An attempt that is answered is answered within this, also where the machine is
-    // busy: what is sent again is so because its connection broke.
+    // An attempt that gets an answer gets it within this time, even on a busy machine. So if a
+    // request is sent again, its connection broke.
     let config = ClientConfig { timeout: Duration::from_secs(20), ..ClientConfig::default() };
     Client::new(config, discovery, ClientMetrics::new(&Registry::new()).unwrap())
 }
 
-/// Sends at the rate, as long as no more than [`MOST`] are under way.
+/// Sends at the rate while fewer than [`MOST`] requests are in flight.
 async fn run(client: Client, stopped: watch::Receiver<bool>) -> Vec<Request> {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -297,13 +297,13 @@ impl Rollout {
         assert_eq!(old.wait(), 0, "{:?}", old.lines());
         let drained = old.wait_for_record("drained");
         assert_eq!((&drained["owed"], &drained["discarded"]), (&0.into(), &0.into()), "{drained}");
-        // A client that went on sending would keep it until its deadline.
+        // A client that kept sending would keep the server alive until its deadline.
         assert_ne!(drained["reason"], "deadline", "{drained}");
         self.bring_another(at);
     }
 
-    /// Replaces one server that dies with requests in it. Returns from when to when
-    /// the client may have had it for alive.
+    /// Kills one server with requests in flight and replaces it. Returns the period in which the
+    /// client may have believed that it was alive.
     fn replace_dead(&mut self, at: usize) -> (Instant, Instant) {
         let old = &mut self.servers[at];
         let began = Instant::now();
@@ -333,7 +333,7 @@ impl Rollout {
     }
 }
 
-/// Each server in turn drains: every request is answered, and none is sent twice.
+/// Drains each server in turn: every request is answered, and none is sent twice.
 fn roll(cluster: Cluster) {
     let mut rollout = Rollout::start(cluster);
     (0..3).for_each(|at| rollout.replace(at));
@@ -344,22 +344,22 @@ fn roll(cluster: Cluster) {
 }
 
 #[test]
-fn a_rollout_loses_no_request_where_the_api_tells_of_it() {
+fn a_rollout_loses_no_request_with_discovery_by_api() {
     roll(Cluster::api());
 }
 
 #[test]
-fn a_rollout_loses_no_request_where_dns_tells_of_it() {
+fn a_rollout_loses_no_request_with_discovery_by_dns() {
     roll(Cluster::dns(false));
 }
 
 #[test]
-fn a_rollout_loses_no_request_where_srv_records_tell_of_it() {
+fn a_rollout_loses_no_request_with_discovery_by_srv_records() {
     roll(Cluster::dns(true));
 }
 
-/// Each server in turn dies: every request is answered, and only what was in flight
-/// on a dead one is sent again, once.
+/// Kills each server in turn: every request is answered, and only requests in flight on a killed
+/// server are sent again, once.
 fn kill(cluster: Cluster) {
     let mut rollout = Rollout::start(cluster);
     let deaths: Vec<_> = (0..3).map(|at| rollout.replace_dead(at)).collect();
@@ -380,11 +380,11 @@ fn kill(cluster: Cluster) {
 }
 
 #[test]
-fn servers_that_die_lose_no_request_and_cost_each_one_more_attempt() {
+fn killed_servers_lose_no_request_and_cost_each_at_most_one_more_attempt() {
     kill(Cluster::api());
 }
 
 #[test]
-fn servers_that_die_lose_no_request_where_dns_tells_of_it() {
+fn killed_servers_lose_no_request_with_discovery_by_dns() {
     kill(Cluster::dns(false));
 }

@@ -1,4 +1,5 @@
-//! Services of every kind behind the real socket: what they may do, and what it costs others.
+//! Services of every kind behind the real socket: what they may do, and how they affect other
+//! clients.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -27,13 +28,13 @@ fn first(call: &Call) -> String {
     String::from_utf8_lossy(&call.payload.frames()[0]).into_owned()
 }
 
-/// Sends a request of one frame behind an envelope of an id.
+/// Sends a request of one frame after an envelope that holds an id.
 fn ask(client: &mut TcpStream, id: &str, payload: &str) {
     let frames = [id.as_bytes(), b"", payload.as_bytes()];
     client.write_all(&raw::message(&frames)).unwrap();
 }
 
-/// The id of a reply, and its payload as text.
+/// Returns the id of a reply and its payload as text.
 fn answer(client: &mut TcpStream) -> (String, String) {
     let frames = raw::read_message(client);
     assert!(frames[1].is_empty(), "{frames:?}");
@@ -41,7 +42,7 @@ fn answer(client: &mut TcpStream) -> (String, String) {
     (text(&frames[0]), text(&frames[2]))
 }
 
-/// The id of an error reply, and its code.
+/// Returns the id of an error reply and its code.
 fn error(client: &mut TcpStream) -> (String, String) {
     let frames = raw::read_message(client);
     let rejection = Rejection::of_payload(frames[2..].iter().map(|frame| &frame[..]));
@@ -58,7 +59,7 @@ fn end(mut running: Loop, clients: impl IntoIterator<Item = TcpStream>) {
     assert!(report.closed.is_clean(), "{report:?}");
 }
 
-/// Threads whose work ends when the test says so. It panics at `panic`.
+/// A service on threads whose work ends when the test says so. It panics at the payload `panic`.
 fn gated(threads: usize, gate: &'static Gate) -> Blocking {
     let work = |count: &mut usize, call: &Call| {
         *count += 1;
@@ -103,7 +104,7 @@ impl Gate {
 }
 
 #[test]
-fn slow_work_on_threads_keeps_nobody_else_waiting() {
+fn slow_work_on_threads_does_not_delay_other_clients() {
     let gate = Gate::new();
     let running = start(move || gated(2, gate));
     let mut slow = raw::connect(running.address, b"slow");
@@ -125,7 +126,7 @@ fn slow_work_on_threads_keeps_nobody_else_waiting() {
 }
 
 #[test]
-fn a_panic_costs_its_request_and_the_state_that_it_was_at() {
+fn a_panic_fails_its_request_and_discards_the_state_it_was_using() {
     let gate = Gate::new();
     let running = start(move || gated(1, gate));
     let mut client = raw::connect(running.address, b"");
@@ -135,14 +136,14 @@ fn a_panic_costs_its_request_and_the_state_that_it_was_at() {
     assert_eq!(answer(&mut client), ("1".to_owned(), "fast 1".to_owned()));
     assert_eq!(answer(&mut client), ("2".to_owned(), "fast 2".to_owned()));
     assert_eq!(error(&mut client), ("3".to_owned(), "panicked".to_owned()));
-    // The state is another one.
+    // The state was created again.
     assert_eq!(answer(&mut client), ("4".to_owned(), "fast 1".to_owned()));
     assert_eq!(running.metrics.panics.get(), 1);
     end(running, [client]);
 }
 
 #[test]
-fn an_inline_panic_costs_its_request_and_the_service_is_made_anew() {
+fn an_inline_panic_fails_its_request_and_recreates_the_service() {
     let running = start(|| {
         let mut count = 0;
         move |request: Request<'_>| -> Answer {
@@ -154,7 +155,7 @@ fn an_inline_panic_costs_its_request_and_the_service_is_made_anew() {
         }
     });
     let mut client = raw::connect(running.address, b"");
-    // All in one batch, so that what comes behind the panic is not lost with it.
+    // All requests come in one batch, to check that those after the panic are not lost with it.
     let requests = [("1", "count"), ("2", "count"), ("3", "panic"), ("4", "count")];
     let frames =
         requests.map(|(id, payload)| raw::message(&[id.as_bytes(), b"", payload.as_bytes()]));
@@ -205,7 +206,7 @@ fn a_late_reply_never_reaches_another_connection_of_the_same_identity() {
     ask(&mut new, "new", "fast");
     assert_eq!(answer(&mut new).0, "new");
     gate.open();
-    // Replies of both threads come before this one.
+    // Replies from both threads arrive before this one.
     ask(&mut new, "1", "slow");
     ask(&mut new, "2", "slow");
     let ids = [answer(&mut new).0, answer(&mut new).0];
@@ -233,7 +234,7 @@ fn a_drain_finishes_the_work_in_flight_and_delivers_its_replies() {
 }
 
 #[test]
-fn what_is_unfinished_at_the_drain_deadline_is_answered_with_an_error_and_not_called_served() {
+fn work_unfinished_at_the_drain_deadline_gets_an_error_and_does_not_count_as_served() {
     let gate = Gate::new();
     let mut running = start_with_timeout(move || gated(1, gate), Duration::from_secs(1));
     let mut client = raw::connect(running.address, b"");
@@ -252,7 +253,7 @@ fn what_is_unfinished_at_the_drain_deadline_is_answered_with_an_error_and_not_ca
 }
 
 #[test]
-fn requests_that_have_waited_beyond_their_deadline_are_not_worked_on() {
+fn requests_past_their_deadline_are_not_worked_on() {
     let gate = Gate::new();
     let make = move || gated(1, gate);
     let running = start_with(make, DEADLINE, Some(Duration::from_millis(200)));
@@ -269,7 +270,7 @@ fn requests_that_have_waited_beyond_their_deadline_are_not_worked_on() {
     end(running, [client]);
 }
 
-/// Waits for the test's word, and tells it when it is dropped.
+/// Waits for a signal from the test, and reports when it is dropped.
 async fn waits(
     call: Call,
     gate: &'static Gate,
@@ -293,7 +294,7 @@ async fn waits(
 }
 
 #[test]
-fn futures_wait_together_and_a_panic_costs_one_request() {
+fn futures_run_concurrently_and_a_panic_fails_one_request() {
     let gate = Gate::new();
     let (dropped, _drops) = mpsc::channel();
     let running = start(move || {
@@ -312,7 +313,7 @@ fn futures_wait_together_and_a_panic_costs_one_request() {
         let payload = frames[2..].iter().map(|frame| &frame[..]);
         panicked += usize::from(Rejection::of_payload(payload).is_some());
     }
-    // One after the other they would take five seconds.
+    // One after the other, they would take five seconds.
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
     assert_eq!(panicked, 1);
     assert_eq!(running.metrics.panics.get(), 1);
@@ -346,7 +347,7 @@ fn the_futures_of_a_client_that_leaves_are_dropped() {
 }
 
 #[test]
-fn several_replies_to_a_request_come_in_order_and_none_is_lost() {
+fn several_replies_to_one_request_arrive_in_order_and_none_is_lost() {
     let running = start(|| {
         let count = async |call: Call| {
             let to: usize =
@@ -382,7 +383,7 @@ fn a_slow_inline_service_delays_a_signal_by_one_request_at_most() {
     });
     let mut client = raw::connect(running.address, b"");
     let mut running = running;
-    // Warm: the loop has seen how slow the service is.
+    // Warm up, so that the loop knows how slow the service is.
     ask(&mut client, "0", "hello");
     answer(&mut client);
     for n in 0..40 {
@@ -392,7 +393,7 @@ fn a_slow_inline_service_delays_a_signal_by_one_request_at_most() {
     running.termination.write_all(b"x").unwrap();
     wait_until("it drains", || running.metrics.draining.get() == 1);
     let answered = running.metrics.client_requests.get();
-    // Two seconds of work were pipelined; a fixed batch would have gone through all of it.
+    // Two seconds of work were pipelined. A loop with a fixed batch size would have done all of it.
     assert!(answered < 30, "{answered} were answered before the signal was seen");
     for _ in 1..40 {
         answer(&mut client);
@@ -402,7 +403,7 @@ fn a_slow_inline_service_delays_a_signal_by_one_request_at_most() {
 }
 
 #[test]
-fn a_turn_that_keeps_everybody_waiting_is_counted() {
+fn a_long_turn_of_the_loop_is_counted() {
     let running = start(|| {
         |request: Request<'_>| {
             if request.frame(0) == Some(b"slow") {

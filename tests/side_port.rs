@@ -1,4 +1,4 @@
-//! Metrics and health over HTTP, whatever else happens.
+//! Metrics and health over HTTP, under any load.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{Read, Write};
@@ -23,8 +23,7 @@ use zmtp::Reason;
 
 use crate::support::{Server, echo, get, message, raw, request, sample, wait_until};
 
-/// Every series of the service but those by reason, with its type, as the contract
-/// has it.
+/// Every series of the service except those by reason, with its documented type.
 const SERIES: [(&str, &str); 45] = [
     ("zmq_echo_requests_total{source=\"client\"}", "counter"),
     ("zmq_echo_requests_total{source=\"probe\"}", "counter"),
@@ -93,7 +92,7 @@ pub fn series() -> Vec<(String, &'static str)> {
 }
 
 #[test]
-fn every_series_is_there_at_zero_before_the_first_request() {
+fn every_server_series_exists_at_zero_before_the_first_request() {
     let server = Server::start(&[]);
     let (_, text) = server.get("/metrics");
     let scrape = server.scrape();
@@ -122,7 +121,7 @@ fn every_series_is_there_at_zero_before_the_first_request() {
 }
 
 #[tokio::test]
-async fn what_clients_do_is_counted() {
+async fn requests_and_connections_of_clients_are_counted() {
     let server = Server::start(&["--latency-buckets", "0.5,60"]);
     let mut dealer = server.dealer().await;
     for _ in 0..3 {
@@ -145,14 +144,14 @@ async fn what_clients_do_is_counted() {
     }
 }
 
-/// Where there is always more to do, what is counted apart has to be published as well.
+/// Under constant load, the loop must also publish the counts that it keeps to itself.
 #[test]
-fn metrics_keep_up_with_a_load_that_lets_the_loop_never_rest() {
+fn metrics_stay_current_under_a_load_that_never_lets_the_loop_sleep() {
     let server = Server::start(&[]);
     raw::keep_busy(server.address(), 4);
     for _ in 0..5 {
-        // What has been received is observed soon: not in the same scrape, which reads
-        // one series after another while the loop goes on.
+        // A received request is observed soon, but maybe not in the same scrape, which reads one
+        // series after another while the loop goes on.
         let received = server.metric("zmq_echo_requests_total{source=\"client\"}");
         server.wait_for_metric("zmq_echo_request_duration_seconds", |n| n > received);
     }
@@ -161,11 +160,11 @@ fn metrics_keep_up_with_a_load_that_lets_the_loop_never_rest() {
 const CPU_SECONDS: &str = "process_cpu_seconds_total";
 
 #[test]
-fn cpu_time_has_fractions_and_never_falls() {
+fn cpu_time_is_fractional_and_never_decreases() {
     let server = Server::start(&[]);
     raw::keep_busy(server.address(), 1);
     let mut seen = Vec::new();
-    // Past a whole second, where the fraction begins anew.
+    // Wait past a whole second, where the fraction starts again from zero.
     wait_until("the CPU time has grown", || {
         seen.push(server.metric(CPU_SECONDS));
         assert!(seen.is_sorted(), "{seen:?}");
@@ -176,8 +175,9 @@ fn cpu_time_has_fractions_and_never_falls() {
 }
 
 #[test]
-fn cpu_time_is_that_of_all_threads_as_the_kernel_has_it() {
-    // Its own account is in hundredths, user and system rounded down apart.
+fn cpu_time_matches_the_kernels_figure_for_all_threads() {
+    // The kernel's figures are in hundredths of a second, with user and system time rounded down
+    // separately.
     const STEP: Duration = Duration::from_millis(50);
     let server = Server::start(&[]);
     raw::keep_busy(server.address(), 1);
@@ -191,9 +191,9 @@ fn cpu_time_is_that_of_all_threads_as_the_kernel_has_it() {
     );
 }
 
-/// Of the standard series, the value of the CPU time alone is not the crate's.
+/// Of the standard series, only the value of the CPU time is not computed by the crate.
 #[test]
-fn the_series_of_the_process_are_named_as_everywhere() {
+fn process_series_have_the_standard_names() {
     let mut text = String::new();
     let families = ProcessCollector::for_self().collect();
     TextEncoder::new().encode_utf8(&families, &mut text).unwrap();
@@ -207,11 +207,11 @@ fn the_series_of_the_process_are_named_as_everywhere() {
 }
 
 #[test]
-fn each_path_answers_and_others_do_not() {
+fn only_the_known_paths_are_served() {
     let server = Server::start(&[]);
     for (path, _) in PATHS {
         let mut body = String::new();
-        // Those of liveness have a limit of time, which a busy machine may exceed.
+        // Liveness has a time limit, which a busy machine may exceed.
         wait_until("it answers", || {
             let status;
             (status, body) = server.get(path);
@@ -229,7 +229,7 @@ fn each_path_answers_and_others_do_not() {
     assert!(PATHS.iter().all(|(path, _)| body.contains(path)), "{body}");
 }
 
-/// Head and body of `/` for those who accept that.
+/// Returns the head and body of `/` for this `Accept` header.
 fn index(server: &Server, accept: &str) -> (String, String) {
     let request = format!("GET / HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
     let answer = raw(server, request.as_bytes());
@@ -237,11 +237,11 @@ fn index(server: &Server, accept: &str) -> (String, String) {
     (head.to_owned(), body.to_owned())
 }
 
-/// As browsers ask for a page.
+/// The `Accept` header of a browser.
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
 
 #[test]
-fn a_browser_gets_the_page_and_others_get_text() {
+fn browsers_get_the_page_and_other_clients_get_text() {
     let server = Server::start(&[]);
     for accept in [BROWSER, "text/html", "application/json, TEXT/HTML;level=1;q=0.1"] {
         let (head, page) = index(&server, accept);
@@ -261,7 +261,8 @@ fn a_browser_gets_the_page_and_others_get_text() {
     }
 }
 
-/// The SHA-256 of what stands in the page's only element `tag`, as a policy names it.
+/// Returns the SHA-256 of the content of the page's only element `tag`, in the form used by a
+/// policy.
 pub fn hash_of(page: &str, tag: &str) -> String {
     let (_, rest) = page.split_once(&format!("<{tag}>")).expect("one element");
     let (content, rest) = rest.split_once(&format!("</{tag}>")).expect("its end");
@@ -271,7 +272,7 @@ pub fn hash_of(page: &str, tag: &str) -> String {
 }
 
 #[test]
-fn the_page_may_run_and_ask_for_nothing_but_its_own() {
+fn the_page_may_run_only_its_own_script_and_call_only_its_own_server() {
     let server = Server::start(&[]);
     let (head, page) = index(&server, BROWSER);
     let policy = format!(
@@ -320,7 +321,7 @@ fn every_series_that_the_page_names_exists() {
 }
 
 #[test]
-fn an_instance_is_named_without_markup() {
+fn the_instance_name_on_the_page_is_escaped() {
     let name = "<b>\"pod\" & {{links}}";
     let (_silent, http) = beside_a_stuck_loop_of(name, Phase::Serving);
     let mut stream = TcpStream::connect(http).unwrap();
@@ -338,7 +339,7 @@ fn an_instance_is_named_without_markup() {
 }
 
 #[test]
-fn metrics_come_as_the_text_format_0_0_4() {
+fn metrics_are_served_in_text_format_0_0_4() {
     let server = Server::start(&[]);
     let head = raw(&server, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
@@ -349,13 +350,13 @@ fn raw(server: &Server, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(server.http).unwrap();
     stream.write_all(request).unwrap();
     let mut answer = Vec::new();
-    // A reset after the answer is as good as a close.
+    // A reset after the response is as good as a close.
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8(answer).unwrap()
 }
 
 #[test]
-fn a_request_that_is_too_long_is_refused() {
+fn an_http_request_that_is_too_long_is_rejected() {
     let server = Server::start(&[]);
     let long = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(100_000));
     let mut stream = TcpStream::connect(server.http).unwrap();
@@ -371,17 +372,18 @@ fn slow_clients_do_not_stop_a_scrape() {
     let server = Server::start(&[]);
     let mut slow: Vec<TcpStream> =
         (0..400).map(|_| TcpStream::connect(server.http).unwrap()).collect();
-    // The oldest have made room already: as many descriptors would be open else.
+    // The oldest connections were closed to make room. Otherwise this many descriptors would be
+    // open.
     server.wait_for_metric("process_open_fds", |open| open < 300.0);
     for (round, byte) in b"GET /".iter().enumerate() {
         for stream in &mut slow {
-            // Those that the side port has closed already cannot be written to.
+            // Connections that the side port has already closed cannot be written to.
             let _ = stream.write_all(&[*byte]);
         }
         assert_eq!(server.get("/metrics").0, 200, "round {round}");
         thread::sleep(Duration::from_millis(200));
     }
-    // A byte now and then does not keep a connection: each comes to its end.
+    // A byte now and then does not keep a connection alive: every one of them is closed.
     for mut stream in slow {
         stream.set_read_timeout(Some(crate::support::DEADLINE)).unwrap();
         match stream.read_to_end(&mut Vec::new()) {
@@ -391,8 +393,8 @@ fn slow_clients_do_not_stop_a_scrape() {
     }
 }
 
-/// Opens connections from `source` as fast as it can and sends nothing on them, until it
-/// is dropped. Enough of them stay open to take all the places there are.
+/// Opens connections from `source` as fast as it can and sends nothing on them, until it is
+/// dropped. Enough of them stay open to take every free place.
 struct Flood {
     ended: Arc<AtomicBool>,
     opened: Arc<AtomicUsize>,
@@ -428,7 +430,7 @@ impl Drop for Flood {
     }
 }
 
-/// A connection that leaves no port waiting behind it.
+/// A connection that leaves no port in TIME_WAIT.
 fn silent(target: SocketAddr, source: [u8; 4]) -> Socket {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
@@ -450,7 +452,8 @@ fn every_liveness_check_beside_a_flood_of_connections_is_answered() {
     }
 }
 
-/// Whether a failed echo had all of its time: on a busy machine one may be late, flood or not.
+/// Whether a failed echo had all of its time. On a busy machine an echo may be late even without a
+/// flood.
 fn used_up_its_limit(text: &str) -> bool {
     let after = text.split_once(" after ").and_then(|(_, rest)| rest.split_once(" ms"));
     let after = after.and_then(|(number, _)| number.parse().ok());
@@ -471,10 +474,10 @@ fn a_request_being_answered_survives_a_flood_of_connections() {
 }
 
 #[test]
-fn clients_that_do_not_read_their_answers_keep_nobody_out() {
+fn http_clients_that_do_not_read_do_not_lock_out_others() {
     let listener = "127.0.0.1:0".parse::<HttpAddress>().unwrap().listen().unwrap().remove(0);
-    // What the kernel takes of an answer is no longer ours to send. It takes 64 KiB at
-    // once, however small the buffer, so the answer has to be larger.
+    // Bytes that the kernel has taken no longer count as unsent. It takes 64 KiB at once, however
+    // small the buffer is, so the response must be larger.
     SockRef::from(&listener).set_send_buffer_size(4 << 10).unwrap();
     let buckets: Vec<f64> = (1..5000).map(f64::from).collect();
     let (_silent, http) = serve_beside_a_stuck_loop(listener, "here", Phase::Serving, &buckets, 8);
@@ -489,7 +492,7 @@ fn clients_that_do_not_read_their_answers_keep_nobody_out() {
         unread.push(stream);
         let started = Instant::now();
         assert_eq!(get(http, "/readyz").0, 200, "beside {}", unread.len());
-        // If none of the others gave way, the first would end after five seconds.
+        // If none of the others gave way, the first would be closed after five seconds.
         let waited = started.elapsed();
         assert!(waited < Duration::from_secs(3), "{waited:?} beside {}", unread.len());
     }
@@ -517,10 +520,10 @@ fn a_scrape_answers_while_the_loop_is_saturated() {
 }
 
 #[test]
-fn liveness_is_one_echo_shared_by_all_who_ask() {
+fn concurrent_liveness_checks_share_one_echo() {
     let server = Server::start(&[]);
     let started = Instant::now();
-    // An echo that takes too long, as it may on a busy machine, is shared as well.
+    // An echo that takes too long, as it may on a busy machine, is shared too.
     wait_until("all of fifty are told of the same echo", || {
         let asking: Vec<_> = (0..50)
             .map(|_| {
@@ -539,8 +542,7 @@ fn liveness_is_one_echo_shared_by_all_who_ask() {
     assert_eq!(server.metric("zmq_echo_requests_total{source=\"client\"}"), 0.0);
 }
 
-/// A side port of its own, with a loop that turned long ago, beside an endpoint
-/// that accepts and says nothing.
+/// A side port whose loop last ran long ago, next to an endpoint that accepts and stays silent.
 fn beside_a_stuck_loop(phase: Phase) -> (std::net::TcpListener, SocketAddr) {
     beside_a_stuck_loop_of("here", phase)
 }
@@ -582,7 +584,7 @@ fn a_loop_that_does_not_answer_is_not_alive() {
 }
 
 #[test]
-fn a_loop_that_does_not_turn_is_not_alive_while_draining() {
+fn while_draining_a_loop_that_hangs_is_not_alive() {
     let (_silent, http) = beside_a_stuck_loop(Phase::Draining);
     let (status, text) = get(http, "/livez");
     assert_eq!(status, 503, "{text}");
@@ -591,7 +593,7 @@ fn a_loop_that_does_not_turn_is_not_alive_while_draining() {
 }
 
 #[test]
-fn nobody_is_ready_before_the_first_turn() {
+fn the_server_is_not_ready_before_the_first_turn_of_its_loop() {
     let (_silent, http) = beside_a_stuck_loop(Phase::Starting);
     assert_eq!(get(http, "/readyz"), (503, "starting\n".to_owned()));
 }

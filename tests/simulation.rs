@@ -1,4 +1,4 @@
-//! Simulated work and faults: what they do, what they leave alone, and who may switch them.
+//! Simulated work and faults: what they do, what they leave alone, and who may switch them on.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -14,12 +14,12 @@ use zmq_echo::simulation::EchoConfig;
 use crate::log_schema::assert_documented;
 use crate::support::{Server, raw, wait_until};
 
-/// Sends a request of one frame behind an envelope of an id.
+/// Sends a request of one frame after an envelope that holds an id.
 fn ask(client: &mut TcpStream, id: &str, payload: &str) {
     client.write_all(&raw::message(&[id.as_bytes(), b"", payload.as_bytes()])).unwrap();
 }
 
-/// The id of a reply, and its payload or the code of the error.
+/// Returns the id of a reply with its payload or the error's code.
 fn answer(client: &mut TcpStream) -> (String, Result<String, String>) {
     let frames = raw::read_message(client);
     let text = |frame: &Vec<u8>| String::from_utf8_lossy(frame).into_owned();
@@ -35,12 +35,12 @@ fn asked(client: &mut TcpStream, payload: &str) -> Result<String, String> {
     answer(client).1
 }
 
-/// What the side port answers to these lines of a head and this body.
+/// Returns the side port's response to these header lines and this body.
 fn http(server: &Server, head: &[&str], body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(server.http).unwrap();
     let head = head.join("\r\n");
     let length = body.len();
-    // It may answer before it has read all of the body.
+    // The server may answer before it has read all of the body.
     let _ = write!(stream, "{head}\r\nContent-Length: {length}\r\n\r\n{body}");
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
@@ -61,13 +61,13 @@ pub fn switch(server: &Server, faults: &str) {
 
 const OFF: &str = "delay=0s errors=0% silence=0% panics=0\n";
 
-/// How long it took to notice SIGTERM, and whether liveness held, with 100 clients at 50 ms of
-/// work each. In any case nothing is lost.
+/// Returns how long it took to notice SIGTERM, and whether liveness held, with 100 clients and 50
+/// ms of work per request. Checks in any case that nothing is lost.
 fn terminated_at_work() -> (Duration, bool) {
     let args = ["--work", "50ms", "--work-threads", "10", "--drain-quiet", "50ms"];
     let mut server = Server::start(&[&args[..], &["--drain-timeout", "60s"]].concat());
     let mut clients: Vec<_> = (0..100).map(|_| raw::connect(server.address(), b"")).collect();
-    // A second of work: 200 requests, ten at a time.
+    // One second of work: 200 requests, ten at a time.
     for (number, client) in clients.iter_mut().enumerate() {
         ask(client, "first", &number.to_string());
         ask(client, "second", &number.to_string());
@@ -103,18 +103,18 @@ fn terminated_at_work() -> (Duration, bool) {
 }
 
 #[test]
-fn at_work_sigterm_is_noticed_within_100_ms_livez_stays_200_and_the_drain_loses_nothing() {
-    // A machine with much else to do may be slower: then it is tried again.
+fn under_load_sigterm_is_noticed_within_100_ms_livez_stays_200_and_the_drain_loses_nothing() {
+    // A busy machine may be slower, so the test tries again.
     wait_until("a signal is noticed in time", || {
         let (noticed, is_live) = terminated_at_work();
         noticed < Duration::from_millis(100) && is_live
     });
 }
 
-/// With one thread the replies come in the order of the requests, so the first that the new
-/// connection gets shows what became of the old one's.
+/// With one thread, replies come in the order of the requests. So the first reply on the new
+/// connection shows what happened to the reply for the old one.
 #[test]
-fn a_reply_for_a_peer_that_has_reconnected_by_the_same_identity_is_not_delivered_to_it() {
+fn a_late_reply_is_not_delivered_to_a_new_connection_with_the_same_identity() {
     let server = Server::start(&["--work", "300ms", "--work-threads", "1"]);
     let mut old = raw::connect(server.address(), b"me");
     for id in ["old", "never begun"] {
@@ -138,8 +138,8 @@ fn a_flood_of_slow_requests_stays_within_the_memory_formula() {
     let command = [&["zmq-echo-server"], &args[..]].concat();
     let limits = EchoConfig::parse_args(command).unwrap().server.limits();
     let server = Server::start(&args);
-    // Each would send without end. What one client may have in flight, 128 requests of 64 KiB, is
-    // half the pool, and all of them together 50 times the pool.
+    // Each client would send without end. One client may have 128 requests of 64 KiB in flight,
+    // which is half the pool; all clients together would need 50 times the pool.
     let request = raw::message(&[b"id", b"", &[7; 64 << 10]]);
     for mut client in raw::crowd(server.address(), 100) {
         raw::flood(&client, request.clone());
@@ -147,21 +147,21 @@ fn a_flood_of_slow_requests_stays_within_the_memory_formula() {
     }
     let replies = "zmq_echo_replies_total{method=\"echo\",outcome=\"ok\"}";
     server.wait_for_metric(replies, |replies| replies >= 400.0);
-    // The rows of docs/operations.md that are not the kernel's.
+    // The rows of docs/operations.md except those about the kernel.
     let most = (limits.most_memory() + zmq_echo::log::QUEUE_BYTES + (16 << 20)) as u64;
     let taken = server.memory("VmHWM");
     eprintln!("{} MiB of {} MiB", taken >> 20, most >> 20);
     assert!(taken <= most, "{taken} of {most}");
     let in_flight = server.metric("zmq_echo_in_flight_requests");
     assert!((10.0..=4096.0).contains(&in_flight), "{in_flight} in flight");
-    // Nobody is closed for it.
+    // No peer is closed for it.
     assert_eq!(server.metric("zmq_echo_disconnections_total{reason=\"pool_full\"}"), 0.0);
     assert_eq!(server.metric("zmq_echo_peers"), 100.0);
     server.is_alive();
 }
 
 #[test]
-fn work_takes_its_time_and_only_burning_takes_the_cpu() {
+fn simulated_work_takes_its_time_and_only_burn_mode_uses_the_cpu() {
     for (mode, is_costly) in [("sleep", false), ("burn", true)] {
         let server = Server::start(&["--work", "20ms", "--work-mode", mode]);
         let mut client = raw::connect(server.address(), b"");
@@ -170,7 +170,7 @@ fn work_takes_its_time_and_only_burning_takes_the_cpu() {
             assert_eq!(asked(&mut client, &n.to_string()), Ok(n.to_string()));
         }
         assert!(started.elapsed() >= Duration::from_millis(500), "{mode}");
-        // The kernel's account is in hundredths of a second.
+        // The kernel accounts CPU time in hundredths of a second.
         let spent = server.cpu_time() - before;
         assert_eq!(spent >= Duration::from_millis(450), is_costly, "{mode}: {spent:?}");
     }
@@ -186,10 +186,10 @@ fn without_the_flag_there_are_no_faults() {
 }
 
 #[test]
-fn what_a_web_page_can_send_switches_nothing() {
+fn a_web_page_cannot_switch_faults() {
     let server = Server::start(&["--faults"]);
     for head in [
-        // A form, or a script that asks for no permission.
+        // A form, or a script that needs no permission.
         &[POST, HOST][..],
         &[POST, HOST, "X-Faults: 0"],
         // A page of this host's own name.
@@ -198,7 +198,7 @@ fn what_a_web_page_can_send_switches_nothing() {
         // A page whose name resolves to this host.
         &[POST, "Host: rebound.example:8080", HEADER],
         &[POST, "Host: localhost.example", HEADER],
-        // What came through a proxy on this host.
+        // A request that came through a proxy on this host.
         &[POST, "Host: zmq-echo-headless:8080", HEADER],
         &[POST, "Host: 10.0.0.1:8080", HEADER],
     ] {
@@ -220,7 +220,7 @@ fn what_a_web_page_can_send_switches_nothing() {
 }
 
 #[test]
-fn a_wrong_fault_changes_nothing_and_says_what_would_be_right() {
+fn a_wrong_fault_is_rejected_with_an_example_and_changes_nothing() {
     let server = Server::start(&["--faults"]);
     switch(&server, "errors=10%&delay=5ms");
     let too_long = format!("delay=1ms{}", " ".repeat(2000));
@@ -259,12 +259,12 @@ fn faults_are_switched_on_and_off_while_the_server_runs() {
     server.wait_for_metric("zmq_echo_work_duration_seconds", |requests| requests == 6.0);
     switch(&server, "");
     assert_eq!(server.get("/faults").1, OFF);
-    // The next reply is that of the next request.
+    // The next reply belongs to the next request.
     ask(&mut client, "answered", "hello");
     assert_eq!(answer(&mut client), ("answered".to_owned(), hello()));
 
     assert_eq!(server.metric("zmq_echo_rejected_total"), 1.0);
-    // Requests without a reply are no work that a drain would wait for.
+    // A drain does not wait for requests whose reply a fault has dropped.
     assert_eq!(server.metric("zmq_echo_in_flight_requests"), 0.0);
     server.signal(Signal::TERM);
     raw::leave_when_closed(client);
@@ -276,7 +276,7 @@ fn faults_are_switched_on_and_off_while_the_server_runs() {
 }
 
 #[test]
-fn a_panic_answers_one_client_and_ends_nobody() {
+fn an_injected_panic_fails_one_request_and_closes_no_connection() {
     let mut server = Server::start(&["--faults", "--work", "5ms"]);
     let mut clients: Vec<_> = (0..10).map(|_| raw::connect(server.address(), b"")).collect();
     switch(&server, "panics=1");

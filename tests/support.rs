@@ -1,6 +1,6 @@
 //! Servers as processes, clients of every kind, and waiting on conditions.
 
-// By path: to some test binaries this file is one of their parent folder.
+// By path, because in some test binaries this file is in the parent folder.
 #[path = "../client/tests/support/api_server.rs"]
 #[allow(dead_code, reason = "the client's own tests use the rest")]
 pub mod api_server;
@@ -46,10 +46,10 @@ use zmq_echo::log::PLACE;
 pub const SERVER: &str = env!("CARGO_BIN_EXE_zmq-echo-server");
 pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
 
-/// A filter that lets through all that the service and its socket log.
+/// A log filter for every record of the service and its socket.
 pub const EVERY_RECORD: &str = "zmq_echo=trace,zmtp=trace";
 
-/// Where a server may be told that it runs: variable, field of each record, value.
+/// How a server may learn where it runs: variable, field of each record, value.
 pub const POD: [(&str, &str, &str); 3] = [
     (PLACE[0].0, PLACE[0].1, "default"),
     (PLACE[1].0, PLACE[1].1, "zmq-echo-7f9c6d5b8-x2x4z"),
@@ -69,7 +69,7 @@ pub fn command(program: &str) -> Command {
     command
 }
 
-/// A child process that does not outlive its test, whatever comes.
+/// A child process that never outlives its test.
 pub struct Process(pub Child);
 
 impl Process {
@@ -77,7 +77,7 @@ impl Process {
         Self(command.stdout(Stdio::piped()).spawn().expect("the program starts"))
     }
 
-    /// What it writes from here on.
+    /// The output from here on.
     pub fn stdout(&mut self) -> BufReader<ChildStdout> {
         BufReader::new(self.0.stdout.take().expect("stdout is taken once"))
     }
@@ -112,13 +112,13 @@ struct Log {
     ended: bool,
 }
 
-/// A server process on ports of its own, whose log is read.
+/// A server process on its own ports, whose log is read.
 pub struct Server {
     process: Process,
     log: Arc<Mutex<Log>>,
     pub endpoint: String,
     pub http: SocketAddr,
-    /// The server's own, where it is not the process that was started.
+    /// The process id of the server, which may not be the process that was started.
     pub pid: u32,
 }
 
@@ -133,7 +133,7 @@ impl Server {
         Self::spawn(server)
     }
 
-    /// Starts what writes its log as a server does, JSON, to stdout.
+    /// Starts a program that writes its log as JSON to stdout, as a server does.
     pub fn spawn(mut server: Command) -> Self {
         let mut process = Process::spawn(&mut server);
         let log = Arc::new(Mutex::new(Log::default()));
@@ -182,7 +182,8 @@ impl Server {
         self.process.signal(signal);
     }
 
-    /// Stops it. The signal takes its time: what it does meanwhile is over when this returns.
+    /// Stops the process with SIGSTOP, which takes effect with a delay. Returns once the process
+    /// has stopped.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
         wait_until("the process has stopped", || self.proc("status").contains("State:\tT"));
@@ -204,7 +205,7 @@ impl Server {
         scrape(self.http)
     }
 
-    /// The value of the series `name{label="value"}`, or of `name` alone.
+    /// The value of the series `name{label="value"}` or `name`.
     pub fn metric(&self, series: &str) -> f64 {
         sample(&self.scrape(), series).unwrap_or_else(|| panic!("no series {series}"))
     }
@@ -213,8 +214,8 @@ impl Server {
         wait_until(&format!("{series} is as expected"), || holds(self.metric(series)));
     }
 
-    /// A line of `/proc/<pid>/status`, in bytes: `VmRSS` is what is resident now,
-    /// `VmHWM` the most that ever was.
+    /// A line of `/proc/<pid>/status`, in bytes: `VmRSS` is the resident memory now, `VmHWM` its
+    /// maximum so far.
     pub fn memory(&self, line: &str) -> u64 {
         self.status(line) << 10
     }
@@ -227,27 +228,27 @@ impl Server {
         number.parse().expect("a number")
     }
 
-    /// The CPU time that the process has taken.
+    /// The CPU time that the process has used.
     pub fn cpu_time(&self) -> Duration {
         let stat = self.proc("stat");
-        // The name of the program, which stands in brackets, may hold anything.
+        // The program's name, in parentheses, may contain anything.
         let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
         let ticks = |at| fields.split(' ').nth(at).and_then(|field| field.parse::<u64>().ok());
         let (user, system) = (ticks(11).expect("utime"), ticks(12).expect("stime"));
-        // In hundredths of a second, on every Linux that Rust knows.
+        // In hundredths of a second, on every Linux that Rust supports.
         Duration::from_millis((user + system) * 10)
     }
 
-    /// Waits until `/livez` says yes. Its limit is one of time, which a machine with much
-    /// else to do may exceed.
+    /// Waits until `/livez` returns 200. The check has a time limit, which a busy machine may
+    /// exceed.
     #[track_caller]
     pub fn is_alive(&self) {
         wait_until("it is alive", || self.get("/livez").0 == 200);
     }
 
-    /// Waits until the process rests: of a while in which nobody moves it spends at
-    /// most 5 % on a CPU, and what the clock's ticks may add. It may have work left
-    /// from before, so this is looked at again; a loop that spins never rests.
+    /// Waits until the process is idle: without requests it uses at most 5 % of a CPU, plus the
+    /// error of the clock's ticks. It may have earlier work to finish, so this measures again; a
+    /// loop that spins never becomes idle.
     #[track_caller]
     pub fn rests(&self) {
         wait_until("the process rests", || {
@@ -259,13 +260,13 @@ impl Server {
         });
     }
 
-    /// The descriptors that the process has open.
+    /// The number of descriptors that the process has open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("it runs").count()
     }
 
-    /// Writes `request` over and over to all of `peers`, who read nothing, until none
-    /// of them is read from any more and the server holds a reply for each.
+    /// Writes `request` repeatedly to all `peers`, which read nothing, until the server reads from
+    /// none of them any more and holds a reply for each.
     pub fn flood_until_stuck(&self, peers: &mut [TcpStream], request: &[u8]) -> Vec<Taken> {
         let started = Instant::now();
         let mut taken = vec![Taken::default(); peers.len()];
@@ -292,8 +293,8 @@ impl Server {
         taken
     }
 
-    /// Writes `bytes` over and over to a peer that reads nothing, until the server takes no
-    /// more; how much it took.
+    /// Writes `bytes` repeatedly to a peer that reads nothing, until the server takes no more.
+    /// Returns how much it took.
     pub fn flood_until_full(&self, peer: &mut TcpStream, bytes: &[u8]) -> usize {
         peer.set_nonblocking(true).unwrap();
         let (mut taken, mut moved_at) = (0, Instant::now());
@@ -315,8 +316,8 @@ impl Server {
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    /// Waits for the end while `dealer` goes on receiving, for the crate notices only then
-    /// that a connection has ended. Returns the exit code.
+    /// Waits for the end while `dealer` goes on receiving, because the crate notices only then that
+    /// a connection has ended. Returns the exit code.
     pub async fn wait_with(&mut self, mut dealer: DealerSocket) -> i32 {
         while self.is_running() {
             let _ = timeout(Duration::from_millis(5), dealer.recv()).await;
@@ -356,7 +357,7 @@ pub fn parse_metrics(text: &str) -> Scrape {
     Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).expect("the text format")
 }
 
-/// The value of `name` or `name{label="value",...}`; a histogram's is its count.
+/// The value of `name` or `name{label="value",...}`. For a histogram, this is its count.
 pub fn sample(scrape: &Scrape, series: &str) -> Option<f64> {
     let (name, labels) = match series.split_once('{') {
         Some((name, labels)) => (name, labels.strip_suffix('}')?),

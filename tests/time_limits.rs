@@ -1,4 +1,4 @@
-//! Requests whose clients say how long they are worth working on, by hand.
+//! Hand-written requests whose clients say how long they are worth working on.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -29,7 +29,7 @@ fn owned(frames: &[&[u8]]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_limit_is_taken_out_of_the_request_and_one_that_has_passed_is_an_error() {
+fn a_time_limit_is_removed_from_the_request_and_an_expired_one_is_an_error() {
     for args in [&["--client-deadlines"][..], &["--client-deadlines", "--work", "1ms"]] {
         let server = Server::start(args);
         let mut client = raw::connect(server.address(), b"");
@@ -58,7 +58,7 @@ fn a_limit_is_taken_out_of_the_request_and_one_that_has_passed_is_an_error() {
 }
 
 #[test]
-fn unless_the_flag_says_otherwise_a_request_with_a_limit_is_rejected_and_not_echoed() {
+fn by_default_a_request_with_a_time_limit_is_rejected() {
     let server = Server::start(&[]);
     let mut client = raw::connect(server.address(), b"");
     let reply = asked(&mut client, &[b"", TIME_LIMIT, b"60000", b"hello"]);
@@ -66,7 +66,7 @@ fn unless_the_flag_says_otherwise_a_request_with_a_limit_is_rejected_and_not_ech
 }
 
 #[test]
-fn what_has_waited_longer_than_its_client_said_is_not_worked_on() {
+fn a_request_that_has_waited_past_its_time_limit_is_not_worked_on() {
     let server = Server::start(&["--work", "300ms", "--work-threads", "1", "--client-deadlines"]);
     let mut client = raw::connect(server.address(), b"");
     let requests: [&[&[u8]]; 4] = [

@@ -1,4 +1,4 @@
-//! Each kind of client gets back what it sent, envelope and all.
+//! Each kind of client gets back what it sent, including the envelope.
 
 use crate::support::{client, eventually, metric, server};
 
@@ -23,8 +23,8 @@ fn a_req_client_that_correlates_gets_the_reply_to_its_last_request() {
         req.set_req_correlate(true)
     });
     for number in 0..1000 {
-        // The first is given up: its reply comes and must be taken for nothing
-        // else, which it is if the request id comes back in front of it.
+        // The first request is abandoned. Its reply must not be mistaken for another one, which
+        // holds if the request id comes back in front of it.
         req.send("given up", 0).unwrap();
         let request = format!("request {number}");
         req.send(&request, 0).unwrap();
@@ -35,7 +35,7 @@ fn a_req_client_that_correlates_gets_the_reply_to_its_last_request() {
 #[test]
 fn a_dealer_that_pipelines_gets_every_reply_in_order() {
     const MESSAGES: usize = 50_000;
-    /// Below libzmq's high-water marks, at which DEALER's send would wait.
+    /// Below libzmq's high-water marks, at which DEALER's send would block.
     const IN_FLIGHT: usize = 500;
     let server = server(&[]);
     let context = zmq::Context::new();
@@ -51,7 +51,7 @@ fn a_dealer_that_pipelines_gets_every_reply_in_order() {
 }
 
 #[test]
-fn frames_come_back_as_many_and_as_long_as_they_went() {
+fn frames_come_back_with_the_same_number_and_lengths() {
     let server = server(&[]);
     let context = zmq::Context::new();
     let dealer = client(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));
@@ -69,8 +69,8 @@ fn frames_come_back_as_many_and_as_long_as_they_went() {
 fn a_router_client_can_address_the_server() {
     let server = server(&[]);
     let context = zmq::Context::new();
-    // It says the first word, an empty message, and learns from the echo under
-    // which identity it knows the server.
+    // The client sends an empty message first, and learns from the echo which identity the server
+    // has.
     let router = client(&context, zmq::ROUTER, &server.endpoint(), |router| {
         router.set_probe_router(true)?;
         router.set_router_mandatory(true)
@@ -120,10 +120,11 @@ fn a_dealer_client_that_probes_a_router_gets_its_empty_message_back_first() {
 }
 
 #[test]
-fn identities_that_begin_with_a_zero_byte_are_served_also_if_two_are_the_same() {
+fn identities_that_begin_with_a_zero_byte_are_served_even_if_two_are_equal() {
     let server = server(&[]);
     let context = zmq::Context::new();
-    // As a UUID may, a big-endian number does, and the server's own do.
+    // UUIDs may start with a zero byte, big-endian numbers do, and so do the server's own
+    // identities.
     let identities: [&[u8]; 5] =
         [b"\0\x9d\xc1\x15", b"\0\0\0\x07", b"\0\0\0\x07", b"", b"\0\0\0\0\x01"];
     let clients = identities.map(|identity| {
@@ -159,7 +160,7 @@ fn clients_that_claim_one_identity_each_get_their_own_replies() {
         assert_eq!(second.recv_bytes(0).unwrap(), b"second");
         assert_eq!(first.recv_bytes(0).unwrap(), b"first");
     }
-    // Whoever is thrown out comes back by itself and throws out the other.
+    // A client that is disconnected would reconnect and disconnect the other one.
     let established = metric(&server, r#"zmq_echo_connections_total{outcome="established"}"#);
     assert_eq!(established, 2.0, "connections made");
 }

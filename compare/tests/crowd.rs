@@ -4,14 +4,14 @@ use zmq_echo_compare::pin;
 
 use crate::support::{client, eventually, metric, server};
 
-/// A context has 1,023 sockets at most.
+/// A context is limited to 1,023 sockets.
 const CONTEXTS: usize = 3;
 const CLIENTS_EACH: usize = 1000;
 
 #[test]
 fn thousands_of_clients_are_served_at_once() {
     pin::raise_open_files().unwrap();
-    // A busy machine may take its time over so many handshakes.
+    // A busy machine may need time for so many handshakes.
     let server = server(&["--handshake-timeout", "1m"]);
     let endpoint = server.endpoint();
     let contexts: Vec<_> = (0..CONTEXTS).map(|_| zmq::Context::new()).collect();

@@ -1,4 +1,4 @@
-//! The DEALERs that are measured as clients.
+//! The DEALERs whose performance as clients is measured.
 
 use std::process::Command;
 use std::thread;
@@ -35,7 +35,7 @@ fn every_dealer_has_its_messages_echoed_by_every_router() {
 }
 
 #[test]
-fn a_dealer_does_not_take_another_message_for_its_reply() {
+fn a_dealer_does_not_accept_another_message_as_its_reply() {
     for dealer in Dealer::ALL {
         let context = zmq::Context::new();
         let router = context.socket(zmq::ROUTER).unwrap();

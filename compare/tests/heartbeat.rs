@@ -1,4 +1,5 @@
-//! libzmq's PING (ZMTP 3.1) is answered, or it leaves and comes back for ever.
+//! The server answers libzmq's PING (ZMTP 3.1). Otherwise libzmq would disconnect and reconnect
+//! forever.
 
 use std::thread;
 use std::time::Duration;
@@ -7,11 +8,11 @@ use crate::support::{client, metric, server};
 
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long an answer may take, on either side: a busy machine holds up both.
+/// How long an answer may take on either side; a busy machine delays both.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Silence for this many intervals, in each of which a PING goes out: longer than the
-/// limit, so that a PING which is not answered ends the connection.
+/// Stay silent for this many intervals, with a PING in each. That is longer than the limit, so an
+/// unanswered PING closes the connection.
 const INTERVALS: u32 = 40;
 
 #[test]
@@ -31,7 +32,7 @@ fn a_connection_with_heartbeats_survives_silence() {
     for _ in 0..2 {
         dealer.send("alive", 0).unwrap();
         assert_eq!(dealer.recv_bytes(0).unwrap(), b"alive");
-        // Time is what is tested: the heartbeats of a silent connection.
+        // This test is about time: the heartbeats of a silent connection.
         thread::sleep(INTERVAL * INTERVALS);
     }
 
@@ -41,8 +42,8 @@ fn a_connection_with_heartbeats_survives_silence() {
     assert_eq!(established, 1.0, "connections made");
 }
 
-/// Ten pipelined requests of four seconds each: while four are worked on, the others wait in the
-/// server, and with them the PINGs behind them. No reply comes for longer than the limit.
+/// Ten pipelined requests of four seconds each. While four are in progress, the others wait in the
+/// server, and so do the PINGs behind them. No reply is sent for longer than the limit.
 #[test]
 fn a_client_whose_requests_wait_for_slow_work_keeps_its_connection() {
     let server = server(&["--work", "4s", "--work-threads", "4", "--peer-in-flight-limit", "4"]);

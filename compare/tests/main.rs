@@ -1,5 +1,5 @@
-//! `zmq-echo-server`, the real process, held to what libzmq's clients expect; and what it is
-//! compared with.
+//! `zmq-echo-server`, the real process, must meet the expectations of libzmq's clients. Also checks
+//! the servers that it is compared with.
 
 mod clients;
 mod crowd;

@@ -1,5 +1,5 @@
-//! A server that is replaced on its port is found again, and one that leaves
-//! leaves nothing unanswered.
+//! Clients find a server that was replaced on its port, and a server that exits leaves no request
+//! unanswered.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use zmq_echo_compare::process::Server;
 
 use crate::support::{PATIENCE, client, eventually, server, server_on};
 
-/// How long a client waits for a reply before it asks again.
+/// How long a client waits for a reply before it sends its request again.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
-/// A new server where `old` was, which drains first.
+/// Replaces `old` with a new server at the same address; `old` drains first.
 fn replaced(old: Server) -> Server {
     let endpoint = old.endpoint();
     old.terminate(PATIENCE).expect("the old server drains");
@@ -19,12 +19,12 @@ fn replaced(old: Server) -> Server {
 
 fn echoes(socket: &zmq::Socket, message: &str) -> bool {
     socket.send(message, 0).unwrap();
-    // Replies to what was asked before may come first.
+    // Replies to earlier requests may come first.
     std::iter::from_fn(|| socket.recv_bytes(0).ok()).any(|reply| reply == message.as_bytes())
 }
 
 #[test]
-fn clients_of_every_kind_find_a_server_that_was_replaced() {
+fn clients_of_every_kind_reconnect_to_a_replaced_server() {
     let mut running = server(&[]);
     let context = zmq::Context::new();
     let ask_again = ASK_AGAIN.as_millis() as i32;
@@ -50,7 +50,7 @@ fn clients_of_every_kind_find_a_server_that_was_replaced() {
 }
 
 #[test]
-fn a_killed_server_is_found_again() {
+fn clients_reconnect_after_the_server_was_killed() {
     let old = server(&[]);
     let endpoint = old.endpoint();
     let context = zmq::Context::new();
@@ -69,7 +69,7 @@ fn a_killed_server_is_found_again() {
 }
 
 #[test]
-fn what_was_pipelined_before_the_signal_is_answered() {
+fn requests_pipelined_before_the_signal_are_answered() {
     const MESSAGES: usize = 20_000;
     let server = server(&[]);
     let context = zmq::Context::new();
@@ -80,7 +80,7 @@ fn what_was_pipelined_before_the_signal_is_answered() {
     for number in 0..MESSAGES {
         dealer.send(&number.to_string(), 0).unwrap();
     }
-    // The first reply: the connection is there and the rest is on its way.
+    // The first reply shows that the connection is established and the rest is on its way.
     assert_eq!(dealer.recv_bytes(0).unwrap(), b"0");
     let status = server.terminate(PATIENCE).expect("the server drains");
     assert!(status.success(), "{status}");

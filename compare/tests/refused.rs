@@ -1,5 +1,5 @@
-//! What libzmq's clients make of a refusal: which event they see, and whether they come
-//! back. docs/refused-peers.md says the same.
+//! How libzmq's clients react to a rejection: which event they see, and whether they reconnect.
+//! docs/refused-peers.md says the same.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -16,16 +16,16 @@ use crate::support::{client, eventually, metric, server};
 /// ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH.
 const MECHANISM_MISMATCH: u32 = 0x1100_0002;
 
-/// Each has to be counted once.
+/// How many clients connect. Each must be counted once.
 const CLIENTS: usize = 30;
 
-/// How soon a client comes back that does.
+/// How soon a client reconnects, if it does.
 const RECONNECT: Duration = Duration::from_millis(10);
 
-/// How many of these pass before a client counts as one that stays away.
+/// How many of these intervals to wait before concluding that a client does not reconnect.
 const RECONNECTS: u32 = 50;
 
-/// A client whose monitor is read.
+/// A client whose monitor events are read.
 struct Monitored {
     socket: zmq::Socket,
     monitor: zmq::Socket,
@@ -51,7 +51,7 @@ impl Monitored {
         Self { socket, monitor, events: Vec::new() }
     }
 
-    /// How often it has seen this.
+    /// How often it has seen this event.
     fn count(&mut self, event: zmq::SocketEvent) -> usize {
         self.read();
         self.events.iter().filter(|(seen, _)| *seen == event.to_raw()).count()
@@ -70,10 +70,10 @@ fn failures(server: &Server, reason: &str) -> f64 {
     metric(server, &format!("zmq_echo_handshake_failures_total{{reason=\"{reason}\"}}"))
 }
 
-/// Holds clients that have been refused for `reason` to staying away.
+/// Checks that clients rejected for `reason` do not reconnect.
 #[track_caller]
 fn stay_away(server: &Server, clients: &mut [Monitored], reason: &str) {
-    // Time is what is tested: one that comes back has done so by then.
+    // This test is about time: by then, a client that reconnects would have done so.
     thread::sleep(RECONNECT * RECONNECTS);
     for client in clients.iter_mut() {
         assert_eq!(client.count(CONNECTED), 1, "{:x?}", client.events);
@@ -85,7 +85,7 @@ fn stay_away(server: &Server, clients: &mut [Monitored], reason: &str) {
 }
 
 #[test]
-fn a_client_with_another_mechanism_learns_of_it_and_stays_away_and_is_counted_once() {
+fn a_client_with_another_mechanism_gets_an_error_does_not_reconnect_and_is_counted_once() {
     let server = server(&[]);
     let context = zmq::Context::new();
     // libzmq's greeting is the same but for the name with CURVE, which this build of it
@@ -107,7 +107,7 @@ fn a_client_with_another_mechanism_learns_of_it_and_stays_away_and_is_counted_on
 }
 
 #[test]
-fn a_client_of_another_socket_type_is_disconnected_and_stays_away() {
+fn a_client_of_another_socket_type_is_disconnected_and_does_not_reconnect() {
     let server = server(&[]);
     let context = zmq::Context::new();
     let kinds =
@@ -125,7 +125,7 @@ fn a_client_of_another_socket_type_is_disconnected_and_stays_away() {
 }
 
 #[test]
-fn a_client_over_the_peer_limit_comes_back_until_there_is_room() {
+fn a_client_over_the_peer_limit_reconnects_until_there_is_room() {
     let server = server(&["--peer-limit", "10"]);
     let context = zmq::Context::new();
     let dealer = || Monitored::new(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));
@@ -145,7 +145,7 @@ fn a_client_over_the_peer_limit_comes_back_until_there_is_room() {
 }
 
 #[test]
-fn a_client_that_is_closed_after_the_handshake_comes_back() {
+fn a_client_that_is_closed_after_the_handshake_reconnects() {
     let server = server(&["--message-limit", "1MiB"]);
     let context = zmq::Context::new();
     let mut dealer = Monitored::new(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));

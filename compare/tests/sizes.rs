@@ -2,14 +2,14 @@
 
 use crate::support::{client, server};
 
-/// What raises the server's limits to what is sent here. The pool holds the largest
-/// message twice: while it comes, and while it goes back.
+/// Raises the server's limits to the sizes sent here. The pool must hold the largest message twice:
+/// while it arrives, and while it is sent back.
 const RAISED_LIMITS: &[&str] = &["--message-limit", "64MiB", "--buffer-limit", "160MiB"];
 
 const LARGEST: usize = 64 << 20;
 
 #[test]
-fn every_size_comes_back_as_it_went() {
+fn messages_of_every_size_come_back_unchanged() {
     let server = server(RAISED_LIMITS);
     let context = zmq::Context::new();
     let dealer = client(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));
@@ -24,7 +24,7 @@ fn every_size_comes_back_as_it_went() {
 }
 
 #[test]
-fn a_large_message_may_come_in_frames() {
+fn a_large_message_may_be_split_into_frames() {
     const FRAMES: usize = 64;
     let server = server(RAISED_LIMITS);
     let context = zmq::Context::new();
@@ -34,8 +34,7 @@ fn a_large_message_may_come_in_frames() {
     assert!(dealer.recv_multipart(0).unwrap() == frames, "the frames came back changed");
 }
 
-/// Bytes that do not repeat at a power of two, so that a piece in the wrong place
-/// shows.
+/// Bytes that do not repeat at a power of two, so that a misplaced piece is noticed.
 fn bytes(size: usize) -> Vec<u8> {
     (0..size).map(|at| (at % 251) as u8).collect()
 }

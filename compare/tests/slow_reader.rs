@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{client, metric, server};
 
-/// What a reply costs the application.
+/// The application's work per reply.
 const WORK: Duration = Duration::from_millis(70);
 
 /// A tenth of libzmq's default, so that a burst takes seconds instead of half a minute.
@@ -26,7 +26,7 @@ fn a_client_that_leaves_its_socket_unread_while_it_works_gets_every_reply() {
         // All requests are handed over at once, as the default of 1,000 would allow.
         dealer.set_sndhwm(0)?;
         dealer.set_rcvhwm(HIGH_WATER_MARK)?;
-        // What the kernel takes from the server is bounded too, so that replies wait there.
+        // The kernel's buffer is limited too, so that replies wait in the server.
         dealer.set_rcvbuf(128 << 10)?;
         dealer.monitor("inproc://slow-reader", zmq::SocketEvent::DISCONNECTED as i32)
     });
@@ -48,7 +48,7 @@ fn a_client_that_leaves_its_socket_unread_while_it_works_gets_every_reply() {
             emptied.get_or_insert_with(Instant::now);
         }
     }
-    // The server was kept waiting, and after its last write as well.
+    // Replies waited in the server, and the client went on working after the last write.
     let emptied = emptied.expect("the server has written all").elapsed();
     assert!(waited > Duration::from_secs(5), "replies waited for {waited:?}");
     assert!(emptied > Duration::from_secs(3), "the last write was {emptied:?} before the end");

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use zmq_echo_compare::process::Server;
 use zmq_echo_compare::sides::{ANY_ENDPOINT, build_server, server_command};
 
-/// How long anything may take that is not measured. Generous: it is only waited
-/// out where something is broken.
+/// A deadline for everything that is not measured. It is generous, because only a failing test
+/// waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The server's binary, built on the first call.
@@ -33,7 +33,7 @@ pub fn server_on(endpoint: &str, flags: &[&str]) -> Server {
     Server::start(command).expect("the server starts")
 }
 
-/// One of the servers that are compared with.
+/// One of the servers in the comparison.
 pub fn compared(kind: &str) -> Server {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zmq-echo-compare"));
     command.args(["serve", kind]);
@@ -42,7 +42,7 @@ pub fn compared(kind: &str) -> Server {
 
 /// A socket connected to `endpoint`, with `set` applied before.
 ///
-/// It waits for [`PATIENCE`] at most, and drops what it has not sent when closed.
+/// It waits for at most [`PATIENCE`], and drops unsent messages when closed.
 pub fn client(
     context: &zmq::Context,
     kind: zmq::SocketType,

@@ -1,4 +1,4 @@
-//! What the server is measured against is as fast as it can be, and does the same work.
+//! The software in the comparison is as fast as it can be and does the same work.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ fn libzmq_is_built_with_eventfd() {
 }
 
 #[test]
-fn every_router_echoes_all_frames_and_no_more() {
+fn every_router_echoes_all_frames_and_nothing_else() {
     for kind in ["libzmq", "crate", "rzmq"] {
         let server = compared(kind);
         let context = zmq::Context::new();

@@ -1,4 +1,4 @@
-//! Accepting survives: the peer limit, the end of the descriptors, churn.
+//! The server goes on accepting at the peer limit, without free descriptors, and under churn.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -12,17 +12,17 @@ use zmtp::newcomers::PATIENCE;
 use super::{Attacked, MEMORY};
 use crate::support::{DEADLINE, SERVER, Server, command, raw, wait_until};
 
-/// The descriptors of a server that may open few, and the peers that it fits to
-/// them, eight of which are for its own host.
+/// The descriptor limit of a server with few files, and the peer limit that results from it. Eight
+/// of those peers are reserved for the server's own host.
 const FEW: usize = 64;
 const PEERS: usize = 16;
 const STRANGERS: usize = PEERS - 8;
 
-/// A connection from another address of this host than the server's, which is as
-/// strange to it as one from another host.
+/// A connection from another address of this host than the server's. The server treats it like one
+/// from another host.
 pub fn stranger(server: SocketAddr) -> TcpStream {
     let missing = "missing: an address of this host beside loopback, to come from as a stranger";
-    // This sends nothing; it finds the address that a route would start from.
+    // This sends nothing; it finds out the source address that a route would use.
     let route = UdpSocket::bind("0.0.0.0:0").unwrap();
     route.connect("198.51.100.1:9").expect(missing);
     let own = route.local_addr().expect(missing).ip();
@@ -39,12 +39,12 @@ fn connect_from(own: IpAddr, server: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Whether the server lets it in, which it shows by the start of its greeting.
+/// Whether the server accepts the connection, which it shows by the start of its greeting.
 fn is_greeted(stream: &mut TcpStream) -> bool {
     stream.read_exact(&mut [0; raw::GREETING_START]).is_ok()
 }
 
-/// Finishes the handshake of a peer that was greeted, and has it served.
+/// Finishes the handshake of a peer that was greeted, and checks that it is served.
 #[track_caller]
 fn is_served(stream: &mut TcpStream) {
     stream.write_all(&raw::hello(0, "DEALER", b"")).unwrap();
@@ -52,12 +52,12 @@ fn is_served(stream: &mut TcpStream) {
     raw::echoes(stream, &raw::frame(b"in", false));
 }
 
-/// A server that may open [`FEW`] files.
+/// A server that may open only [`FEW`] files.
 fn start_with_few_descriptors() -> Attacked {
     let mut server = command("sh");
     server.args(["-c", &format!("ulimit -n {FEW} && exec \"$0\" \"$@\""), SERVER]);
     server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
-    // The silent stay however long the test takes.
+    // The silent connections stay open however long the test takes.
     server.args(["--handshake-timeout", "1h"]);
     let attacked = Attacked::new(Server::spawn(server));
     assert_eq!(attacked.metric("zmq_echo_limit_peers"), PEERS as f64);
@@ -65,9 +65,9 @@ fn start_with_few_descriptors() -> Attacked {
 }
 
 #[test]
-fn a_server_full_of_strangers_answers_its_own_probe_and_a_scrape() {
+fn a_server_full_of_untrusted_peers_still_answers_its_own_probe_and_a_scrape() {
     let mut attacked = start_with_few_descriptors();
-    // The neighbour, of this host, has one of the places that are for all.
+    // The well-behaved peer is on this host and uses one of the places that are open to all.
     let inside = established_strangers(&attacked, STRANGERS - 1);
     for number in 1..=100 {
         let mut outside = stranger(attacked.address());
@@ -90,12 +90,12 @@ fn established_strangers(server: &Server, count: usize) -> Vec<TcpStream> {
 }
 
 #[test]
-fn silent_connections_lock_nobody_out() {
+fn silent_connections_do_not_lock_out_other_peers() {
     let mut attacked = Attacked::start(&["--peer-limit", "40", "--handshake-timeout", "1h"]);
     let _silent: Vec<TcpStream> = (0..200).map(|_| raw::stream(attacked.address())).collect();
     let mut served = raw::crowd(attacked.address(), 30);
     served.iter_mut().for_each(|peer| raw::echoes(peer, &raw::frame(b"in", false)));
-    // Each connection beyond the forty has ended one handshake; no other handshake has ended.
+    // Each connection beyond the forty closed one handshake, and no other handshake was closed.
     attacked.wait_for_failures("peer_limit", 1 + 200 + 30 - 40);
     attacked.serves_its_neighbour();
     attacked.rests();
@@ -103,7 +103,7 @@ fn silent_connections_lock_nobody_out() {
 }
 
 #[test]
-fn silent_connections_of_one_address_take_no_place_from_another() {
+fn silent_connections_from_one_address_do_not_use_up_the_places_of_another() {
     let attacked = Attacked::start(&["--peer-limit", "40", "--handshake-timeout", "1h"]);
     let (one, other) = ([127, 0, 0, 2].into(), [127, 0, 0, 3].into());
     let mut slow = connect_from(other, attacked.address());
@@ -113,16 +113,16 @@ fn silent_connections_of_one_address_take_no_place_from_another() {
     };
     let mut full = silent(40 - 2);
     assert!(full.iter_mut().all(is_greeted));
-    // None of these is spared for its youth.
+    // None of these is spared for being young.
     thread::sleep(PATIENCE);
     let _more = silent(30);
     attacked.wait_for_failures("peer_limit", 30);
-    // The oldest of all is still there.
+    // The oldest of all is still connected.
     is_served(&mut slow);
 }
 
 #[test]
-fn other_hosts_take_no_place_of_a_handshake_of_this_host() {
+fn other_hosts_cannot_displace_a_handshake_from_this_host() {
     let attacked = start_with_few_descriptors();
     let _inside = established_strangers(&attacked, STRANGERS - 1);
     let mut probe = raw::stream(attacked.address());
@@ -136,7 +136,7 @@ fn other_hosts_take_no_place_of_a_handshake_of_this_host() {
 }
 
 #[test]
-fn an_address_has_as_many_connections_as_its_limit_and_this_host_any_number() {
+fn the_address_limit_applies_to_other_addresses_but_not_to_this_host() {
     let mut attacked = Attacked::start(&["--address-limit", "3"]);
     assert_eq!(attacked.metric("zmq_echo_limit_peers_per_address"), 3.0);
     let mut inside = established_strangers(&attacked, 3);
@@ -154,7 +154,7 @@ fn an_address_has_as_many_connections_as_its_limit_and_this_host_any_number() {
 }
 
 #[test]
-fn over_the_peer_limit_is_closed_at_once_and_counted_and_there_is_room_again() {
+fn connections_over_the_peer_limit_are_closed_at_once_and_counted_until_there_is_room_again() {
     let mut attacked = Attacked::start(&["--peer-limit", "30"]);
     let mut inside = raw::crowd(attacked.address(), 29);
     for number in 1..=100 {
@@ -175,11 +175,11 @@ fn over_the_peer_limit_is_closed_at_once_and_counted_and_there_is_room_again() {
 }
 
 #[test]
-fn without_descriptors_it_rests_serves_those_inside_and_goes_on_when_there_are_some() {
-    // The silent stay however long the test takes.
+fn without_free_descriptors_it_idles_serves_connected_peers_and_accepts_again_later() {
+    // The silent connections stay open however long the test takes.
     let mut attacked = Attacked::start(&["--handshake-timeout", "1h"]);
     let pid = Pid::from_raw(attacked.pid as i32).unwrap();
-    // The numbers of descriptors are taken from below.
+    // The kernel hands out the lowest free descriptor numbers first.
     let few = attacked.descriptors() as u64 + 10;
     let limit = getrlimit(Resource::Nofile);
     let set = |current| {
@@ -201,17 +201,18 @@ fn without_descriptors_it_rests_serves_those_inside_and_goes_on_when_there_are_s
 }
 
 #[test]
-fn ten_thousand_connections_leave_nothing_behind() {
+fn ten_thousand_connections_leak_nothing() {
     let mut attacked = Attacked::start(&[]);
     let request = raw::frame(&[7; 1000], false);
     let churn = |from: usize, to: usize| {
         for number in from..to {
             let mut peer = TcpStream::connect(attacked.address()).unwrap();
-            // No port of ours waits for two minutes after it.
+            // Avoid TIME_WAIT, which would block the local port for two minutes.
             SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
             let hello = raw::hello(number as u8 % 2, "DEALER", number.to_string().as_bytes());
             let bytes = [&hello, &request[..]].concat();
-            // Whole, within its reply, within the handshake, and without a byte.
+            // Close after the whole exchange, during the reply, during the handshake, or without a
+            // byte.
             let written = [bytes.len(), bytes.len(), hello.len() - 3, 0][number % 4];
             peer.write_all(&bytes[..written]).unwrap();
             if number % 4 == 0 {

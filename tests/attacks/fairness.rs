@@ -1,4 +1,4 @@
-//! A flood does not keep a server from its other peers.
+//! A flood from one peer does not starve the others.
 
 use std::net::Shutdown;
 use std::thread;
@@ -7,7 +7,7 @@ use super::Attacked;
 use crate::support::raw;
 
 #[test]
-fn beside_a_flood_a_server_serves_its_other_peers() {
+fn a_flood_from_one_peer_does_not_starve_the_others() {
     let mut attacked = Attacked::start(&[]);
     let flood = raw::dealer(attacked.address(), 0, b"");
     let writing = raw::flood(&flood, raw::frame(&[1; 64], false).repeat(1000));

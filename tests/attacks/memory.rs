@@ -1,4 +1,5 @@
-//! Memory is bounded by the flags, whatever is sent, announced or not read.
+//! Memory stays within the limits set by the flags, whatever a peer sends, announces or leaves
+//! unread.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -7,7 +8,7 @@ use super::Attacked;
 use crate::support::{raw, wait_until};
 
 #[test]
-fn frames_without_end_end_at_the_frame_limit() {
+fn an_endless_message_of_frames_is_closed_at_the_frame_limit() {
     let mut attacked = Attacked::start(&[]);
     for (closed, body) in [b"".as_slice(), b"x", &[0; 100]].into_iter().enumerate() {
         let mut peer = raw::dealer(attacked.address(), 0, b"");
@@ -20,7 +21,7 @@ fn frames_without_end_end_at_the_frame_limit() {
 }
 
 #[test]
-fn many_frames_hold_no_more_than_the_pool_even_where_the_flags_allow_them() {
+fn many_frames_stay_within_the_pool_even_if_the_frame_limit_allows_more() {
     let mut attacked = Attacked::start(&["--frame-limit", "1000000"]);
     for closed in 0..3 {
         let mut peer = raw::dealer(attacked.address(), 0, b"");
@@ -33,7 +34,7 @@ fn many_frames_hold_no_more_than_the_pool_even_where_the_flags_allow_them() {
 }
 
 #[test]
-fn commands_without_end_within_a_message_end_at_the_message_limit() {
+fn endless_commands_inside_a_message_are_closed_at_the_message_limit() {
     let mut attacked = Attacked::start(&["--message-limit", "1MiB"]);
     let mut peer = raw::dealer(attacked.address(), 1, b"");
     peer.write_all(&raw::frame(b"begun", true)).unwrap();
@@ -45,7 +46,7 @@ fn commands_without_end_within_a_message_end_at_the_message_limit() {
 }
 
 #[test]
-fn a_size_that_is_only_announced_is_refused_at_its_header() {
+fn an_announced_size_over_the_limit_is_rejected_at_its_header() {
     let mut attacked = Attacked::start(&[]);
     let before = attacked.memory("VmHWM");
     let sizes =
@@ -82,7 +83,7 @@ fn a_size_that_is_only_announced_is_refused_at_its_header() {
 }
 
 #[test]
-fn seventy_three_bytes_do_not_end_the_process() {
+fn announcing_128_tib_before_ready_does_not_end_the_process() {
     let mut attacked = Attacked::start(&[]);
     let attack = [raw::greeting(0), raw::announced(0, 1 << 47)].concat();
     assert_eq!(attack.len(), 73);
@@ -96,7 +97,7 @@ fn seventy_three_bytes_do_not_end_the_process() {
 }
 
 #[test]
-fn three_bytes_of_the_largest_message_hold_nothing_and_end_at_the_stall_timeout() {
+fn the_start_of_a_huge_message_reserves_no_memory_and_is_closed_at_the_stall_timeout() {
     let mut attacked = Attacked::start(&["--stall-timeout", "2s"]);
     let mut peers = raw::crowd(attacked.address(), 100);
     let before = attacked.memory("VmRSS");
@@ -118,8 +119,8 @@ fn three_bytes_of_the_largest_message_hold_nothing_and_end_at_the_stall_timeout(
 }
 
 #[test]
-fn half_messages_on_hundreds_of_connections_stay_in_the_pool() {
-    // Nobody is closed for the time that this takes.
+fn half_messages_on_hundreds_of_connections_stay_within_the_pool() {
+    // No peer is closed for the time that this test takes.
     let mut attacked = Attacked::start(&["--stall-timeout", "10m"]);
     let half = |size: u64| [raw::announced(0, size), vec![5; size as usize / 2]].concat();
     let small = half(200 << 10);
@@ -130,11 +131,11 @@ fn half_messages_on_hundreds_of_connections_stay_in_the_pool() {
     assert_eq!(attacked.disconnections("pool_full"), 0.0);
     attacked.serves_its_neighbour();
     attacked.rests();
-    // Half as much again as the pool, on top.
+    // Half the size of the pool again, on top of it.
     let large = half(2 << 20);
     let mut more = raw::crowd(attacked.address(), 100);
     for peer in &mut more {
-        // Its turn to be the one that is closed may come while it writes.
+        // It may be the next one to be closed while it writes.
         let _ = peer.write_all(&large);
     }
     wait_until("the pool is full", || attacked.disconnections("pool_full") > 0.0);
@@ -145,8 +146,8 @@ fn half_messages_on_hundreds_of_connections_stay_in_the_pool() {
 }
 
 #[test]
-fn two_hundred_peers_that_pipeline_64_kib_and_do_not_read_lose_nothing_and_hold_up_nobody() {
-    // Nobody is closed for the time that this takes.
+fn two_hundred_peers_that_pipeline_without_reading_lose_nothing_and_block_no_other_peer() {
+    // No peer is closed for the time that this test takes.
     let mut attacked = Attacked::start(&["--stall-timeout", "10m"]);
     let mut peers = raw::crowd(attacked.address(), 200);
     let request = raw::frame(&[3; 64 << 10], false);
@@ -154,7 +155,7 @@ fn two_hundred_peers_that_pipeline_64_kib_and_do_not_read_lose_nothing_and_hold_
     attacked.serves_its_neighbour();
     attacked.rests();
     assert!(taken.iter().all(|taken| !taken.closed), "nobody is closed for its own backlog");
-    // Who reads at last gets an answer to all that was taken from it.
+    // A peer that starts to read gets a reply to every request that was taken from it.
     for (peer, taken) in peers.iter_mut().zip(&taken) {
         for _ in 0..taken.bytes / request.len() {
             assert!(raw::read(peer, request.len()) == request, "another message came back");
@@ -165,11 +166,11 @@ fn two_hundred_peers_that_pipeline_64_kib_and_do_not_read_lose_nothing_and_hold_
 }
 
 #[test]
-fn four_thousand_messages_of_a_mebibyte_from_one_who_does_not_read_stay_where_they_are() {
+fn a_peer_that_floods_large_messages_without_reading_is_soon_no_longer_read() {
     let mut attacked = Attacked::start(&[]);
     let mut peers = raw::crowd(attacked.address(), 20);
     let request = raw::frame(&[3; 1 << 20], false);
-    // Each would send without end: it is not read from.
+    // Each peer would send without end, but the server stops reading from it.
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     let most = taken.iter().map(|taken| taken.bytes).max().unwrap();
     assert!(most < 6 << 20, "{most} bytes were taken from one peer");
@@ -180,7 +181,7 @@ fn four_thousand_messages_of_a_mebibyte_from_one_who_does_not_read_stay_where_th
 }
 
 #[test]
-fn small_messages_from_those_who_do_not_read_are_all_answered_at_last() {
+fn small_messages_from_peers_that_read_late_are_all_answered() {
     let args = ["--socket-buffer", "32KiB", "--stall-timeout", "10m"];
     let mut attacked = Attacked::start(&args);
     let mut peers = raw::crowd(attacked.address(), 4);
@@ -200,7 +201,7 @@ fn small_messages_from_those_who_do_not_read_are_all_answered_at_last() {
 }
 
 #[test]
-fn a_full_pool_costs_the_holder_that_has_gone_longest_without_progress() {
+fn a_full_pool_closes_the_peer_that_has_made_no_progress_for_longest() {
     let mut attacked = Attacked::start(&["--message-limit", "1MiB", "--buffer-limit", "3MiB"]);
     let half = [raw::announced(0, 1 << 20), vec![1; 900 << 10]].concat();
     let mut holders: Vec<TcpStream> = raw::crowd(attacked.address(), 3);

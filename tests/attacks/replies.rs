@@ -1,4 +1,4 @@
-//! Replies go to the connection their request came from, all of them, or nowhere.
+//! Replies go to the connection that their request came from, or nowhere.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -11,10 +11,10 @@ use super::Attacked;
 use crate::support::raw;
 
 #[test]
-fn who_comes_with_an_identity_in_use_takes_nothing_from_who_has_it() {
+fn a_peer_that_claims_an_identity_in_use_takes_nothing_from_its_owner() {
     let mut attacked = Attacked::start(&[]);
     let mut first = raw::dealer(attacked.address(), 0, b"victim");
-    // What the first asks for, and does not read yet.
+    // The first peer's requests, whose replies it does not read yet.
     let requests = raw::frame(b"the first one's", false).repeat(1000);
     first.write_all(&requests).unwrap();
     let mut others: Vec<_> =
@@ -49,8 +49,8 @@ fn a_client_that_half_closed_after_its_last_request_gets_all_its_replies() {
 }
 
 #[test]
-fn resets_with_replies_pending_give_their_memory_back_and_are_counted() {
-    // Nobody is closed for the time that this takes.
+fn connections_reset_with_replies_pending_free_their_memory_and_are_counted() {
+    // No peer is closed for the time that this test takes.
     let mut attacked = Attacked::start(&["--stall-timeout", "10m"]);
     for (number, size) in [64 << 10, 1 << 20, 100].into_iter().enumerate() {
         let mut peers = raw::crowd(attacked.address(), 40);

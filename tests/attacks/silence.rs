@@ -1,4 +1,4 @@
-//! Silence and slowness end, and hold nothing until then.
+//! Silent and slow connections are closed in time and hold no memory until then.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -9,13 +9,13 @@ use super::Attacked;
 use crate::support::{DEADLINE, raw, wait_until};
 
 #[test]
-fn five_hundred_silent_connections_end_at_the_handshake_timeout() {
+fn five_hundred_silent_connections_are_closed_at_the_handshake_timeout() {
     let mut attacked = Attacked::start(&["--handshake-timeout", "2s"]);
     let before = attacked.memory("VmRSS");
     let mut silent: Vec<TcpStream> = (0..500).map(|_| raw::stream(attacked.address())).collect();
     attacked.serves_its_neighbour();
     for peer in &mut silent {
-        // The start of our greeting, and no more.
+        // The server has sent the start of its greeting and nothing else.
         assert_eq!(raw::read_until_closed(peer), raw::GREETING_START as u64);
     }
     let grown = attacked.memory("VmHWM").saturating_sub(before);
@@ -26,10 +26,10 @@ fn five_hundred_silent_connections_end_at_the_handshake_timeout() {
 }
 
 #[test]
-fn a_trickled_handshake_ends_in_time_wherever_it_is() {
+fn a_trickled_handshake_is_closed_in_time_at_any_stage() {
     let mut attacked = Attacked::start(&["--handshake-timeout", "1s"]);
     let hello = raw::hello(1, "DEALER", &[b'i'; 255]);
-    // Some trickle their greeting, some their READY.
+    // Some peers trickle their greeting, others their READY.
     let mut peers: Vec<(TcpStream, usize)> = (0..50)
         .map(|number| {
             let mut peer = raw::stream(attacked.address());
@@ -42,7 +42,7 @@ fn a_trickled_handshake_ends_in_time_wherever_it_is() {
     while attacked.failures("handshake_timeout") < 50.0 {
         assert!(started.elapsed() < DEADLINE);
         for (peer, at) in &mut peers {
-            // A byte a round, and none that would make it whole.
+            // One byte per round, and never the byte that would complete it.
             if *at + 1 < hello.len() && peer.write_all(&hello[*at..*at + 1]).is_ok() {
                 *at += 1;
             }
@@ -56,7 +56,7 @@ fn a_trickled_handshake_ends_in_time_wherever_it_is() {
 }
 
 #[test]
-fn a_huge_ready_is_refused_at_its_header_and_not_waited_for() {
+fn a_huge_ready_is_rejected_at_its_header() {
     let mut attacked = Attacked::start(&["--handshake-timeout", "1h"]);
     for (number, size) in [4097, 1 << 20, 1 << 31].into_iter().enumerate() {
         let mut peer = raw::stream(attacked.address());
@@ -64,7 +64,7 @@ fn a_huge_ready_is_refused_at_its_header_and_not_waited_for() {
         raw::read_until_closed(&mut peer);
         attacked.wait_for_failures("metadata", number + 1);
     }
-    // Up to the limit it is held, and no longer than the handshake lasts.
+    // A READY up to the limit is kept, but only until the handshake timeout.
     let mut whole = raw::stream(attacked.address());
     let mut body = raw::ready_body("DEALER", b"");
     let filler = 4096 - body.len() - 2 - 4;
@@ -77,7 +77,7 @@ fn a_huge_ready_is_refused_at_its_header_and_not_waited_for() {
 }
 
 #[test]
-fn unread_replies_close_nobody_whose_host_is_there_and_stay_bounded() {
+fn unread_replies_stay_bounded_and_close_no_peer_whose_host_is_reachable() {
     let mut attacked = Attacked::start(&["--stall-timeout", "1s"]);
     let mut peers = raw::crowd(attacked.address(), 4);
     let requests = [1 << 20, 64 << 10, 1000, 4].map(|size| raw::frame(&vec![1; size], false));
@@ -93,7 +93,7 @@ fn unread_replies_close_nobody_whose_host_is_there_and_stay_bounded() {
     let ping = raw::command(b"\x04PING\0\0sixteen bytes xx");
     let pings = attacked.flood_until_full(&mut pinging, &ping.repeat(1000));
     assert!(pings < 16 << 20, "{pings}");
-    // Several windows pass, one after the other.
+    // Wait for several windows to pass.
     for stalled in 1..=3 {
         let mut half = raw::dealer(attacked.address(), 0, b"");
         half.write_all(&raw::frame(b"half", false)[..3]).unwrap();
@@ -130,7 +130,7 @@ fn a_ping_gets_its_context_back_and_silence_beyond_its_ttl_closes_the_peer() {
         let pong = raw::command(&[b"\x04PONG", context].concat());
         assert_eq!(raw::read(&mut peer, pong.len()), pong);
     }
-    // Three tenths of a second.
+    // A TTL of three tenths of a second.
     let asked = Instant::now();
     peer.write_all(&raw::command(b"\x04PING\0\x03")).unwrap();
     raw::read_until_closed(&mut peer);
@@ -140,7 +140,7 @@ fn a_ping_gets_its_context_back_and_silence_beyond_its_ttl_closes_the_peer() {
 }
 
 #[test]
-fn quiet_peers_that_have_shown_ping_are_pinged_and_closed_when_they_have_vanished() {
+fn idle_peers_that_know_ping_are_pinged_and_closed_once_they_have_vanished() {
     let mut attacked = Attacked::start(&["--heartbeat-interval", "1s"]);
     let ping = raw::command(b"\x04PING\0\0");
     let pong = raw::command(b"\x04PONG");
@@ -159,7 +159,7 @@ fn quiet_peers_that_have_shown_ping_are_pinged_and_closed_when_they_have_vanishe
         pinged += 1;
     }
     assert_eq!(raw::read_until_closed(&mut vanished), ping.len() as u64);
-    // One knows no PING, the other has not shown that it does: no byte but the reply's came.
+    // One peer does not know PING and the other has not shown that it does, so only the reply came.
     raw::echoes(&mut old, &raw::frame(b"still here", false));
     raw::echoes(&mut unaware, &raw::frame(b"still here", false));
     drop(quiet);

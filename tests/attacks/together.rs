@@ -14,22 +14,22 @@ use crate::support::raw;
 
 const SPAN: Duration = Duration::from_secs(5);
 
-/// What one peer sends, over and over on new connections, and does not wait for.
+/// What one peer sends on each new connection, without waiting for a reply.
 fn hit_and_run(address: SocketAddr, bytes: &[u8], reset: bool) {
     let Ok(mut peer) = TcpStream::connect(address) else { return };
     if reset {
         let _ = SockRef::from(&peer).set_linger(Some(Duration::ZERO));
     }
-    // It may be closed before all is written.
+    // The connection may be closed before everything is written.
     let _ = peer.set_write_timeout(Some(Duration::from_millis(100)));
     let _ = peer.write_all(bytes);
 }
 
 #[test]
-fn all_at_once_it_keeps_its_memory_its_neighbour_and_its_probe() {
+fn under_every_attack_at_once_memory_stays_bounded_and_other_peers_and_the_probe_are_served() {
     let mut attacked = Attacked::start(&[]);
     let address = attacked.address();
-    // Those who stay: silent, half way through a message, and not reading.
+    // Peers that stay: silent, halfway through a message, or not reading.
     let silent: Vec<TcpStream> = (0..200).map(|_| raw::stream(address)).collect();
     let mut halves = raw::crowd(address, 100);
     let half = [raw::announced(0, 400 << 10), vec![5; 200 << 10]].concat();
@@ -39,7 +39,7 @@ fn all_at_once_it_keeps_its_memory_its_neighbour_and_its_probe() {
     let mut slow = raw::crowd(address, 200);
     slow.iter().for_each(|peer| peer.set_nonblocking(true).unwrap());
 
-    // Those who come and go.
+    // Peers that connect, attack and disconnect.
     let hello = |bytes: &[u8]| [&raw::hello(1, "DEALER", b"same"), bytes].concat();
     let visits: Vec<(Vec<u8>, bool)> = vec![
         (hello(&raw::frame(b"", true).repeat(5000)), true),

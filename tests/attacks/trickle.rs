@@ -1,5 +1,5 @@
-//! Trickles: messages that a byte now and then keeps alive, against uploads that are
-//! slow but honest.
+//! Trickles, which keep a message alive with a byte now and then, against uploads that are slow but
+//! honest.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use super::Attacked;
 use crate::support::{DEADLINE, raw, wait_until};
 
-/// Between two bytes of a trickle.
+/// The pause between two bytes of a trickle.
 const DROP: Duration = Duration::from_millis(40);
 
-/// Sends a byte of each peer's message every [`DROP`] until `stop`, and never the last
-/// one. Peers that were closed are left out.
+/// Sends one byte of each peer's message every [`DROP`] until `stop`, but never the last byte.
+/// Peers that were closed are skipped.
 fn trickle(peers: &mut [TcpStream], size: usize, sent: usize, stop: &AtomicBool) {
     let mut left: Vec<usize> = vec![size - sent - 1; peers.len()];
     while !stop.load(Ordering::SeqCst) {
@@ -28,24 +28,24 @@ fn trickle(peers: &mut [TcpStream], size: usize, sent: usize, stop: &AtomicBool)
     }
 }
 
-/// Connects `count` peers, of which each has sent `sent` bytes of a message of `size`
-/// bytes, as fast as they are taken.
+/// Connects `count` peers. Each has sent `sent` bytes of a message of `size` bytes, as fast as the
+/// server takes them.
 fn hold(address: SocketAddr, count: usize, size: usize, sent: usize) -> Vec<TcpStream> {
     let begun = [raw::announced(0, size as u64), vec![0; sent]].concat();
     let mut peers = raw::crowd(address, count);
     for peer in &mut peers {
-        // It may be closed meanwhile.
+        // The peer may be closed meanwhile.
         let _ = peer.write_all(&begun);
     }
     peers
 }
 
-/// What an honest upload sends at a time. The pause between two pieces is longer than
-/// between two bytes of a trickle, as it is over a network with a long round trip.
+/// The size of one piece of an honest upload. The pause between two pieces is longer than between
+/// two bytes of a trickle, as on a network with a long round trip.
 const PIECE: usize = 64 << 10;
 
-/// Uploads a message of `size` bytes at `rate` bytes a second, which may change; whether
-/// it came back.
+/// Uploads a message of `size` bytes at `rate` bytes/s, which may change. Returns whether it came
+/// back.
 fn upload(address: SocketAddr, size: usize, rate: &AtomicUsize) -> bool {
     let message = raw::frame(&vec![7; size], false);
     let mut peer = raw::connect(address, b"");
@@ -61,7 +61,7 @@ fn upload(address: SocketAddr, size: usize, rate: &AtomicUsize) -> bool {
     peer.read_exact(&mut reply).is_ok() && reply == message
 }
 
-/// `count` uploads at the same time; how many came back.
+/// Runs `count` uploads at the same time and returns how many came back.
 fn uploads(address: SocketAddr, count: usize, size: usize, rate: &AtomicUsize) -> usize {
     thread::scope(|scope| {
         let uploads: Vec<_> =
@@ -70,7 +70,7 @@ fn uploads(address: SocketAddr, count: usize, size: usize, rate: &AtomicUsize) -
     })
 }
 
-/// While they go on trickling, all of them are closed, and counted as such.
+/// Keeps the trickles going until all of them are closed and counted as stalled.
 #[track_caller]
 fn are_closed_and_counted(attacked: &Attacked, count: usize) {
     wait_until("the trickles are closed", || {
@@ -81,8 +81,7 @@ fn are_closed_and_counted(attacked: &Attacked, count: usize) {
     assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
 }
 
-/// So many trickles that fill most of a pool of 16 MiB are there, and honest uploads
-/// come.
+/// Starts enough trickles to fill most of a pool of 16 MiB, then honest uploads.
 fn trickles_cost_no_honest_upload(
     trickles: usize,
     message: usize,
@@ -99,7 +98,7 @@ fn trickles_cost_no_honest_upload(
     thread::scope(|scope| {
         let _stops = Stops(&stop);
         scope.spawn(|| trickle(&mut peers, message, sent, &stop));
-        // For their first second they are not judged.
+        // Messages are not judged during their first second.
         thread::sleep(Duration::from_millis(1200));
         let (echoed, count) = honest(address);
         assert_eq!(echoed, count, "honest uploads that came back");
@@ -109,7 +108,7 @@ fn trickles_cost_no_honest_upload(
     attacked.is_unharmed();
 }
 
-/// Tells the thread of a scope to end, also if a test fails.
+/// Tells the thread of a scope to end, even if the test fails.
 struct Stops<'a>(&'a AtomicBool);
 
 impl Drop for Stops<'_> {
@@ -119,20 +118,20 @@ impl Drop for Stops<'_> {
 }
 
 #[test]
-fn sixty_five_trickles_that_fill_the_pool_cost_no_honest_upload() {
-    // What is held beyond 8 KiB each is all but 0.1 MiB of the pool.
+fn sixty_five_trickles_that_fill_the_pool_close_no_honest_upload() {
+    // The bytes held beyond 8 KiB per peer fill all but 0.1 MiB of the pool.
     let honest = |address| (uploads(address, 12, 600 << 10, &AtomicUsize::new(630 << 10)), 12);
     trickles_cost_no_honest_upload(65, 280 << 10, 252 << 10, honest);
 }
 
 #[test]
-fn messages_that_come_fast_up_to_95_percent_and_then_trickle_cost_no_long_upload() {
+fn messages_that_trickle_after_a_fast_95_percent_close_no_long_upload() {
     let honest = |address| (uploads(address, 2, 4 << 20, &AtomicUsize::new(1 << 20)), 2);
     trickles_cost_no_honest_upload(16, 1_000_000, 950_000, honest);
 }
 
 #[test]
-fn trickles_that_come_during_a_long_upload_do_not_end_it() {
+fn trickles_that_start_during_a_long_upload_do_not_close_it() {
     let args = ["--buffer-limit", "16MiB", "--message-limit", "8MiB", "--stall-timeout", "10s"];
     let mut attacked = Attacked::start(&args);
     let address = attacked.address();
@@ -145,8 +144,8 @@ fn trickles_that_come_during_a_long_upload_do_not_end_it() {
         let mut peers = hold(address, count, message, sent);
         let stop = &stop;
         scope.spawn(move || trickle(&mut peers, message, sent, stop));
-        // The trickles leave room for the uploads while they are so young that their burst
-        // counts. Then the uploads need more than there is.
+        // The trickles leave room for the uploads while their initial burst still counts. After
+        // that, the uploads need more room than there is.
         thread::sleep(Duration::from_secs(6));
         rate.store(3 << 20, Ordering::SeqCst);
         assert_eq!(honest.join().unwrap(), 2, "honest uploads that came back");
@@ -165,7 +164,7 @@ fn a_trickle_is_closed_as_stalled_while_a_slow_upload_goes_on() {
     thread::scope(|scope| {
         let _stops = Stops(&stop);
         scope.spawn(|| trickle(&mut peers, 1 << 20, 100_000, &stop));
-        // Eight times as fast as it must be, and several times as long as a window.
+        // Eight times the minimum rate, for several windows.
         let honest = scope.spawn(move || upload(address, 640 << 10, &AtomicUsize::new(64 << 10)));
         attacked.wait_for_disconnections("stalled", 4);
         assert!(honest.join().unwrap(), "the slow upload came back");
@@ -174,7 +173,7 @@ fn a_trickle_is_closed_as_stalled_while_a_slow_upload_goes_on() {
     attacked.is_unharmed();
 }
 
-/// A server with these limits, and a peer that is to keep to them.
+/// A server with these limits, and a peer to test them with.
 fn watched(stall_timeout: &str, stall_bytes: &str) -> (Attacked, TcpStream) {
     let attacked =
         Attacked::start(&["--stall-timeout", stall_timeout, "--stall-bytes", stall_bytes]);
@@ -188,11 +187,11 @@ fn none_was_stalled(mut attacked: Attacked) {
 }
 
 #[test]
-fn a_trickle_just_below_the_least_rate_is_closed_wherever_its_pieces_fall() {
+fn a_trickle_just_below_the_minimum_rate_is_closed_however_it_is_timed() {
     let (mut attacked, mut peer) = watched("1s", "64KiB");
     peer.write_all(&raw::announced(0, 8 << 20)).unwrap();
-    // Bursts of 40 KiB, each more than a window after the last one: on the average less
-    // than the least rate, whatever a busy machine makes of the pauses.
+    // Bursts of 40 KiB, each more than a window after the previous one. The average stays below the
+    // minimum rate even if a busy machine stretches the pauses.
     let started = Instant::now();
     while peer.write_all(&[0; 40 << 10]).is_ok() {
         assert!(started.elapsed() < DEADLINE, "it is not closed");
@@ -203,7 +202,7 @@ fn a_trickle_just_below_the_least_rate_is_closed_wherever_its_pieces_fall() {
 }
 
 #[test]
-fn a_message_that_is_whole_within_its_first_window_may_come_as_slowly_as_it_likes() {
+fn a_message_that_is_complete_within_its_first_window_may_arrive_at_any_rate() {
     let (attacked, mut peer) = watched("30s", "1MiB");
     let message = raw::frame(b"twenty bytes, slowly", false);
     for _ in 0..3 {
@@ -217,13 +216,14 @@ fn a_message_that_is_whole_within_its_first_window_may_come_as_slowly_as_it_like
 }
 
 #[test]
-fn one_small_message_after_the_other_is_not_one_slow_message() {
-    // Each is whole in its window, and together they never bring the bytes of one.
+fn a_series_of_small_messages_is_not_mistaken_for_one_slow_message() {
+    // Each message is complete within its window, but all of them together have fewer bytes than
+    // the minimum for one window.
     let (attacked, mut peer) = watched("2s", "1MiB");
     let message = raw::frame(b"small", false);
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(7) {
-        // The next message has begun when the reply to the last one is awaited.
+        // The next message has begun while the reply to the previous one is awaited.
         peer.write_all(&[&message[..], &message[..1]].concat()).expect("it is not closed");
         assert!(raw::read(&mut peer, message.len()) == message);
         peer.write_all(&message[1..]).expect("it is not closed");
@@ -234,14 +234,14 @@ fn one_small_message_after_the_other_is_not_one_slow_message() {
 }
 
 #[test]
-fn a_reader_that_takes_its_time_is_not_closed_by_the_clock() {
+fn a_slow_reader_is_not_closed_by_a_timeout() {
     let mut attacked = Attacked::start(&["--stall-timeout", "1s", "--heartbeat-interval", "1s"]);
     let mut peers =
         [raw::dealer(attacked.address(), 0, b""), raw::dealer(attacked.address(), 1, b"")];
     let request = raw::frame(&[3; 64 << 10], false);
     let taken = attacked.flood_until_stuck(&mut peers, &request);
-    // The messages that were being written are finished as soon as there is room for them,
-    // else they would be stalled ones.
+    // The messages in progress are completed as soon as there is room for them. Otherwise they
+    // would count as stalled.
     let finishing: Vec<_> = peers
         .iter()
         .zip(&taken)
@@ -251,20 +251,20 @@ fn a_reader_that_takes_its_time_is_not_closed_by_the_clock() {
             thread::spawn(move || writer.write_all(&rest))
         })
         .collect();
-    // Several times the stall timeout and the heartbeat, without a byte in either
+    // Several times the stall timeout and the heartbeat interval, without a byte in either
     // direction.
     thread::sleep(Duration::from_secs(6));
     for (peer, taken) in peers.iter_mut().zip(&taken) {
         assert!(!taken.closed);
         for _ in 0..taken.bytes / request.len() + 1 {
             let mut frames = std::iter::repeat_with(|| raw::read_frame(peer));
-            // PINGs come between replies.
+            // PINGs may arrive between replies.
             let reply = frames.find(|(flags, _)| flags & 0x04 == 0);
             assert!(reply.is_some_and(|(_, body)| body == request[9..]), "another message");
         }
     }
     finishing.into_iter().for_each(|writing| writing.join().unwrap().unwrap());
-    // A peer that has read everything stays connected too: it answers PINGs now.
+    // A peer that has read everything also stays connected, because it now answers PINGs.
     let until = Instant::now() + Duration::from_secs(4);
     while Instant::now() < until {
         for peer in &mut peers {

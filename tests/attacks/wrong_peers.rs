@@ -1,4 +1,4 @@
-//! Wrong peers are told apart: closed, counted by reason, and not logged.
+//! Faulty peers are closed and counted by reason, and nothing is logged.
 
 use std::io::Write;
 
@@ -6,29 +6,29 @@ use super::Attacked;
 use super::accepting::stranger;
 use crate::support::raw;
 
-/// Sends `bytes` to a new connection, which is to end for `reason`.
+/// Sends `bytes` on a new connection, which the server must close for `reason`.
 #[track_caller]
 fn refused(attacked: &Attacked, bytes: &[u8], reason: &str) {
     let before = attacked.failures(reason);
     let mut peer = raw::stream(attacked.address());
-    // It may be closed before all is written.
+    // The connection may be closed before everything is written.
     let _ = peer.write_all(bytes);
     raw::read_until_closed(&mut peer);
     attacked.wait_for_failures(reason, before as usize + 1);
 }
 
 #[test]
-fn whoever_is_wrong_before_ready_is_refused_for_its_own_reason() {
+fn each_fault_before_ready_closes_the_connection_for_its_own_reason() {
     let mut attacked = Attacked::start(&[]);
     for greeting in [
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice(),
-        // A TLS ClientHello's start.
+        // The start of a TLS ClientHello.
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"SSH-2.0-OpenSSH_9.6\r\n",
         // ZMTP 1.0: a frame with an empty identity.
         b"\x01\x00",
         &[0; 64],
-        // The signature's last byte is wrong.
+        // The last byte of the signature is wrong.
         b"\xff\0\0\0\0\0\0\0\x01\x7e",
     ] {
         refused(&attacked, greeting, "not_zmtp");
@@ -65,7 +65,7 @@ fn whoever_is_wrong_before_ready_is_refused_for_its_own_reason() {
 }
 
 #[test]
-fn whoever_is_wrong_after_ready_is_closed_for_its_own_reason() {
+fn each_fault_after_ready_closes_the_connection_for_its_own_reason() {
     let mut attacked = Attacked::start(&[]);
     for (bytes, reason) in [
         (vec![0x08], "reserved_flags"),
@@ -84,7 +84,7 @@ fn whoever_is_wrong_after_ready_is_closed_for_its_own_reason() {
     ] {
         let before = attacked.disconnections(reason);
         let mut peer = raw::dealer(attacked.address(), 1, b"");
-        // What was right before gets its reply.
+        // The valid request before the fault still gets its reply.
         raw::echoes(&mut peer, &raw::frame(b"right", false));
         let _ = peer.write_all(&bytes);
         raw::read_until_closed(&mut peer);
@@ -108,7 +108,7 @@ fn the_probes_identity_is_trusted_only_from_this_host() {
     let client = "zmq_echo_requests_total{source=\"client\"}";
     attacked.wait_for_metric(client, |count| count == before + 10.0);
     assert_eq!(source("probe"), 0.0);
-    // Its identity is not taken, for it has got another one.
+    // Its announced identity is ignored, because it was given another one.
     let mut here = raw::dealer(attacked.address(), 0, b"zmq-echo-probe/x");
     raw::echoes(&mut here, &raw::frame(b"check", false));
     attacked.wait_for_metric("zmq_echo_requests_total{source=\"probe\"}", |count| count == 1.0);

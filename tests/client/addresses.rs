@@ -1,4 +1,4 @@
-//! Endpoints with several addresses, and news of an endpoint.
+//! Endpoints with several addresses, and changes to an endpoint.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::support::Server;
 const KEY: &str = "tcp://pod-1.invalid:5555";
 
 impl Teller {
-    /// One endpoint, which has these addresses.
+    /// One endpoint with these addresses.
     fn say_addresses(&self, addresses: &[SocketAddr]) {
         self.say_endpoint(Endpoint::new(Ready, addresses.to_vec()));
     }
@@ -23,13 +23,13 @@ impl Teller {
     }
 }
 
-/// An address at which nobody listens.
+/// An address with no listener.
 fn refuses() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 #[tokio::test]
-async fn an_endpoint_is_reached_at_whichever_of_its_addresses_connects() {
+async fn an_endpoint_is_reached_through_any_of_its_addresses() {
     for bind in ["tcp://127.0.0.1:0", "tcp://[::1]:0"] {
         let server = Server::start_on(bind, &[]);
         let (teller, told) = Teller::new();
@@ -75,7 +75,7 @@ async fn a_suspect_endpoint_is_checked_at_its_addresses() {
     let _ = late.await.unwrap();
 }
 
-/// Attempts to connect, and checks, come once an hour.
+/// Connection attempts and checks happen once per hour.
 fn idle() -> ClientConfig {
     let hour = Duration::from_secs(3600);
     ClientConfig { reconnect_backoff: Backoff::new(hour, hour), ..hasty() }

@@ -1,4 +1,4 @@
-//! Nothing grows: what is outstanding, what waits, what is sent.
+//! Everything is bounded: open requests, waiting callers and unsent data.
 
 use std::io::{Read, Write};
 use std::task::Poll;
@@ -16,7 +16,7 @@ use crate::support::{Server, raw};
 
 type Asked = JoinHandle<Result<Reply, RequestError>>;
 
-/// A client with as many outstanding as may be, at a server that is stopped.
+/// A client with the maximum number of open requests, at a server that is stopped.
 async fn full(config: ClientConfig) -> (Server, Counted, Vec<Asked>) {
     let server = Server::start(&[]);
     let outstanding = config.max_outstanding;
@@ -35,7 +35,7 @@ async fn all_answered(asked: Vec<Asked>) {
 }
 
 #[tokio::test]
-async fn when_all_is_full_a_caller_that_chose_so_is_refused_at_once() {
+async fn with_all_slots_full_a_caller_can_choose_to_fail_at_once() {
     let config = ClientConfig { max_outstanding: 5, when_full: WhenFull::Refuse, ..patient() };
     let (server, client, asked) = full(config).await;
     let refused = client.request("one too many").await;
@@ -49,7 +49,7 @@ async fn when_all_is_full_a_caller_that_chose_so_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn when_all_is_full_a_caller_that_chose_so_waits_and_not_too_many_do() {
+async fn with_all_slots_full_a_caller_can_choose_to_wait_in_a_bounded_queue() {
     let config = ClientConfig { max_outstanding: 5, max_queued: 3, ..patient() };
     let (server, client, mut asked) = full(config).await;
     asked.extend((0..3).map(|_| client.spawn("payload")));
@@ -78,17 +78,17 @@ async fn abandoned(config: ClientConfig, silent: &Peer) -> Counted {
 }
 
 #[tokio::test]
-async fn a_request_whose_caller_has_left_holds_its_room_until_it_times_out() {
+async fn an_abandoned_request_keeps_its_slot_until_it_times_out() {
     let silent = Peer::silent().await;
     let client = abandoned(patient(), &silent).await;
     assert_eq!(client.metric("zmq_echo_client_outstanding"), 5.0);
     let refused = client.request("one too many").await;
     assert!(matches!(refused, Err(RequestError::Full { .. })), "{refused:?}");
-    // Long enough for the callers to leave before.
+    // Long enough that the callers leave before their requests time out.
     let config = ClientConfig { timeout: Duration::from_secs(5), ..hasty() };
     let client = abandoned(config, &silent).await;
     until("there is room", || client.metric("zmq_echo_client_outstanding") == 0.0).await;
-    // It is known of the endpoint all the same.
+    // The timeouts make the endpoint suspect all the same.
     assert_eq!(client.state(&silent.endpoint), Some(State::Suspect));
 }
 
@@ -110,7 +110,7 @@ async fn without_an_endpoint_a_request_waits_until_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_payload_too_large_is_refused_and_costs_no_connection() {
+async fn an_oversized_payload_is_rejected_without_closing_a_connection() {
     let server = Server::start(&[]);
     let config = ClientConfig { max_payload: 100, ..patient() };
     let client = Counted::new(config, fixed(&[&server.endpoint]));
@@ -123,7 +123,7 @@ async fn a_payload_too_large_is_refused_and_costs_no_connection() {
 const DISCONNECTED: &str = "zmq_echo_client_attempt_failures_total{reason=\"disconnected\"}";
 
 #[tokio::test]
-async fn a_reply_above_the_limit_ends_its_connection_and_nothing_else() {
+async fn a_reply_above_the_limit_closes_only_its_own_connection() {
     let server = Server::start(&[]);
     let config = ClientConfig { max_reply: 1000, retries: 0, ..patient() };
     let client = Counted::new(config, fixed(&[&server.endpoint]));
@@ -138,7 +138,7 @@ async fn a_reply_above_the_limit_ends_its_connection_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_reply_that_announces_128_tib_ends_its_connection_and_nothing_else() {
+async fn a_reply_that_announces_128_tib_closes_only_its_own_connection() {
     let endpoint = by_hand(|mut stream| {
         if raw::welcome(&mut stream).is_ok() {
             let [id, _] = [(); 2].map(|()| raw::read_frame(&mut stream).1);
@@ -154,8 +154,8 @@ async fn a_reply_that_announces_128_tib_ends_its_connection_and_nothing_else() {
     }
 }
 
-/// Ten requests whose replies come while nobody picks them up; what has become of them by then,
-/// but for those that were not sent, which go on.
+/// Sends ten requests whose replies arrive while nothing collects them. Returns their outcomes by
+/// then, except for requests that were not sent, which continue.
 async fn picked_up_late(client: &Counted, size: usize) -> Vec<Result<Reply, RequestError>> {
     let totals = ["attempts", "not_sent"].map(|name| format!("zmq_echo_client_{name}_total"));
     let ended = || totals.iter().map(|total| client.metric(total)).sum::<f64>();
@@ -179,12 +179,12 @@ async fn picked_up_late(client: &Counted, size: usize) -> Vec<Result<Reply, Requ
 }
 
 #[tokio::test]
-async fn replies_that_nobody_picks_up_are_bounded_for_each_connection() {
+async fn uncollected_replies_are_bounded_per_connection() {
     const SIZE: usize = 300 << 10;
     let server = Server::start(&[]);
     let config = ClientConfig { max_connection_replies: 3 * SIZE + 1, retries: 0, ..patient() };
     let client = Counted::new(config, fixed(&[&server.endpoint]));
-    // The room is given back each time.
+    // The memory is freed each time.
     for _ in 0..2 {
         let got = picked_up_late(&client, SIZE).await;
         assert_eq!(got.iter().filter(|got| got.is_ok()).count(), 3);
@@ -192,12 +192,12 @@ async fn replies_that_nobody_picks_up_are_bounded_for_each_connection() {
             assert!(matches!(error, RequestError::ReplyMemory { attempts: 1, .. }), "{error}");
         }
     }
-    // Small ones are bounded by the number of requests.
+    // Small requests are limited by their number.
     assert!(picked_up_late(&client, 4 << 10).await.iter().all(Result::is_ok));
 }
 
 #[tokio::test]
-async fn replies_that_nobody_picks_up_are_bounded_for_all_connections() {
+async fn uncollected_replies_are_bounded_over_all_connections() {
     const SIZE: usize = 300 << 10;
     let servers = [Server::start(&[]), Server::start(&[])];
     let config = ClientConfig { max_replies: 3 * SIZE + 1, retries: 0, ..patient() };
@@ -210,7 +210,7 @@ async fn replies_that_nobody_picks_up_are_bounded_for_all_connections() {
     let answered = got.iter().filter(|got| got.is_ok()).count();
     assert!((1..=3).contains(&answered), "{answered} were answered");
     for error in got.into_iter().filter_map(Result::err) {
-        // Replies under way count as well: one that finds no room ends its connection.
+        // Replies in progress count too: one that does not fit closes its connection.
         let expected =
             matches!(error, RequestError::ReplyMemory { .. } | RequestError::Disconnected { .. });
         assert!(expected, "{error}");
@@ -219,7 +219,7 @@ async fn replies_that_nobody_picks_up_are_bounded_for_all_connections() {
 }
 
 #[tokio::test]
-async fn replies_that_nobody_asked_for_hold_nothing() {
+async fn unsolicited_replies_hold_no_memory() {
     const STRAYS: usize = 64;
     let endpoint = by_hand(|mut stream| {
         thread::spawn(move || {
@@ -233,7 +233,7 @@ async fn replies_that_nobody_asked_for_hold_nothing() {
             stream.read(&mut [0]).ok()
         });
     });
-    // Of which one is half, while it is under way.
+    // While one of these replies is being received, it takes half of this limit.
     let config = ClientConfig { max_replies: 4 << 20, retries: 0, ..patient() };
     let client = Counted::new(config, fixed(&[&endpoint]));
     assert_eq!(client.request("asked for").await.unwrap().payload, "asked for");

@@ -1,4 +1,4 @@
-//! A client that says how long a request is worth working on.
+//! The client tells the server how long a request is worth working on.
 
 use std::time::Instant;
 
@@ -15,21 +15,21 @@ fn replies(server: &Server, outcome: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn a_server_does_not_work_on_what_this_client_has_given_up() {
+async fn a_server_skips_requests_that_the_client_has_given_up() {
     for (send_deadlines, worked_on) in [(true, 1.0), (false, 2.0)] {
         let server = slow_server();
         let timeout = Duration::from_millis(200);
         let config = ClientConfig { timeout, retries: 0, send_deadlines, ..hasty() };
         let client = Counted::new(config, fixed(&[&server.endpoint]));
         until("it is connected", || client.metric("zmq_echo_client_endpoints_usable") == 1.0).await;
-        // It keeps the thread busy.
+        // This request keeps the thread busy.
         let mut other = raw::connect(server.address(), b"");
         std::io::Write::write_all(&mut other, &raw::message(&[b"id", b"", b"slow"])).unwrap();
         server.wait_for_metric("zmq_echo_in_flight_requests", |requests| requests == 1.0);
         let asked_at = Instant::now();
         match client.request("hello").await {
             Err(RequestError::TimedOut { .. }) => {}
-            // A busy machine may be as late as this.
+            // Allows for delays on a busy machine.
             Err(RequestError::Rejected { rejection, .. }) => assert_eq!(rejection.code, "deadline"),
             other => panic!("{other:?} after {:?}", asked_at.elapsed()),
         }
@@ -39,7 +39,7 @@ async fn a_server_does_not_work_on_what_this_client_has_given_up() {
 }
 
 #[tokio::test]
-async fn a_request_with_time_enough_is_answered_and_its_reply_is_the_payload_alone() {
+async fn a_request_with_enough_time_gets_a_reply_of_only_the_payload() {
     let server = slow_server();
     let config = ClientConfig { send_deadlines: true, ..patient() };
     let client = Counted::new(config, fixed(&[&server.endpoint]));
@@ -50,7 +50,7 @@ async fn a_request_with_time_enough_is_answered_and_its_reply_is_the_payload_alo
 }
 
 #[tokio::test]
-async fn a_server_that_takes_no_deadlines_says_so_at_once() {
+async fn a_server_that_does_not_accept_deadlines_rejects_them_at_once() {
     let server = Server::start(&[]);
     let config = ClientConfig { send_deadlines: true, ..patient() };
     let client = Counted::new(config, fixed(&[&server.endpoint]));

@@ -1,4 +1,4 @@
-//! Endpoints that go: nothing new, what is outstanding answered, then nothing.
+//! Draining endpoints: they get no new requests, answer their open ones, and are then disconnected.
 
 use tokio::sync::mpsc;
 use zeromq::ZmqMessage;
@@ -25,7 +25,7 @@ async fn holding() -> (Peer, mpsc::UnboundedReceiver<()>) {
     (peer, held)
 }
 
-/// Says `gone` of a peer that holds one request, and then has it answered.
+/// Reports `gone` for a peer that holds one request, and then has it answered.
 async fn answers_what_it_has(gone: impl Fn(&Teller, &str, &str)) {
     let (peer, mut held) = holding().await;
     let server = Server::start(&[]);
@@ -41,7 +41,7 @@ async fn answers_what_it_has(gone: impl Fn(&Teller, &str, &str)) {
         assert_eq!(reply.endpoint.to_string(), server.endpoint, "it got a new one");
     }
     assert_eq!(client.outstanding(&peer.endpoint), 1);
-    // Another client's request has the peer answer.
+    // A request by another client makes the peer reply.
     let another = Counted::new(patient(), super::fixed(&[&peer.endpoint]));
     another.request("go").await.unwrap();
     let reply = asked.await.unwrap().unwrap();
@@ -51,7 +51,7 @@ async fn answers_what_it_has(gone: impl Fn(&Teller, &str, &str)) {
 }
 
 #[tokio::test]
-async fn one_that_is_terminating_answers_what_it_has_and_gets_nothing_new() {
+async fn a_terminating_endpoint_finishes_its_requests_and_gets_no_new_ones() {
     answers_what_it_has(|teller, peer, server| {
         teller.say(&[(peer, Draining), (server, Ready)]);
     })
@@ -59,12 +59,12 @@ async fn one_that_is_terminating_answers_what_it_has_and_gets_nothing_new() {
 }
 
 #[tokio::test]
-async fn one_that_has_vanished_answers_what_it_has_and_gets_nothing_new() {
+async fn an_endpoint_removed_by_its_source_finishes_its_requests_and_gets_no_new_ones() {
     answers_what_it_has(|teller, _, server| teller.say(&[(server, Ready)])).await;
 }
 
 #[tokio::test]
-async fn one_that_never_answers_is_left_after_the_timeout() {
+async fn a_draining_endpoint_that_never_answers_is_disconnected_after_the_timeout() {
     let silent = Peer::silent().await;
     let server = Server::start(&[]);
     let (teller, told) = Teller::new();
@@ -80,7 +80,7 @@ async fn one_that_never_answers_is_left_after_the_timeout() {
 }
 
 #[tokio::test]
-async fn one_that_drained_and_is_ready_again_is_used_again() {
+async fn an_endpoint_that_is_ready_again_after_draining_is_used_again() {
     let server = Server::start(&[]);
     let (teller, told) = Teller::new();
     let client = Counted::new(patient(), told);
@@ -93,7 +93,7 @@ async fn one_that_drained_and_is_ready_again_is_used_again() {
 }
 
 #[tokio::test]
-async fn a_source_that_ends_takes_no_endpoint_with_it() {
+async fn endpoints_stay_in_use_after_their_source_ends() {
     let server = Server::start(&[]);
     let (teller, told) = Teller::new();
     teller.say(&[(&server.endpoint, Ready)]);
@@ -106,7 +106,7 @@ async fn a_source_that_ends_takes_no_endpoint_with_it() {
 }
 
 #[tokio::test]
-async fn a_rollout_loses_nothing() {
+async fn a_rollout_loses_no_request_of_the_client() {
     let mut servers: Vec<Server> = (0..3).map(|_| Server::start(&[])).collect();
     let say = |teller: &Teller, servers: &[Server], gone: Option<usize>| {
         let states = servers.iter().enumerate().map(|(at, server)| {

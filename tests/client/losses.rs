@@ -1,4 +1,4 @@
-//! Requests that are lost: they cost themselves and nothing else, and are counted once.
+//! Lost requests affect no other request and are counted once.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -16,7 +16,7 @@ const ESTABLISHED: &str = "zmq_echo_client_connections_total{outcome=\"establish
 const TIMED_OUT: &str = "zmq_echo_client_attempt_failures_total{reason=\"timed_out\"}";
 
 #[tokio::test]
-async fn of_280_requests_of_which_one_in_forty_is_lost_seven_fail() {
+async fn if_one_in_forty_of_280_requests_is_lost_seven_fail() {
     const CALLERS: u32 = 14;
     let (count, lost) = (AtomicU64::new(0), Arc::new(Mutex::new(BTreeSet::new())));
     let losing = Arc::clone(&lost);
@@ -25,7 +25,7 @@ async fn of_280_requests_of_which_one_in_forty_is_lost_seven_fail() {
             losing.lock().unwrap().insert(payload.to_vec());
             return Fate::Lost;
         }
-        // So slow that others are outstanding whenever one times out.
+        // Slow enough that other requests are in flight whenever one times out.
         Fate::Echoed(Duration::from_millis(300))
     });
     let timeout = Duration::from_secs(5);
@@ -55,7 +55,7 @@ async fn of_280_requests_of_which_one_in_forty_is_lost_seven_fail() {
 }
 
 #[tokio::test]
-async fn losses_one_after_another_do_not_add_up_to_a_new_connection() {
+async fn repeated_losses_do_not_lead_to_a_reconnect_while_checks_are_answered() {
     let endpoint = fateful(|payload| match payload {
         b"lose" => Fate::Lost,
         _ => Fate::Echoed(Duration::ZERO),
@@ -75,7 +75,7 @@ async fn losses_one_after_another_do_not_add_up_to_a_new_connection() {
 }
 
 #[tokio::test]
-async fn times_that_never_end_are_no_panic() {
+async fn endless_durations_do_not_panic() {
     let server = Server::start(&[]);
     let silent = Peer::silent().await;
     let never = Duration::MAX;
@@ -96,7 +96,7 @@ async fn times_that_never_end_are_no_panic() {
         until("it is there", || client.outstanding(&silent.endpoint) == 1).await;
         assert!(!asked.is_finished());
     }
-    // The deadline ends what the timeout does not.
+    // If the timeout does not end it, the deadline does.
     let config = ClientConfig { deadline: Some(Duration::from_millis(50)), ..config };
     let client = Counted::new(config, fixed(&[&silent.endpoint]));
     client.client.ready().await;
@@ -128,7 +128,7 @@ async fn each_failed_attempt_is_counted_once() {
     };
     let endpoints = endpoints.each_ref().map(String::as_str);
     let client = Counted::new(config, fixed(&endpoints));
-    // Large replies count towards the memory, and it is too small for all of them at once.
+    // Large replies count towards the memory limit, which is too small for all of them at once.
     let sizes: Vec<_> = (0..REQUESTS).map(|_| random.lock().unwrap().usize(..10 << 10)).collect();
     let client = &client;
     let asked = sizes.chunks(REQUESTS / 20).map(|sizes| async move {
@@ -151,6 +151,6 @@ async fn each_failed_attempt_is_counted_once() {
     assert_eq!(failed.iter().sum::<f64>(), attempts - answered, "{failed:?}");
     let ended: f64 = RequestError::KINDS.map(requests).iter().sum();
     assert_eq!(ended + answered, REQUESTS as f64);
-    // Every attempt but a request's first is a retry.
+    // Every attempt except a request's first is a retry.
     assert_eq!(client.metric("zmq_echo_client_retries_total"), attempts - REQUESTS as f64);
 }

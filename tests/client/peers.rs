@@ -1,4 +1,4 @@
-//! Servers that do what no good one would, in this process.
+//! Servers that misbehave, inside this process.
 
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use zmq_echo::metrics::PROBE_IDENTITY;
 
 use crate::support::{raw, until};
 
-/// A ROUTER whose answers the test decides. It is gone when this is dropped.
+/// A ROUTER whose replies the test controls. It stops when this is dropped.
 pub struct Peer {
     pub endpoint: String,
     task: JoinHandle<()>,
@@ -25,7 +25,7 @@ impl Drop for Peer {
 }
 
 impl Peer {
-    /// Sends, for each request, the messages that `answers` makes of it.
+    /// For each request, sends the messages returned by `answers`.
     pub async fn start(
         mut answers: impl FnMut(ZmqMessage) -> Vec<ZmqMessage> + Send + 'static,
     ) -> Self {
@@ -35,7 +35,7 @@ impl Peer {
             loop {
                 let request = router.recv().await.expect("a router receives for ever");
                 for answer in answers(request) {
-                    // Where it has gone there is nobody to miss it.
+                    // If the connection has gone, nothing is waiting for the reply.
                     let _ = router.send(answer).await;
                 }
             }
@@ -43,20 +43,20 @@ impl Peer {
         Self { endpoint, task }
     }
 
-    /// One that connects, shakes hands, reads and never answers anything.
+    /// A peer that connects, completes the handshake, reads, and never replies.
     pub async fn silent() -> Self {
         Self::start(|_| Vec::new()).await
     }
 }
 
-/// One that accepts and says nothing, not even a greeting.
+/// A peer that accepts and sends nothing, not even a greeting.
 pub fn deaf() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
     (listener, endpoint)
 }
 
-/// One that does `behaviour` to each connection, one after another.
+/// A peer that handles each connection with `behaviour`, one after another.
 pub fn by_hand(behaviour: impl FnMut(TcpStream) + Send + 'static) -> String {
     let (listener, endpoint) = deaf();
     std::thread::spawn(move || listener.incoming().map(Result::unwrap).for_each(behaviour));
@@ -68,22 +68,22 @@ pub fn payload(request: &ZmqMessage) -> &[u8] {
     request.get(request.len() - 1).expect("a payload")
 }
 
-/// Whether a request is a check of the endpoint, and no caller's.
+/// Whether a request is a health check and not from a caller.
 pub fn is_check(request: &ZmqMessage) -> bool {
     request.get(0).expect("an identity").starts_with(PROBE_IDENTITY.as_bytes())
 }
 
-/// What becomes of a request at a server by hand.
+/// What a hand-written server does with a request.
 #[derive(Debug, Clone, Copy)]
 pub enum Fate {
-    /// It comes back after this time.
+    /// Echoes it after this time.
     Echoed(Duration),
     Lost,
-    /// The connection is closed at once, with all that is outstanding.
+    /// Closes the connection at once, with all open requests.
     HungUp,
 }
 
-/// A ROUTER by hand that does to each request what `fate` says of its payload. Checks are
+/// A hand-written ROUTER that treats each request according to `fate` of its payload. Checks are
 /// answered at once.
 pub fn fateful(fate: impl Fn(&[u8]) -> Fate + Send + Sync + 'static) -> String {
     let fate = Arc::new(fate);
@@ -119,8 +119,8 @@ pub fn fateful(fate: impl Fn(&[u8]) -> Fate + Send + Sync + 'static) -> String {
     })
 }
 
-/// A ROUTER that takes one connection and reads its first request. When it is told to, it
-/// hangs up with everything else unread, and is gone.
+/// A ROUTER that accepts one connection and reads its first request. When told to, it closes the
+/// connection with everything else unread and stops.
 pub struct Stuck {
     pub endpoint: String,
     has_read: mpsc::Receiver<()>,
@@ -131,7 +131,7 @@ pub struct Stuck {
 impl Stuck {
     pub fn start() -> Self {
         let (listener, endpoint) = deaf();
-        // Full soon.
+        // Small, so that it is soon full.
         socket2::SockRef::from(&listener).set_recv_buffer_size(32 << 10).unwrap();
         let ((read, has_read), (leave, may_leave)) = (mpsc::channel(), mpsc::channel());
         let connection = thread::spawn(move || {
@@ -145,12 +145,12 @@ impl Stuck {
         Self { endpoint, has_read, leave, connection }
     }
 
-    /// Once its first request has been read.
+    /// Waits until its first request has been read.
     pub async fn wait_until_read(&self) {
         until("the first is read", || self.has_read.try_recv().is_ok()).await;
     }
 
-    /// Takes no new connection. The one that there was breaks when it is dropped.
+    /// Stops accepting. The existing connection breaks when this is dropped.
     pub fn stop(self) -> TcpStream {
         self.leave.send(()).unwrap();
         self.connection.join().unwrap()

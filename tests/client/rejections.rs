@@ -1,11 +1,11 @@
-//! Error replies: a typed error if a repetition makes no sense, another server if it does.
+//! Error replies: a typed error if a retry makes no sense, another server if it does.
 
 use zmq_echo::service::{Answer, Rejection, Request};
 
 use super::*;
 use crate::poll_loop::{Loop, start};
 
-/// Counts its requests instead of echoing them, and says no to some.
+/// A service that counts its requests instead of echoing them, and rejects some.
 fn counting(name: &'static str) -> Loop {
     start(move || {
         let mut count = 0;
@@ -34,7 +34,7 @@ fn endpoint(of: &Loop) -> String {
 }
 
 #[tokio::test]
-async fn an_error_that_stays_is_told_at_once_and_one_that_may_pass_is_tried_elsewhere() {
+async fn a_permanent_error_is_returned_at_once_and_a_temporary_one_is_retried_elsewhere() {
     let (one, other) = (counting("one"), counting("other"));
     let config = ClientConfig { retries: 2, ..ClientConfig::default() };
     let client = Counted::new(config, fixed(&[&endpoint(&one), &endpoint(&other)]));

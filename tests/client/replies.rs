@@ -1,4 +1,4 @@
-//! Each reply to its request, and none to another.
+//! Every reply reaches its own request and no other.
 
 use futures_util::future::join_all;
 use zeromq::ZmqMessage;
@@ -7,7 +7,7 @@ use zmq_echo_client::{ClientConfig, RequestError};
 use super::peers::{Peer, is_check, payload};
 use super::{Counted, fixed, hasty, patient};
 
-/// `request` with another id.
+/// The same request with another id.
 fn with_id(request: &ZmqMessage, id: &[u8]) -> ZmqMessage {
     let mut frames: Vec<_> = request.iter().cloned().collect();
     frames[1] = id.to_vec().into();
@@ -15,7 +15,7 @@ fn with_id(request: &ZmqMessage, id: &[u8]) -> ZmqMessage {
 }
 
 #[tokio::test]
-async fn replies_in_another_order_go_to_their_own_requests() {
+async fn replies_out_of_order_reach_their_own_requests() {
     let mut held = Vec::new();
     let reversed = Peer::start(move |request| {
         held.push(request);
@@ -39,7 +39,7 @@ async fn a_late_reply_is_counted_and_never_delivered() {
     let late = Peer::start(move |request| {
         if is_check(&request) {
             checks += 1;
-            // With the first check comes what is late, with the second its answer.
+            // The first check brings the late reply, the second its own.
             return if checks == 1 { std::mem::take(&mut held) } else { vec![request] };
         }
         if payload(&request) == b"first" {
@@ -55,12 +55,12 @@ async fn a_late_reply_is_counted_and_never_delivered() {
     assert_eq!(client.request("second").await.unwrap().payload, "second");
     assert_eq!(client.metric("zmq_echo_client_stray_replies_total{kind=\"late\"}"), 1.0);
     assert_eq!(client.metric("zmq_echo_client_requests_total{outcome=\"answered\"}"), 1.0);
-    // It had shown life by then, so that the connection is the same.
+    // The peer had replied by then, so the connection is still the same.
     assert_eq!(client.metric("zmq_echo_client_connections_total{outcome=\"established\"}"), 1.0);
 }
 
 #[tokio::test]
-async fn replies_that_nobody_waits_for_are_counted_and_never_delivered() {
+async fn unexpected_replies_are_counted_and_never_delivered() {
     let confused = Peer::start(|request| {
         let short = request.clone().into_vec()[..2].to_vec().try_into().unwrap();
         let mut long = request.clone();
@@ -71,7 +71,7 @@ async fn replies_that_nobody_waits_for_are_counted_and_never_delivered() {
             short,
             long,
             request.clone(),
-            // Once more: the first was the reply, and this one is late.
+            // The reply again: the first was delivered, and this one is late.
             request,
         ]
     })

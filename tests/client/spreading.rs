@@ -1,4 +1,4 @@
-//! Every endpoint its share, also one that has just come.
+//! Every endpoint gets its share, including one that has just appeared.
 
 use zmq_echo_client::discovery::EndpointState::Ready;
 use zmq_echo_client::{ClientConfig, State};
@@ -7,7 +7,7 @@ use super::peers::Peer;
 use super::{Counted, Got, Teller, fixed, patient, until};
 use crate::support::Server;
 
-/// The part of the answers that came from an endpoint.
+/// The share of the replies that came from an endpoint.
 fn share(got: &[Got], endpoint: &str) -> f64 {
     let replies = got.iter().map(|got| got.reply.as_ref().expect("every request is answered"));
     let from = replies.filter(|reply| reply.endpoint.to_string() == endpoint).count();
@@ -15,8 +15,8 @@ fn share(got: &[Got], endpoint: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn from_one_server_to_three_each_gets_its_share() {
-    // All on this thread: none is slower than another for the machine's sake.
+async fn after_scaling_from_one_server_to_three_each_gets_its_share() {
+    // All servers are on this thread, so none is slower because of the machine.
     let peers = [
         Peer::start(|request| vec![request]).await,
         Peer::start(|request| vec![request]).await,
@@ -39,14 +39,15 @@ async fn from_one_server_to_three_each_gets_its_share() {
 }
 
 #[tokio::test]
-async fn the_one_with_fewer_outstanding_is_drawn() {
-    // One never answers, so that what it got stays there.
+async fn the_endpoint_with_fewer_open_requests_is_chosen() {
+    // One peer never replies, so its requests stay open.
     let (silent, echo) = (Peer::silent().await, Peer::start(|request| vec![request]).await);
     let client = Counted::new(patient(), fixed(&[&silent.endpoint, &echo.endpoint]));
     client.wait_for_state(&silent.endpoint, Some(State::Ready)).await;
     client.wait_for_state(&echo.endpoint, Some(State::Ready)).await;
     let held = || client.outstanding(&silent.endpoint);
-    // Of two only, both are drawn: it gets one where the other has none, and no second.
+    // With only two endpoints, both are drawn. The silent one gets a request while the other has
+    // none open, and no second one.
     let first = client.client.clone();
     let waiting = tokio::spawn(async move {
         loop {
@@ -80,7 +81,7 @@ async fn a_check_is_not_counted_as_load_by_the_server() {
 }
 
 #[tokio::test]
-async fn more_endpoints_than_the_limit_are_left_alone() {
+async fn endpoints_beyond_the_limit_are_not_connected_to() {
     let peers = [
         Peer::start(|request| vec![request]).await,
         Peer::start(|request| vec![request]).await,

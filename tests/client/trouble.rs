@@ -1,4 +1,4 @@
-//! Endpoints that fail: what it costs, and that it costs no answer.
+//! Failing endpoints: their cost, and that no request fails because of them.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -22,7 +22,7 @@ fn assert_all_answered(got: &[Got]) {
 }
 
 #[tokio::test]
-async fn one_that_is_killed_costs_each_request_there_one_more_attempt_at_most() {
+async fn a_killed_endpoint_costs_each_of_its_requests_at_most_one_more_attempt() {
     const CALLERS: usize = 40;
     let servers: Vec<Server> = (0..3).map(|_| Server::start(&[])).collect();
     let endpoints: Vec<_> = servers.iter().map(|server| server.endpoint.clone()).collect();
@@ -32,7 +32,7 @@ async fn one_that_is_killed_costs_each_request_there_one_more_attempt_at_most() 
         client.wait_for_state(endpoint, Some(State::Ready)).await;
     }
     let killed = async {
-        // Stopped first, so that requests are certainly in flight there.
+        // Stop it first, so that requests are certainly in flight there.
         servers[1].stop();
         until("requests are there", || client.outstanding(&endpoints[1]) >= 5).await;
         servers[1].signal(Signal::KILL);
@@ -41,7 +41,7 @@ async fn one_that_is_killed_costs_each_request_there_one_more_attempt_at_most() 
         let more = || client.metric("zmq_echo_client_attempts_total") > before + 1000.0;
         until("the others go on", more).await;
     };
-    // Without a pause: where all are idle, the stopped one gets one and no more.
+    // Without a pause: with all endpoints idle, the stopped one gets one request and no more.
     let got = client.load_with_pauses(Duration::ZERO, CALLERS, killed).await;
     assert_all_answered(&got);
     let retried = got.iter().filter(|got| got.reply.as_ref().unwrap().attempts > 1).count();
@@ -52,8 +52,8 @@ async fn one_that_is_killed_costs_each_request_there_one_more_attempt_at_most() 
     assert_eq!(lost, retried as f64);
 }
 
-/// A peer that answers no caller, and checks only if it is told to; with every payload
-/// that callers have sent there.
+/// A peer that answers no caller, and answers checks only if told to. Also returns every caller's
+/// payload that arrived there.
 async fn unhelpful(answers_checks: bool) -> (Peer, Arc<Mutex<Vec<Vec<u8>>>>) {
     let requests = Arc::<Mutex<Vec<Vec<u8>>>>::default();
     let seen = Arc::clone(&requests);
@@ -69,7 +69,7 @@ async fn unhelpful(answers_checks: bool) -> (Peer, Arc<Mutex<Vec<Vec<u8>>>>) {
 }
 
 #[tokio::test]
-async fn one_of_three_that_never_answers_costs_a_request_one_attempt_and_is_avoided() {
+async fn an_endpoint_that_never_answers_costs_a_request_one_attempt_and_is_then_avoided() {
     let servers = [Server::start(&[]), Server::start(&[])];
     let (silent, requests) = unhelpful(false).await;
     let endpoints = [&*servers[0].endpoint, &servers[1].endpoint, &silent.endpoint];
@@ -86,7 +86,7 @@ async fn one_of_three_that_never_answers_costs_a_request_one_attempt_and_is_avoi
     first.dedup();
     assert!(count > 0 && first.len() == count, "{} of {count} requests differ", first.len());
 
-    // From then on no request goes there, however often it is checked meanwhile.
+    // From then on it gets no requests, however often it is checked.
     let failed = || client.metric("zmq_echo_client_checks_total{outcome=\"failed\"}") >= 2.0;
     let meanwhile = async {
         client.wait_for_answers(1000.0).await;
@@ -97,7 +97,7 @@ async fn one_of_three_that_never_answers_costs_a_request_one_attempt_and_is_avoi
 }
 
 #[tokio::test]
-async fn one_that_accepts_and_does_not_greet_is_never_used() {
+async fn an_endpoint_that_accepts_without_greeting_is_never_used() {
     let server = Server::start(&[]);
     let (_listener, deaf) = deaf();
     let config = ClientConfig { connect_timeout: Duration::from_millis(500), ..patient() };
@@ -110,12 +110,12 @@ async fn one_that_accepts_and_does_not_greet_is_never_used() {
 }
 
 #[tokio::test]
-async fn one_that_is_suspect_is_used_again_once_it_has_answered() {
+async fn a_suspect_endpoint_is_used_again_once_it_has_answered_a_check() {
     let server = Server::start(&[]);
     let client = Counted::new(ClientConfig { retries: 100, ..hasty() }, fixed(&[&server.endpoint]));
     client.client.ready().await;
     server.stop();
-    // Its first attempt makes the endpoint suspect, and the next is held back.
+    // Its first attempt makes the endpoint suspect, and the next attempt is held back.
     let asked = client.spawn("held back");
     let failed = || client.metric("zmq_echo_client_checks_total{outcome=\"failed\"}") >= 2.0;
     until("it was checked twice", failed).await;
@@ -125,8 +125,8 @@ async fn one_that_is_suspect_is_used_again_once_it_has_answered() {
 }
 
 #[tokio::test]
-async fn what_came_while_this_process_stood_still_is_no_timeout() {
-    // Many, for which of two things that are ready is looked at first is chance.
+async fn replies_that_arrived_while_this_process_was_stopped_do_not_time_out() {
+    // Many clients, because it is chance which of two ready events is handled first.
     const CLIENTS: usize = 10;
     let go = Arc::new(Barrier::new(CLIENTS + 1));
     let (got, events) = mpsc::channel();
@@ -140,11 +140,11 @@ async fn what_came_while_this_process_stood_still_is_no_timeout() {
             go.wait();
             stream.write_all(&raw::echo(&request)).ok()?;
             got.send("answered").ok()?;
-            // Stays open until the client leaves.
+            // Stays open until the client closes.
             stream.read_exact(&mut [0]).ok()
         });
     });
-    // Long enough for all to be sent and answered, which the threads of both sides do.
+    // Long enough for the threads of both sides to send and answer everything.
     let timeout = Duration::from_secs(5);
     let config = ClientConfig { timeout, retries: 0, ..patient() };
     let clients: Vec<_> =
@@ -161,7 +161,7 @@ async fn what_came_while_this_process_stood_still_is_no_timeout() {
     .await;
     go.wait();
     assert_eq!(events.iter().take(CLIENTS).collect::<Vec<_>>(), ["answered"; CLIENTS]);
-    // The thread on which the clients run.
+    // The thread that the clients run on.
     std::thread::sleep(timeout);
     for request in requests {
         request.await.unwrap().expect("its reply is there");
@@ -169,7 +169,7 @@ async fn what_came_while_this_process_stood_still_is_no_timeout() {
 }
 
 #[tokio::test]
-async fn one_that_answers_checks_alone_costs_no_answer() {
+async fn an_endpoint_that_answers_only_checks_fails_no_request() {
     let (checked, requests) = unhelpful(true).await;
     let server = Server::start(&[]);
     let config = ClientConfig { retries: 100, ..hasty() };
@@ -177,8 +177,8 @@ async fn one_that_answers_checks_alone_costs_no_answer() {
     let checks = || client.metric("zmq_echo_client_checks_total{outcome=\"answered\"}");
     let got = client.load(10, until("it was checked often", || checks() >= 4.0)).await;
     assert_all_answered(&got);
-    // A check lets through what ten callers can hold, and a connection which has
-    // shown no life is not kept.
+    // A successful check admits as many requests as ten callers can have open, and a connection
+    // that has shown no life is not kept.
     let lost = requests.lock().unwrap().len() as f64;
     assert!(lost <= 10.0 * (checks() + 1.0), "{lost} were lost in {} checks", checks());
     let made = client.metric("zmq_echo_client_connections_total{outcome=\"established\"}");
@@ -186,7 +186,7 @@ async fn one_that_answers_checks_alone_costs_no_answer() {
 }
 
 #[tokio::test]
-async fn one_that_nobody_serves_is_connected_to_when_somebody_does() {
+async fn an_endpoint_without_a_server_is_connected_to_once_one_starts() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let endpoint = format!("tcp://{nobody}");
     let client = Counted::new(patient(), fixed(&[&endpoint]));
@@ -197,7 +197,7 @@ async fn one_that_nobody_serves_is_connected_to_when_somebody_does() {
 }
 
 #[tokio::test]
-async fn one_that_comes_back_is_connected_to_again() {
+async fn an_endpoint_that_comes_back_is_reconnected() {
     let mut server = Server::start(&[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint]));
     assert!(client.request("before").await.is_ok());
@@ -211,11 +211,11 @@ async fn one_that_comes_back_is_connected_to_again() {
 }
 
 #[tokio::test]
-async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
-    // Greets, so that this is no failed handshake, and hangs up.
+async fn reconnects_to_an_endpoint_that_keeps_hanging_up_are_delayed() {
+    // Greets, so that this is not a failed handshake, and hangs up.
     let endpoint = by_hand(|mut stream| drop(raw::welcome(&mut stream)));
     let server = Server::start(&[]);
-    // Longer than any test lives, and drawn from its whole length.
+    // Longer than any test runs, and drawn from the whole range.
     let hours = Duration::from_secs(10_000 * 3600);
     let reconnect_backoff = Backoff::new(hours, hours);
     let client = Counted::new(
@@ -232,7 +232,7 @@ async fn one_that_hangs_up_again_and_again_is_not_connected_to_again_at_once() {
 }
 
 #[tokio::test]
-async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_endpoint() {
+async fn a_retry_goes_to_another_endpoint_if_there_is_one() {
     let endpoint = by_hand(|mut stream| {
         // Hangs up on the first frame of a request.
         if raw::welcome(&mut stream).is_ok() {
@@ -240,7 +240,7 @@ async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_end
         }
     });
     let server = Server::start(&[]);
-    // It is connected to again long before the next attempt.
+    // It is reconnected long before the next attempt.
     let config = ClientConfig {
         retries: 1,
         retry_backoff: Backoff::new(Duration::from_millis(100), Duration::from_millis(100)),
@@ -254,10 +254,10 @@ async fn a_request_is_not_tried_twice_where_it_failed_while_there_is_another_end
 }
 
 #[tokio::test]
-async fn one_that_sends_what_is_no_zmtp_costs_its_own_connection_and_no_answer() {
+async fn an_endpoint_that_sends_no_zmtp_loses_its_connection_and_fails_no_request() {
     let endpoint = by_hand(|mut stream| {
         if raw::welcome(&mut stream).is_ok() {
-            // A command that ZMTP does not know, and the rest of it missing.
+            // A truncated command that ZMTP does not know.
             let _ = stream.write_all(&raw::command(b"\x03WHAT"));
         }
     });
@@ -269,7 +269,7 @@ async fn one_that_sends_what_is_no_zmtp_costs_its_own_connection_and_no_answer()
 }
 
 #[tokio::test]
-async fn attempts_end_with_the_retries() {
+async fn attempts_stop_when_the_retries_are_used_up() {
     let silent = [Peer::silent().await, Peer::silent().await, Peer::silent().await];
     let endpoints = [0, 1, 2].map(|at| silent[at].endpoint.as_str());
     let client = Counted::new(ClientConfig { retries: 1, ..hasty() }, fixed(&endpoints));
@@ -285,7 +285,7 @@ async fn attempts_end_with_the_retries() {
 }
 
 #[tokio::test]
-async fn attempts_end_with_the_deadline() {
+async fn attempts_stop_at_the_deadline() {
     let silent = Peer::silent().await;
     let deadline = Duration::from_millis(100);
     let config = ClientConfig { deadline: Some(deadline), ..patient() };
@@ -298,7 +298,7 @@ async fn attempts_end_with_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_without_another_endpoint_is_an_error_that_says_so() {
+async fn a_broken_connection_without_another_endpoint_is_reported_as_such() {
     let server = Server::start(&[]);
     let client = Counted::new(ClientConfig { retries: 0, ..patient() }, fixed(&[&server.endpoint]));
     client.client.ready().await;
@@ -335,7 +335,7 @@ async fn each_trouble_of_an_endpoint_is_logged_as_documented() {
 }
 
 #[tokio::test]
-async fn the_last_failure_of_an_endpoint_is_known_until_it_is_well_again() {
+async fn the_last_failure_of_an_endpoint_is_reported_until_it_recovers() {
     // It is bound but does not listen, so connections are refused.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -364,7 +364,7 @@ async fn the_last_failure_of_an_endpoint_is_known_until_it_is_well_again() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_does_not_answer_is_known_for_it() {
+async fn an_endpoint_that_does_not_answer_reports_that_as_its_failure() {
     let (silent, _) = unhelpful(false).await;
     let client = Counted::new(ClientConfig { retries: 0, ..hasty() }, fixed(&[&silent.endpoint]));
     client.wait_for_state(&silent.endpoint, Some(State::Ready)).await;

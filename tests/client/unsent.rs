@@ -1,4 +1,4 @@
-//! Requests that were never written: they are known as such, and cost no attempt.
+//! Requests that were never written are reported as unsent and use up no attempt.
 
 use std::io::Read;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::support::{DEADLINE, Server};
 
 const LARGE: usize = 64;
 
-/// One small request that is read, and as many large ones as no kernel buffers.
+/// One small request that is read, and enough large ones to fill every kernel buffer.
 async fn asked(client: &Counted, stuck: &Stuck) -> Vec<JoinHandle<Result<Reply, RequestError>>> {
     client.wait_for_state(&stuck.endpoint, Some(State::Ready)).await;
     let mut asked = vec![client.spawn("first")];
@@ -29,7 +29,7 @@ async fn asked(client: &Counted, stuck: &Stuck) -> Vec<JoinHandle<Result<Reply, 
 }
 
 #[tokio::test]
-async fn without_retries_a_caller_can_tell_what_was_not_sent_from_what_was_not_answered() {
+async fn without_retries_errors_tell_unsent_requests_from_unanswered_ones() {
     let stuck = Stuck::start();
     let config =
         ClientConfig { timeout: Duration::from_secs(5), retries: 0, deadline: None, ..patient() };
@@ -54,7 +54,7 @@ async fn without_retries_a_caller_can_tell_what_was_not_sent_from_what_was_not_a
 }
 
 #[tokio::test]
-async fn a_request_of_which_only_a_part_was_written_is_not_sent() {
+async fn a_partly_written_request_counts_as_not_sent() {
     let stuck = Stuck::start();
     let config = ClientConfig {
         timeout: Duration::from_secs(5),
@@ -67,7 +67,7 @@ async fn a_request_of_which_only_a_part_was_written_is_not_sent() {
     client.wait_for_state(&stuck.endpoint, Some(State::Ready)).await;
     let first = client.spawn("first");
     stuck.wait_until_read().await;
-    // More than the kernel takes on both sides.
+    // More than the kernels of both sides can hold.
     let large = {
         let client = client.client.clone();
         tokio::spawn(async move { client.request(vec![0; 64 << 20].into()).await })
@@ -81,7 +81,7 @@ async fn a_request_of_which_only_a_part_was_written_is_not_sent() {
 }
 
 #[tokio::test]
-async fn what_was_not_sent_goes_to_another_endpoint_without_a_retry() {
+async fn unsent_requests_move_to_another_endpoint_without_using_a_retry() {
     let (stuck, server) = (Stuck::start(), Server::start(&[]));
     let (teller, source) = Teller::new();
     let client = Counted::new(ClientConfig { retries: 0, ..patient() }, source);
@@ -113,7 +113,7 @@ async fn what_was_not_sent_goes_to_another_endpoint_without_a_retry() {
 }
 
 #[tokio::test]
-async fn what_waits_is_sent_once_the_kernel_has_room_although_no_reply_comes() {
+async fn queued_requests_are_sent_once_the_kernel_has_room_even_without_a_reply() {
     let stuck = Stuck::start();
     let config = ClientConfig { timeout: 10 * DEADLINE, deadline: None, ..patient() };
     let client = Counted::new(config, fixed(&[&stuck.endpoint]));
@@ -128,7 +128,7 @@ async fn what_waits_is_sent_once_the_kernel_has_room_although_no_reply_comes() {
 }
 
 #[tokio::test]
-async fn what_a_deadline_ends_before_it_is_sent_is_not_sent_and_never_will_be() {
+async fn a_request_whose_deadline_passes_in_the_queue_is_never_sent() {
     let stuck = Stuck::start();
     let config = ClientConfig { deadline: Some(Duration::from_secs(3)), retries: 0, ..patient() };
     let client = Counted::new(config, fixed(&[&stuck.endpoint]));
@@ -144,7 +144,7 @@ async fn what_a_deadline_ends_before_it_is_sent_is_not_sent_and_never_will_be() 
         }
     }
     assert!(!not_sent.is_empty());
-    // Now it reads what there is, and sees none of them.
+    // Now it reads everything there is and finds none of them.
     let mut stream = stuck.stop();
     let reading = tokio::task::spawn_blocking(move || {
         let mut seen = [0usize; 256];
@@ -159,14 +159,14 @@ async fn what_a_deadline_ends_before_it_is_sent_is_not_sent_and_never_will_be() 
     drop(client);
     let seen = reading.await.unwrap();
     for number in not_sent {
-        // Ids and headers have a few such bytes.
+        // Ids and headers may contain a few such bytes.
         assert!(seen[usize::from(number)] < 10_000, "{number} was sent");
     }
 }
 
 #[tokio::test]
-async fn requests_that_lie_in_the_queue_of_an_endpoint_that_goes_are_not_lost() {
-    // On a runtime with several threads, where a request can be drawn at the very moment.
+async fn requests_queued_for_an_endpoint_that_disappears_are_not_lost() {
+    // On a runtime with several threads, where a request may be drawn at that very moment.
     let [one, other] = [(); 2].map(|()| fateful(|_| Fate::Echoed(Duration::ZERO)));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();

@@ -45,7 +45,8 @@ impl Prometheus {
     /// The series that a selector had within the last minutes.
     pub fn series(&self, selector: &str) -> Result<Vec<Json>, String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-        let path = format!("series?match[]={}&start={}&end={now}", encoded(selector), now - 600);
+        let path =
+            format!("series?match[]={}&start={}&end={}", encoded(selector), now - 600, now + 60);
         match self.get(&path)? {
             Json::Array(series) => Ok(series),
             other => Err(format!("no series: {other}")),

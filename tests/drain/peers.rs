@@ -1,5 +1,5 @@
-//! Peers of every pace, drawn at random, each behind a relay of its own. Each counts
-//! what it has asked and what it was answered.
+//! Peers of every speed, drawn at random, each behind its own relay. Each peer counts its requests
+//! and the replies that it got.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -15,14 +15,14 @@ use socket2::SockRef;
 use crate::support::relay::{self, Path};
 use crate::support::{DEADLINE, raw};
 
-/// The most bytes that a peer of a limited number of requests sends.
+/// Maximum bytes sent by a peer with a limited number of requests.
 const MOST: usize = 3 << 20;
 
 /// The largest message.
 const LARGEST: usize = 2 << 20;
 
-/// What messages are made of: no two places within one are the same for long, and no
-/// two messages that follow each other begin at the same place.
+/// The content of messages. It does not repeat within a message for long, and consecutive messages
+/// do not start at the same place.
 static PATTERN: LazyLock<Vec<u8>> =
     LazyLock::new(|| (0..LARGEST + 256).map(|at| (at % 251) as u8).collect());
 
@@ -33,15 +33,15 @@ fn body(number: u64, size: usize) -> &'static [u8] {
 /// How fast a peer writes or reads.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
-    /// Bytes in a second.
+    /// Bytes per second.
     rate: u64,
-    /// Bytes at a time.
+    /// Bytes per read or write.
     chunk: usize,
-    /// How long it pauses, and after how many bytes it does so again.
+    /// How long it pauses, and after how many bytes each time.
     pause: Option<(usize, Duration)>,
 }
 
-/// Keeps to a pace.
+/// Keeps reads or writes to a pace.
 struct Pacer {
     pace: Pace,
     free_at: Instant,
@@ -63,7 +63,7 @@ impl Pacer {
             self.free_at += pause;
         }
         self.moved += bytes;
-        // Short sleeps take longer than they are told, so they are saved up.
+        // Short sleeps take longer than requested, so they are accumulated.
         if self.free_at > now + Duration::from_millis(2) {
             thread::sleep(self.free_at - now);
         }
@@ -73,7 +73,7 @@ impl Pacer {
 /// What a peer does after its last request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
-    /// Says that it sends nothing more.
+    /// Half-closes the connection.
     HalfCloses,
     /// Waits for the server to close.
     Stays,
@@ -84,18 +84,18 @@ enum Then {
 /// A peer, before it connects.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Connects while the others are at work already.
+    /// Connects while the other peers are already active.
     pub late: Option<Duration>,
-    /// Closes after this time, whatever it has asked or is owed.
+    /// Closes after this time, whatever is still open.
     pub leaves: Option<(Duration, Leaves)>,
-    /// The sizes of its requests, which start again at the end if it never stops.
+    /// The sizes of its requests. A peer that never stops starts again at the beginning.
     sizes: Sizes,
     pub endless: bool,
-    /// The frames of each request.
+    /// The number of frames of each request.
     frames: usize,
-    /// The most requests without a reply.
+    /// Maximum requests in flight.
     depth: u64,
-    /// It says nothing for so long after each of its requests.
+    /// How long it pauses after each of its requests.
     gap: Duration,
     then: Then,
     write: Pace,
@@ -104,7 +104,7 @@ pub struct Plan {
     down: Path,
 }
 
-/// The sizes of requests. There are too many to show them all.
+/// The sizes of requests, which are too many to print.
 #[derive(Clone)]
 struct Sizes(Vec<usize>);
 
@@ -122,7 +122,7 @@ pub enum Leaves {
 }
 
 impl Plan {
-    /// A peer that asks a limited number of times.
+    /// A peer that sends a limited number of requests.
     pub fn any(random: &mut Rng) -> Self {
         let sizes = match random.u8(..10) {
             0 => vec![],
@@ -159,7 +159,7 @@ impl Plan {
         }
     }
 
-    /// A message in many small pieces, with less than the quiet period between them.
+    /// A message in many small pieces, with pauses shorter than the quiet period.
     pub fn trickle(random: &mut Rng) -> Self {
         let size = random.usize(20..200);
         let rate = size as u64 * 1000 / random.u64(500..2000);
@@ -167,8 +167,8 @@ impl Plan {
         Self { sizes: Sizes(vec![size]), write, up: Path::FAST, ..Self::any(random) }
     }
 
-    /// A peer that is quiet for a while after each request, on a long way: the drain may end
-    /// meanwhile, and the next request is sent before the server's FIN has arrived.
+    /// A peer that pauses after each request, on a path with a long delay. The drain may end
+    /// meanwhile, so the next request is sent before the server's FIN has arrived.
     pub fn hesitant(random: &mut Rng) -> Self {
         let most = *random.choice(&[0, 1000, 60_000]).unwrap();
         let sizes: Vec<usize> = (0..random.usize(3..7)).map(|_| random.usize(..=most)).collect();
@@ -194,8 +194,8 @@ impl Plan {
         Self { sizes: Sizes(vec![]), then: Then::Pings, ..Self::any(random) }
     }
 
-    /// A peer that sends until it reads the server's FIN. It does so at once, for the
-    /// server has little time for that at its deadline.
+    /// A peer that sends until it reads the server's FIN. It reads and writes without
+    /// pauses, because the server has little time left at its deadline.
     pub fn endless(random: &mut Rng) -> Self {
         let most = *random.choice(&[0, 100, 5000, 40_000]).unwrap();
         let at_once = Pace { rate: u64::MAX, chunk: 32 << 10, pause: None };
@@ -221,17 +221,17 @@ impl Plan {
         Self { write, read, up, down, depth, then, ..Self::any(random) }
     }
 
-    /// The same peer, which comes later than the others.
+    /// The same peer, connecting later than the others.
     pub fn late(self, after: Duration) -> Self {
         Self { late: Some(after), ..self }
     }
 
-    /// The same peer, which leaves by itself.
+    /// The same peer, leaving by itself.
     pub fn leaving(self, after: Duration, how: Leaves) -> Self {
         Self { leaves: Some((after, how)), ..self }
     }
 
-    /// Connects and shakes hands, unless the server is gone already.
+    /// Connects and completes the handshake, unless the server has already exited.
     pub fn connect(&self, server: SocketAddr) -> Option<Peer> {
         let (mut stream, passed) = match relay::connect(server, self.up, self.down) {
             Ok(relay::Relayed { stream, passed }) => (stream, passed),
@@ -246,7 +246,7 @@ impl Plan {
             Err(error) if self.late.is_some() && has_ended(&error) => return None,
             Err(error) => panic!("no handshake: {error}"),
         }
-        // From now on it looks now and then whether it has left.
+        // From now on, it checks regularly whether it has left.
         stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         stream.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
         Some(Peer {
@@ -260,8 +260,8 @@ impl Plan {
     }
 }
 
-/// A pace at which `total` bytes take up to a few seconds, pauses included, some of
-/// which are longer than the quiet period.
+/// A pace at which `total` bytes take up to a few seconds, including pauses. Some pauses are longer
+/// than the quiet period.
 fn pace(random: &mut Rng, total: usize) -> Pace {
     let takes = *random.choice(&[0, 0, 300, 1000, 1500]).unwrap();
     let rate = (total as u64 * 1000).checked_div(takes).map_or(u64::MAX, |rate| rate.max(1));
@@ -273,7 +273,7 @@ fn pace(random: &mut Rng, total: usize) -> Pace {
     Pace { rate, chunk: chunk.max(total / 500), pause }
 }
 
-/// A path on which `total` bytes that come in such chunks take up to a few seconds.
+/// A path on which `total` bytes in chunks of this size take up to a few seconds.
 fn path(random: &mut Rng, total: usize, chunk: usize) -> Path {
     let delay = Duration::from_millis(*random.choice(&[0, 0, 1, 5, 30]).unwrap());
     let chunks = (total / chunk.min(32 << 10)).max(1) as u32;
@@ -287,8 +287,8 @@ fn path(random: &mut Rng, total: usize, chunk: usize) -> Path {
 pub struct Peer {
     plan: Plan,
     stream: TcpStream,
-    /// How many of its bytes the kernel has taken for the server, and how many of them
-    /// were the handshake's.
+    /// How many of its bytes the kernel has taken for the server, and how many of them belong to
+    /// the handshake.
     passed: Arc<AtomicU64>,
     hello: u64,
     received: AtomicU64,
@@ -296,14 +296,14 @@ pub struct Peer {
     ended: AtomicBool,
 }
 
-/// What has become of a peer's requests.
+/// The outcome of a peer's requests.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Account {
     /// Requests whose last byte the peer has written.
     pub written: u64,
-    /// Those of them whose last byte the server's kernel was given.
+    /// Requests whose last byte the server's kernel has received.
     pub reached: u64,
-    /// Bytes of a message that it has begun and not finished.
+    /// Bytes of a message that it has started but not finished.
     pub begun: u64,
     /// Replies, in order and intact.
     pub received: u64,
@@ -312,7 +312,7 @@ pub struct Account {
 }
 
 impl Peer {
-    /// Asks, reads, and returns when the server has closed or the peer has left.
+    /// Sends and reads. Returns when the server has closed or the peer has left.
     pub fn run(self) -> Account {
         let mut account = Account { left: self.plan.leaves.is_some(), ..Account::default() };
         let (sent, ends) = thread::scope(|scope| {
@@ -327,12 +327,12 @@ impl Peer {
         account.written = ends.len() as u64;
         account.begun = sent - ends.last().copied().unwrap_or(0);
         account.received = self.received.load(Ordering::SeqCst);
-        // The relay gives on what it holds, and then the FIN.
+        // The relay passes on the data it holds, then the FIN.
         let _ = self.stream.shutdown(Shutdown::Write);
         let passed = self.passed;
         let deadline = Instant::now() + DEADLINE;
         drop(self.stream);
-        // Settled when the relay's thread has dropped its end of the count.
+        // The count is final once the relay's thread has dropped its end.
         while Arc::strong_count(&passed) > 1 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
@@ -355,14 +355,14 @@ impl Peer {
 
     fn leave(&self, how: Leaves) {
         if how == Leaves::ByReset {
-            // The reset comes when the socket is dropped.
+            // The reset is sent when the socket is dropped.
             SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
         }
         self.ended.store(true, Ordering::SeqCst);
     }
 
-    /// Sends until it is through or the server has closed; how many bytes it has sent,
-    /// PINGs not included, and after how many each request was complete.
+    /// Sends until it is finished or the server has closed. Returns how many bytes it sent, without
+    /// PINGs, and the position at which each request was complete.
     fn write(&self) -> (u64, Vec<u64>) {
         let mut pacer = Pacer::new(self.plan.write);
         let (mut sent, mut ends) = (0, Vec::new());
@@ -409,7 +409,7 @@ impl Peer {
         raw::message(&frames)
     }
 
-    /// Writes until the connection has ended; how many bytes the kernel has taken.
+    /// Writes until the connection has ended. Returns how many bytes the kernel has taken.
     fn send(&self, bytes: &[u8]) -> usize {
         let mut sent = 0;
         while sent < bytes.len() && !self.ended() {
@@ -422,7 +422,7 @@ impl Peer {
         sent
     }
 
-    /// Reads replies to the end, which it makes known.
+    /// Reads replies to the end, and then reports the end.
     fn read(&self) {
         let mut input = Paced { peer: self, pacer: Pacer::new(self.plan.read) };
         let mut reply = Vec::new();
@@ -444,7 +444,7 @@ impl Peer {
     }
 }
 
-/// What a peer reads, at its pace and until it has left.
+/// The data a peer reads, at its pace and until it has left.
 struct Paced<'a> {
     peer: &'a Peer,
     pacer: Pacer,
@@ -468,7 +468,7 @@ impl Read for Paced<'_> {
     }
 }
 
-/// The next frame or command, or `None` at the end, in the middle of one as well.
+/// The next frame or command, or `None` at the end, even if it comes in the middle of one.
 fn next_frame(input: &mut impl Read) -> Option<(u8, Vec<u8>)> {
     let mut next = || {
         let mut flags = [0];

@@ -1,4 +1,4 @@
-//! Random peers through a drain: every request is answered or reported.
+//! Draining with random peers: every request is answered or reported.
 
 use std::thread;
 use std::time::Duration;
@@ -9,29 +9,29 @@ use rustix::process::Signal;
 use super::peers::{Account, Leaves, Plan};
 use crate::support::Server;
 
-/// Runs one more round with this seed, which a failure prints.
+/// Set this variable to the seed that a failing test printed to run it once more.
 const SEED: &str = "ZMQ_ECHO_TEST_SEED";
 
-/// Who takes part beside peers that ask a limited number of times and stop sending when
+/// Which peers take part besides those that send a limited number of requests and stop sending when
 /// they read the server's FIN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum With {
-    /// Nothing: the accounts are equal to the request.
+    /// No others: the counts match exactly.
     Nothing,
-    /// Only peers that are quiet longer than the quiet period between their requests, of
-    /// which some come too late.
+    /// Only peers that pause longer than the quiet period between requests, so some requests arrive
+    /// too late.
     OnlyHesitant,
-    /// A peer that never pauses: the drain takes until the deadline.
+    /// A peer that never pauses, so the drain lasts until the deadline.
     Endless,
-    /// Peers that leave by themselves, and lose what they lose by their own doing.
+    /// Peers that leave by themselves and so lose their own replies.
     Leavers,
-    /// Only peers that neither pause nor wait, and a server that waits for them long
-    /// enough: all is answered.
+    /// Only peers that neither pause nor wait, and a server that waits long enough for them: every
+    /// request is answered.
     OnlyPrompt,
 }
 
 #[test]
-fn prompt_peers_are_answered_to_the_last_request() {
+fn every_request_of_prompt_peers_is_answered() {
     run(With::OnlyPrompt, &[5]);
 }
 
@@ -41,7 +41,7 @@ fn each_request_of_random_peers_is_answered_or_reported() {
 }
 
 #[test]
-fn each_request_that_comes_too_late_is_reported() {
+fn each_request_that_arrives_too_late_is_reported() {
     run(With::OnlyHesitant, &[7, 13_776_755_115_928_494_281, 16_957_107_922_618_758_782]);
 }
 
@@ -51,11 +51,11 @@ fn each_request_is_answered_or_reported_when_a_peer_never_pauses() {
 }
 
 #[test]
-fn peers_that_leave_take_nothing_from_the_account_of_the_others() {
+fn peers_that_leave_do_not_affect_the_counts_of_the_others() {
     run(With::Leavers, &[4]);
 }
 
-/// Rounds with these seeds and a fresh one, at the same time.
+/// Runs rounds with these seeds and a fresh one, all at the same time.
 fn run(with: With, seeds: &[u64]) {
     let again = std::env::var(SEED).map(|seed| seed.parse().expect("a number"));
     let fresh = fastrand::u64(..);
@@ -100,7 +100,7 @@ fn plans(with: With, random: &mut Rng) -> Vec<Plan> {
 fn round(with: With, seed: u64) {
     let mut random = Rng::with_seed(seed);
     let plans = plans(with, &mut random);
-    // The limit on one who never pauses is the deadline. Nobody else comes near it.
+    // A peer that never pauses is limited by the deadline. No other peer comes near it.
     let timeout = Duration::from_secs(if with == With::Endless { 8 } else { 20 });
     let quiet = if with == With::OnlyPrompt { "10s" } else { "300ms" };
     let delay = *random.choice(&["0s", "300ms"]).unwrap();
@@ -116,7 +116,7 @@ fn round(with: With, seed: u64) {
         "0s",
     ]);
     let address = server.address();
-    // Who connects in time is connected when the signal comes.
+    // A peer that connects in time is connected when the signal arrives.
     let early = plans.iter().map(|plan| plan.late.is_none().then(|| plan.connect(address)));
     let early: Vec<_> = early.collect();
     let signal_after = random.u64(..if with == With::OnlyPrompt { 50 } else { 1500 });
@@ -164,7 +164,7 @@ fn round(with: With, seed: u64) {
     let bytes = number("owed_bytes") + number("discarded_bytes");
     let lost = number("lost");
 
-    // The exit code is the record's.
+    // The exit code matches the record.
     assert_eq!(code, if reported + bytes > 0 { 4 } else { 0 }, "{}", shown());
     // Every request is either answered or reported, and nothing else is reported.
     assert!(reported <= unanswered + theirs, "{unanswered} and {theirs} unanswered: {}", shown());
@@ -173,7 +173,7 @@ fn round(with: With, seed: u64) {
     if bytes == 0 {
         assert!(number("answered") <= received + theirs, "{received} received: {}", shown());
     }
-    // If time was up for a peer, how many requests its bytes are is known to nobody.
+    // If time ran out for a peer, nobody can tell how many requests its bytes contain.
     let close_by = timeout - timeout.div_f64(10.0).min(Duration::from_secs(1)) / 4;
     if drained["duration"].as_f64().expect("seconds") >= close_by.as_secs_f64() {
         return;

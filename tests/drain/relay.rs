@@ -61,7 +61,7 @@ fn the_relay_passes_a_reset_on_to_the_server() {
 }
 
 #[test]
-fn the_relay_passes_on_that_a_peer_has_closed_with_bytes_on_the_way() {
+fn the_relay_passes_on_a_close_with_bytes_still_in_flight() {
     let (relay::Relayed { stream, .. }, mut server) = connect(Path::FAST);
     let writing = thread::spawn(move || while server.write_all(&[0; 4096]).is_ok() {});
     (&stream).read_exact(&mut [0; 100_000]).unwrap();
@@ -72,7 +72,7 @@ fn the_relay_passes_on_that_a_peer_has_closed_with_bytes_on_the_way() {
 }
 
 #[test]
-fn the_relay_holds_little_when_the_server_does_not_read() {
+fn the_relay_buffers_little_when_the_server_does_not_read() {
     let (relay::Relayed { mut stream, .. }, server) = connect(Path::FAST);
     SockRef::from(&server).set_recv_buffer_size(64 << 10).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
@@ -89,7 +89,7 @@ fn the_relay_holds_little_when_the_server_does_not_read() {
 }
 
 #[test]
-fn the_relay_lets_a_peer_write_on_when_the_server_has_closed() {
+fn the_relay_lets_a_peer_keep_writing_after_the_server_has_closed() {
     let (relay::Relayed { mut stream, .. }, server) = connect(Path::FAST);
     drop(server);
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);

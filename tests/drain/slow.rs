@@ -1,4 +1,4 @@
-//! Slow peers through a drain, and what is said of requests that nobody answers.
+//! Draining with slow peers, and the report about requests that were not answered.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -11,11 +11,11 @@ use socket2::SockRef;
 
 use crate::support::{Server, raw, wait_until};
 
-/// The quiet period of these tests. It is no limit on the peers: they are as slow as
-/// they are, and must be served all the same.
+/// The quiet period of these tests. It does not limit the peers: however slow they are, they must
+/// be served.
 const QUIET: &str = "1s";
 
-/// A deadline that no machine is too slow for.
+/// A deadline that is long enough for any machine.
 const TIMEOUT: &str = "60s";
 
 const ANSWERED: &str = "zmq_echo_requests_total{source=\"client\"}";
@@ -24,7 +24,7 @@ fn server() -> Server {
     Server::start(&["--drain-quiet", QUIET, "--drain-timeout", TIMEOUT])
 }
 
-/// Reads as many bytes, in pieces that keep to `rate` bytes a second.
+/// Reads this many bytes, in pieces, at `rate` bytes/s.
 fn read_slowly(stream: &mut TcpStream, count: usize, rate: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
     let started = Instant::now();
@@ -43,7 +43,7 @@ fn wait_for(at: Instant) {
     thread::sleep(at.saturating_duration_since(Instant::now()));
 }
 
-/// Checks that the drain is over and that no reply was owed and no request discarded or lost.
+/// Checks that the drain ended, that no reply was owed, and that no request was discarded or lost.
 #[track_caller]
 fn all_was_answered(server: &mut Server) -> Json {
     let code = server.wait();
@@ -58,8 +58,8 @@ fn all_was_answered(server: &mut Server) -> Json {
     drained
 }
 
-/// Pipelines so many requests of 48 KiB on a connection with small kernel buffers,
-/// which holds few of them, and returns once the server answers.
+/// Pipelines this many requests of 48 KiB on a connection with small kernel buffers, which hold few
+/// of them. Returns once the server replies.
 fn pipeline(server: &Server, count: usize) -> (TcpStream, Vec<u8>) {
     let peer = raw::dealer(server.address(), 0, b"pipeline");
     let request = raw::frame(&[6; 48 << 10], false);
@@ -69,7 +69,7 @@ fn pipeline(server: &Server, count: usize) -> (TcpStream, Vec<u8>) {
     (peer, request)
 }
 
-/// Time is what is tested: nothing moves for more than twice the quiet period.
+/// This test is about time: nothing moves for more than twice the quiet period.
 fn drains_and_nothing_moves(server: &Server) {
     server.signal(Signal::TERM);
     server.wait_for_record("stopped listening; connected peers are still served");
@@ -89,7 +89,7 @@ fn a_client_that_reads_slowly_gets_all_replies_to_what_it_pipelined() {
     assert_eq!(raw::read_until_closed(&mut peer), 0);
     drop(peer);
     let drained = all_was_answered(&mut server);
-    // The first ones were answered before the signal.
+    // The first requests were answered before the signal.
     assert!(drained["answered"].as_u64().unwrap() > REQUESTS as u64 / 2, "{drained}");
 }
 
@@ -108,7 +108,7 @@ fn a_client_that_pauses_longer_than_the_quiet_period_and_then_reads_gets_all_rep
 }
 
 #[test]
-fn a_message_that_is_still_arriving_is_waited_for_and_answered() {
+fn a_message_that_is_still_arriving_is_awaited_and_answered() {
     let mut server = server();
     let mut peer = raw::connect(server.address(), b"upload");
     let message = raw::frame(&[8; 3 << 19], false);
@@ -129,7 +129,7 @@ fn a_message_that_is_still_arriving_is_waited_for_and_answered() {
 }
 
 #[test]
-fn a_message_that_pauses_halfway_for_longer_than_the_quiet_period_is_waited_for() {
+fn a_message_that_pauses_halfway_for_longer_than_the_quiet_period_is_awaited() {
     let mut server = server();
     let mut peer = raw::connect(server.address(), b"");
     let message = raw::frame(&[8; 1000], false);
@@ -150,7 +150,7 @@ fn requests_that_come_after_the_half_close_are_counted_as_discarded_and_exit_4()
     raw::echoes(&mut peer, &raw::frame(b"in time", false));
     server.signal(Signal::TERM);
     assert_eq!(raw::read_until_closed(&mut peer), 0, "the server's FIN");
-    // Longer than any pause for politeness: it reads until the peer closes.
+    // Longer than any pause: the peer reads until the server closes.
     for number in 1..=3 {
         thread::sleep(Duration::from_millis(400));
         peer.write_all(&raw::frame(b"too late", false)).expect("the server still reads");
@@ -173,7 +173,7 @@ fn requests_that_come_after_the_half_close_are_counted_as_discarded_and_exit_4()
 }
 
 #[test]
-fn a_message_that_ends_halfway_after_the_half_close_is_reported_by_its_bytes() {
+fn an_incomplete_message_after_the_half_close_is_reported_in_bytes() {
     let mut server = server();
     let mut peer = raw::connect(server.address(), b"");
     server.signal(Signal::TERM);
@@ -197,11 +197,11 @@ fn pings_and_silence_after_the_half_close_discard_nothing() {
     server.signal(Signal::TERM);
     assert_eq!(raw::read_until_closed(&mut stays), 0, "the server's FIN");
     assert_eq!(raw::read_until_closed(&mut pings), 0, "the server's FIN");
-    // The last one is not whole.
+    // The last message is incomplete.
     let ping = raw::command(b"\x04PING\0\0");
     pings.write_all(&[ping.repeat(10), ping[..3].to_vec()].concat()).unwrap();
     drop(pings);
-    // The other one never closes: the time is up for it, and it has lost nothing.
+    // The other peer never closes, so its time runs out, but it has lost nothing.
     assert_eq!(server.wait(), 0);
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "quiet", "{drained}");
@@ -211,7 +211,7 @@ fn pings_and_silence_after_the_half_close_discard_nothing() {
 }
 
 #[test]
-fn replies_that_a_peer_leaves_behind_are_its_own_loss_and_exit_0() {
+fn replies_abandoned_by_a_peer_that_left_do_not_prevent_exit_0() {
     let mut server = Server::start(&["--drain-quiet", "5s", "--drain-timeout", TIMEOUT]);
     let mut stays = raw::connect(server.address(), b"stays");
     let mut leaves = [raw::dealer(server.address(), 0, b"leaves")];
@@ -237,7 +237,7 @@ fn replies_that_a_peer_leaves_behind_are_its_own_loss_and_exit_0() {
 }
 
 #[test]
-fn replies_that_a_connected_peer_does_not_take_are_owed_and_exit_4() {
+fn replies_that_a_connected_peer_does_not_read_are_owed_and_make_it_exit_4() {
     let mut server = Server::start(&["--drain-quiet", "200ms", "--drain-timeout", "3s"]);
     let mut stuck = [raw::dealer(server.address(), 0, b"stuck")];
     server.flood_until_stuck(&mut stuck, &raw::frame(&[4; 64 << 10], false));
@@ -248,13 +248,13 @@ fn replies_that_a_connected_peer_does_not_take_are_owed_and_exit_4() {
     assert_eq!(drained["reason"], "deadline", "{drained}");
     assert!(drained["owed"].as_u64().unwrap() >= pending, "{pending}: {drained}");
     assert!(drained["owed_bytes"].as_u64().unwrap() >= pending * (64 << 10), "{drained}");
-    // Its next requests lie in the server's kernel, as it was not read from.
+    // Its next requests are in the server's kernel, because the server stopped reading from it.
     assert!(drained["discarded_bytes"].as_u64().unwrap() > 0, "{drained}");
     assert_eq!(drained["lost"], 0, "{drained}");
     drop(stuck);
 }
 
-/// Does the same again and again, and the drain is over once it has been quiet otherwise.
+/// Repeats an action and checks that the drain ends once everything else is quiet.
 #[track_caller]
 fn prolongs_nothing(mut server: Server, mut again: impl FnMut()) {
     let mut quiet = raw::dealer(server.address(), 0, b"");
@@ -268,7 +268,7 @@ fn prolongs_nothing(mut server: Server, mut again: impl FnMut()) {
             Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
         }
     }
-    // Everyone has read the server's FIN or will do so, and leaves.
+    // Every peer has read the server's FIN, or will, and leaves.
     drop((again, quiet));
     server.wait();
     let drained = server.wait_for_record("drained");
@@ -295,7 +295,7 @@ fn pings_that_arrive_in_pieces_do_not_prolong_the_drain() {
     let server = drains_in_time();
     let mut peers = [0, 1].map(|_| raw::dealer(server.address(), 1, b""));
     let ping = raw::command(b"\x04PING\0\0");
-    // At any moment one of the two has sent a part of one.
+    // At any moment, one of the two peers has sent part of a PING.
     let mut at = [0, ping.len() / 2];
     prolongs_nothing(server, move || {
         for (peer, at) in peers.iter_mut().zip(&mut at) {
@@ -306,7 +306,7 @@ fn pings_that_arrive_in_pieces_do_not_prolong_the_drain() {
 }
 
 #[test]
-fn a_handshake_without_end_does_not_prolong_the_drain() {
+fn an_endless_handshake_does_not_prolong_the_drain() {
     let server = drains_in_time();
     let mut peer = raw::stream(server.address());
     let hello = raw::hello(1, "DEALER", &[b'i'; 255]);

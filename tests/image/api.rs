@@ -1,5 +1,5 @@
-//! As much of a cluster's API as a pod sees that asks for EndpointSlices: over TLS,
-//! with a certificate that the account's `ca.crt` vouches for, and for its token.
+//! The part of a cluster's API that a pod needs to ask for EndpointSlices: it uses TLS with a
+//! certificate from the account's `ca.crt`, and checks the account's token.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -26,7 +26,7 @@ const TOKEN: &str = "of-the-service-account";
 /// The API, on all interfaces of this host, until the test ends.
 pub struct Api {
     pub port: u16,
-    /// What is to be mounted at [`ACCOUNT`].
+    /// The directory to mount at [`ACCOUNT`].
     pub account: Account,
 }
 
@@ -40,7 +40,7 @@ impl Drop for Account {
 }
 
 impl Api {
-    /// An API that knows one Service, with one endpoint at this address.
+    /// An API that knows one Service with one endpoint at this address.
     pub fn start(endpoint: IpAddr) -> Self {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed([API.to_owned()]).expect("a certificate");
@@ -92,7 +92,7 @@ fn slices(endpoint: IpAddr) -> String {
     .to_string()
 }
 
-/// Answers lists; a watch is held open and has no news.
+/// Answers lists. A watch is held open and gets no events.
 fn serve(stream: TcpStream, config: Arc<ServerConfig>, slices: &str) -> io::Result<()> {
     let connection = ServerConnection::new(config).map_err(io::Error::other)?;
     let mut stream = StreamOwned::new(connection, stream);
@@ -109,7 +109,7 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, slices: &str) -> io::Resu
     }
 }
 
-/// A request up to its body, of which there is none, in lower case.
+/// Reads a request's head, in lower case. There is no body.
 fn head(stream: &mut impl Read) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

@@ -1,4 +1,4 @@
-//! How a run starts: what it waits for, what it refuses at once, and what it says of that.
+//! How a run starts: what it waits for, what it rejects at once, and how it reports that.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,7 +15,7 @@ use crate::support::api_server::{ApiServer, Condition};
 use crate::support::dns_server::DnsServer;
 use crate::support::{Process, SERVER, Server, command, raw, wait_until};
 
-/// A port that refuses connections for as long as this is held: bound, and not listening.
+/// A port that refuses connections while this is held: it is bound but not listening.
 fn refusing() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -24,7 +24,7 @@ fn refusing() -> (Socket, SocketAddr) {
     (socket, address)
 }
 
-/// A port that answers no SYN for as long as this is held: its backlog is full.
+/// A port that answers no SYN while this is held, because its backlog is full.
 fn black_hole() -> (Vec<Socket>, SocketAddr) {
     let (socket, address) = refusing();
     socket.listen(0).unwrap();
@@ -38,7 +38,7 @@ fn black_hole() -> (Vec<Socket>, SocketAddr) {
     (sockets, address)
 }
 
-/// A port that does this to each connection, until the tests end.
+/// A port that handles each connection in this way until the tests end.
 fn port_that(does: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -51,7 +51,7 @@ fn port_that(does: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     address
 }
 
-/// Starts a run that will say on stderr why it fails.
+/// Starts a run that must report its failure on stderr.
 fn starts(args: &[&str], kubeconfig: Option<PathBuf>) -> Child {
     let mut run = command(&LOAD);
     run.args(args).args(["--duration", "1h"]).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -110,7 +110,7 @@ fn if_no_endpoint_answers_one_line_says_the_last_reason_and_what_to_do() {
         ),
         (publisher.to_string(), "the peer is not a ROUTER; is this the server's ZeroMQ port?"),
     ];
-    // All at once: each waits for five seconds.
+    // All at once, because each waits for five seconds.
     let running = cases.map(|(address, reason)| {
         let endpoint = format!("tcp://{address}");
         let run = starts(&[&endpoint], None);
@@ -198,7 +198,7 @@ fn if_a_source_names_no_endpoint_the_line_says_why() {
     }
 }
 
-/// A run that waits, once it has said that it does.
+/// A run that is waiting and has reported that.
 fn waiting(args: &[&str]) -> Process {
     let mut run = command(&LOAD);
     run.args(args).args(["--wait", "1h"]).args(PATIENT).stderr(Stdio::piped());
@@ -207,13 +207,13 @@ fn waiting(args: &[&str]) -> Process {
     let mut line = String::new();
     stderr.read_line(&mut line).unwrap();
     assert!(line.contains(" s, waiting for an endpoint: ") && line.contains("refused"), "{line}");
-    // What it says later is read and thrown away.
+    // Later output is read and thrown away.
     thread::spawn(move || drop(stderr.read_to_end(&mut Vec::new())));
     run
 }
 
 #[test]
-fn a_server_that_comes_late_is_waited_for() {
+fn the_load_generator_waits_for_a_server_that_starts_late() {
     let (socket, address) = refusing();
     let endpoint = format!("tcp://{address}");
     let mut run = waiting(&[&endpoint, "--duration", "100ms"]);
@@ -225,7 +225,7 @@ fn a_server_that_comes_late_is_waited_for() {
 }
 
 #[test]
-fn a_signal_while_it_waits_ends_it() {
+fn a_signal_ends_the_wait_for_a_server() {
     let (_socket, address) = refusing();
     let mut run = waiting(&[&format!("tcp://{address}")]);
     run.signal(Signal::TERM);
@@ -233,7 +233,7 @@ fn a_signal_while_it_waits_ends_it() {
 }
 
 #[test]
-fn what_will_not_change_by_waiting_fails_at_once() {
+fn an_error_that_waiting_cannot_fix_is_reported_at_once() {
     for args in [
         &["--discover", ApiServer::URL][..],
         &["--report", "/no/such/directory/report.html"],
@@ -252,13 +252,13 @@ fn what_will_not_change_by_waiting_fails_at_once() {
     }
 }
 
-/// A file of this test's own.
+/// A file that only this test uses.
 fn report(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("zmq-echo-load-{}-{name}.html", std::process::id()))
 }
 
 #[test]
-fn a_report_is_left_as_it_was_until_there_is_a_new_one() {
+fn an_old_report_stays_until_a_new_one_is_complete() {
     let (_socket, address) = refusing();
     let nobody = format!("tcp://{address}");
     let server = Server::start(&[]);
@@ -279,9 +279,9 @@ fn a_report_is_left_as_it_was_until_there_is_a_new_one() {
 }
 
 #[test]
-fn a_report_that_cannot_be_finished_costs_no_result() {
+fn a_report_that_cannot_be_written_does_not_lose_the_result() {
     let server = Server::start(&[]);
-    // Can be opened, and has no room.
+    // It can be opened, but has no space.
     let args = ["--duration", "100ms", "--report", "/dev/full"];
     let output = load(&[&[&*server.endpoint], &args[..], &PATIENT].concat());
     assert_eq!(output.status.code(), Some(1));
@@ -333,7 +333,7 @@ fn an_endpoint_that_comes_during_the_run_and_is_never_reached_is_in_the_result()
     run.args(["--discover", &dns.url(NAME, port), "--duration", "1h", "--rate", "100"]);
     let mut run = Process::spawn(run.args(["--output", "json"]).args(PATIENT));
     server.wait_for_metric(r#"zmq_echo_requests_total{source="client"}"#, |count| count >= 10.0);
-    // Nobody listens there.
+    // Nothing listens there.
     dns.set(NAME, &["127.0.0.1", "127.0.0.9"], 0);
     let asked = || dns.questions().len();
     let goal = asked() + 8;
@@ -347,7 +347,7 @@ fn an_endpoint_that_comes_during_the_run_and_is_never_reached_is_in_the_result()
 }
 
 #[test]
-fn what_an_api_server_says_forges_no_record_and_steers_no_terminal() {
+fn text_from_an_api_server_cannot_forge_records_or_control_a_terminal() {
     let forged = "2026-11-29T00:00:00Z  INFO zmq_echo_client::pool: endpoint added";
     let message = format!("no\n{forged}\r\u{1b}[2K\u{9b}31m\u{2028}\u{202e}yes\u{2066} é");
     let api = ApiServer::start();

@@ -1,4 +1,4 @@
-//! What this process's own code logs, each record held to docs/logs.md.
+//! Checks each record that this process's own code logs against docs/logs.md.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -8,10 +8,11 @@ use serde_json::Value as Json;
 
 use super::documented::assert_documented;
 
-/// What is logged on this thread.
+/// The records of this thread.
 ///
-/// The subscriber is the process's, as interest in a callsite is remembered for all
-/// threads at once: one of a thread alone misses what another thread came by first.
+/// The subscriber is set for the whole process, because interest in a callsite is cached for all
+/// threads at once. A thread's own subscriber would miss callsites that another thread reached
+/// first.
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 thread_local! {
@@ -36,7 +37,7 @@ impl Log {
         Self(text)
     }
 
-    /// How many records of info and above there are, and how many with this in them.
+    /// The number of records at info and above, and how many of them contain this text.
     #[track_caller]
     pub fn count(&self, part: &str) -> (usize, usize) {
         let mut records = self.records();

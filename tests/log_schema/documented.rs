@@ -1,4 +1,4 @@
-//! What docs/logs.md says of each record.
+//! What docs/logs.md documents about each record.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +38,7 @@ pub fn documented_in(section: &str) -> Records {
     records
 }
 
-/// The type of each field, of those of every record or of the others.
+/// The types of the fields in the table under this heading.
 pub fn types(heading: &str) -> BTreeMap<String, String> {
     let rows = table_of(LOGS, heading, "| field | type |");
     rows.into_iter().map(|row| (row[0].clone(), row[1].clone())).collect()

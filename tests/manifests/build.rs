@@ -1,5 +1,5 @@
-//! What a cluster gets: the base, each component over it, and every overlay, built
-//! by kustomize and read with the types of the API.
+//! What a cluster gets: the base, each component on top of it, and every overlay, built by
+//! kustomize and read with the API's types.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -19,17 +19,17 @@ pub const NAME: &str = "zmq-echo";
 /// The release that the manifests are for.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The first minor version of kubectl whose kustomize knows components.
+/// The first minor version of kubectl whose kustomize supports components.
 const KUBECTL_MINOR: u32 = 21;
 
-/// One way to apply the manifests, with everything that it makes.
+/// One way to apply the manifests, with all the objects that result.
 pub struct Variant {
     /// Such as `base`, `components-load` or `overlays-local`.
     pub name: String,
     pub documents: Vec<Value>,
 }
 
-/// A pod as a workload of a variant makes it.
+/// A pod as created by a workload of a variant.
 pub struct Pod {
     /// Such as `base: Deployment/zmq-echo`.
     pub origin: String,
@@ -100,7 +100,7 @@ impl Variant {
 }
 
 impl Pod {
-    /// All its containers, those that run first included.
+    /// All its containers, including init containers.
     pub fn containers(&self) -> impl Iterator<Item = &Container> {
         self.spec.containers.iter().chain(self.spec.init_containers.iter().flatten())
     }
@@ -116,14 +116,14 @@ pub fn name_of(document: &Value) -> String {
     format!("{}/{}", text(&document["kind"]), text(&document["metadata"]["name"]))
 }
 
-/// The Deployment, with ways to what the tests ask of it.
+/// The Deployment, with accessors for what the tests check.
 pub struct Server {
     pub variant: &'static str,
     pub deployment: Deployment,
 }
 
 impl Server {
-    /// That of every variant.
+    /// The server of every variant.
     pub fn all() -> Vec<Self> {
         variants().iter().map(Variant::server).collect()
     }
@@ -141,7 +141,7 @@ impl Server {
         container
     }
 
-    /// The number of a port that is named.
+    /// The number of a named port.
     pub fn port(&self, name: &str) -> i32 {
         let ports = self.container().ports.iter().flatten();
         let mut named = ports.filter(|port| port.name.as_deref() == Some(name));
@@ -170,15 +170,15 @@ fn check_kubectl() {
     assert!(minor >= Some(KUBECTL_MINOR), "{}", missing(&format!("this one is {version}")));
 }
 
-/// Where the manifests are built, and stay.
+/// The directory in which the manifests are built and kept.
 fn work() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("manifests")
 }
 
 fn build_all() -> Vec<Variant> {
     check_kubectl();
-    // A copy, for a kustomization may only name what lies beside it, and those
-    // that take a component over the base are made here.
+    // A copy, because a kustomization may only name files next to it, and because the ones that add
+    // a component to the base are created here.
     let _ = fs::remove_dir_all(work());
     let tree = work().join("k8s");
     copy(&root().join("k8s"), &tree);
@@ -194,8 +194,8 @@ fn build_all() -> Vec<Variant> {
     variants
 }
 
-/// What a kustomization makes that stands in a directory of its own beside `parent`'s
-/// others.
+/// The objects built from this kustomization, in its own directory next to the others under
+/// `parent`.
 pub fn build_beside(parent: &str, name: &str, kustomization: &str) -> Variant {
     build(name, &directory_beside(parent, name, kustomization))
 }
@@ -206,7 +206,7 @@ pub fn builds_beside(parent: &str, name: &str, kustomization: &str) -> bool {
     kubectl(&["kustomize", directory.to_str().unwrap()]).status.success()
 }
 
-/// A directory with a kustomization beside the others under `parent`.
+/// A directory with a kustomization, next to the others under `parent`.
 pub fn directory_beside(parent: &str, name: &str, kustomization: &str) -> PathBuf {
     variants();
     let directory = work().join("k8s").join(parent).join(name);
@@ -229,7 +229,7 @@ fn over_base(directory: &Path, component: &Path) -> PathBuf {
 fn build(name: &str, directory: &Path) -> Variant {
     let output = kubectl(&["kustomize", directory.to_str().unwrap()]);
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-    // What is deprecated in a kustomization is said here.
+    // kustomize reports deprecated fields here.
     assert!(output.stderr.is_empty(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     let yaml = String::from_utf8(output.stdout).unwrap();
     fs::write(work().join(format!("{name}.yaml")), &yaml).unwrap();

@@ -1,5 +1,5 @@
-//! The dashboard is one that Grafana takes as it is, by its sidecar or by hand, that
-//! reads the same whatever the number of pods, and that says what to do.
+//! Grafana accepts the dashboard unchanged, through its sidecar or by hand. It reads the same for
+//! any number of pods, and says what to do.
 
 use std::collections::BTreeSet;
 
@@ -11,15 +11,15 @@ use zmtp::Reason;
 use crate::build::{NAME, Variant, root, variant};
 use crate::monitoring::{PROMETHEUS, component_file};
 
-/// The file that the sidecar writes, in a directory with everyone's.
+/// The file that the sidecar writes, in a directory shared by all dashboards.
 const FILE: &str = "zmq-echo.json";
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 
-/// How far Grafana's grid goes.
+/// The width of Grafana's grid.
 const COLUMNS: u64 = 24;
 
-/// The most that `kubectl apply` can keep of an object in its annotation.
+/// Maximum size of an object that `kubectl apply` can keep in its annotation.
 const APPLIED: usize = 256 << 10;
 
 fn with_dashboard() -> &'static Variant {
@@ -58,7 +58,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
 }
 
-/// Each value of fields with this name, however deep.
+/// Each value of a field with this name, at any depth.
 fn fields<'a>(value: &'a Value, name: &str, found: &mut Vec<&'a Value>) {
     match value {
         Value::Object(inner) => {
@@ -79,7 +79,7 @@ fn expressions() -> Vec<String> {
     found.into_iter().map(|expression| text(expression).to_owned()).collect()
 }
 
-/// The matchers behind each time that an expression names a metric.
+/// The matchers after each use of a metric in an expression.
 fn matchers<'a>(expression: &'a str, metric: &str) -> Vec<&'a str> {
     let opened = format!("{metric}{{");
     let uses = expression.split(&opened).skip(1);
@@ -92,7 +92,7 @@ fn assert_unique<T: Ord + std::fmt::Debug>(values: Vec<T>) {
 }
 
 #[test]
-fn the_sidecar_finds_the_file() {
+fn the_dashboard_sidecar_finds_the_file() {
     let map = config_map();
     let labels = map.metadata.labels.unwrap();
     assert_eq!(labels.get("grafana_dashboard").map(String::as_str), Some("1"));
@@ -101,25 +101,25 @@ fn the_sidecar_finds_the_file() {
 }
 
 #[test]
-fn it_can_be_applied() {
+fn the_dashboard_can_be_applied() {
     let is_it = |document: &&Value| document["metadata"]["name"] == "zmq-echo-dashboard";
     let document = with_dashboard().documents.iter().find(is_it).unwrap();
     assert!(document.to_string().len() < APPLIED);
 }
 
 #[test]
-fn nothing_has_to_be_filled_in_when_it_is_imported() {
+fn the_dashboard_can_be_imported_without_input() {
     let dashboard = dashboard();
     for name in ["__inputs", "__requires", "id"] {
         assert_eq!(dashboard.get(name), None, "{name}");
     }
     assert_eq!(dashboard["uid"], NAME, "links to it stay right");
-    // Grafana 11's: newer ones read it, and it is no older than they like.
+    // Grafana 11's version: newer releases read it too, and do not warn that it is too old.
     assert_eq!(dashboard["schemaVersion"], 39);
 }
 
 #[test]
-fn panels_and_queries_can_be_told_apart() {
+fn panels_and_queries_have_unique_ids_and_titles() {
     let all = panels_and_rows();
     assert_unique(all.iter().map(|panel| panel["id"].as_u64().expect("an id")).collect());
     assert_unique(panels().iter().map(|panel| text(&panel["title"]).to_owned()).collect());
@@ -129,7 +129,7 @@ fn panels_and_queries_can_be_told_apart() {
 }
 
 #[test]
-fn no_panel_lies_on_another() {
+fn no_panel_overlaps_another() {
     let mut taken = BTreeSet::new();
     for panel in panels_and_rows() {
         let [x, y, w, h] =
@@ -139,13 +139,13 @@ fn no_panel_lies_on_another() {
             assert!(taken.insert(cell), "{} lies on another panel", panel["title"]);
         }
     }
-    // And none leaves a hole.
+    // No gaps are left either.
     let rows = taken.iter().map(|(_, y)| y + 1).max().unwrap();
     assert_eq!(taken.len() as u64, COLUMNS * rows);
 }
 
 #[test]
-fn every_data_source_is_the_one_that_is_chosen() {
+fn every_panel_uses_the_selected_data_source() {
     let dashboard = dashboard();
     let chosen = json!({ "type": "prometheus", "uid": "${datasource}" });
     let mut found = Vec::new();
@@ -159,9 +159,9 @@ fn every_data_source_is_the_one_that_is_chosen() {
     assert_eq!(variables[0]["query"], "prometheus");
 }
 
-/// "All" is a pattern and no list: pods come and go while one looks.
+/// "All" is a pattern and not a list, because pods come and go while somebody watches.
 #[test]
-fn all_pods_are_those_that_come_too() {
+fn selecting_all_pods_includes_pods_that_start_later() {
     let dashboard = dashboard();
     let pod = &dashboard["templating"]["list"][2];
     assert_eq!((&pod["multi"], &pod["includeAll"]), (&json!(true), &json!(true)));
@@ -170,7 +170,7 @@ fn all_pods_are_those_that_come_too() {
 }
 
 #[test]
-fn nothing_is_shown_of_another_namespace() {
+fn no_panel_shows_another_namespace() {
     for expression in expressions() {
         for selector in expression.split('{').skip(1) {
             let ours = ["namespace=\"$namespace\"", "namespace=~\"$namespace|\""];
@@ -181,12 +181,12 @@ fn nothing_is_shown_of_another_namespace() {
 }
 
 #[test]
-fn probes_move_nothing() {
+fn probes_do_not_change_any_panel() {
     for expression in expressions() {
         for matchers in matchers(&expression, "zmq_echo_requests_total") {
             assert!(matchers.contains("source=\"client\""), "{expression}");
         }
-        // They connect, and leave by themselves.
+        // These peers connect, and leave by themselves.
         for matchers in matchers(&expression, "zmq_echo_disconnections_total") {
             assert!(matchers.contains("reason!=\"closed\""), "{expression}");
         }
@@ -203,7 +203,7 @@ fn every_panel_has_a_unit_and_says_what_to_do() {
     }
 }
 
-/// What a heading of a Markdown page is reached by.
+/// The anchor of a heading in a Markdown page.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -".contains(*c));
     kept.collect::<String>().trim().to_lowercase().replace(' ', "-")
@@ -220,7 +220,7 @@ fn runbooks() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_runbook_that_is_named_is_there() {
+fn every_runbook_named_on_the_dashboard_exists() {
     let headings = OPERATIONS.lines().filter(|line| line.starts_with("##"));
     let there: BTreeSet<_> = headings.map(|line| anchor(line.trim_start_matches('#'))).collect();
     let missing: Vec<_> = runbooks().difference(&there).cloned().collect();
@@ -235,7 +235,7 @@ fn alerts() -> Vec<(String, String)> {
 }
 
 #[test]
-fn every_alert_has_a_panel_that_shows_what_it_is_about() {
+fn every_alert_has_a_panel_for_its_subject() {
     let runbooks = runbooks();
     for (alert, _) in alerts() {
         assert!(runbooks.contains(&alert.to_lowercase()), "{alert}");
@@ -260,14 +260,14 @@ fn red(panel: &Value, field: Option<&str>) -> f64 {
 }
 
 #[test]
-fn what_is_red_is_where_an_alert_fires() {
+fn a_panel_turns_red_where_its_alert_fires() {
     let alerts = alerts();
     for (title, field, alert, condition, value) in [
         ("Slower than 10 ms", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4 * 0.001),
         ("Use of the latency objective", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4),
-        ("Without a reply", None, "Errors", "> 0.01", 0.01),
-        ("Share of a pod", None, "PodAboveShare", "ratio_to_others > 3", 3.0),
-        ("Nearest to a limit", None, "PeersNearLimit", "> 0.8", 0.8),
+        ("Failed requests", None, "Errors", "> 0.01", 0.01),
+        ("Load of a pod relative to the others", None, "PodAboveShare", "ratio_to_others > 3", 3.0),
+        ("Closest to a limit", None, "PeersNearLimit", "> 0.8", 0.8),
         ("Limits", None, "BuffersNearLimit", "> 0.8", 0.8),
         ("CPU", None, "CpuNearLimit", "> 0.8", 0.8),
         ("Pods now", Some("CPU"), "CpuNearLimit", "> 0.8", 0.8),
@@ -286,10 +286,9 @@ fn what_is_red_is_where_an_alert_fires() {
     assert!(list(&panel["targets"]).iter().all(|one| text(&one["expr"]).ends_with(" / 0.001")));
 }
 
-/// Thirty lines in a panel are a wall: those that stand out are named, and the others
-/// are one line.
+/// Thirty lines in a panel are unreadable, so only outliers are named and the others are one line.
 #[test]
-fn it_reads_at_thirty_pods_as_at_three() {
+fn the_dashboard_is_as_readable_with_thirty_pods_as_with_three() {
     for panel in panels().iter().filter(|panel| panel["type"] == "timeseries") {
         let legend = &panel["options"]["legend"];
         assert_eq!(legend["displayMode"], "table", "{}", panel["title"]);
@@ -303,7 +302,7 @@ fn it_reads_at_thirty_pods_as_at_three() {
 }
 
 #[test]
-fn every_reason_has_its_colour() {
+fn every_reason_has_a_colour() {
     let coloured = |title: &str| -> BTreeSet<String> {
         let panel = panel(title);
         let overrides = list(&panel["fieldConfig"]["overrides"]).iter();
@@ -315,13 +314,13 @@ fn every_reason_has_its_colour() {
     };
     assert_eq!(coloured("Handshake failures by reason"), reasons(Reason::before_ready));
     let mut later = reasons(Reason::after_ready);
-    // Who leaves by themselves is not shown there.
+    // Peers that leave by themselves are not shown there.
     later.remove("closed");
     assert_eq!(coloured("Disconnections by reason"), later);
 }
 
 #[test]
-fn the_replicas_that_are_wanted_are_those_of_the_manifests() {
+fn the_wanted_replicas_on_the_dashboard_match_the_manifests() {
     let autoscaler: HorizontalPodAutoscaler = variant("components-hpa").named(NAME);
     assert_eq!(autoscaler.spec.scale_target_ref.name, NAME);
     let expressions = expressions();
@@ -331,14 +330,14 @@ fn the_replicas_that_are_wanted_are_those_of_the_manifests() {
     ] {
         let uses: Vec<_> = expressions.iter().flat_map(|text| matchers(text, metric)).collect();
         assert!(!uses.is_empty(), "{metric}");
-        // With a namePrefix too.
+        // This also works with a namePrefix.
         let named = format!("{label}=~\"(.*-)?{NAME}\"");
         assert!(uses.iter().all(|it| it.contains(&named)), "{uses:?}");
     }
 }
 
 #[test]
-fn the_page_about_it_is_right() {
+fn the_document_about_the_dashboard_is_correct() {
     let (_, section) = OPERATIONS.split_once("\n### The dashboard\n").expect("a section");
     let section = section.split("\n## ").next().unwrap();
     let named = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());

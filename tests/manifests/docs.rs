@@ -1,4 +1,4 @@
-//! docs/operations.md, docs/kubernetes.md and the README say what the manifests say.
+//! docs/operations.md, docs/kubernetes.md and the README match the manifests.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -30,20 +30,20 @@ const KUBERNETES: &str = include_str!("../../docs/kubernetes.md");
 const README: &str = include_str!("../../README.md");
 const DEPLOYMENT: &str = include_str!("../../k8s/base/deployment.yaml");
 
-/// The rows of the table whose header starts so, cells trimmed.
+/// The rows of the table whose header starts with these columns, with trimmed cells.
 fn table(text: &'static str, header: &str) -> Vec<Vec<&'static str>> {
     let (_, rest) = text.split_once(header).unwrap_or_else(|| panic!("no table `{header}`"));
     let rows = rest.lines().skip(2).take_while(|line| line.starts_with('|'));
     rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
 }
 
-/// What stands between backticks, outside of code blocks.
+/// The text between backticks, outside code blocks.
 fn code(text: &'static str) -> impl Iterator<Item = &'static str> {
     let prose = text.split("```").step_by(2);
     prose.flat_map(|prose| prose.split('`').skip(1).step_by(2))
 }
 
-/// A text says a sentence, over however many lines, and be they YAML's comments.
+/// Checks that a text contains a sentence, even across lines or in YAML comments.
 #[track_caller]
 fn says(text: &str, sentence: &str) {
     let words: Vec<_> = text.split_whitespace().filter(|word| *word != "#").collect();
@@ -63,7 +63,7 @@ fn plain(duration: Duration) -> String {
 }
 
 #[test]
-fn the_timeline_has_the_times_of_the_manifests() {
+fn the_documented_timeline_matches_the_manifests() {
     for server in base_and_production() {
         let (drain, pre_stop) = (config(&server).drain(), pre_stop(&server));
         let listening = pre_stop + drain.delay;
@@ -83,7 +83,7 @@ fn the_timeline_has_the_times_of_the_manifests() {
 }
 
 #[test]
-fn the_times_in_the_text_are_those_of_the_manifests() {
+fn the_documented_times_match_the_manifests() {
     let server = base();
     let (drain, pre_stop, grace) = (config(&server).drain(), pre_stop(&server), grace(&server));
     says(
@@ -100,7 +100,7 @@ fn the_times_in_the_text_are_those_of_the_manifests() {
     says(
         DEPLOYMENT,
         &format!(
-            "Above preStop ({} s) and the drain's timeout ({} s), with {} s to spare",
+            "Longer than preStop ({} s) plus the drain timeout ({} s), with {} s to spare",
             pre_stop.as_secs(),
             drain.timeout.as_secs(),
             (grace - pre_stop - drain.timeout).as_secs(),
@@ -109,7 +109,7 @@ fn the_times_in_the_text_are_those_of_the_manifests() {
 }
 
 #[test]
-fn the_probes_in_the_text_are_those_of_the_manifests() {
+fn the_documented_probes_match_the_manifests() {
     let server = base();
     let container = server.container();
     let liveness = container.liveness_probe.as_ref().unwrap();
@@ -129,17 +129,17 @@ fn the_probes_in_the_text_are_those_of_the_manifests() {
     let shorter = liveness.termination_grace_period_seconds.unwrap();
     let usual = grace(&server).as_secs();
     says(OPERATIONS, &format!("such a container has {shorter} s instead of {usual} to leave"));
-    says(DEPLOYMENT, "Three in a row,");
-    says(DEPLOYMENT, &format!("every {period} s, for each is a process"));
+    says(DEPLOYMENT, "Three failures in a row,");
+    says(DEPLOYMENT, &format!("Every {period} s, because each probe starts a process"));
     says(DEPLOYMENT, &format!("gives up after {limit}"));
-    // 5 ms each time.
+    // Each probe takes 5 ms.
     says(OPERATIONS, &format!("At every {period} s it is {} millicores", 5.0 / period as f64));
     let cpu = resource(container, "requests", "cpu").unwrap();
     says(OPERATIONS, &format!("of {cpu} that it asked for"));
 }
 
 #[test]
-fn the_sizes_are_those_of_the_manifests() {
+fn the_documented_sizes_match_the_manifests() {
     let of_both = |value: &dyn Fn(&Server) -> String| base_and_production().map(|one| value(&one));
     let requested = |list: &'static str, name: &'static str| {
         of_both(&move |server| resource(server.container(), list, name).unwrap())
@@ -158,7 +158,7 @@ fn the_sizes_are_those_of_the_manifests() {
 }
 
 #[test]
-fn the_memory_adds_up_as_the_code_has_it() {
+fn the_documented_memory_matches_the_formula_in_the_code() {
     let both = base_and_production();
     let rows = table(OPERATIONS, "| MiB | base | production |");
     for (column, server) in both.iter().enumerate() {
@@ -191,7 +191,7 @@ fn parts(limits: &Limits) -> [usize; 7] {
 }
 
 #[test]
-fn the_rates_are_what_the_cpu_request_carries() {
+fn the_documented_rates_match_the_cpu_request() {
     let cpu = resource(base().container(), "requests", "cpu").unwrap();
     let millicores: f64 = cpu.strip_suffix('m').unwrap().parse().unwrap();
     for row in table(OPERATIONS, "| clients | CPU of a message |") {
@@ -203,7 +203,7 @@ fn the_rates_are_what_the_cpu_request_carries() {
 }
 
 #[test]
-fn the_metrics_that_scale_are_those_of_the_autoscaler() {
+fn the_documented_scaling_metrics_match_the_autoscaler() {
     let rows = table(OPERATIONS, "| metric | each pod's target |");
     let stated: Vec<_> = rows
         .iter()
@@ -222,7 +222,7 @@ fn the_metrics_that_scale_are_those_of_the_autoscaler() {
 }
 
 #[test]
-fn every_series_that_is_named_is_there() {
+fn every_documented_series_exists() {
     let (_, scraped) = base_metrics();
     let texts = sources().into_iter().map(|(_, text)| text).chain([OPERATIONS.to_owned()]);
     let (rules, _) = component_file("prometheus/rules.yml");
@@ -241,7 +241,7 @@ fn every_series_that_is_named_is_there() {
     }
 }
 
-/// Under its own name, as a part of a histogram, or as the beginning of a pattern.
+/// Whether a word is a series, a part of a histogram, or the beginning of a series' name.
 fn is_scraped(scraped: &str, word: &str) -> bool {
     let family = ["_bucket", "_count", "_sum"].iter().find_map(|part| word.strip_suffix(part));
     let is_histogram = |name| scraped.contains(&format!("# TYPE {name} histogram\n"));
@@ -250,7 +250,7 @@ fn is_scraped(scraped: &str, word: &str) -> bool {
         || word.ends_with('_') && scraped.contains(&format!("# TYPE {word}"))
 }
 
-/// Says it itself, or has it from a counter.
+/// Whether the adapter's values name it, or derive it from a counter.
 fn made_by_the_adapter(values: &str, word: &str) -> bool {
     let counter = word.strip_suffix("_per_second").map(|name| format!("{name}_total{{"));
     values.contains(&format!("as: {word}\n"))
@@ -262,7 +262,7 @@ fn base_metrics() -> (u16, String) {
 }
 
 #[test]
-fn every_flag_that_is_named_is_one() {
+fn every_documented_flag_exists() {
     let flags: BTreeSet<_> = [EchoConfig::command(), ProbeConfig::command(), LoadConfig::command()]
         .iter()
         .flat_map(|command| command.get_arguments())
@@ -276,7 +276,7 @@ fn every_flag_that_is_named_is_one() {
 }
 
 #[test]
-fn every_reason_that_is_named_is_one() {
+fn every_documented_reason_exists() {
     let rows = table(OPERATIONS, "| symptom | look at |");
     let reasons = rows.iter().filter(|row| row[0].starts_with("clients "));
     let mut seen = 0;
@@ -291,7 +291,7 @@ fn every_reason_that_is_named_is_one() {
 }
 
 #[test]
-fn every_object_that_is_named_is_there() {
+fn every_documented_object_exists() {
     let there: BTreeSet<_> =
         variant("overlays-local").documents.iter().map(|one| name_of(one).to_lowercase()).collect();
     let words = [OPERATIONS, KUBERNETES, README]
@@ -307,7 +307,7 @@ fn every_object_that_is_named_is_there() {
 }
 
 #[test]
-fn every_service_and_path_that_is_named_is_there() {
+fn every_documented_service_and_path_exists() {
     let there: BTreeSet<_> = variant("overlays-autoscaled")
         .documents
         .iter()
@@ -346,7 +346,7 @@ fn the_other_probes_are_an_overlay_that_builds_and_asks_the_side_port() {
     asks(&container.readiness_probe, "/readyz");
     let grace = |probe: &Option<Probe>| probe.as_ref().unwrap().termination_grace_period_seconds;
     assert_eq!(grace(&container.liveness_probe), grace(&base().container().liveness_probe));
-    // It reports by itself after this.
+    // The server reports by itself after this limit.
     let timeout = seconds(container.liveness_probe.as_ref().unwrap().timeout_seconds);
     assert!(timeout > zmq_echo::side_port::LIVE_LIMIT);
 }
@@ -356,7 +356,7 @@ fn production_takes_an_image_by_its_digest_with_the_commands_of_the_documents() 
     let blocks = blocks_of(KUBERNETES);
     let block = blocks.iter().find(|block| block.contains("sha256:DIGEST")).unwrap();
     let [set, apply] = &commands_of(block)[..] else { panic!("two commands") };
-    // In a copy, and with kustomize in place of a cluster.
+    // In a copy, with kustomize instead of a cluster.
     let overlay = "k8s/overlays/production";
     assert_eq!(apply, &format!("kubectl apply -k {overlay}"));
     let text = std::fs::read_to_string(root().join(overlay).join("kustomization.yaml")).unwrap();
@@ -377,13 +377,13 @@ fn production_takes_an_image_by_its_digest_with_the_commands_of_the_documents() 
     );
 }
 
-/// Each is run against a cluster that is away: it gets as far as that, so its flags and its
-/// files are right.
+/// Each command is run against a cluster that cannot be reached. If it gets as far as connecting,
+/// its flags and files are right.
 #[test]
 fn every_kubectl_command_fails_only_because_there_is_no_cluster() {
     let mut count = 0;
     for (file, command) in commands() {
-        // One that reads another's output has to run with it.
+        // A command that reads another's output must run together with it.
         for part in command.split(" && ").filter(|part| part.starts_with("kubectl ")) {
             let part = part.split("    #").next().unwrap();
             let away = Command::new("sh")
@@ -403,7 +403,7 @@ fn every_kubectl_command_fails_only_because_there_is_no_cluster() {
     assert!(count > 20, "{count}");
 }
 
-/// The configuration of a cluster at a port on which nothing listens.
+/// The configuration of a cluster at a port without a listener.
 fn away() -> PathBuf {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let server = format!("http://{}", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! One Deployment, one image, the release's tag, and no digest that nobody verified.
+//! One Deployment, one image, the release's tag, and no unverified digest.
 
 use k8s_openapi::api::apps::v1::Deployment;
 
@@ -14,7 +14,7 @@ fn there_is_one_deployment_of_the_server_in_the_tree() {
             parse(&text).into_iter().map(move |document| (path.clone(), document))
         })
         .filter(|(_, document)| document["kind"] == "Deployment")
-        // What has no selector is a patch.
+        // A Deployment without a selector is a patch.
         .filter(|(_, document)| document.pointer("/spec/selector").is_some())
         .filter(|(_, document)| {
             document.pointer("/spec/template/spec/containers/0/image").unwrap() == NAME
@@ -25,7 +25,7 @@ fn there_is_one_deployment_of_the_server_in_the_tree() {
 }
 
 #[test]
-fn every_container_of_ours_runs_this_release() {
+fn every_container_of_this_project_runs_this_release() {
     for pod in pods() {
         for container in pod.containers() {
             let image = container.image.as_deref().expect("an image");
@@ -39,7 +39,7 @@ fn every_container_of_ours_runs_this_release() {
 }
 
 #[test]
-fn no_digest_stands_in_the_tree() {
+fn no_image_digest_is_committed() {
     for (path, text) in sources() {
         for after in text.split("sha256:").skip(1) {
             assert!(after.starts_with("DIGEST"), "{}", path.display());
@@ -51,7 +51,7 @@ fn no_digest_stands_in_the_tree() {
 fn a_digest_reaches_the_deployment_and_no_component_takes_it_off() {
     let digest = format!("sha256:{}", "0".repeat(64));
     let image = format!("registry.example/{NAME}@{digest}");
-    // As the README has it, and load over it.
+    // As in the README, with the load on top.
     let with_digest = format!(
         "resources: [../production]\n\
          images: [{{name: {NAME}, newName: registry.example/{NAME}, digest: '{digest}'}}]\n"
@@ -66,7 +66,7 @@ fn a_digest_reaches_the_deployment_and_no_component_takes_it_off() {
 }
 
 #[test]
-fn every_command_of_ours_is_a_program_of_the_image() {
+fn every_command_of_this_project_is_a_program_in_the_image() {
     for pod in pods() {
         for container in pod.containers() {
             let [command] = &container.command.clone().unwrap_or_default()[..] else { continue };

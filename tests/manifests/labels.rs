@@ -1,4 +1,4 @@
-//! The recommended labels are everywhere, and selectors take what they are for.
+//! The recommended labels are on every object, and selectors match what they should.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ const RECOMMENDED: [&str; 6] = [
     "app.kubernetes.io/managed-by",
 ];
 
-/// Whether a selector takes a pod. One that is empty takes every pod.
+/// Whether a selector matches a pod. An empty selector matches every pod.
 pub fn selects(selector: &LabelSelector, pod: &Pod) -> bool {
     assert_eq!(selector.match_expressions, None, "labels say enough");
     takes(selector.match_labels.as_ref(), pod)
@@ -35,7 +35,7 @@ fn takes(labels: Option<&BTreeMap<String, String>>, pod: &Pod) -> bool {
     labels.all(|(name, value)| pod.label(name) == Some(value))
 }
 
-/// Which pods of a variant a selector takes, by their `name` label.
+/// The pods of a variant that a selector matches, by their `name` label.
 fn selected(variant: &Variant, takes: impl Fn(&Pod) -> bool) -> Vec<String> {
     let pods = variant.pods();
     let names =
@@ -63,14 +63,14 @@ fn check_labels<'a>(who: &str, label: impl Fn(&str) -> Option<&'a str>) {
         assert!(label(name).is_some(), "{who} has no {name}");
     }
     assert_eq!(label("app.kubernetes.io/part-of"), Some(NAME), "{who}");
-    // Others' software, such as a collector, has a version of its own.
+    // Other software, such as a collector, has its own version.
     if label(NAME_LABEL).unwrap().starts_with(NAME) {
         assert_eq!(label(VERSION_LABEL), Some(VERSION), "{who}");
     }
 }
 
 #[test]
-fn what_is_the_servers_selects_the_server_and_nothing_else() {
+fn the_servers_objects_select_only_the_server() {
     for variant in variants() {
         let only_the_server = |what: &str, labels: Option<BTreeMap<String, String>>| {
             assert!(labels.is_some(), "{what}");
@@ -90,7 +90,7 @@ fn what_is_the_servers_selects_the_server_and_nothing_else() {
 }
 
 #[test]
-fn no_selector_takes_nobody() {
+fn every_selector_matches_a_pod() {
     for variant in variants() {
         for service in variant.all::<Service>() {
             let selector = service.spec.unwrap().selector;

@@ -1,4 +1,4 @@
-//! How pods come and go.
+//! How pods start and stop.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use crate::build::{Server, variant, variants};
 use crate::server::config;
 
-/// What the kubelet and the runtime may take beside the pod's own times.
+/// How long the kubelet and the runtime may take in addition to the pod's own times.
 const SPARE: Duration = Duration::from_secs(3);
 
-/// How long clients take to hear of a change: as long as DNS is asked again.
+/// How long clients take to learn about a change: the interval of DNS queries.
 const HEARD: Duration = Duration::from_secs(5);
 
 /// The seconds of the preStop sleep.
 pub fn pre_stop(server: &Server) -> Duration {
     let lifecycle = server.container().lifecycle.clone().expect("a lifecycle");
     let hook = lifecycle.pre_stop.expect("a preStop hook");
-    // Natively: the image has no shell.
+    // A native sleep, because the image has no shell.
     assert!(hook.exec.is_none() && hook.http_get.is_none(), "{hook:?}");
     Duration::from_secs(u64::try_from(hook.sleep.expect("a sleep").seconds).unwrap())
 }
@@ -29,16 +29,16 @@ pub fn grace(server: &Server) -> Duration {
 }
 
 #[test]
-fn the_drain_is_over_before_the_kubelet_kills() {
+fn the_drain_ends_before_the_kubelet_kills_the_pod() {
     for server in Server::all() {
-        // The drain's timeout includes its delay.
+        // The drain timeout includes the delay.
         let needed = pre_stop(&server) + config(&server).drain_timeout;
         assert!(grace(&server) >= needed + SPARE, "{}: {needed:?}", server.variant);
     }
 }
 
 #[test]
-fn a_pod_that_goes_accepts_until_clients_have_heard() {
+fn a_terminating_pod_accepts_until_clients_know_about_it() {
     for server in Server::all() {
         let accepting = pre_stop(&server) + config(&server).drain_delay;
         assert!(accepting >= HEARD, "{}: {accepting:?}", server.variant);
@@ -46,7 +46,7 @@ fn a_pod_that_goes_accepts_until_clients_have_heard() {
 }
 
 #[test]
-fn a_new_pod_is_known_to_clients_before_the_next_old_one_goes() {
+fn clients_know_a_new_pod_before_the_next_old_one_terminates() {
     for server in Server::all() {
         let ready = server.deployment.spec.min_ready_seconds.unwrap_or(0);
         assert!(ready >= i32::try_from(HEARD.as_secs()).unwrap(), "{}", server.variant);
@@ -55,7 +55,7 @@ fn a_new_pod_is_known_to_clients_before_the_next_old_one_goes() {
 
 #[test]
 fn a_rollout_is_not_given_up_while_a_node_is_being_added() {
-    // Cloud providers' autoscalers give a node up to a quarter of an hour.
+    // Cloud providers' autoscalers wait up to a quarter of an hour for a node.
     for server in Server::all() {
         let deadline = server.deployment.spec.progress_deadline_seconds;
         assert!(deadline >= Some(900), "{}", server.variant);
@@ -88,7 +88,7 @@ fn a_rollout_never_has_fewer_pods_than_asked_for() {
 }
 
 #[test]
-fn there_are_three_and_they_are_restarted() {
+fn there_are_three_replicas_and_they_are_restarted() {
     let server = variant("base").server();
     assert_eq!(server.deployment.spec.replicas, Some(3));
     assert_eq!(server.pod().restart_policy.as_deref(), Some("Always"));
@@ -110,7 +110,7 @@ fn pods_are_spread_over_nodes_and_over_zones_if_asked_each_revision_by_itself() 
     for server in Server::all() {
         let constraints = server.pod().topology_spread_constraints.clone().unwrap();
         let keys: Vec<_> = constraints.iter().map(|one| one.topology_key.as_str()).collect();
-        // On nodes without a zone label the second would disable the first.
+        // On nodes without a zone label, the second constraint would disable the first.
         let with_zones = server.variant == "components-zones";
         let expected = ["kubernetes.io/hostname", "topology.kubernetes.io/zone"];
         assert_eq!(keys, expected[..1 + usize::from(with_zones)], "{}", server.variant);

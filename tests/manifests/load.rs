@@ -1,4 +1,4 @@
-//! The Job's command line is one that the load generator takes, and it works.
+//! The Job's command line is valid for the load generator, and it works.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ fn config() -> LoadConfig {
 }
 
 #[test]
-fn it_follows_the_endpoints_of_the_headless_service_by_the_name_of_their_port() {
+fn the_load_follows_the_headless_service_by_its_port_name() {
     let headless: Service = with_load().named("zmq-echo-headless");
     let [port] = &headless.spec.unwrap().ports.unwrap()[..] else { panic!("one port") };
     let port = port.name.clone().unwrap();
@@ -52,31 +52,31 @@ fn it_follows_the_endpoints_of_the_headless_service_by_the_name_of_their_port() 
 }
 
 #[test]
-fn it_is_over_before_its_deadline() {
+fn the_load_job_ends_before_its_deadline() {
     let deadline = job().spec.unwrap().active_deadline_seconds.expect("a deadline");
     let config = config();
-    // The rest is for the image to be pulled.
+    // The rest is for pulling the image.
     let needed = config.wait.as_secs() + config.duration.as_secs();
     assert!(needed + 300 <= u64::try_from(deadline).unwrap());
 }
 
 #[test]
-fn it_waits_for_a_service_that_is_applied_with_it_and_no_other_container_does() {
+fn only_the_load_waits_for_a_service_applied_with_it() {
     let pod = job().spec.unwrap().template.spec.unwrap();
     assert_eq!((pod.containers.len(), pod.init_containers), (1, None));
-    // Longer than a server takes that has to be pulled and started first.
+    // Longer than a server takes to be pulled and started.
     assert!(config().wait >= Duration::from_secs(300));
 }
 
 #[test]
-fn it_is_run_once_and_goes_when_it_was_read() {
+fn the_load_job_runs_once_and_is_deleted_later() {
     let job = job().spec.unwrap();
     assert_eq!(job.backoff_limit, Some(0));
     assert!(job.ttl_seconds_after_finished > Some(0));
 }
 
 #[test]
-fn it_puts_a_server_under_load_as_it_is_written() {
+fn the_load_job_as_written_puts_a_server_under_load() {
     let server = support::Server::start(&[]);
     let container = container();
     let mut args = container.args.unwrap();
@@ -84,7 +84,7 @@ fn it_puts_a_server_under_load_as_it_is_written() {
     args.drain(discover..discover + 2);
     let duration = args.iter().position(|arg| arg == "--duration").expect("a duration");
     args[duration + 1] = "500ms".to_owned();
-    // A machine that runs other tests beside this one has no second to promise.
+    // A machine that runs other tests at the same time cannot promise a second.
     let timeout = args.iter().position(|arg| arg == "--timeout").expect("a timeout");
     args[timeout + 1] = "1m".to_owned();
     args.push(server.endpoint.clone());

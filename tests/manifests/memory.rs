@@ -7,21 +7,21 @@ use zmtp::router::Limits;
 use crate::build::{Server, pods};
 use crate::server::config;
 
-/// The process without a peer, and a probe beside it: 5 MiB and 4 MiB were measured.
+/// The process without clients, and a probe next to it: they measured 5 MiB and 4 MiB.
 pub const PROCESSES: usize = 16 << 20;
 
-/// What a connection to the side port can leave in the kernel: net.ipv4.tcp_rmem's
-/// default, for the server reads no more than a head of it.
+/// What a connection to the side port can leave in the kernel: the default of net.ipv4.tcp_rmem,
+/// because the server reads only the head of a request.
 pub const SIDE_CONNECTION: usize = 128 << 10;
 
-/// The most that the container can come to, in bytes.
+/// Upper bound on the container's memory, in bytes.
 pub fn most(limits: &Limits) -> usize {
     let side_port = side_port::CONNECTIONS * SIDE_CONNECTION;
     limits.most_memory() + sockets(limits) + side_port + log::QUEUE_BYTES + PROCESSES
 }
 
-/// The kernel's part, which counts towards a container: a buffer for requests and a
-/// quarter of it for replies, of which Linux makes the double.
+/// The kernel's part, which counts towards the container: a buffer for requests and a quarter of
+/// that for replies. Linux doubles both.
 pub fn sockets(limits: &Limits) -> usize {
     limits.peers * limits.socket_buffer * 5 / 2
 }
@@ -42,24 +42,24 @@ pub fn resource(container: &Container, list: &str, name: &str) -> Option<String>
 }
 
 #[test]
-fn the_limit_is_above_all_that_peers_can_take() {
+fn the_memory_limit_exceeds_all_that_peers_can_use() {
     for server in Server::all() {
         let limit = bytes(&resource(server.container(), "limits", "memory").expect("a limit"));
         let most = most(&config(&server).limits());
-        // And leaves an eighth, for what nobody has thought of.
+        // Leave an eighth for anything unforeseen.
         assert!(most <= limit / 8 * 7, "{}: {most} of {limit}", server.variant);
     }
 }
 
 #[test]
-fn the_formula_is_that_of_the_defaults_in_the_sockets_documentation() {
+fn the_memory_formula_matches_the_sockets_documentation() {
     // 6000 * 2.5 * 512 KiB.
     let limits = zmq_echo::config::ServerConfig::parse_args(["zmq-echo-server"]).unwrap().limits();
     assert_eq!(sockets(&limits), 6000 * 5 * (256 << 10));
 }
 
 #[test]
-fn every_container_asks_for_what_it_uses_and_is_bounded_in_memory_alone() {
+fn every_container_has_requests_and_only_a_memory_limit() {
     for pod in pods() {
         for container in pod.containers() {
             let stated = |list, name| resource(container, list, name);

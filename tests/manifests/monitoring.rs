@@ -1,5 +1,5 @@
-//! Both ways to be scraped lead to the same targets under the same names, and no
-//! Prometheus finds a target twice.
+//! Both ways of scraping reach the same targets under the same names, and no Prometheus finds a
+//! target twice.
 
 use std::path::Path;
 use std::time::Duration;
@@ -65,8 +65,8 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(&format!("prometheus.io/{name}")).map(String::as_str)
 }
 
-/// A Prometheus that looks for the annotation as most do, and also has the operator's targets,
-/// would have each pod twice, and each sum would be the double.
+/// A typical Prometheus looks for the annotation. If it also had the operator's targets, it would
+/// have each pod twice, and every sum would be doubled.
 #[test]
 fn a_pod_with_a_pod_monitor_does_not_ask_to_be_scraped_by_its_annotation() {
     let with_both = both_ways();
@@ -79,7 +79,7 @@ fn a_pod_with_a_pod_monitor_does_not_ask_to_be_scraped_by_its_annotation() {
     }
 }
 
-/// The components `prometheus` and `monitoring` at once.
+/// The components `prometheus` and `monitoring` together.
 fn both_ways() -> Variant {
     let kustomization = format!(
         "namespace: {NAME}\nresources: [../../base]\n\
@@ -88,10 +88,10 @@ fn both_ways() -> Variant {
     build_beside("overlays", "scraped-both-ways", &kustomization)
 }
 
-/// Our own Prometheus finds the servers with and without the operator: by their port, unless
-/// they say that they are not to be scraped. `live` runs the rule.
+/// The bundled Prometheus finds the servers with and without the operator: by their port, unless
+/// they opt out of scraping. `live` tests the rule.
 #[test]
-fn our_prometheus_finds_the_servers_beside_the_operators_too() {
+fn the_bundled_prometheus_finds_the_servers_even_next_to_the_operators() {
     let relabel = scrape_config()["relabel_configs"].clone();
     let keep: Vec<_> =
         relabel.as_array().unwrap().iter().filter(|rule| rule["action"] == "keep").collect();
@@ -115,7 +115,7 @@ fn our_prometheus_finds_the_servers_beside_the_operators_too() {
 }
 
 #[test]
-fn the_label_release_is_said_where_people_look_and_reaches_what_the_operator_selects() {
+fn the_release_label_is_documented_and_reaches_what_the_operator_selects() {
     let page = include_str!("../../docs/operations.md");
     let (_, section) = page.split_once("### The operator's `release` label\n").expect("a section");
     let shown = section.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
@@ -150,7 +150,7 @@ fn the_operators_rules_are_those_of_the_file() {
 }
 
 #[test]
-fn both_ways_scrape_as_often_and_keep_the_same() {
+fn both_monitoring_setups_have_the_same_interval_and_keep_the_same_series() {
     let (_, config) = component_file("prometheus/prometheus.yml");
     assert_eq!(endpoint()["interval"], config["global"]["scrape_interval"]);
     assert_eq!(endpoint()["scrapeTimeout"], config["global"]["scrape_timeout"]);
@@ -165,7 +165,7 @@ fn both_ways_scrape_as_often_and_keep_the_same() {
 }
 
 #[test]
-fn the_scrape_is_often_enough_to_see_a_drain_and_over_before_the_next() {
+fn scrapes_are_frequent_enough_to_see_a_drain_and_time_out_before_the_next() {
     let (_, config) = component_file("prometheus/prometheus.yml");
     let seconds = |name: &str| {
         let text = config["global"][name].as_str().unwrap();
@@ -193,7 +193,7 @@ fn the_operator_finds_the_servers_at_their_metrics() {
 }
 
 #[test]
-fn both_ways_call_the_job_by_the_pods_name_which_the_rules_know() {
+fn both_monitoring_setups_use_the_job_name_in_the_rules() {
     let label = pod_monitor()["jobLabel"].as_str().unwrap();
     let meta = format!("__meta_kubernetes_pod_label_{}", label.replace(['.', '/'], "_"));
     let relabel = scrape_config()["relabel_configs"].clone();
@@ -209,10 +209,10 @@ fn both_ways_call_the_job_by_the_pods_name_which_the_rules_know() {
     }
 }
 
-/// Exactly, for the package of Prometheus that the other tests run was built without
+/// Compared literally, because the Prometheus package used by the other tests was built without
 /// this discovery.
 #[test]
-fn the_discovery_is_of_pods_of_its_own_namespace_that_it_may_reach() {
+fn prometheus_discovers_only_pods_in_its_namespace_that_it_may_reach() {
     let label = "app.kubernetes.io/part-of";
     let expected = json!([{
         "role": "pod",
@@ -226,7 +226,7 @@ fn the_discovery_is_of_pods_of_its_own_namespace_that_it_may_reach() {
 }
 
 #[test]
-fn its_files_are_mounted_where_it_is_told_to_read_them() {
+fn prometheus_files_are_mounted_where_its_arguments_read_them() {
     let deployment: Deployment = with_prometheus().named(PROMETHEUS);
     let pod = deployment.spec.template.spec.unwrap();
     let mounts = container().volume_mounts.unwrap();
@@ -243,7 +243,7 @@ fn its_files_are_mounted_where_it_is_told_to_read_them() {
     let (config, parsed) = component_file("prometheus/prometheus.yml");
     assert_eq!(data[file.file_name().unwrap().to_str().unwrap()], config);
     for rules in parsed["rule_files"].as_array().unwrap() {
-        // Beside the config, from where such a path counts.
+        // Next to the configuration, which such a path is relative to.
         let name = rules.as_str().unwrap();
         assert_eq!(data[name], component_file(&format!("prometheus/{name}")).0);
     }
@@ -252,7 +252,7 @@ fn its_files_are_mounted_where_it_is_told_to_read_them() {
 }
 
 #[test]
-fn what_it_keeps_has_room_and_is_longer_than_the_longest_window() {
+fn prometheus_retention_fits_its_volume_and_covers_the_longest_window() {
     let deployment: Deployment = with_prometheus().named(PROMETHEUS);
     let volumes = deployment.spec.template.spec.unwrap().volumes.unwrap();
     let mut empty = volumes.into_iter().filter_map(|volume| volume.empty_dir);
@@ -269,7 +269,7 @@ fn what_it_keeps_has_room_and_is_longer_than_the_longest_window() {
 }
 
 #[test]
-fn its_service_leads_to_its_port() {
+fn the_prometheus_service_leads_to_its_port() {
     let service: Service = with_prometheus().named(PROMETHEUS);
     let [port] = &service.spec.unwrap().ports.unwrap()[..] else { panic!("one port") };
     let [opened] = &container().ports.unwrap()[..] else { panic!("one port") };

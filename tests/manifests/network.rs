@@ -1,4 +1,5 @@
-//! The network policies let through what the Deployment opens, to whom it is for.
+//! The network policies admit exactly the traffic that the Deployment serves, and only from the
+//! pods it is for.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +29,7 @@ fn named_pod(variant: &Variant, name: &str) -> Pod {
     pods.remove(0)
 }
 
-/// Who may reach which ports of the server.
+/// Which pods may reach which ports of the server.
 fn ingress_of_the_server(variant: &Variant) -> Vec<(Vec<NetworkPolicyPeer>, BTreeSet<i32>)> {
     let policies = policies_of(variant, &named_pod(variant, NAME));
     let rules = policies.into_iter().flat_map(|policy| policy.spec.unwrap().ingress);
@@ -38,7 +39,7 @@ fn ingress_of_the_server(variant: &Variant) -> Vec<(Vec<NetworkPolicyPeer>, BTre
         .collect()
 }
 
-/// The numbers of TCP ports; no other protocol is spoken here.
+/// The numbers of TCP ports. No other protocol is used here.
 fn tcp(ports: &[NetworkPolicyPort]) -> BTreeSet<i32> {
     let ports = ports.iter().map(|port| {
         assert_eq!(port.protocol.as_deref(), Some("TCP"));
@@ -68,7 +69,7 @@ fn labels(
 }
 
 #[test]
-fn nothing_comes_and_goes_that_no_policy_names() {
+fn all_traffic_that_no_policy_names_is_denied() {
     for variant in variants() {
         let policy: NetworkPolicy = variant.named("zmq-echo-default-deny");
         let spec = policy.spec.unwrap();
@@ -81,7 +82,7 @@ fn nothing_comes_and_goes_that_no_policy_names() {
 }
 
 #[test]
-fn what_is_let_in_is_what_the_deployment_opens() {
+fn the_policies_admit_exactly_the_ports_of_the_deployment() {
     for variant in variants() {
         let server = variant.server();
         let opened: BTreeSet<_> =
@@ -93,7 +94,7 @@ fn what_is_let_in_is_what_the_deployment_opens() {
 }
 
 #[test]
-fn each_port_is_for_those_that_are_labelled_for_it() {
+fn each_port_admits_only_pods_with_its_label() {
     let variant = variant("base");
     let server = variant.server();
     let rules = ingress_of_the_server(variant);
@@ -113,7 +114,7 @@ fn each_port_is_for_those_that_are_labelled_for_it() {
 }
 
 #[test]
-fn nobody_is_let_in_without_a_label() {
+fn no_pod_is_admitted_without_a_label() {
     for variant in variants() {
         for (peers, _) in ingress_of_the_server(variant) {
             assert!(!peers.is_empty(), "{}: an empty list is everyone", variant.name);
@@ -131,7 +132,7 @@ fn nobody_is_let_in_without_a_label() {
 }
 
 #[test]
-fn the_server_goes_nowhere() {
+fn the_server_has_no_egress() {
     for variant in variants() {
         for policy in policies_of(variant, &named_pod(variant, NAME)) {
             assert_eq!(policy.spec.unwrap().egress, None, "{}", variant.name);
@@ -162,7 +163,7 @@ fn the_load_reaches_the_server_and_the_ports_of_dns_and_api_servers_and_no_other
         .map(|port| (number(port), port.protocol.as_deref().unwrap()))
         .collect();
     assert_eq!(ports, [(53, "UDP"), (53, "TCP"), (5353, "UDP"), (5353, "TCP")]);
-    // The name server may be a pod, the node's cache or the cloud's own.
+    // DNS may be served by a pod, by the node's cache or by the cloud.
     assert_eq!(names.to, None);
 
     assert_eq!(tcp(api.ports.as_ref().unwrap()), BTreeSet::from(API));

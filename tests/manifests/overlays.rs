@@ -1,4 +1,4 @@
-//! What the overlays are there for.
+//! The purpose of each overlay.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Namespace;
@@ -24,7 +24,7 @@ fn a_local_cluster_refuses_pods_below_the_restricted_standard() {
     assert_eq!(labels["pod-security.kubernetes.io/enforce"], "restricted");
 }
 
-/// What production may be built from as well: the base, and every component.
+/// What production can also be built from: the base, and every component.
 #[test]
 fn faults_can_be_switched_on_a_local_cluster_and_nothing_is_simulated_in_production() {
     for server in Server::all() {
@@ -49,7 +49,7 @@ fn the_base_names_no_namespace_and_an_overlay_names_one_everywhere() {
 }
 
 #[test]
-fn production_depends_on_no_memory_that_others_may_have_taken() {
+fn production_memory_requests_equal_their_limits() {
     let server = variant("overlays-production").server();
     let memory = |list| resource(server.container(), list, "memory");
     assert_eq!(memory("requests"), memory("limits"));
@@ -90,7 +90,7 @@ fn production_with_zones_spreads_over_both_and_waits_for_either() {
 }
 
 #[test]
-fn production_waits_rather_than_crowd_and_a_single_node_does_not() {
+fn production_pods_wait_if_they_cannot_be_spread_and_local_pods_do_not() {
     for (name, rule) in
         [("overlays-production", "DoNotSchedule"), ("overlays-local", "ScheduleAnyway")]
     {

@@ -61,7 +61,7 @@ const VOLUMES: [&str; 8] = [
 const SELINUX_TYPES: [&str; 5] =
     ["", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"];
 
-/// Every pod keeps a rule, and one in which `violate` broke it does not.
+/// Checks that every pod keeps a rule, and that a pod in which `violate` broke it does not.
 #[track_caller]
 fn every_pod(keeps: impl Fn(&PodSpec) -> bool, violate: impl Fn(&mut PodSpec)) {
     for pod in pods() {
@@ -72,7 +72,7 @@ fn every_pod(keeps: impl Fn(&PodSpec) -> bool, violate: impl Fn(&mut PodSpec)) {
     assert!(!keeps(&broken), "the test does not notice");
 }
 
-/// The same for a rule about containers, of which a pod has two or three kinds.
+/// The same check for a rule about containers, of which a pod has two or three kinds.
 #[track_caller]
 fn every_container(keeps: impl Fn(&Container) -> bool, violate: impl Fn(&mut Container)) {
     let all = |pod: &PodSpec| {
@@ -238,7 +238,7 @@ fn no_weaker_app_armor_profile() {
             });
         },
     );
-    // As it was said before there was a field for it.
+    // The older form, from before there was a field for it.
     for pod in pods() {
         let annotations = pod.metadata.annotations.unwrap_or_default();
         let old = "container.apparmor.security.beta.kubernetes.io/";
@@ -389,7 +389,7 @@ fn the_root_file_system_is_read_only() {
     );
 }
 
-/// Whether a pod names a user or a group anywhere, which OpenShift refuses.
+/// Whether a pod sets a user or a group anywhere, which OpenShift rejects.
 pub fn fixes_a_user(pod: &PodSpec) -> bool {
     let groups = pod_context(pod);
     let users = stated(pod, |context| context.run_as_user, |context| context.run_as_user);

@@ -1,4 +1,4 @@
-//! The probes do what they say, to a live server and to a dead one.
+//! The probes give the right answer for a live server and for a dead one.
 
 use std::net::TcpStream;
 use std::process::Output;
@@ -12,7 +12,7 @@ use crate::build::Server;
 use crate::server::{config, environment, probe_config, run};
 use crate::support;
 
-/// The program of this build that the image has as `/NAME`.
+/// The program of this build that is `/NAME` in the image.
 pub fn program(path: &str) -> &'static str {
     match path {
         "/zmq-echo-server" => support::SERVER,
@@ -30,8 +30,8 @@ fn command_of(probe: &Probe) -> Vec<String> {
     probe.exec.clone().and_then(|exec| exec.command).expect("a command")
 }
 
-/// Runs the liveness probe's command as the kubelet does: with the container's
-/// environment; but where the test's server is.
+/// Runs the liveness probe's command with the container's environment, as the kubelet does, but at
+/// the endpoint of the test's server.
 fn exec(server: &Server, endpoint: &str) -> Output {
     let command = command_of(liveness(server));
     let mut probe = support::command(program(&command[0]));
@@ -40,10 +40,10 @@ fn exec(server: &Server, endpoint: &str) -> Output {
 }
 
 #[test]
-fn liveness_is_a_yes_where_the_server_echoes() {
+fn the_liveness_probe_succeeds_if_the_server_echoes() {
     for server in Server::all() {
         let running = run(&server);
-        // The first that a busy machine gives the time that it asks for.
+        // A busy machine may delay the first attempts beyond their limit.
         support::wait_until("a probe says yes", || {
             exec(&server, &running.endpoint).status.success()
         });
@@ -51,7 +51,7 @@ fn liveness_is_a_yes_where_the_server_echoes() {
 }
 
 #[test]
-fn liveness_is_a_no_where_the_loop_hangs_and_the_port_is_still_open() {
+fn the_liveness_probe_fails_if_the_loop_hangs_with_its_port_open() {
     for server in Server::all() {
         let running = run(&server);
         running.stop();
@@ -64,7 +64,7 @@ fn liveness_is_a_no_where_the_loop_hangs_and_the_port_is_still_open() {
 }
 
 #[test]
-fn liveness_is_a_no_where_the_server_is_gone() {
+fn the_liveness_probe_fails_if_the_server_is_gone() {
     for server in Server::all() {
         let mut running = run(&server);
         running.signal(Signal::KILL);
@@ -74,12 +74,12 @@ fn liveness_is_a_no_where_the_server_is_gone() {
 }
 
 #[test]
-fn liveness_asks_where_the_clients_do() {
+fn the_liveness_probe_uses_the_clients_port() {
     for server in Server::all() {
         let probe = probe_config(server.container(), &command_of(liveness(&server)));
         let (host, port) = probe.endpoint.host_and_port();
         assert_eq!((host, i32::from(port)), ("127.0.0.1", server.port("zeromq")));
-        // Which is one of those that it listens on.
+        // This is one of the addresses that the server listens on.
         assert!(config(&server).bind.to_string().starts_with("tcp://*:"));
     }
 }
@@ -90,14 +90,14 @@ fn the_probe_reports_before_the_kubelet_gives_up_on_it() {
         let liveness = liveness(&server);
         let limit = probe_config(server.container(), &command_of(liveness)).timeout;
         let timeout = seconds(liveness.timeout_seconds);
-        // Four times as much: the runtime has to start it on a busy node.
+        // Four times the limit, because a busy node needs time to start the probe.
         assert!(timeout >= 4 * limit, "{timeout:?} for {limit:?}");
         assert!(timeout <= seconds(liveness.period_seconds), "one at a time");
     }
 }
 
 #[test]
-fn one_slow_moment_restarts_nothing() {
+fn one_slow_moment_does_not_restart_a_pod() {
     for server in Server::all() {
         assert!(liveness(&server).failure_threshold >= Some(3), "{}", server.variant);
     }
@@ -116,7 +116,7 @@ fn readiness_and_startup_connect_to_the_zeromq_port_by_its_name() {
 }
 
 #[test]
-fn a_server_that_does_not_start_is_known_before_the_rollout_is_given_up() {
+fn a_server_that_fails_to_start_is_noticed_before_the_rollouts_deadline() {
     for server in Server::all() {
         let startup = server.container().startup_probe.as_ref().unwrap();
         let (period, threshold) =

@@ -1,5 +1,5 @@
-//! Who may ask the API for what: the load generator for endpoints, Prometheus for pods,
-//! nobody else.
+//! API access: the load generator may read endpoints, Prometheus may read pods, and nothing else
+//! has access.
 
 use std::collections::BTreeSet;
 
@@ -10,12 +10,12 @@ use crate::build::{NAME, sources, variant, variants};
 use crate::monitoring::PROMETHEUS;
 
 #[test]
-fn the_load_may_read_endpoint_slices_of_its_namespace_and_nothing_else() {
+fn the_load_may_only_read_endpoint_slices_of_its_namespace() {
     may_read("components-load", "zmq-echo-load", "discovery.k8s.io", "endpointslices");
 }
 
 #[test]
-fn prometheus_may_read_pods_of_its_namespace_and_nothing_else() {
+fn prometheus_may_only_read_pods_of_its_namespace() {
     may_read("components-prometheus", PROMETHEUS, "", "pods");
 }
 
@@ -39,7 +39,7 @@ fn may_read(variant_name: &str, name: &str, group: &str, resources: &str) {
 }
 
 #[test]
-fn a_pod_has_a_token_where_its_account_has_rights_and_nowhere_else() {
+fn a_pod_has_a_token_only_if_its_account_has_rights() {
     for variant in variants() {
         let bindings = variant.documents.iter().filter(|document| {
             document["kind"].as_str().is_some_and(|kind| kind.ends_with("RoleBinding"))
@@ -69,7 +69,7 @@ fn the_server_has_no_token_and_no_variable_for_each_service() {
 }
 
 #[test]
-fn no_right_is_for_everything() {
+fn no_role_uses_a_wildcard() {
     for (path, text) in sources() {
         let rights = text.lines().filter(|line| {
             let line = line.trim_start();

@@ -1,4 +1,4 @@
-//! One autoscaler at a time, both with the same numbers, on metrics that are there.
+//! One autoscaler at a time, both with the same numbers, on metrics that exist.
 
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, MetricTarget};
 use k8s_openapi::api::core::v1::Service;
@@ -16,7 +16,7 @@ const CPU_OF_A_REQUEST: f64 = 11e-6;
 /// metrics-server, and the three of KEDA. In cores.
 const OF_THE_CLUSTER: f64 = 1.35;
 
-/// The node of a laptop: minikube's default.
+/// The size of a laptop's node: minikube's default.
 const CPUS: f64 = 2.0;
 
 pub fn with_hpa() -> HorizontalPodAutoscaler {
@@ -36,7 +36,7 @@ fn triggers(object: &Value) -> &[Value] {
     object["triggers"].as_array().unwrap()
 }
 
-/// The triggers that ask Prometheus.
+/// The triggers that query Prometheus.
 fn queries(object: &Value) -> impl Iterator<Item = &Value> {
     triggers(object).iter().filter(|trigger| trigger["type"] == "prometheus")
 }
@@ -97,7 +97,7 @@ fn cpu_is_the_first_metric_of_both_autoscalers_and_a_share_of_one_core() {
 }
 
 #[test]
-fn where_there_is_an_autoscaler_the_replicas_are_its_own() {
+fn with_an_autoscaler_the_deployment_sets_no_replicas() {
     let base = variant("base").server().deployment.spec.replicas;
     for variant in variants() {
         let count = |kind: &str| {
@@ -151,7 +151,7 @@ fn both_autoscalers_have_the_same_numbers() {
 }
 
 #[test]
-fn both_autoscalers_ask_the_same() {
+fn both_autoscalers_use_the_same_queries() {
     let asked = adapter_rules().into_iter().map(|rule| {
         let (series, _) = rule["seriesQuery"].as_str().unwrap().split_once('{').unwrap();
         let query = rule["metricsQuery"].as_str().unwrap();
@@ -164,13 +164,13 @@ fn both_autoscalers_ask_the_same() {
     let said: Vec<_> =
         queries(&object).map(|trigger| trigger["metadata"]["query"].as_str().unwrap()).collect();
     assert_eq!(said, asked.collect::<Vec<_>>());
-    // A sum is shared among the pods, a share is not.
+    // A sum is divided among the pods; a ratio is not.
     let kinds: Vec<_> = queries(&object).map(|trigger| &trigger["metricType"]).collect();
     assert_eq!(kinds, ["AverageValue", "Value"]);
 }
 
 #[test]
-fn an_outage_of_prometheus_does_not_look_idle() {
+fn an_outage_of_prometheus_does_not_scale_down() {
     let object = scaled_object();
     for trigger in queries(&object) {
         let metadata = &trigger["metadata"];
@@ -183,7 +183,7 @@ fn an_outage_of_prometheus_does_not_look_idle() {
 }
 
 #[test]
-fn both_autoscalers_ask_our_prometheus() {
+fn both_autoscalers_query_the_bundled_prometheus() {
     let variant = variant("components-prometheus");
     let service: Service = variant.named(PROMETHEUS);
     let (metadata, spec) = (service.metadata, service.spec.unwrap());
@@ -198,13 +198,13 @@ fn both_autoscalers_ask_our_prometheus() {
     }
 }
 
-/// An overlay of these lines over all that has to find something else.
+/// An overlay with these lines on top of everything that must find something else.
 fn overlay(name: &str, lines: &str) -> Variant {
     let text = format!("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n{lines}");
     build_beside("overlays", name, &text)
 }
 
-/// The texts in a value, however deep.
+/// All the texts in a value, at any depth.
 fn strings(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::String(text) => found.push(text.clone()),
@@ -270,7 +270,7 @@ fn with_a_name_prefix_and_another_namespace_everything_still_finds_its_target() 
 }
 
 #[test]
-fn another_prometheus_is_named_in_one_place() {
+fn the_address_of_prometheus_is_set_in_one_place() {
     let (text, _) = component_file("keda/settings.yaml");
     // The lines that settings.yaml shows.
     let (_, shown) = text.split_once("#   patches:\n").unwrap();
@@ -326,7 +326,7 @@ fn only_clients_requests_count() {
     for rule in adapter_rules() {
         let query = rule["metricsQuery"].as_str().unwrap();
         let requests = rule["seriesQuery"].as_str().unwrap().starts_with("zmq_echo_requests_total");
-        // The histogram is of clients' requests alone.
+        // The histogram covers only clients' requests.
         assert_eq!(query.contains("source=\"client\""), requests, "{query}");
     }
 }
@@ -341,7 +341,7 @@ fn the_target_is_half_of_what_the_cpu_request_carries() {
 }
 
 #[test]
-fn the_load_of_a_laptop_wants_more_than_the_minimum_and_less_than_the_maximum() {
+fn the_laptop_load_needs_more_than_the_minimum_and_fewer_than_the_maximum_replicas() {
     let overlay = variant("overlays-autoscaled");
     let spec = &object(overlay)["spec"];
     let target = threshold(queries(spec).next().unwrap());
@@ -350,7 +350,7 @@ fn the_load_of_a_laptop_wants_more_than_the_minimum_and_less_than_the_maximum() 
     let rate = args.iter().skip_while(|arg| *arg != "--rate").nth(1).unwrap();
     let wanted = (rate.parse::<f64>().unwrap() / target).ceil();
     let text = include_str!("../../k8s/overlays/autoscaled/kustomization.yaml");
-    assert!(text.contains(&format!("load of {rate} requests/s wants five")));
+    assert!(text.contains(&format!("{rate} requests/s needs five replicas")));
     assert_eq!(wanted, 5.0);
     // Beyond the tolerance of a tenth, for the minimum to be left.
     assert!(wanted > spec["minReplicaCount"].as_f64().unwrap() * 1.1);
@@ -358,7 +358,7 @@ fn the_load_of_a_laptop_wants_more_than_the_minimum_and_less_than_the_maximum() 
 }
 
 #[test]
-fn a_laptop_carries_the_most_replicas_and_all_that_is_beside_them() {
+fn a_laptop_can_run_the_maximum_replicas_and_everything_else() {
     let overlay = variant("overlays-autoscaled");
     let most = object(overlay)["spec"]["maxReplicaCount"].as_f64().unwrap();
     let mut requested = 0.0;
@@ -373,9 +373,7 @@ fn a_laptop_carries_the_most_replicas_and_all_that_is_beside_them() {
     }
     assert!(requested + OF_THE_CLUSTER <= CPUS, "{requested}");
     let text = include_str!("../../k8s/overlays/autoscaled/kustomization.yaml");
-    assert!(
-        text.contains(&format!("{:.0}m are requested by the cluster", OF_THE_CLUSTER * 1000.0))
-    );
+    assert!(text.contains(&format!("request {:.0}m of the two CPUs", OF_THE_CLUSTER * 1000.0)));
 }
 
 #[test]
@@ -389,7 +387,7 @@ fn both_components_say_that_the_adapter_is_on_its_way_to_deprecation() {
 }
 
 #[test]
-fn what_goes_up_at_once_comes_down_after_a_while() {
+fn replicas_scale_up_at_once_and_down_after_a_while() {
     let behavior = with_hpa().spec.behavior.unwrap();
     let (up, down) = (behavior.scale_up.unwrap(), behavior.scale_down.unwrap());
     assert_eq!(up.stabilization_window_seconds, Some(0));
@@ -399,7 +397,7 @@ fn what_goes_up_at_once_comes_down_after_a_while() {
 }
 
 #[test]
-fn the_values_for_the_adapter_are_no_manifest() {
+fn the_adapters_helm_values_are_not_a_manifest() {
     for variant in variants() {
         assert!(variant.documents.iter().all(|document| document["kind"].is_string()));
     }

@@ -16,10 +16,10 @@ import kubernetes_validate
 import yaml
 from kubernetes_validate.utils import all_versions
 
-# Their schemas come with their operators, not with Kubernetes.
+# Their schemas come with their operators and not with Kubernetes.
 CUSTOM = {"monitoring.coreos.com/v1", "keda.sh/v1alpha1"}
 
-# The API's promise: what is stable stays, what is not goes.
+# API stability: stable versions stay, others may be removed.
 STABLE = re.compile(r"^([a-z0-9.]+/)?v[0-9]+$")
 
 DEPRECATED = re.compile(r"\bdeprecated\b", re.IGNORECASE)
@@ -94,7 +94,7 @@ def faults(document, version):
 
 
 def main(files):
-    # Each stands there twice, once for its strict schemas.
+    # Each appears twice there, once for its strict schema.
     versions = list(dict.fromkeys(all_versions()))
     versions = [versions[-1], versions[-4]]
     failed, checked = False, 0

@@ -1,4 +1,4 @@
-//! The Deployment says what the server takes, and opens what it serves.
+//! The Deployment sets what the server accepts, and opens what it serves.
 
 use clap::{Arg, Command as Parser, CommandFactory};
 use k8s_openapi::api::core::v1::Container;
@@ -34,12 +34,12 @@ pub fn echo_config(server: &Server) -> EchoConfig {
     EchoConfig::parse_args(flags).unwrap_or_else(|error| panic!("{}: {error}", server.variant))
 }
 
-/// That of any server in it.
+/// The configuration of any server in the manifest.
 pub fn config(server: &Server) -> ServerConfig {
     echo_config(server).server
 }
 
-/// A server that runs with the manifest's environment, on ports of its own.
+/// A server that runs with the manifest's environment, on its own ports.
 pub fn run(server: &Server) -> support::Server {
     let mut command = support::command(support::SERVER);
     command.envs(environment(server.container()));
@@ -62,7 +62,7 @@ fn arguments_and_environment_are_what_the_server_parses() {
 }
 
 #[test]
-fn nothing_of_the_image_is_relied_on() {
+fn the_deployment_does_not_rely_on_image_defaults() {
     for server in Server::all() {
         let stated: Vec<_> = environment(server.container()).map(|(name, _)| name).collect();
         for name in ["ZMQ_ECHO_BIND", "ZMQ_ECHO_HTTP", "ZMQ_ECHO_DRAIN_TIMEOUT"] {
@@ -72,7 +72,7 @@ fn nothing_of_the_image_is_relied_on() {
 }
 
 #[test]
-fn the_limits_that_it_states_are_in_force() {
+fn the_limits_stated_by_the_deployment_are_in_force() {
     for server in Server::all() {
         let (limits, running) = (config(&server).limits(), run(&server));
         for (gauge, stated) in [
@@ -87,7 +87,7 @@ fn the_limits_that_it_states_are_in_force() {
 }
 
 #[test]
-fn its_ports_are_those_that_the_server_opens_to_everyone() {
+fn the_deployments_ports_are_those_that_the_server_opens() {
     for server in Server::all() {
         let config = config(&server);
         assert_eq!(config.bind.to_string(), format!("tcp://*:{}", server.port("zeromq")));
@@ -104,7 +104,7 @@ fn the_annotations_lead_a_scraper_to_the_metrics() {
             let name = format!("prometheus.io/{name}");
             metadata.annotations.as_ref().unwrap().get(&name).cloned()
         };
-        // Who has the operator finds them by its PodMonitor, and by nothing else.
+        // With the operator, Prometheus finds them only by their PodMonitor.
         let by_annotation = server.variant != "components-monitoring";
         let asks = by_annotation.then(|| "true".to_owned());
         assert_eq!(annotation("scrape"), asks, "{}", server.variant);
@@ -113,7 +113,7 @@ fn the_annotations_lead_a_scraper_to_the_metrics() {
         assert!(PATHS.iter().any(|(known, _)| *known == path), "{path}");
         let (status, text) = run(&server).get(&path);
         assert!(status == 200 && text.contains("zmq_echo_requests_total"), "{text}");
-        // The Deployment's own annotations reach no pod.
+        // The Deployment's own annotations do not reach its pods.
         assert_eq!(server.deployment.metadata.annotations, None, "{}", server.variant);
     }
 }
@@ -135,7 +135,7 @@ fn the_services_lead_to_the_zeromq_port_by_its_name() {
 }
 
 #[test]
-fn one_service_has_an_address_and_the_other_shows_the_endpoints() {
+fn one_service_has_a_cluster_ip_and_the_other_is_headless() {
     for variant in variants() {
         let [balanced, headless] = &services_of_the_server(variant)[..] else { panic!("two") };
         let spec = |service: &Service| service.spec.clone().unwrap();
@@ -175,7 +175,7 @@ fn pods_and_nodes_are_named_in_the_environment() {
     }
 }
 
-/// The flags of the probe where a container runs it.
+/// The probe's flags in a container's command.
 pub fn probe_config(container: &Container, command: &[String]) -> ProbeConfig {
     let only_the_probes = |name: &str| name.starts_with("ZMQ_ECHO_PROBE_");
     let mut container = container.clone();

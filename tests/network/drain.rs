@@ -8,7 +8,8 @@ use rustix::process::Signal;
 use crate::namespace::{CABLE, Network, SERVER};
 use crate::support::{Server, raw};
 
-/// What makes the cable slow: first what also delays, then what any kernel has.
+/// The commands that make the cable slow: first those that also add delay, then those that every
+/// kernel supports.
 const SLOW: [&str; 2] =
     ["netem delay 40ms rate 8mbit limit 1000", "tbf rate 8mbit burst 16kb latency 300ms"];
 
@@ -29,7 +30,7 @@ fn a_drain_through_a_slow_network_answers_every_request() {
         eprintln!("the cable: {}", SLOW[failures.len()]);
     }
     network.server.run(|| {
-        // The deadline is for a machine that is busy with other things.
+        // The deadline allows for a machine that is busy with other things.
         let args = ["--drain-quiet", "1s", "--drain-timeout", "60s"];
         let mut server = Server::start_on(&format!("tcp://{SERVER}:0"), &args);
         let address = server.address();

@@ -1,4 +1,4 @@
-//! Hosts whose loopback is not as usual: `/livez` still finds its way to the server.
+//! Hosts with an unusual loopback: `/livez` still reaches the server.
 
 use std::fs;
 

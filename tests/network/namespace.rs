@@ -1,4 +1,4 @@
-//! Network namespaces that end with the test, and the cable between two of them.
+//! Network namespaces that are deleted when the test ends, and the cable between two of them.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -10,8 +10,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::support::{Process, wait_until};
 
-/// A network namespace with its loopback up. A child process holds it, and that child
-/// ends when its stdin closes: nothing is left behind, even if the tests are killed.
+/// A network namespace with its loopback up. A child process holds it and ends when its stdin
+/// closes, so nothing is left behind even if the tests are killed.
 pub struct Namespace {
     holder: Process,
 }
@@ -19,7 +19,7 @@ pub struct Namespace {
 impl Namespace {
     /// # Panics
     ///
-    /// If this process may not create one.
+    /// If this process is not allowed to create one.
     pub fn new() -> Self {
         let mut command = Command::new("unshare");
         command.args(["--net", "cat"]).stdin(Stdio::piped());
@@ -39,8 +39,8 @@ impl Namespace {
         namespace
     }
 
-    /// Runs `work` on a thread inside the namespace. Sockets and processes that it
-    /// creates belong there, and stay there when they are handed out.
+    /// Runs `work` on a thread inside the namespace. Sockets and processes that it creates belong
+    /// to the namespace, even after they are handed out.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let inside = || {
             let namespace = File::open(link(&self.holder)).expect("its holder runs");
@@ -60,7 +60,7 @@ impl Namespace {
         }
     }
 
-    /// Runs one of iproute2's tools inside the namespace; what it said if it failed.
+    /// Runs one of iproute2's tools inside the namespace. Returns its error output if it failed.
     pub fn try_tool(&self, tool: &str, args: &str) -> Result<(), String> {
         let path = std::env::var("PATH").unwrap_or_default();
         let mut command = Command::new(tool);
@@ -104,12 +104,12 @@ impl Network {
         network
     }
 
-    /// Pulls the cable out of the server's host: no packet passes, and no host says so.
+    /// Unplugs the cable from the server's host: packets are dropped, and neither host reports it.
     pub fn cut_server(&self) {
         self.server.ip(&format!("link set {CABLE} down"));
     }
 
-    /// Pulls the cable out of the peer's host: no packet passes, and no host says so.
+    /// Unplugs the cable from the peer's host: packets are dropped, and neither host reports it.
     pub fn cut(&self) {
         self.peer.ip(&format!("link set {CABLE} down"));
     }

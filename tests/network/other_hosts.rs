@@ -1,4 +1,4 @@
-//! Peers of other hosts: what they are not trusted with, and what they cannot take.
+//! Peers on other hosts: what the server does not trust them with, and what they cannot exhaust.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -28,7 +28,7 @@ fn connect_from(host: &Namespace, address: &str, server: SocketAddr) -> TcpStrea
 }
 
 #[test]
-fn a_peer_of_another_host_is_no_probe_whatever_it_announces() {
+fn a_peer_from_another_host_never_counts_as_a_probe() {
     let network = Network::new();
     network.server.run(|| {
         let server = Server::start_on("tcp://*:0", &[]);
@@ -51,7 +51,7 @@ fn a_peer_of_another_host_is_no_probe_whatever_it_announces() {
 }
 
 #[test]
-fn another_host_switches_no_faults_whatever_it_sends() {
+fn another_host_cannot_switch_faults() {
     let network = Network::new();
     network.server.run(|| {
         let mut server = command(support::SERVER);
@@ -67,14 +67,14 @@ fn another_host_switches_no_faults_whatever_it_sends() {
             answer.split(' ').nth(1).unwrap_or_default().to_owned()
         };
         assert_eq!(network.peer.run(|| status(SERVER)), "403");
-        // Nor this host by an address that others have for it.
+        // Not even from this host, if it uses the address that other hosts use for it.
         assert_eq!(status(SERVER), "403");
         assert_eq!(status("127.0.0.1"), "200");
     });
 }
 
 #[test]
-fn silent_connections_of_one_host_lock_out_neither_another_nor_the_probe() {
+fn silent_connections_from_one_host_lock_out_neither_other_hosts_nor_the_probe() {
     let network = Network::new();
     network.peer.ip(&format!("address add {OTHER}/24 dev {CABLE}"));
     network.server.run(|| {
@@ -82,7 +82,7 @@ fn silent_connections_of_one_host_lock_out_neither_another_nor_the_probe() {
         let server = Server::start_on(&format!("tcp://{SERVER}:0"), &args);
         let silent = || connect_from(&network.peer, PEER, server.address());
         let _silent: Vec<TcpStream> = (0..100).map(|_| silent()).collect();
-        // Eight places are for the server's own host.
+        // Eight places are reserved for the server's own host.
         let failures = "zmq_echo_handshake_failures_total{reason=\"peer_limit\"}";
         server.wait_for_metric(failures, |count| count == 100.0 - 32.0);
         let mut peers = Vec::new();
@@ -98,7 +98,7 @@ fn silent_connections_of_one_host_lock_out_neither_another_nor_the_probe() {
 }
 
 #[test]
-fn a_limit_for_each_address_binds_other_hosts_and_not_this_one() {
+fn the_address_limit_applies_to_other_hosts_only() {
     let network = Network::new();
     network.peer.ip(&format!("address add {OTHER}/24 dev {CABLE}"));
     network.server.run(|| {

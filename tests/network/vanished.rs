@@ -1,4 +1,4 @@
-//! A peer whose host disappears: no FIN, no reset, no answer any more.
+//! A peer whose host disappears without a FIN or a reset.
 
 use std::fs;
 use std::io::Write;
@@ -15,11 +15,11 @@ use zmtp::dealer::{DealerConfig, connect_to};
 use crate::namespace::{Namespace, Network, SERVER};
 use crate::support::{DEADLINE, Server, raw, runtime, wait_until};
 
-/// A host that has disappeared is noticed within this time while it is owed replies.
+/// While replies are pending, a host that has disappeared is noticed within this time.
 const NOTICED: Duration = Duration::from_secs(120);
 
-/// Runs `test` on a server's host, with peers of both kinds on another host, `each` of them:
-/// those that know PING (ZMTP 3.1), and those that do not (3.0).
+/// Runs `test` on a server's host, with `each` peers of both kinds on another host: those that know
+/// PING (ZMTP 3.1) and those that do not (3.0).
 fn with_peers_elsewhere(
     args: &[&str],
     each: usize,
@@ -70,8 +70,8 @@ fn a_peer_that_does_not_read_is_closed_within_two_minutes_of_its_hosts_disappear
 #[test]
 fn a_peer_with_replies_in_flight_is_closed_within_two_minutes_of_its_hosts_disappearing() {
     with_peers_elsewhere(&["--socket-buffer", "64KiB"], 2, |network, server, peers| {
-        // The requests lie in the server's kernel when the cable is pulled, and their
-        // replies leave afterwards: some fit the kernel's buffer for them, others do not.
+        // The requests are in the server's kernel when the cable is unplugged, and their replies
+        // are sent afterwards. Some replies fit into the kernel's buffer and some do not.
         server.signal(Signal::STOP);
         let sizes = [64, 64, 48 << 10, 48 << 10];
         for (peer, size) in peers.iter_mut().zip(sizes) {
@@ -90,7 +90,7 @@ fn an_idle_peer_is_closed_a_few_heartbeats_after_its_host_has_disappeared() {
     with_peers_elsewhere(&["--heartbeat-interval", "1s"], 1, |network, server, peers| {
         for peer in peers {
             raw::echoes(peer, &raw::frame(b"here", false));
-            // An acknowledgement may be delayed, and a peer that lacks one is not idle.
+            // An acknowledgement may be delayed, and a peer with unacknowledged data is not idle.
             wait_until_acknowledged(&network.server, peer.local_addr().unwrap(), Side::Remote);
         }
         network.cut();
@@ -135,7 +135,7 @@ fn a_dealer_notices_within_seconds_that_its_server_has_disappeared_idle_or_not()
     }
 }
 
-/// Which end of a connection an address names.
+/// Which end of a connection to look for by its address.
 #[derive(Clone, Copy)]
 enum Side {
     Local = 1,

@@ -1,31 +1,31 @@
-//! The arithmetic of a HorizontalPodAutoscaler on CPU and metrics of its pods, as the
-//! controller does it each time it looks. Every pod is ready and has a value: what the
-//! controller assumes about those without one is left out.
+//! The arithmetic of a HorizontalPodAutoscaler on CPU and pod metrics, as the controller performs
+//! it in each period. Every pod is ready and has a value; the controller's assumptions about pods
+//! without one are left out.
 //! <https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/>
 
 use k8s_openapi::api::autoscaling::v2::{
     HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscalerSpec,
 };
 
-/// How often the controller looks, in seconds.
+/// The controller's period, in seconds.
 pub const PERIOD: f64 = 15.0;
 
-/// How far from its target a metric may be: `--horizontal-pod-autoscaler-tolerance`.
+/// How far a metric may be from its target: `--horizontal-pod-autoscaler-tolerance`.
 const TOLERANCE: f64 = 0.1;
 
-/// An autoscaler with what it remembers. Times are in seconds.
+/// An autoscaler with its history. Times are in seconds.
 pub struct Autoscaler {
     spec: HorizontalPodAutoscalerSpec,
     targets: Vec<f64>,
-    /// What the metrics asked for, and when.
+    /// How many replicas the metrics wanted, and when.
     recommended: Vec<(f64, i32)>,
-    /// By how many it changed the replicas, and when.
+    /// By how many replicas it scaled, and when.
     changes: Vec<(f64, i32)>,
     pub replicas: i32,
 }
 
 impl Autoscaler {
-    /// At its minimum.
+    /// Starts at its minimum.
     pub fn new(spec: HorizontalPodAutoscalerSpec) -> Self {
         let metrics = spec.metrics.clone().expect("metrics");
         let targets = metrics.into_iter().map(|metric| {
@@ -43,13 +43,13 @@ impl Autoscaler {
         }
     }
 
-    /// The target of a metric for each pod.
+    /// The target of a metric per pod.
     pub fn target(&self, metric: usize) -> f64 {
         self.targets[metric]
     }
 
-    /// Looks once: `means` are the means of the metrics over the pods. Returns the
-    /// replicas from now on.
+    /// Runs one period: `means` are the means of the metrics over the pods. Returns the new number
+    /// of replicas.
     pub fn look(&mut self, now: f64, means: &[f64]) -> i32 {
         let asked = means.iter().zip(&self.targets).map(|(mean, target)| self.ask(mean / target));
         let asked = asked.max().expect("a metric").clamp(self.least(), self.spec.max_replicas);
@@ -79,7 +79,7 @@ impl Autoscaler {
         (ratio * f64::from(self.replicas)).ceil() as i32
     }
 
-    /// Up by the least that was asked for within the one window, down by the most within
+    /// Scales up to the smallest number wanted in the one window, and down to the largest wanted in
     /// the other.
     fn stabilized(&self, now: f64, asked: i32) -> i32 {
         let (up, down) = self.rules();
@@ -92,7 +92,7 @@ impl Autoscaler {
         self.replicas.max(up).min(down)
     }
 
-    /// Within what the policies allow in their periods.
+    /// Limits a change to what the policies allow in their periods.
     fn limited(&self, now: f64, wanted: i32) -> i32 {
         let (up, down) = self.rules();
         if wanted > self.replicas {
@@ -104,7 +104,7 @@ impl Autoscaler {
         }
     }
 
-    /// The replicas when the period of a policy began.
+    /// The number of replicas at the start of a policy's period.
     fn at_start(&self, now: f64, policy: &HPAScalingPolicy) -> i32 {
         let start = now - f64::from(policy.period_seconds);
         let since = self.changes.iter().filter(|(at, _)| *at > start);
@@ -112,7 +112,7 @@ impl Autoscaler {
     }
 }
 
-/// How far each policy goes; the one that goes furthest counts.
+/// The change that each policy allows; the largest counts.
 fn allowed(
     rules: &HPAScalingRules,
     at_start: impl Fn(&HPAScalingPolicy) -> i32,
@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    /// Target 1000, 3 to 20 replicas; up by the double or 4, down by half a minute.
+    /// Target 1000 and 3 to 20 replicas; up by double or by 4, down by half per minute.
     fn autoscaler() -> Autoscaler {
         let metric = json!({
             "metric": { "name": "x" },
@@ -169,19 +169,19 @@ mod tests {
     }
 
     #[test]
-    fn it_asks_for_as_many_as_bring_the_mean_to_the_target() {
+    fn the_autoscaler_wants_the_replicas_that_bring_the_mean_to_the_target() {
         assert_eq!(autoscaler().look(0.0, &[1500.0]), 5);
         assert_eq!(autoscaler().look(0.0, &[2000.0]), 6);
     }
 
     #[test]
-    fn within_a_tenth_of_the_target_nothing_changes() {
+    fn within_ten_percent_of_the_target_the_replicas_stay() {
         assert_eq!(autoscaler().look(0.0, &[1099.0]), 3);
         assert_eq!(autoscaler().look(0.0, &[1101.0]), 4);
     }
 
     #[test]
-    fn it_stays_between_its_limits() {
+    fn the_autoscaler_stays_between_its_limits() {
         assert_eq!(autoscaler().look(0.0, &[0.0]), 3);
         let mut autoscaler = autoscaler();
         let looks = (0..20).map(|at| autoscaler.look(f64::from(at) * PERIOD, &[1e9]));
@@ -193,12 +193,12 @@ mod tests {
         let mut autoscaler = autoscaler();
         let looks: Vec<_> =
             (0..5).map(|at| autoscaler.look(f64::from(at) * PERIOD, &[1e9])).collect();
-        // Four more, then the double.
+        // Four more, then double.
         assert_eq!(looks, [7, 7, 14, 14, 20]);
     }
 
     #[test]
-    fn what_was_asked_for_lasts_for_the_window_and_goes_by_halves() {
+    fn scaling_down_waits_for_the_window_and_removes_half_at_a_time() {
         let mut autoscaler = autoscaler();
         assert_eq!(autoscaler.look(0.0, &[1e9]), 7);
         assert_eq!(autoscaler.look(30.0, &[1e9]), 14);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dip_takes_nothing_away() {
+    fn a_short_dip_removes_no_replica() {
         let mut autoscaler = autoscaler();
         autoscaler.look(0.0, &[2000.0]);
         autoscaler.look(15.0, &[10.0]);

@@ -1,5 +1,4 @@
-//! Every expression in the tree, read from where it stands, and whether what it names
-//! is there.
+//! Every expression in the tree, read from its own file, and whether the things it names exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,10 +11,10 @@ use crate::names::{Metrics, Selector, named, scraped};
 use crate::queries::{Expression, OTHERS, dashboard, expression, list, rules, text};
 use crate::support::Server;
 
-/// The pods that the adapter asks for: those of the live test.
+/// The pods that the adapter queries: those of the live test.
 pub const PODS: [&str; 3] = ["zmq-echo-0", "zmq-echo-1", "zmq-echo-2"];
 
-/// What Prometheus and the discovery add to every series.
+/// The labels that Prometheus and the discovery add to every series.
 const TARGET: [&str; 4] = ["instance", "job", "namespace", "pod"];
 
 /// All of them.
@@ -33,14 +32,14 @@ fn document(path: &str) -> Value {
     parse(&text).remove(0)
 }
 
-/// The names under which something is recorded.
+/// The names of the recorded series.
 pub fn recorded() -> BTreeSet<String> {
     let document = document("k8s/components/prometheus/rules.yml");
     let rules = list(&document["groups"]).flat_map(|group| list(&group["rules"]));
     rules.filter_map(|rule| Some(rule["record"].as_str()?.to_owned())).collect()
 }
 
-/// The adapter's queries, its templates filled in as it does for the pods of an
+/// The adapter's queries, with templates filled in as the adapter does for the pods of an
 /// autoscaler.
 pub fn adapter() -> Vec<Expression> {
     let values = document("k8s/components/hpa/prometheus-adapter-values.yaml");
@@ -60,7 +59,7 @@ pub fn adapter() -> Vec<Expression> {
     list(rules).map(read).chain(list(rules).map(found)).collect()
 }
 
-/// The ScaledObject of a variant, which has its settings only when it is built.
+/// The ScaledObject of a variant, which has its settings only after the build.
 pub fn scaled_object(variant: &'static Variant) -> &'static Value {
     let mut objects = variant.documents.iter().filter(|one| one["kind"] == "ScaledObject");
     objects.next().expect("a ScaledObject")
@@ -72,7 +71,7 @@ fn keda() -> Vec<Expression> {
         let origin = format!("scaled-object.yaml: {}", text(&trigger["name"]));
         expression(origin, text(&trigger["metadata"]["query"]))
     };
-    // The CPU is asked of metrics-server.
+    // The CPU comes from metrics-server.
     let of_prometheus = |trigger: &&Value| trigger["type"] == "prometheus";
     list(&object["spec"]["triggers"]).filter(of_prometheus).map(read).collect()
 }
@@ -88,7 +87,7 @@ fn dashboards() -> Vec<Expression> {
     found
 }
 
-/// What stands as code in the documentation, and computes something.
+/// Code in the documentation that computes something.
 fn docs() -> Vec<Expression> {
     let page = Path::new("docs/operations.md");
     let page_text = fs::read_to_string(root().join(page)).expect("the page");
@@ -101,7 +100,7 @@ fn docs() -> Vec<Expression> {
     code.filter(computes).map(|code| expression(page.display().to_string(), code)).collect()
 }
 
-/// What is wrong with what an expression names.
+/// The errors in what an expression names.
 fn faults(expression: &Expression, metrics: &Metrics, recorded: &BTreeSet<String>) -> Vec<String> {
     let named = named(&expression.text);
     let mut faults: Vec<_> = named
@@ -135,7 +134,7 @@ fn fault(selector: &Selector, metrics: &Metrics, recorded: &BTreeSet<String>) ->
         if values.is_none() && !others && !TARGET.contains(&label) {
             return Some(format!("{metric} has no label {label}"));
         }
-        // A pattern may be for values that are yet to come.
+        // A pattern may also match values that do not exist yet.
         if !sign.contains('~') && values.is_some_and(|values| !values.contains(value)) {
             return Some(format!("{metric} has no {label}=\"{value}\""));
         }
@@ -144,19 +143,19 @@ fn fault(selector: &Selector, metrics: &Metrics, recorded: &BTreeSet<String>) ->
 }
 
 #[test]
-fn every_expression_names_metrics_labels_and_values_that_are_there() {
+fn every_expression_uses_existing_metrics_labels_and_values() {
     let metrics = scraped(&Server::start(&[]).get("/metrics").1);
     let recorded = recorded();
     let all = all();
     let faults: Vec<_> =
         all.iter().flat_map(|expression| faults(expression, &metrics, &recorded)).collect();
     assert!(faults.is_empty(), "{faults:#?}");
-    // Those of rules, adapter, ScaledObject and documentation at least.
+    // At least those of rules, adapter, ScaledObject and documentation.
     assert!(all.len() > 30, "{}", all.len());
 }
 
 #[test]
-fn a_name_a_label_and_a_value_that_are_not_there_are_noticed() {
+fn unknown_metrics_labels_and_values_are_detected() {
     let metrics = scraped(&Server::start(&[]).get("/metrics").1);
     let recorded = recorded();
     for wrong in [
@@ -172,7 +171,7 @@ fn a_name_a_label_and_a_value_that_are_not_there_are_noticed() {
     }
 }
 
-/// Probes have a counter of their own among the requests; nothing else counts them.
+/// Probes have their own counter among the requests, and no other series counts them.
 #[test]
 fn probes_are_in_no_rate_of_requests() {
     for expression in all().iter().filter(|expression| !expression.origin.contains("probe")) {
@@ -189,7 +188,7 @@ fn probes_are_in_no_rate_of_requests() {
 }
 
 #[test]
-fn every_alert_has_a_test_that_it_fires_and_one_that_it_does_not() {
+fn every_alert_has_a_test_that_fires_and_one_that_does_not() {
     let cases: Vec<Value> = ["alerts.yml", "drains.yml"]
         .into_iter()
         .map(|file| document(&format!("tests/observability/{file}")))
@@ -208,11 +207,11 @@ fn every_alert_has_a_test_that_it_fires_and_one_that_it_does_not() {
     }
 }
 
-/// The page of the runbooks, from the address that Cargo.toml states.
+/// The page with the runbooks, from the URL in Cargo.toml.
 const PAGE: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/operations.md");
 
 #[test]
-fn every_alert_has_a_runbook_where_it_points_and_says_what_it_means() {
+fn every_alert_links_to_an_existing_runbook_and_says_what_it_means() {
     let page = fs::read_to_string(root().join("docs/operations.md")).expect("the page");
     let document = document("k8s/components/prometheus/rules.yml");
     let rules = list(&document["groups"]).flat_map(|group| list(&group["rules"]));
@@ -224,16 +223,16 @@ fn every_alert_has_a_runbook_where_it_points_and_says_what_it_means() {
         assert_eq!(text(&annotations["runbook_url"]), url);
         assert!(annotations["runbook"].is_null(), "{alert}");
         let [summary, description] = ["summary", "description"].map(|it| text(&annotations[it]));
-        // A line for a list, and what it means beside it.
+        // A bulleted line in a list, and its meaning next to it.
         assert!(!summary.ends_with('.') && description.ends_with('.'), "{alert}");
         assert!(description.len() > summary.len(), "{alert}");
         assert!(["critical", "warning"].contains(&text(&rule["labels"]["severity"])), "{alert}");
     }
 }
 
-/// The bound of a histogram's bucket, so that it is counted and not guessed.
+/// The bound of a histogram bucket, so that requests are counted and not estimated.
 #[test]
-fn slow_is_the_same_everywhere_and_what_the_texts_say() {
+fn the_threshold_for_slow_is_the_same_in_rules_and_texts() {
     let bounds: BTreeSet<_> = all()
         .iter()
         .filter(|expression| !expression.origin.contains(".json"))

@@ -1,6 +1,6 @@
-//! Three servers, Prometheus as the manifests configure it, and the load generator in
-//! three phases: idle, twice the autoscaler's target, idle. It is recorded once; each
-//! test asks something else of the record.
+//! Three servers, Prometheus as the manifests configure it, and the load generator in three phases:
+//! idle, twice the autoscaler's target, idle. The run is recorded once, and each test checks
+//! something else in the recording.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,39 +26,39 @@ use crate::scaling::{Look, REQUESTS, Sample, csv, scale};
 use crate::support::built::LOAD;
 use crate::support::{PROBE, Server, command, get};
 
-/// How long nothing is asked before the load, but by probes.
+/// How long there are no requests except probes before the load.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// How long there is load: as far as rates look back, and some scrapes.
+/// How long the load lasts: the range of the rates, and some scrapes.
 const LOADED: Duration = Duration::from_secs(140);
 
-/// How far rates look back at least, in the autoscaler's queries.
+/// The minimum range of rates in the autoscaler's queries.
 const WINDOW: f64 = 120.0;
 
-/// How long Prometheus may take to see that the load is over.
+/// How long Prometheus may take to notice that the load has ended.
 const AFTER: Duration = Duration::from_secs(300);
 
-/// Between two samples of the curves, in seconds.
+/// Time between two samples of the curves, in seconds.
 const STEP: f64 = 5.0;
 
 /// The values of an expression in the three phases.
 type Answers = [Result<Vec<Series>, String>; 3];
 
-/// What the tests ask.
+/// The recording that the tests check.
 struct Record {
     answers: Vec<(Expression, Answers)>,
     targets: Vec<Series>,
     kept: BTreeSet<String>,
     firing: Vec<Series>,
     samples: Vec<Sample>,
-    /// When the load was over, in seconds from its beginning.
+    /// When the load ended, in seconds from its start.
     load_ended: f64,
     load: Value,
     clients: f64,
     probes: f64,
 }
 
-/// Recorded once; where that failed, the test that did it says why.
+/// Recorded once. If that failed, the test that did it reports why.
 fn record() -> &'static Record {
     static RECORD: OnceLock<Option<Record>> = OnceLock::new();
     let recorded = RECORD.get_or_init(|| catch_unwind(Record::make).ok());
@@ -80,7 +80,7 @@ fn spec() -> HorizontalPodAutoscalerSpec {
     spec
 }
 
-/// Twice the target of as many pods as there are.
+/// Twice the target for this number of pods.
 fn rate() -> f64 {
     2.0 * Autoscaler::new(spec()).target(REQUESTS) * PODS.len() as f64
 }
@@ -89,7 +89,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64()
 }
 
-/// Where the curves are left, beside what cargo builds.
+/// Where the curves are written, next to cargo's output.
 fn artefacts() -> PathBuf {
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let directory = target.parent().expect("the target directory").join("observability");
@@ -103,7 +103,7 @@ impl Record {
         let prometheus = Prometheus::start(&configuration("live", &discovered(&servers)));
         let probed = AtomicBool::new(true);
         thread::scope(|scope| {
-            // Whatever happens here, the probes end.
+            // Whatever happens here, the probes must end.
             let _end = OnDrop(|| probed.store(false, Ordering::Relaxed));
             scope.spawn(|| probe(&servers, &probed));
             Self::of(&prometheus, &servers)
@@ -118,10 +118,10 @@ impl Record {
         let idle = now();
         let load = load(servers);
         let ended = now();
-        // Loaded for the whole of the window, and to the end.
+        // Under load for the whole window, until the end.
         let loaded = ended - STEP;
         wait_for(prometheus, &format!("sum({rates}) == 0"));
-        // What is recorded is as old as its group's interval.
+        // Recorded series lag by up to their group's interval.
         wait_for(prometheus, "sum(namespace:zmq_echo_requests:rate2m) == 0");
         let idle_again = now();
         let answers = expressions::all().into_iter().map(|expression| {
@@ -147,7 +147,7 @@ impl Record {
         }
     }
 
-    /// What the autoscaler makes of it.
+    /// The autoscaler's reaction.
     fn looks(&self) -> Vec<Look> {
         scale(spec(), &self.samples)
     }
@@ -161,8 +161,8 @@ impl<F: Fn()> Drop for OnDrop<F> {
     }
 }
 
-/// The targets as the discovery finds them: each pod by each of its ports; and three
-/// that must not be scraped.
+/// The targets as the discovery finds them: each pod with each of its ports, and three that must
+/// not be scraped.
 fn discovered(servers: &[Server]) -> Value {
     let target = |address: String, pod: &str, port: &str, scrape: &str, phase: &str| {
         json!({
@@ -195,7 +195,7 @@ fn discovered(servers: &[Server]) -> Value {
     Value::Array(pods.chain(others).collect())
 }
 
-/// Asks each server once a second as a kubelet does, in both ways, all the time.
+/// Probes each server once a second in both ways, as a kubelet does, all the time.
 fn probe(servers: &[Server], on: &AtomicBool) {
     while on.load(Ordering::Relaxed) {
         for server in servers {
@@ -211,13 +211,13 @@ fn load(servers: &[Server]) -> Value {
     load.args(servers.iter().map(|server| &server.endpoint));
     load.args(["--rate", &rate().to_string(), "--output", "json"]);
     load.args(["--duration", &format!("{}s", LOADED.as_secs())]);
-    // On a machine that is busy, late is no failure.
+    // On a busy machine, a late probe is not a failure.
     load.args(["--timeout", "10s"]).stderr(Stdio::inherit());
     let output = load.output().expect("the load generator runs");
     serde_json::from_slice(&output.stdout).expect("its result")
 }
 
-/// Until an expression has a value.
+/// Waits until an expression has a value.
 fn wait_for(prometheus: &Prometheus, expression: &str) {
     let deadline = Instant::now() + AFTER;
     while prometheus.query(expression, now()).unwrap().is_empty() {
@@ -226,7 +226,7 @@ fn wait_for(prometheus: &Prometheus, expression: &str) {
     }
 }
 
-/// What the adapter's queries gave from `start` to `end`; `zero` is the load's beginning.
+/// The results of the adapter's queries from `start` to `end`; `zero` is the start of the load.
 fn samples(prometheus: &Prometheus, start: f64, zero: f64, end: f64) -> Vec<Sample> {
     let [rates, slow, ..] = &expressions::adapter()[..] else { panic!("two queries") };
     // So that the last is at the end.
@@ -249,7 +249,7 @@ fn values(answer: &Result<Vec<Series>, String>) -> Vec<f64> {
 }
 
 #[test]
-fn the_pods_that_ask_for_it_are_scraped_once_and_known_by_three_labels() {
+fn annotated_pods_are_scraped_once_and_get_three_labels() {
     let mut pods = Vec::new();
     for target in &record().targets {
         assert_eq!(target.values[0].1, 1.0, "{target:?}");
@@ -264,7 +264,7 @@ fn the_pods_that_ask_for_it_are_scraped_once_and_known_by_three_labels() {
 }
 
 #[test]
-fn what_is_dropped_is_what_no_expression_names() {
+fn only_series_that_no_expression_uses_are_dropped() {
     let kept = &record().kept;
     assert!(
         kept.contains("zmq_echo_requests_total") && kept.contains("process_start_time_seconds")
@@ -278,7 +278,7 @@ fn what_is_dropped_is_what_no_expression_names() {
 }
 
 #[test]
-fn every_expression_is_answered_and_has_a_value_where_it_must_in_every_phase() {
+fn every_expression_works_in_every_phase_and_has_a_value_where_required() {
     let mut list = String::new();
     let mut faults = Vec::new();
     for (expression, answers) in &record().answers {
@@ -302,7 +302,7 @@ fn every_expression_is_answered_and_has_a_value_where_it_must_in_every_phase() {
 }
 
 #[test]
-fn what_counts_requests_is_the_load_when_there_is_one_and_zero_when_there_is_none() {
+fn request_rates_match_the_load_and_are_zero_without_one() {
     let record = record();
     let during = record.load["answered"].as_f64().unwrap() / record.load_ended;
     let is_of = |text: &str| {
@@ -324,7 +324,7 @@ fn what_counts_requests_is_the_load_when_there_is_one_and_zero_when_there_is_non
 }
 
 #[test]
-fn the_share_of_slow_requests_is_zero_when_nothing_is_asked_and_a_share_otherwise() {
+fn the_share_of_slow_requests_is_zero_without_requests_and_a_fraction_otherwise() {
     let shares = ["seconds_count", "slow-requests", "zmq_echo_slow_requests:ratio_rate5m"];
     for (expression, [idle, loaded, _]) in &record().answers {
         let ours = shares.iter().any(|share| expression.origin.ends_with(share));
@@ -349,8 +349,8 @@ fn no_request_is_lost_between_the_client_and_prometheus_and_probes_are_apart() {
 }
 
 #[test]
-fn no_alert_fires_where_all_is_well() {
-    // A machine that others use too can make requests slow; nothing else can be wrong.
+fn no_alert_fires_for_a_healthy_service() {
+    // Other work on the machine can make requests slow, but no other alert may fire.
     let mut firing: BTreeSet<_> =
         record().firing.iter().map(|alert| alert.labels["alertname"].as_str().unwrap()).collect();
     firing.retain(|alert| !alert.starts_with("ZmqEchoLatency"));
@@ -374,7 +374,7 @@ fn the_replicas_rise_within_two_minutes_of_the_load_and_return_after_the_window(
         let looks = scale(spec(), &samples.collect::<Vec<_>>());
         looks.into_iter().find(|look| look.replicas > minimum).map(|look| look.sample.at)
     };
-    // By the requests, whatever the machine makes of their latency.
+    // Judge by requests, which do not depend on the machine's latency.
     let risen = rises(true).expect("it rises");
     assert!((0.0..=WINDOW).contains(&risen), "after {risen} s");
 
@@ -382,7 +382,7 @@ fn the_replicas_rise_within_two_minutes_of_the_load_and_return_after_the_window(
     let window = f64::from(down.stabilization_window_seconds.unwrap());
     let most = looks.iter().map(|look| look.replicas).max().unwrap();
     let held = looks.iter().rfind(|look| look.replicas == most).unwrap().sample.at;
-    // Whenever it was asked for, it was after the load began.
+    // Whichever metric asked for it, it was after the load began.
     assert!(held >= window, "{held}");
     let last = looks.last().unwrap();
     assert_eq!(last.replicas, minimum, "{last:?}");

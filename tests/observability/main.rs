@@ -1,8 +1,7 @@
-//! What is seen of the service, and what scales it: rules, alerts and autoscalers, by
-//! the real Prometheus and its promtool, on real servers under real load.
+//! The monitoring of the service and its scaling: rules, alerts and autoscalers, with the real
+//! Prometheus and its promtool, on real servers under real load.
 //!
-//! `live` takes six minutes. It leaves what it saw in the target directory, under
-//! `observability/`.
+//! `live` takes six minutes. It leaves its results in the target directory, under `observability/`.
 
 mod autoscaler;
 #[allow(dead_code, reason = "shared with the tests of the manifests")]

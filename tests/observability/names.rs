@@ -1,5 +1,5 @@
-//! Which metrics and labels an expression names: as much of PromQL's grammar as that
-//! takes (<https://prometheus.io/docs/prometheus/latest/querying/basics/>).
+//! Finds the metrics and labels that an expression names, with the part of PromQL's grammar needed
+//! for that (<https://prometheus.io/docs/prometheus/latest/querying/basics/>).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
@@ -8,7 +8,7 @@ use std::str::Chars;
 /// Words that are followed by labels in brackets.
 const GROUPING: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
 
-/// Words that stand where a metric could, and are none.
+/// Words that can stand in place of a metric but are none.
 const WORDS: [&str; 20] = [
     "and",
     "or",
@@ -32,20 +32,20 @@ const WORDS: [&str; 20] = [
     "atan2",
 ];
 
-/// A metric with the matchers behind it: label, operator, value.
+/// A metric with its matchers: label, operator, value.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Selector {
     pub metric: String,
     pub matchers: Vec<(String, String, String)>,
 }
 
-/// What an expression names.
+/// The names in an expression.
 #[derive(Debug, Default)]
 pub struct Named {
     pub selectors: Vec<Selector>,
-    /// Labels by which it groups or joins.
+    /// Labels that it groups or joins by.
     pub labels: BTreeSet<String>,
-    /// Whether it compares, so that it may be empty where all is well.
+    /// Whether it compares, so that it may be empty when nothing is wrong.
     pub compares: bool,
 }
 
@@ -96,7 +96,7 @@ fn text(rest: &mut Peekable<Chars>) -> String {
     text
 }
 
-/// What `expression` names.
+/// Finds the names in `expression`.
 pub fn named(expression: &str) -> Named {
     let mut named = Named::default();
     let tokens = tokens(expression);
@@ -155,7 +155,7 @@ fn read_matchers(tokens: &[Token]) -> Vec<(String, String, String)> {
 /// Names of metrics, each with its labels and their values.
 pub type Metrics = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 
-/// What a scrape has, in the text format; a histogram by the names of its parts.
+/// The series of a scrape in the text format; a histogram has the names of its parts.
 pub fn scraped(text: &str) -> Metrics {
     let mut metrics = Metrics::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {

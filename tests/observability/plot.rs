@@ -1,4 +1,4 @@
-//! The curves of load, metric and replicas as one SVG, to be looked at.
+//! Draws the curves of load, metric and replicas as one SVG for people to look at.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use crate::scaling::{Look, REQUESTS};
 /// What is drawn.
 pub struct Curves<'a> {
     pub looks: &'a [Look],
-    /// Requests a second while there is load.
+    /// Requests/s during the load.
     pub rate: f64,
     /// In seconds from its beginning.
     pub load_ended: f64,
@@ -48,7 +48,7 @@ struct Plot<'a> {
     svg: String,
 }
 
-/// The picture, on white, so that it can be read on any page.
+/// The picture, on white, so that it is readable on any page.
 pub fn svg(curves: &Curves) -> String {
     let first = curves.looks[0].sample.at;
     let last = curves.looks.last().expect("looks").sample.at + 30.0;
@@ -143,7 +143,7 @@ impl Plot<'_> {
         self.add(&format!("<path class=\"{class}\" d=\"{path}\"/>"));
     }
 
-    /// What the clients ask.
+    /// The clients' requests.
     fn sent(&mut self, panel: &Panel) {
         let (zero, rate) = (panel.y(0.0), panel.y(self.curves.rate));
         let (begun, ended) = (self.x(0.0), self.x(self.curves.load_ended));
@@ -178,7 +178,7 @@ impl Panel {
     }
 }
 
-/// Such a step that three to six of them reach `most`: 1, 2 or 5 and zeros.
+/// The step that needs three to six ticks to reach `most`: 1, 2 or 5 with zeros.
 fn tick(most: f64) -> f64 {
     let power = 10f64.powf(most.log10().floor());
     let steps = [0.2, 0.5, 1.0, 2.0].map(|step| step * power);

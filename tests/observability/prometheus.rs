@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::build::{parse, root};
 use crate::support::{Process, get, wait_until};
 
-/// A Prometheus that ends with its test.
+/// A Prometheus that stops with its test.
 pub struct Prometheus {
     _process: Process,
     address: SocketAddr,
@@ -33,9 +33,9 @@ pub fn program(name: &str) -> Command {
     Command::new(name)
 }
 
-/// The configuration of the manifests in a directory of its own, but for the discovery:
-/// `targets` stand in a file, with what would have been found out about them, before any
-/// relabelling. Debian's package knows no other.
+/// The configuration of the manifests in its own directory, without the discovery: a file lists
+/// `targets` with the labels that the discovery would find, before any relabelling. Debian's
+/// package has no other discovery.
 pub fn configuration(name: &str, targets: &Value) -> PathBuf {
     let source = root().join("k8s/components/prometheus");
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prometheus").join(name);
@@ -104,7 +104,7 @@ impl Prometheus {
         Ok(series.collect())
     }
 
-    /// What the API answers under `/api/v1/`, or what it has against the question.
+    /// The API's response under `/api/v1/`, or its error.
     pub fn get(&self, path: &str) -> Result<Value, String> {
         let (_, text) = get(self.address, &format!("/api/v1/{path}"));
         let mut answer: Value = serde_json::from_str(&text).expect("JSON");

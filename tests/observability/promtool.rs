@@ -1,4 +1,4 @@
-//! What promtool says of metrics, configuration, rules and alerts.
+//! promtool's verdict on metrics, configuration, rules and alerts.
 
 use std::io::Write;
 use std::process::{Output, Stdio};
@@ -22,7 +22,7 @@ fn check(what: &str, path: &std::path::Path) -> String {
 }
 
 #[test]
-fn the_metrics_keep_the_conventions() {
+fn the_metrics_follow_prometheus_conventions() {
     let server = Server::start(&[]);
     let (_, text) = server.get("/metrics");
     let mut promtool = program("promtool")
@@ -33,23 +33,23 @@ fn the_metrics_keep_the_conventions() {
         .spawn()
         .unwrap();
     promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    // Even what is no error.
+    // Fail on warnings too.
     assert_eq!(passes(&promtool.wait_with_output().unwrap()), "");
 }
 
 #[test]
-fn the_configuration_is_one() {
+fn promtool_accepts_the_configuration() {
     let directory = configuration("check", &json!([]));
     check("config", &directory.join("prometheus.yml"));
 }
 
 #[test]
-fn the_rules_are_rules() {
+fn promtool_accepts_the_rules() {
     check("rules", &root().join("k8s/components/prometheus/rules.yml"));
 }
 
 #[test]
-fn each_alert_fires_where_it_should_and_nowhere_else() {
+fn each_alert_fires_only_when_it_should() {
     let tests = root().join("tests/observability");
     let files = ["alerts.yml", "drains.yml"].map(|file| tests.join(file));
     passes(&program("promtool").args(["test", "rules"]).args(files).output().unwrap());

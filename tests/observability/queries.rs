@@ -5,8 +5,7 @@ use serde_json::Value;
 use crate::NAME;
 use crate::names::named;
 
-/// Metrics that are not ours: Prometheus' own, and what kube-state-metrics has where
-/// there is one.
+/// Metrics of other software: Prometheus itself, and kube-state-metrics if it is installed.
 pub const OTHERS: [(&str, &[&str]); 6] = [
     ("up", &[]),
     ("ALERTS", &["alertname", "alertstate", "severity"]),
@@ -19,14 +18,14 @@ pub const OTHERS: [(&str, &[&str]); 6] = [
 /// One expression.
 #[derive(Debug, Clone)]
 pub struct Expression {
-    /// Where it stands.
+    /// Where it comes from.
     pub origin: String,
     pub text: String,
-    /// Whether no value is an answer: an alert, or what others measure.
+    /// Whether an empty result is valid: for an alert, or for metrics of other software.
     pub may_be_empty: bool,
 }
 
-/// Whether it is of what others measure, where they do.
+/// Whether it uses metrics of other software where they exist.
 pub fn is_of_others(text: &str) -> bool {
     named(text).selectors.iter().any(|selector| {
         selector.metric != "up" && OTHERS.iter().any(|(name, _)| *name == selector.metric)
@@ -46,7 +45,7 @@ pub fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
 }
 
-/// What is recorded and what is an alert, of `rules.yml`.
+/// The recording and alerting rules in `rules.yml`.
 pub fn rules(document: &Value) -> Vec<Expression> {
     let rules = list(&document["groups"]).flat_map(|group| list(&group["rules"]));
     let read = |rule: &Value| {
@@ -99,7 +98,7 @@ fn of_variable(query: &str) -> Option<String> {
     Some(format!("count by ({}) ({})", label.trim(), without_variables(series)))
 }
 
-/// With what Grafana puts in place of its variables.
+/// Replaces the variables as Grafana does.
 fn without_variables(text: &str) -> String {
     let mut parts = text.split('$');
     let mut plain = parts.next().unwrap_or_default().to_owned();

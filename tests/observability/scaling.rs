@@ -1,4 +1,4 @@
-//! What the autoscaler makes of what Prometheus saw.
+//! The autoscaler's reaction to the values in Prometheus.
 
 use std::fmt::Write;
 
@@ -6,14 +6,14 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscalerSpec;
 
 use crate::autoscaler::{Autoscaler, PERIOD};
 
-/// What the adapter's queries gave at one time.
+/// The results of the adapter's queries at one time.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// In seconds from the beginning of the load.
+    /// In seconds from the start of the load.
     pub at: f64,
     /// Cores that all pods together use.
     pub cpu: f64,
-    /// Clients' requests a second, all pods together.
+    /// Clients' requests/s, all pods together.
     pub requests: f64,
     /// The mean over the pods of the share of slow requests.
     pub slow: f64,
@@ -22,29 +22,27 @@ pub struct Sample {
 /// The place of requests/s among the metrics of the autoscaler, after CPU.
 pub const REQUESTS: usize = 1;
 
-/// The autoscaler after it has looked.
+/// The autoscaler after one period.
 #[derive(Debug, Clone, Copy)]
 pub struct Look {
     pub sample: Sample,
-    /// Requests a second for each of the replicas that there were.
+    /// Requests/s per replica.
     pub per_pod: f64,
     pub replicas: i32,
-    /// Whether the sample is the last one again, see [`scale`].
+    /// Whether this is the last sample repeated, see [`scale`].
     pub continued: bool,
 }
 
-/// How long it is watched after the last sample at most, in seconds.
+/// How long to continue after the last sample at most, in seconds.
 const PATIENCE: f64 = 1800.0;
 
-/// Lets an autoscaler look at samples, a period apart, and after the last at that one
-/// again and again until the replicas are at the minimum: nobody asks for anything any
-/// more, so what Prometheus would see is what it saw then, and nothing has to be
-/// waited for.
+/// Gives samples to an autoscaler, one per period. It repeats the last one until the replicas are
+/// at the minimum: since there are no more requests, Prometheus would keep seeing the same values,
+/// and the test need not wait for them.
 ///
-/// The replicas are as many as it wanted the moment before, and the load is spread over
-/// them: the requests and the CPU of each are those of all by their number, whatever the
-/// number of servers that were measured. The share of slow requests is taken as it was
-/// measured.
+/// The number of replicas is the one that the autoscaler wanted in the previous period, and the
+/// load is spread over them. So each has an equal part of the total requests and CPU, however many
+/// servers were measured. The share of slow requests is used as measured.
 pub fn scale(spec: HorizontalPodAutoscalerSpec, samples: &[Sample]) -> Vec<Look> {
     let minimum = spec.min_replicas.expect("a minimum");
     let mut autoscaler = Autoscaler::new(spec);

@@ -1,4 +1,4 @@
-//! Every expression is PromQL. `live` would find out too, and takes six minutes.
+//! Every expression is valid PromQL. `live` would notice too, but takes six minutes.
 
 use std::fs;
 use std::path::Path;
@@ -10,8 +10,8 @@ use crate::expressions::all;
 use crate::prometheus::program;
 use crate::queries::Expression;
 
-/// What promtool says of expressions: it reads them in rules only, so each is one that
-/// records something.
+/// promtool's verdict on expressions. It reads them only in rules, so each becomes a recording
+/// rule.
 fn check(name: &str, expressions: &[Expression]) -> Output {
     let record = |(at, one): (usize, &Expression)| -> Value {
         json!({ "record": format!("expression:{at}"), "expr": one.text })
@@ -29,7 +29,7 @@ fn complaints(output: &Output) -> String {
 }
 
 #[test]
-fn every_expression_is_promql() {
+fn every_expression_is_valid_promql() {
     let all = all();
     let of_the_dashboard = all.iter().filter(|one| one.origin.starts_with("dashboard.json"));
     assert!(of_the_dashboard.count() > 50, "they are found");
@@ -38,7 +38,7 @@ fn every_expression_is_promql() {
 }
 
 #[test]
-fn what_is_no_promql_is_noticed() {
+fn invalid_promql_is_detected() {
     let text = "sum by (pod) (zmq_echo_peers".to_owned();
     let wrong = Expression { origin: "here".to_owned(), text, may_be_empty: false };
     let output = check("no-expression", &[wrong]);

@@ -1,5 +1,5 @@
-//! Chromium, by its driver: the WebDriver protocol is JSON over HTTP, so the HTTP
-//! client that the tests have is enough.
+//! Chromium, through its driver. The WebDriver protocol is JSON over HTTP, so the tests' HTTP
+//! client is enough.
 
 use std::io::BufRead;
 use std::process::Command;
@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use crate::support::{DEADLINE, Process, wait_until};
 
-/// Nothing of its own on the network, and no sandbox, as it may run as root.
+/// No network traffic of its own, and no sandbox, because it may run as root.
 const ARGUMENTS: [&str; 8] = [
     "--headless",
     "--no-sandbox",
@@ -20,7 +20,7 @@ const ARGUMENTS: [&str; 8] = [
     "--disable-quic",
 ];
 
-/// A browser with a profile of its own, and what it has said so far.
+/// A browser with its own profile, and its console output so far.
 pub struct Browser {
     _driver: Process,
     agent: ureq::Agent,
@@ -47,7 +47,7 @@ impl Browser {
         browser
     }
 
-    /// What the body of a function returns, in the page.
+    /// Runs the body of a function in the page and returns its result.
     pub fn run(&self, script: &str) -> Json {
         self.send("/execute/sync", &json!({ "script": script, "args": [] }))
     }
@@ -58,7 +58,7 @@ impl Browser {
         text.as_str().expect("an element has a text").to_owned()
     }
 
-    /// The number that a `data` element stands for.
+    /// The number in a `data` element.
     pub fn number(&self, id: &str) -> Option<f64> {
         let value = self.run(&format!("return document.getElementById('{id}').value"));
         value.as_str().expect("a data element has a value").parse().ok()
@@ -69,20 +69,20 @@ impl Browser {
         wait_until(expression, || self.run(&format!("return {expression}")) == true);
     }
 
-    /// The page as one sees it who has asked for `value` of a media `feature`.
+    /// Shows the page with `value` for a media `feature`.
     pub fn prefer(&self, feature: &str, value: &str) {
         let feature = json!({ "name": feature, "value": value });
         self.command("Emulation.setEmulatedMedia", &json!({ "features": [feature] }));
     }
 
-    /// Makes the viewport as large as that.
+    /// Sets the size of the viewport.
     pub fn resize(&self, width: u32, height: u32) {
         let size =
             json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
         self.command("Emulation.setDeviceMetricsOverride", &size);
     }
 
-    /// Presses a key, as the DOM names it, where the focus is.
+    /// Presses a key, by its DOM name, at the focus.
     pub fn press(&self, key: &str) {
         let code = match key {
             "Tab" => 9,
@@ -98,15 +98,14 @@ impl Browser {
         }
     }
 
-    /// Everything that the console has said: errors of scripts, violations of the
-    /// policy, resources that did not load.
+    /// All console output: script errors, policy violations, resources that failed to load.
     pub fn console(&mut self) -> &[String] {
         let entries = self.log("browser");
         self.console.extend(entries.iter().map(|entry| entry["message"].to_string()));
         &self.console
     }
 
-    /// Every address that was asked for since the last time.
+    /// Every address requested since the last call.
     pub fn requests(&self) -> Vec<String> {
         let events = self
             .log("performance")
@@ -143,17 +142,17 @@ impl Browser {
 }
 
 impl Drop for Browser {
-    /// Without its session's end, the driver would leave Chromium behind.
+    /// If the session were not ended, the driver would leave Chromium running.
     fn drop(&mut self) {
         let _ = self.agent.delete(&self.session).call();
     }
 }
 
-/// How often a driver is started that finds its port taken.
+/// How often to start a driver again if its port is taken.
 const STARTS: usize = 20;
 
-/// Starts a driver, and returns its address. It takes a free port of IPv4 and then wants the
-/// same one of IPv6, which may be in use: then it ends, and another one is started.
+/// Starts a driver and returns its address. It takes a free IPv4 port and then needs the same IPv6
+/// port, which may be in use. In that case it exits, and another one is started.
 fn start_driver() -> (Process, String) {
     for _ in 0..STARTS {
         let mut command = Command::new("chromedriver");

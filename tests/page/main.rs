@@ -1,4 +1,4 @@
-//! The status page in a real browser: its numbers, its states, its manners.
+//! The status page in a real browser: its numbers, its states and its accessibility.
 
 mod browser;
 mod stand_in;
@@ -13,7 +13,7 @@ use browser::Browser;
 use stand_in::StandIn;
 use support::{SERVER, Server, command, echo, message, raw};
 
-/// The columns of the table behind the charts; p99 and p99.9 follow on p50.
+/// The columns of the table behind the charts; p99 and p99.9 follow p50.
 const SECONDS: usize = 0;
 const REQUESTS: usize = 1;
 const RATE: usize = 2;
@@ -25,8 +25,8 @@ fn open(server: &Server) -> Browser {
     browser
 }
 
-/// The rows of the table behind the charts, oldest first, but for the first reading
-/// of all, which has none before it.
+/// The rows of the table behind the charts, oldest first, without the very first reading, which has
+/// no predecessor.
 fn rows(browser: &Browser) -> Vec<Vec<Option<f64>>> {
     browser.run("byId('numbers').open = true; drawTable()");
     let rows = browser.run(
@@ -43,7 +43,7 @@ fn number(cell: &Json) -> Option<f64> {
     cell.as_str().expect("a value").parse().ok()
 }
 
-/// Waits until the page has read the metrics so many times more.
+/// Waits until the page has read the metrics this many more times.
 fn wait_for_readings(browser: &Browser, more: u32) {
     let mut last = browser.run("return points.at(-1).at");
     for _ in 0..more {
@@ -78,7 +78,7 @@ fn growing() -> impl FnMut() -> String + Send {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_numbers_are_those_of_the_registry() {
+async fn the_page_shows_the_numbers_of_the_registry() {
     const REQUESTS_SENT: u32 = 500;
     let server = Server::start(&["--peer-limit", "1234", "--latency-buckets", "0.000001,0.5,60"]);
     let mut browser = open(&server);
@@ -120,7 +120,7 @@ async fn the_numbers_are_those_of_the_registry() {
 }
 
 #[test]
-fn rates_and_percentiles_are_those_between_two_scrapes() {
+fn rates_and_percentiles_cover_the_time_between_two_scrapes() {
     let stand_in = StandIn::new(growing());
     let mut browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 4);
@@ -133,11 +133,11 @@ fn rates_and_percentiles_are_those_between_two_scrapes() {
         assert!(near(row[P50 + 1], 0.002 + 0.002 * 90.0 / 95.0), "{row:?}");
         assert_eq!(row[P50 + 2], Some(f64::INFINITY), "{row:?}");
     }
-    // The large figures look back further: on the same, where all are the same.
+    // The large figures cover a longer time, but here all values are the same.
     for (id, text) in [("p50", "1.2 ms"), ("p99", "3.89 ms"), ("p999", "> 4 ms")] {
         assert_eq!(browser.text(id), text, "{id}");
     }
-    // The mean of some seconds lies between the least and the most of them.
+    // The mean over some seconds lies between their minimum and maximum.
     assert_eq!(
         browser.run(
             "drawTable();
@@ -156,7 +156,7 @@ fn rates_and_percentiles_are_those_between_two_scrapes() {
 }
 
 #[test]
-fn where_nothing_is_asked_for_it_says_idle() {
+fn without_requests_the_page_says_idle() {
     let stand_in = StandIn::new(|| registry(7));
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 2);
@@ -166,7 +166,7 @@ fn where_nothing_is_asked_for_it_says_idle() {
     }
     stand_in.say(|| registry(8));
     browser.wait_until("byId('p50').textContent === '1.2 ms'");
-    // It looks back ten seconds, and then no more.
+    // It covers ten seconds and no more.
     browser.wait_until("byId('p50').textContent === 'idle'");
 }
 
@@ -179,14 +179,14 @@ fn a_server_at_work_shows_more_cpu_than_an_idle_one() {
     assert_eq!(browser.run("return byId('cpu').checkVisibility()"), true);
     raw::keep_busy(server.address(), 1);
     browser.wait_until(&format!("byId('cpu').value > {}", 2.0 * idle));
-    // Of a core, in per cent, to three digits.
+    // In per cent of one core, with three digits.
     browser
         .wait_until("Math.abs(parseFloat(byId('cpu').textContent) / byId('cpu').value - 100) < 1");
     assert!(browser.text("process").contains("\u{a0}% of a core, "), "{}", browser.text("process"));
 }
 
 #[test]
-fn where_the_kernel_does_not_tell_nothing_is_said_of_the_process() {
+fn without_kernel_figures_the_page_shows_nothing_about_the_process() {
     let stand_in = StandIn::new(|| "zmq_echo_requests_total{source=\"client\"} 1\n".to_owned());
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 2);
@@ -194,7 +194,7 @@ fn where_the_kernel_does_not_tell_nothing_is_said_of_the_process() {
 }
 
 #[test]
-fn a_counter_that_goes_back_is_a_restart() {
+fn a_counter_that_decreases_is_shown_as_a_restart() {
     let stand_in = StandIn::new(growing());
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 2);
@@ -208,7 +208,7 @@ fn a_counter_that_goes_back_is_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_shows_then_the_end_then_who_comes_next() {
+async fn the_page_shows_a_drain_then_the_end_then_the_next_server() {
     let mut server = Server::start(&["--drain-delay", "50s", "--drain-timeout", "100s"]);
     let mut browser = open(&server);
     echo(&mut server.dealer().await, message(&[b"counted"])).await;
@@ -216,12 +216,12 @@ async fn a_drain_shows_then_the_end_then_who_comes_next() {
 
     server.signal(Signal::TERM);
     browser.wait_until("byId('state').textContent === 'Draining'");
-    assert!(browser.text("notice").starts_with("The server drains: "));
+    assert!(browser.text("notice").starts_with("The server is draining: "));
     assert_eq!(browser.run("return document.title.startsWith('Draining: ')"), true);
 
     server.signal(Signal::TERM);
     server.wait();
-    browser.wait_until("byId('state').textContent === 'Gone after its drain'");
+    browser.wait_until("byId('state').textContent === 'Stopped after draining'");
     assert!(browser.text("notice").starts_with("No answer since "));
     assert_eq!(browser.run("return document.body.dataset.state"), "gone");
 
@@ -232,22 +232,22 @@ async fn a_drain_shows_then_the_end_then_who_comes_next() {
     browser.wait_until("byId('requests').textContent === '0'");
     assert_eq!(browser.text("notice"), "");
     assert_eq!(browser.run("return document.querySelectorAll('svg .gone').length"), 5);
-    // What the browser itself says of a refused connection is all that it says.
+    // The browser's own message about a refused connection is the only output.
     let said = browser.console();
     assert!(said.iter().all(|line| line.contains("net::ERR_CONNECTION_REFUSED")), "{said:?}");
 }
 
 #[test]
-fn a_server_that_dies_is_gone() {
+fn a_server_that_dies_is_shown_as_gone() {
     let server = Server::start(&[]);
     let browser = open(&server);
     server.signal(Signal::KILL);
     browser.wait_until("byId('state').textContent === 'No answer'");
-    assert!(browser.text("notice").contains("The server is gone, or the way to it is."));
+    assert!(browser.text("notice").contains("The server has stopped or cannot be reached."));
 }
 
 #[test]
-fn what_answers_without_metrics_is_gone() {
+fn a_server_that_answers_without_metrics_is_shown_as_gone() {
     let stand_in = StandIn::new(growing());
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 1);
@@ -256,7 +256,7 @@ fn what_answers_without_metrics_is_gone() {
 }
 
 #[test]
-fn a_name_is_text_and_never_markup() {
+fn an_instance_name_is_shown_as_text_and_never_as_markup() {
     const NAME: &str = "<img src=x onerror='window.ran = true'>";
     let hostile = || {
         format!(
@@ -279,7 +279,7 @@ fn a_name_is_text_and_never_markup() {
 }
 
 #[test]
-fn nobody_but_the_server_is_asked() {
+fn the_page_sends_requests_only_to_the_server() {
     let server = Server::start(&[]);
     let mut browser = open(&server);
     wait_for_readings(&browser, 2);
@@ -292,7 +292,7 @@ fn nobody_but_the_server_is_asked() {
 }
 
 #[test]
-fn the_policy_lets_nothing_else_run_or_be_asked() {
+fn the_content_security_policy_blocks_other_scripts_and_requests() {
     let (server, other) = (Server::start(&[]), Server::start(&[]));
     let mut browser = open(&server);
     let elsewhere = format!(
@@ -312,14 +312,14 @@ fn the_policy_lets_nothing_else_run_or_be_asked() {
     assert!(said.iter().all(|line| line.contains("Content Security Policy")), "{said:?}");
 }
 
-/// What can be operated, each by a word that tells it from the others.
+/// The controls, each identified by a word.
 const OPERABLE: &str = "
     const word = (of) => of.getAttribute('href') ?? of.closest('[data-chart]')?.dataset.chart ?? of.tagName;
     const operable = [...document.querySelectorAll('a[href], button, input, select, summary, [tabindex]')]
         .filter((of) => of.checkVisibility());";
 
 #[test]
-fn the_keyboard_reaches_and_works_everything() {
+fn every_control_works_by_keyboard() {
     let server = Server::start(&[]);
     let browser = open(&server);
     wait_for_readings(&browser, 2);
@@ -357,7 +357,7 @@ fn the_keyboard_reaches_and_works_everything() {
     assert_eq!(browser.run(&format!("return {value}.startsWith('now: ')")), true);
 }
 
-/// The least contrast of a text with what it stands on, by WCAG 2.2, and the text.
+/// The lowest contrast between a text and its background, by WCAG 2.2, and the text.
 const LEAST_CONTRAST: &str = "
     const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
     const linear = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
@@ -383,7 +383,7 @@ const LEAST_CONTRAST: &str = "
     return [...least, count];";
 
 #[test]
-fn every_text_can_be_read_in_light_and_dark_and_every_state() {
+fn every_text_is_readable_in_light_and_dark_in_every_state() {
     let stand_in = StandIn::new(growing());
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 2);
@@ -421,7 +421,7 @@ fn nothing_is_cut_off_on_any_screen() {
 }
 
 #[test]
-fn who_wants_no_motion_gets_none() {
+fn reduced_motion_is_respected() {
     let server = Server::start(&[]);
     let browser = open(&server);
     browser.prefer("prefers-reduced-motion", "no-preference");
@@ -431,7 +431,7 @@ fn who_wants_no_motion_gets_none() {
 }
 
 #[test]
-fn only_a_change_of_state_is_read_aloud() {
+fn screen_readers_announce_only_changes_of_state() {
     let server = Server::start(&["--drain-delay", "50s", "--drain-timeout", "100s"]);
     let browser = open(&server);
     let live = browser.run("return [...document.querySelectorAll('[aria-live], [role=status], [role=alert]')].map((of) => of.id)");

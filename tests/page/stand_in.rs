@@ -1,4 +1,4 @@
-//! A side port that says whatever a test wants it to.
+//! A side port that returns whatever a test wants.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,7 +14,7 @@ pub struct StandIn {
     script: Arc<Mutex<Script>>,
 }
 
-/// What `/metrics` says for the n-th time.
+/// The n-th response to `/metrics`.
 type Script = Box<dyn FnMut() -> String + Send>;
 
 impl StandIn {
@@ -26,7 +26,7 @@ impl StandIn {
         let shared = Arc::clone(&script);
         thread::spawn(move || {
             for stream in listener.incoming() {
-                // A browser opens connections that it then does not use.
+                // A browser opens connections that it does not use.
                 let (page, script) = (page.clone(), Arc::clone(&shared));
                 thread::spawn(move || answer(&stream.unwrap(), &page, &script));
             }
@@ -34,7 +34,7 @@ impl StandIn {
         Self { address, script }
     }
 
-    /// From now on it says this.
+    /// Changes the response from now on.
     pub fn say(&self, script: impl FnMut() -> String + Send + 'static) {
         *self.script.lock().unwrap() = Box::new(script);
     }

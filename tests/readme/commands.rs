@@ -1,5 +1,5 @@
-//! The shell commands of the README and of `docs/`: some are run as they are written, and all can
-//! be read by a shell.
+//! The shell commands of the README and of `docs/`: some are run as written, and a shell can parse
+//! all of them.
 
 use std::fs;
 use std::io::Read;
@@ -12,7 +12,7 @@ use crate::support::built::LOAD;
 use crate::support::shell::{blocks_of, blocks_under, commands, commands_of, documents, inline};
 use crate::support::{PROBE, Process, SERVER, Server, command, get, sample, scrape, wait_until};
 
-/// Commands that no test runs as they are written, by how they begin, and why.
+/// Commands that no test runs as written, by their beginning, and the reason.
 const NOT_RUN: &[(&str, &str)] = &[
     ("docker ", "needs Docker"),
     ("kind ", "needs Docker"),
@@ -48,8 +48,8 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("curl http://127.0.0.1:8080/faults", "the tests of the simulation send the same"),
 ];
 
-/// Documents and sections with blocks that a test runs as they are written, each with a
-/// command by which the block is known.
+/// Documents and sections with blocks that a test runs as written, each with a command that
+/// identifies the block.
 const RUN: [(&str, &str, &str); 4] = [
     (README, "## One minute", "zmq-echo-probe"),
     (README, "## Three replicas", "for n in 1 2 3"),
@@ -60,11 +60,11 @@ const RUN: [(&str, &str, &str); 4] = [
 /// The one block of another document that a test runs: that of the manifests.
 const RUN_WITH_KUBECTL: &str = "cat >> k8s/overlays/production/kustomization.yaml";
 
-/// How all three servers are stopped, in the prose beside them.
+/// How the text next to the commands stops all three servers.
 const STOP: &str = "kill $(cat ?.pid)";
 
 #[test]
-fn every_command_is_run_by_a_test_or_stands_on_the_list_with_its_reason() {
+fn every_documented_command_is_tested_or_listed_with_a_reason() {
     let run: Vec<_> = RUN
         .iter()
         .flat_map(|(document, heading, part)| commands_of(&block_under(document, heading, part)))
@@ -90,7 +90,7 @@ fn block_under(document: &str, heading: &str, part: &str) -> String {
 }
 
 #[test]
-fn a_shell_reads_every_command() {
+fn a_shell_can_parse_every_documented_command() {
     let documents = documents();
     let blocks = documents.iter().flat_map(|(file, text)| {
         blocks_of(text).into_iter().chain(inline(text)).map(move |block| (file, block))
@@ -104,7 +104,7 @@ fn a_shell_reads_every_command() {
     assert!(count > 30, "{count} blocks");
 }
 
-/// Runs a block as the README has it, but with the tests' own build, at other addresses.
+/// Runs a block from the README, but with the tests' own build and at other addresses.
 fn shell(block: &str, addresses: &[(&str, String)], place: &Path) -> Command {
     let mut text = block.to_owned();
     for (program, path) in
@@ -134,13 +134,13 @@ fn the_probe_and_the_side_port_answer_as_the_readme_says() {
     let mut said = String::new();
     for one in commands_of(&block) {
         if one.starts_with("curl") && Command::new("curl").arg("--version").output().is_err() {
-            // What curl does, where there is none.
+            // Replaces curl if it is not installed.
             let path = one.split("8080").nth(1).unwrap().split_whitespace().next().unwrap();
             said += &get(server.http, path).1;
             continue;
         }
         let mut shell = shell(&one, &addresses, &place.0);
-        // The README's command names no endpoint, and has the default's.
+        // The README's command names no endpoint and uses the default.
         let output = shell.env("ZMQ_ECHO_PROBE_ENDPOINT", &server.endpoint).output().unwrap();
         assert!(output.status.success(), "{one}: {output:?}");
         said += &String::from_utf8(output.stdout).unwrap();
@@ -150,11 +150,11 @@ fn the_probe_and_the_side_port_answer_as_the_readme_says() {
 }
 
 #[test]
-fn the_load_generator_makes_its_report_as_the_document_says() {
+fn the_load_generator_writes_its_report_as_documented() {
     let block = block_under(LOAD_GENERATOR, "# The load generator", "zmq-echo-load");
     let server = Server::start(&[]);
     let place = Place::new("load");
-    // Shorter, and at a pace that a busy machine keeps.
+    // Shorter, and at a rate that a busy machine can keep.
     let shorter = [("--duration 30s", "--duration 1s".to_owned()), ("5000", "500".to_owned())];
     let mut shell = shell(&block, &shorter, &place.0);
     shell.env("ZMQ_ECHO_LOAD_ENDPOINTS", &server.endpoint).env("ZMQ_ECHO_LOAD_TIMEOUT", "1m");
@@ -164,15 +164,15 @@ fn the_load_generator_makes_its_report_as_the_document_says() {
 }
 
 #[test]
-fn no_command_is_of_a_kind_that_has_failed_readers() {
+fn no_command_repeats_a_known_mistake() {
     for (file, command) in commands() {
         for line in command.lines() {
             let words: Vec<_> = line.split_whitespace().collect();
             let place = format!("{}: {line}", file.display());
             let has = |word: &str| words.contains(&word);
-            // They match by text, the load generator's arguments too.
+            // They match by text, even in the load generator's arguments.
             assert!(!has("pkill") && !has("killall"), "{place}");
-            // Not installed with kubectl, which has no `edit` of it.
+            // It is not installed with kubectl, whose `kustomize` has no `edit`.
             assert!(words.first() != Some(&"kustomize"), "{place}");
             // Only one type of object can be watched.
             let types = words.iter().skip_while(|word| **word != "get").nth(1);
@@ -216,7 +216,7 @@ fn one_of_three_servers_is_restarted_under_load_and_all_are_stopped_as_the_readm
     let (start, restart) = (block("for n in 1 2 3"), block(">> 2.log"));
     assert!(README.contains(&format!("`{STOP}`")));
     let place = Place::new("replicas");
-    // An address of this process's own, as the ports are the README's.
+    // An address of this process's own, because the ports are the README's.
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let host = Ipv4Addr::new(127, 1 + high % 200, low, 1);
     let shell = |text: &str| {
@@ -244,7 +244,7 @@ fn one_of_three_servers_is_restarted_under_load_and_all_are_stopped_as_the_readm
     let failed = table.lines().find(|line| line.starts_with("failed")).expect("a row");
     assert_eq!(failed.split_whitespace().nth(1), Some("0"), "{table}");
     assert!(place.0.join("report.html").exists());
-    // Its log goes on where it stopped.
+    // Its log continues where it stopped.
     let log = fs::read_to_string(place.0.join("2.log")).unwrap();
     assert!(log.contains("\"drained\"") && log.matches("\"listening\"").count() == 2, "{log}");
 

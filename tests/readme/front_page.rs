@@ -1,4 +1,4 @@
-//! The README stays short, and what it says of the repository is true.
+//! The README stays short, and its statements about the repository are true.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use super::README;
 use crate::support::tables::table_of;
 
-/// A README invites; what is longer belongs in `docs/`.
+/// The README is an invitation; longer text belongs in `docs/`.
 const MOST_BYTES: usize = 9000;
 
 #[test]
@@ -35,7 +35,7 @@ fn the_badges_name_the_repository_the_licence_and_the_oldest_rust() {
 
 /// Within a tenth of each file and of the whole, so that small changes need no new numbers.
 #[test]
-fn the_files_for_an_evening_have_about_the_lines_that_are_named() {
+fn the_recommended_files_have_about_the_stated_number_of_lines() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let about = |stated: usize, real: usize| stated.abs_diff(real) * 10 <= real;
     let mut whole = 0;

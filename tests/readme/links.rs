@@ -10,7 +10,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every page of the repository: the documents for readers, and those beside the code.
+/// Every page of the repository: documents for readers, and those next to the code.
 fn pages() -> Vec<(PathBuf, String)> {
     let beside = ["client", "compare", "fuzz", "tests/cluster", "zmtp"];
     let beside = beside.map(|folder| root().join(folder).join("README.md"));
@@ -19,7 +19,7 @@ fn pages() -> Vec<(PathBuf, String)> {
     documents().into_iter().chain(beside).collect()
 }
 
-/// The text outside of code: blocks, and what stands between backticks.
+/// The text outside of code blocks and backticks.
 fn prose(text: &str) -> String {
     let outside_blocks = text.split("\n```").step_by(2).collect::<Vec<_>>().join("\n");
     outside_blocks.split('`').step_by(2).collect()
@@ -32,7 +32,7 @@ fn links(text: &str) -> Vec<String> {
     targets.map(|target| target.split_whitespace().next().unwrap_or_default().to_owned()).collect()
 }
 
-/// The anchors that GitHub makes of a page's headings.
+/// The anchors that GitHub generates for a page's headings.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let outside_blocks: Vec<_> = text.split("\n```").step_by(2).collect();
@@ -50,7 +50,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// What is wrong with a link of the page at `path`, if anything is.
+/// The error in a link of the page at `path`, if there is one.
 fn fault(path: &Path, text: &str, link: &str) -> Option<String> {
     if link.starts_with("https://") {
         return None;
@@ -87,7 +87,7 @@ fn every_link_leads_to_a_file_and_a_heading() {
 }
 
 #[test]
-fn a_link_to_nowhere_is_noticed() {
+fn a_broken_link_is_detected() {
     let page = root().join("docs/README.md");
     let text = "# One\n\n```sh\n# no heading\n```\n\n## A `b`, c\n\n## One\n";
     for (link, holds) in [
@@ -117,9 +117,9 @@ fn the_index_leads_to_every_document() {
     assert!(links(super::README).contains(&"docs/README.md".to_owned()));
 }
 
-/// Comments, messages and manifests name documents and their sections.
+/// Comments, messages and manifests that name documents and their sections.
 #[test]
-fn every_document_that_is_named_in_the_tree_is_there() {
+fn every_document_named_in_the_tree_exists() {
     let mut files = Vec::new();
     for folder in
         [".ci", "bin", "client", "compare", "examples", "fuzz", "k8s", "src", "tests", "zmtp"]
@@ -155,7 +155,7 @@ fn every_document_that_is_named_in_the_tree_is_there() {
     assert!(count > 60, "{count} names");
 }
 
-/// The files of a folder and of those in it, without what builds leave there.
+/// The files in a folder and its subfolders, without build output.
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

@@ -1,10 +1,9 @@
-//! A TCP relay that stands between a peer and a server and makes a network of the
-//! loopback: it delays, throttles and cuts into pieces what passes.
+//! A TCP relay between a peer and a server that makes loopback behave like a network: it delays,
+//! throttles and splits the data that passes.
 //!
-//! It holds little, so back-pressure passes through it. It passes a half-close on after
-//! everything that came before it, and a peer's reset as a reset. A reset by the server
-//! is passed on as a half-close, because the peer shall still get what the server's
-//! kernel was told has arrived.
+//! It buffers little, so back-pressure passes through. It passes on a half-close after all the data
+//! before it, and a peer's reset as a reset. A reset by the server is passed on as a half-close,
+//! because the peer must still get everything that the server's kernel has had acknowledged.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-/// What one direction holds at most, beside the kernel's buffers.
+/// Upper bound on the bytes that one direction buffers, besides the kernel's buffers.
 const HELD: usize = 32 << 10;
 
-/// The kernel's buffers of both connections. Smaller ones crawl on some kernels.
+/// The size of the kernel's buffers of both connections. Smaller ones are very slow on some
+/// kernels.
 const KERNEL: usize = 64 << 10;
 
 /// One direction of a connection.
@@ -26,9 +26,9 @@ const KERNEL: usize = 64 << 10;
 pub struct Path {
     /// How long bytes stay in the relay.
     pub delay: Duration,
-    /// The most bytes that pass in a second.
+    /// Maximum bytes per second.
     pub rate: u64,
-    /// The most bytes that leave at a time.
+    /// Maximum bytes per write.
     pub piece: usize,
 }
 
@@ -91,8 +91,8 @@ impl Ends {
                 let _ = self.far.shutdown(Shutdown::Write);
             }
             Err(Broken::Source) => self.reset_server(),
-            // The server has closed. The peer shall not hang on its writes: it learns of
-            // the end by its reads.
+            // The server has closed. The peer's writes must not block: it learns about the end by
+            // reading.
             Err(Broken::Sink) => {
                 let _ = io::copy(&mut &self.near, &mut io::sink());
             }
@@ -108,8 +108,8 @@ impl Ends {
         }
     }
 
-    /// The peer is gone for good. Both directions end, and the last of them to do so
-    /// drops the sockets, which resets the server's.
+    /// The peer is gone. Both directions end, and the last one to end drops the sockets, which
+    /// resets the server's connection.
     fn reset_server(&self) {
         self.reset.store(true, Ordering::SeqCst);
         let _ = SockRef::from(&self.far).set_linger(Some(Duration::ZERO));
@@ -131,7 +131,7 @@ fn pass(
             Ok(count) => count,
             Err(_) => return Err(Broken::Source),
         };
-        // The end takes as long as all else.
+        // The end of the stream is delayed like everything before it.
         thread::sleep(path.delay);
         if count == 0 {
             return Ok(());
@@ -142,7 +142,7 @@ fn pass(
             let now = Instant::now();
             let takes = Duration::from_secs_f64(piece.len() as f64 / path.rate as f64);
             free_at = free_at.max(now) + takes;
-            // Short sleeps take longer than they are told, so they are saved up.
+            // Short sleeps take longer than requested, so they are accumulated.
             if free_at > now + Duration::from_millis(2) {
                 thread::sleep(free_at - now);
             }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Programs by which a command between backticks is known.
+/// Programs that identify a command between backticks.
 const PROGRAMS: [&str; 9] =
     ["cargo", "curl", "docker", "docs/probe-cost", "helm", "kill", "kind", "kubectl", "promtool"];
 
@@ -31,8 +31,8 @@ pub fn blocks_under(text: &str, heading: &str) -> Vec<String> {
     blocks_of(section.split("\n## ").next().unwrap())
 }
 
-/// The commands of a block: lines, those of a loop, of a here-document or before a backslash
-/// together.
+/// The commands of a block. A loop, a here-document and lines joined by a backslash are one command
+/// each.
 pub fn commands_of(block: &str) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     let mut end = None;
@@ -62,7 +62,7 @@ pub fn inline(text: &str) -> Vec<String> {
     let code = prose.flat_map(|prose| prose.split('`').skip(1).step_by(2));
     let code = code.map(|code| code.split_whitespace().collect::<Vec<_>>());
     let is_command = |words: &Vec<&str>| {
-        // Only the beginning of commands, of which others have the rest.
+        // Skip text that is only the beginning of another command.
         let begins = words[..] == ["kubectl", "--namespace", "zmq-echo"];
         words.len() > 1 && PROGRAMS.contains(&words[0]) && !begins
     };
