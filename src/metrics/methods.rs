@@ -1,10 +1,11 @@
 //! Requests by method. The service declares the names of its methods, so they are a closed set.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts};
-use prometheus::{Registry, Result};
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry, Result};
 
+use super::latency::{self, Latency};
 use super::series::register;
 
 /// The label for messages that belong to none of the service's methods: health checks, reserved
@@ -26,8 +27,8 @@ pub struct Method {
     pub ok: IntCounter,
     /// Error replies.
     pub error: IntCounter,
-    /// Time from reading a client's request to handing its reply to the kernel, in seconds.
-    pub duration: Histogram,
+    /// Time from reading a client's request to handing its reply to the kernel.
+    pub duration: Latency,
 }
 
 impl Methods {
@@ -40,17 +41,19 @@ impl Methods {
         );
         let replies = IntCounterVec::new(replies, &["method", "outcome"])?;
         let replies = register(registry, replies)?;
-        let duration = HistogramOpts::new(
+        let names: Vec<_> = names.iter().copied().chain([OTHER]).collect();
+        let durations = latency::register(
+            registry,
             "zmq_echo_request_duration_seconds",
             "Time from reading a client's request to handing its reply to the kernel.",
-        );
-        let duration = HistogramVec::new(duration.buckets(bounds.to_vec()), &["method"])?;
-        let duration = register(registry, duration)?;
-        let series = names.iter().copied().chain([OTHER]).map(|name| Method {
+            &names,
+            bounds,
+        )?;
+        let series = names.into_iter().zip(durations).map(|(name, duration)| Method {
             name,
             ok: replies.with_label_values(&[name, "ok"]),
             error: replies.with_label_values(&[name, "error"]),
-            duration: duration.with_label_values(&[name]),
+            duration,
         });
         Ok(Self { series: series.collect() })
     }
@@ -60,8 +63,12 @@ impl Methods {
         self.series.iter().find(|method| method.name == name)
     }
 
-    pub(super) fn all(&self) -> &[Method] {
-        &self.series
+    /// Counts replies that the kernel has taken.
+    pub(super) fn replied(&self, replies: u64, label: Label, latency: Duration) {
+        let method = &self.series[label.method().min(self.series.len() - 1)];
+        let outcome = if label.is_error() { &method.error } else { &method.ok };
+        outcome.inc_by(replies);
+        method.duration.observe(replies, latency);
     }
 }
 

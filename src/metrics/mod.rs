@@ -3,11 +3,11 @@
 //! Names and labels are a contract with scrapers, dashboards and autoscalers. Each series exists
 //! at zero from the first scrape, because autoscalers and alerts cannot work with a missing series.
 
+pub mod latency;
 pub mod methods;
 mod process;
 pub mod series;
 
-use prometheus::local::LocalHistogram;
 use prometheus::{
     Encoder, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     Result, TextEncoder,
@@ -187,29 +187,17 @@ impl LimitMetrics {
 
 /// Counts a socket's events.
 ///
-/// Replies and their latency are collected locally during a turn of the loop and published at its
-/// end, with [`Event::Turned`].
+/// Replies come with one event for all that leave together, so no message costs an atomic
+/// operation.
 #[derive(Debug)]
 pub struct SocketObserver {
     metrics: SocketMetrics,
-    methods: Vec<Replied>,
-}
-
-/// The counts of one method that are not published yet.
-#[derive(Debug)]
-struct Replied {
-    ok: u64,
-    error: u64,
-    duration: LocalHistogram,
 }
 
 impl SocketObserver {
     /// An observer that counts in `metrics`.
     pub fn new(metrics: SocketMetrics) -> Self {
-        let methods = metrics.methods.all().iter();
-        let methods =
-            methods.map(|method| Replied { ok: 0, error: 0, duration: method.duration.local() });
-        Self { methods: methods.collect(), metrics }
+        Self { metrics }
     }
 }
 
@@ -224,16 +212,7 @@ impl Observer for SocketObserver {
             Event::Peers(peers) => metrics.peers.set(peers as i64),
             Event::Malformed => metrics.malformed_requests.inc(),
             Event::Replied { replies, label, latency } => {
-                let label = Label::of_number(label);
-                let index = label.method().min(self.methods.len() - 1);
-                let method = &mut self.methods[index];
-                if label.is_error() {
-                    method.error += replies as u64;
-                } else {
-                    method.ok += replies as u64;
-                }
-                let seconds = latency.as_secs_f64();
-                (0..replies).for_each(|_| method.duration.observe(seconds));
+                metrics.methods.replied(replies as u64, Label::of_number(label), latency);
             }
             Event::Undeliverable(replies) => metrics.undeliverable_peer_gone.inc_by(replies),
             Event::Lost(requests) => metrics.lost_requests.inc_by(requests),
@@ -249,13 +228,6 @@ impl Observer for SocketObserver {
 impl SocketObserver {
     fn turned(&mut self, totals: &Totals) {
         let metrics = &self.metrics;
-        for (behind, method) in self.methods.iter_mut().zip(metrics.methods.all()) {
-            if behind.ok + behind.error > 0 {
-                method.ok.inc_by(std::mem::take(&mut behind.ok));
-                method.error.inc_by(std::mem::take(&mut behind.error));
-                behind.duration.flush();
-            }
-        }
         metrics.received_bytes.inc_by(totals.received_bytes as u64);
         metrics.sent_bytes.inc_by(totals.sent_bytes as u64);
         metrics.pending_replies.set(totals.pending_replies as i64);

@@ -325,7 +325,7 @@ where
     fn answer_ready(&mut self, first: Origin, tally: &mut Tally) -> bool {
         let mut next = Some(first);
         while let Some(origin) = next {
-            self.answer(origin, tally);
+            self.answer(&origin, tally);
             match self.clock.message(Instant::now) {
                 Due::Nothing => {}
                 Due::Flush => self.socket.flush_batch(),
@@ -341,8 +341,8 @@ where
 
     /// Answers one request.
     #[inline(always)]
-    fn answer(&mut self, mut origin: Origin, tally: &mut Tally) {
-        tally.request(&origin);
+    fn answer(&mut self, origin: &Origin, tally: &mut Tally) {
+        tally.request(origin);
         let payload_at = envelope(&self.message);
         trace!(
             identity = %self.identity(origin.peer).escape_ascii(),
@@ -351,26 +351,30 @@ where
             "request"
         );
         let first = self.message.frames().get(payload_at);
-        let Answer(kind) = if origin.is_monitor || first.is_some_and(|frame| is_reserved(frame)) {
-            self.answer_reserved(&mut origin, payload_at)
+        let is_reserved = first.is_some_and(|frame| is_reserved(frame));
+        let (label, Answer(kind)) = if origin.is_monitor || is_reserved {
+            self.answer_reserved(origin, payload_at)
         } else {
-            self.call(&mut origin, payload_at, None)
+            self.call(origin, payload_at, None)
         };
+        // Made anew in each arm, so that none but the cold ones needs it in memory.
+        let labelled = || Origin { label: label.number(), ..*origin };
         match kind {
-            Kind::Reply => self.send(&origin, tally),
-            Kind::Later(ticket) => self.hold(&origin, ticket),
-            Kind::Reject(rejection) => self.reject(&origin, payload_at, &rejection, tally),
+            Kind::Reply => self.send(&labelled(), tally),
+            Kind::Later(ticket) => self.hold(origin, ticket),
+            Kind::Reject(rejection) => self.reject(&labelled(), payload_at, &rejection, tally),
         }
     }
 
-    /// Has the service answer a request, unless its deadline has passed.
+    /// Has the service answer a request, unless its deadline has passed. Also returns what the
+    /// request is counted under.
     #[inline(always)]
     fn call(
         &mut self,
-        origin: &mut Origin,
+        origin: &Origin,
         payload_at: usize,
         deadline: Option<Instant>,
-    ) -> Answer {
+    ) -> (Label, Answer) {
         self.calling = Some(Label::NO_METHOD);
         let mut request = Request {
             message: &mut self.message,
@@ -382,7 +386,6 @@ where
         };
         let label = Label::of_method(self.service.method(&request));
         self.calling = Some(label);
-        origin.label = label.number();
         request.origin.label = label.number();
         let answer = if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             request.reject(Rejection::deadline())
@@ -390,32 +393,32 @@ where
             self.service.call(request)
         };
         self.calling = None;
-        answer
+        (label, answer)
     }
 
     /// Answers a probe, or a request that begins with a reserved frame. Probes and checks need
     /// nothing of the service but to be healthy.
     #[cold]
     #[inline(never)]
-    fn answer_reserved(&mut self, origin: &mut Origin, payload_at: usize) -> Answer {
-        origin.label = Label::NO_METHOD.number();
+    fn answer_reserved(&mut self, origin: &Origin, payload_at: usize) -> (Label, Answer) {
+        let own = |kind| (Label::NO_METHOD, Answer(kind));
         let is = |frame: &[u8]| self.message.frames().get(payload_at).is_some_and(|it| it == frame);
         if origin.is_monitor || is(CHECK) {
             return match self.service.health() {
-                Ok(()) => Answer(Kind::Reply),
-                Err(text) => Answer(Kind::Reject(Rejection::unhealthy(text))),
+                Ok(()) => own(Kind::Reply),
+                Err(text) => own(Kind::Reject(Rejection::unhealthy(text))),
             };
         }
         if !self.client_deadlines || !is(TIME_LIMIT) {
-            return Answer(Kind::Reject(Rejection::reserved()));
+            return own(Kind::Reject(Rejection::reserved()));
         }
         let limit = match time_limit::take(&mut self.message, payload_at) {
             Ok(limit) => limit,
-            Err(rejection) => return Answer(Kind::Reject(rejection)),
+            Err(rejection) => return own(Kind::Reject(rejection)),
         };
         let first = self.message.frames().get(payload_at);
         if first.is_some_and(|frame| is_reserved(frame)) {
-            return Answer(Kind::Reject(Rejection::reserved()));
+            return own(Kind::Reject(Rejection::reserved()));
         }
         self.call(origin, payload_at, Some(origin.read_at + limit))
     }
