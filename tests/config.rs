@@ -12,7 +12,7 @@ use zmq_echo::log::LogFormat;
 use zmq_echo::simulation::EchoConfig;
 
 use crate::support::built::LOAD;
-use crate::support::{DEADLINE, PROBE, SERVER, Server, command};
+use crate::support::{DEADLINE, PROBE, SERVER, Server, command, wait_until};
 
 /// A value that each flag rejects, and a part of the message.
 const REFUSED: [(&str, &str, &str); 51] = [
@@ -222,7 +222,10 @@ fn the_side_port_listens_on_every_address_of_a_name() {
         assert_eq!(addresses.iter().any(|address| address.ip() == ip), is_here, "{record}");
     }
     for address in addresses {
-        assert_eq!(crate::support::get(address, "/readyz").0, 200, "{address}");
+        // The record comes before the loop's first turn.
+        wait_until(&format!("{address} is ready"), || {
+            crate::support::get(address, "/readyz").0 == 200
+        });
     }
 }
 

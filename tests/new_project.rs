@@ -199,12 +199,12 @@ fn a_project_name_that_cannot_work_everywhere_is_rejected_with_the_reason() {
         ("use 2 to 35", &["a", &too_long]),
         ("this project's name", &["zmq-echo", "zmqecho", "my-zmq-echo"]),
         ("means something in Rust", &["match", "self", "std", "test", "u8"]),
-        ("not a text in YAML", &["yes", "null"]),
+        ("not a string in YAML", &["yes", "null"]),
         ("belongs to Kubernetes", &["default", "kubernetes", "kube-system"]),
         ("others", &["cargo", "process", "process-x"]),
         // The last one because of kube-client and its like.
         ("is a dependency", &["tokio", "futures-util", "zmtp-sockets", "prometheus", "kube"]),
-        ("a module here has it", &["probe", "support", "proto", "poll-loop"]),
+        ("it is the name of a module", &["probe", "support", "proto", "poll-loop"]),
     ] {
         for name in names {
             let said = refused(&root().join("new-project"), name, &project);
@@ -230,7 +230,7 @@ fn a_folder_that_is_not_empty_or_lies_in_the_checkout_is_rejected_and_left_alone
     assert_eq!(fs::read_to_string(folder.0.join("precious")).unwrap(), "1");
 
     let inside = root().join("target/quotes");
-    assert!(refused(&script, "quotes", &inside).contains("inside of this checkout"));
+    assert!(refused(&script, "quotes", &inside).contains("inside this checkout"));
 
     let empty = folder.0.join("empty");
     fs::create_dir(&empty).unwrap();

@@ -265,9 +265,9 @@ fn a_panel_turns_red_where_its_alert_fires() {
     for (title, field, alert, condition, value) in [
         ("Slower than 10 ms", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4 * 0.001),
         ("Use of the latency objective", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4),
-        ("Without a reply", None, "Errors", "> 0.01", 0.01),
-        ("Share of a pod", None, "PodAboveShare", "ratio_to_others > 3", 3.0),
-        ("Nearest to a limit", None, "PeersNearLimit", "> 0.8", 0.8),
+        ("Failed requests", None, "Errors", "> 0.01", 0.01),
+        ("Load of a pod relative to the others", None, "PodAboveShare", "ratio_to_others > 3", 3.0),
+        ("Closest to a limit", None, "PeersNearLimit", "> 0.8", 0.8),
         ("Limits", None, "BuffersNearLimit", "> 0.8", 0.8),
         ("CPU", None, "CpuNearLimit", "> 0.8", 0.8),
         ("Pods now", Some("CPU"), "CpuNearLimit", "> 0.8", 0.8),

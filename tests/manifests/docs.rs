@@ -100,7 +100,7 @@ fn the_documented_times_match_the_manifests() {
     says(
         DEPLOYMENT,
         &format!(
-            "Above preStop ({} s) and the drain's timeout ({} s), with {} s to spare",
+            "Longer than preStop ({} s) plus the drain timeout ({} s), with {} s to spare",
             pre_stop.as_secs(),
             drain.timeout.as_secs(),
             (grace - pre_stop - drain.timeout).as_secs(),
@@ -129,8 +129,8 @@ fn the_documented_probes_match_the_manifests() {
     let shorter = liveness.termination_grace_period_seconds.unwrap();
     let usual = grace(&server).as_secs();
     says(OPERATIONS, &format!("such a container has {shorter} s instead of {usual} to leave"));
-    says(DEPLOYMENT, "Three in a row,");
-    says(DEPLOYMENT, &format!("every {period} s, for each is a process"));
+    says(DEPLOYMENT, "Three failures in a row,");
+    says(DEPLOYMENT, &format!("Every {period} s, because each probe starts a process"));
     says(DEPLOYMENT, &format!("gives up after {limit}"));
     // Each probe takes 5 ms.
     says(OPERATIONS, &format!("At every {period} s it is {} millicores", 5.0 / period as f64));

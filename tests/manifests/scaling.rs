@@ -350,7 +350,7 @@ fn the_laptop_load_needs_more_than_the_minimum_and_fewer_than_the_maximum_replic
     let rate = args.iter().skip_while(|arg| *arg != "--rate").nth(1).unwrap();
     let wanted = (rate.parse::<f64>().unwrap() / target).ceil();
     let text = include_str!("../../k8s/overlays/autoscaled/kustomization.yaml");
-    assert!(text.contains(&format!("load of {rate} requests/s wants five")));
+    assert!(text.contains(&format!("{rate} requests/s needs five replicas")));
     assert_eq!(wanted, 5.0);
     // Beyond the tolerance of a tenth, for the minimum to be left.
     assert!(wanted > spec["minReplicaCount"].as_f64().unwrap() * 1.1);
@@ -373,9 +373,7 @@ fn a_laptop_can_run_the_maximum_replicas_and_everything_else() {
     }
     assert!(requested + OF_THE_CLUSTER <= CPUS, "{requested}");
     let text = include_str!("../../k8s/overlays/autoscaled/kustomization.yaml");
-    assert!(
-        text.contains(&format!("{:.0}m are requested by the cluster", OF_THE_CLUSTER * 1000.0))
-    );
+    assert!(text.contains(&format!("request {:.0}m of the two CPUs", OF_THE_CLUSTER * 1000.0)));
 }
 
 #[test]
