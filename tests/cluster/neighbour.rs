@@ -1,13 +1,13 @@
-//! Another namespace, and pods in it that are no part of the service.
+//! Another namespace, and pods that are not part of the service.
 
 use serde_json::{Map, Value as Json, json};
 
 use crate::api::{IMAGE, OURS, kubectl, try_kubectl};
 
-/// Beside the service's own.
+/// The name of the other namespace.
 pub const NAME: &str = "zmq-echo-other";
 
-/// The namespace, which is deleted at the end.
+/// The other namespace, which is deleted when this is dropped.
 pub struct Neighbour;
 
 impl Neighbour {
@@ -34,7 +34,7 @@ impl Drop for Neighbour {
     }
 }
 
-/// A container of the service's image with no rights.
+/// A container with the service's image and no privileges.
 pub fn restricted(name: &str) -> Json {
     json!({
         "name": name,
@@ -49,7 +49,7 @@ pub fn restricted(name: &str) -> Json {
     })
 }
 
-/// A pod that ends for good.
+/// A pod that is not started again when its containers have ended.
 pub fn pod(name: &str, namespace: &str, labels: &[(&str, &str)], containers: Vec<Json>) -> Json {
     let labels: Map<String, Json> =
         labels.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();

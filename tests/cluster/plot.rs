@@ -1,30 +1,30 @@
-//! What autoscalers saw and did, as one SVG: a column for each, with load, metric and replicas
-//! over time. It can be read on a light and on a dark page.
+//! Draws what autoscalers saw and did, as one SVG: a column for each, with load, metric and
+//! replicas over time. It is readable on light and dark pages.
 
 use std::fmt::Write;
 
 use serde_json::{Value as Json, json};
 
-/// What was recorded of one autoscaler.
+/// The recorded samples of one autoscaler.
 pub struct Record {
     pub title: String,
-    /// That of its metric.
+    /// The unit of its metric.
     pub unit: String,
     pub target: f64,
-    /// When much load was over, in seconds after it began.
+    /// When the high load ended, in seconds after it began.
     pub ended: f64,
     pub samples: Vec<Sample>,
 }
 
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// In seconds after much load began.
+    /// The time of the sample, in seconds after the high load began.
     pub at: f64,
-    /// Requests/s, as they are sent.
+    /// Requests/s that are sent.
     pub load: f64,
-    /// As the autoscaler has it: the mean of the pods.
+    /// The value that the autoscaler sees, which is the mean over the pods.
     pub metric: Option<f64>,
-    /// Replicas.
+    /// The number of replicas that the Deployment asks for.
     pub wanted: usize,
     pub ready: usize,
 }
@@ -64,7 +64,7 @@ impl Record {
         }
     }
 
-    /// For a spreadsheet.
+    /// The samples as CSV, for a spreadsheet.
     pub fn csv(&self) -> String {
         let mut csv = format!("seconds,requests_per_second,metric ({}),wanted,ready\n", self.unit);
         for Sample { at, load, metric, wanted, ready } in &self.samples {
@@ -97,7 +97,7 @@ svg { --page: #fff; --text: #1f2328; --note: #59636e; --grid: #d8dee4; --zero: #
 .wanted { fill: none; stroke: var(--replicas); stroke-width: 2.5 } \
 .ready { fill: none; stroke: var(--replicas); stroke-width: 1.5; stroke-dasharray: 2 3 }";
 
-/// The three panels of one record, from its left edge on.
+/// The three panels of one record, which begin at the `left` edge.
 struct Column<'a> {
     record: &'a Record,
     left: f64,
@@ -106,13 +106,13 @@ struct Column<'a> {
     svg: &'a mut String,
 }
 
-/// One of the three, with its own axis upwards.
+/// One of the three panels, with its own vertical axis.
 struct Panel {
     top: f64,
     most: f64,
 }
 
-/// The picture.
+/// Draws all records into one picture.
 pub fn svg(records: &[Record]) -> String {
     let columns = records.len() as f64;
     let width = LEFT + columns * COLUMN + (columns - 1.0).max(0.0) * BETWEEN + 20.0;
@@ -198,7 +198,7 @@ impl Column<'_> {
         self.add(&format!("<path class=\"{class}\" d=\"{path}\"/>"));
     }
 
-    /// With a gap where the autoscaler had no value.
+    /// Draws the metric, with a gap while the autoscaler had no value.
     fn metric(&mut self, panel: &Panel) {
         let mut path = String::new();
         let mut is_new = true;

@@ -1,4 +1,4 @@
-//! The scenarios, each with the promise that it holds a cluster to.
+//! The scenarios. The name of each one states the promise that it tests.
 
 mod clients;
 mod failures;
@@ -13,7 +13,7 @@ use crate::api::Cluster;
 
 type Scenario = fn(&Cluster);
 
-/// All of them, in the order in which they run.
+/// All scenarios, in the order in which they run.
 pub const ALL: [(&str, Scenario); 25] = [
     ("overlays::each_becomes_ready_and_differs_in_nothing", overlays::overlays),
     ("overlays::every_combination_of_components_does_too", overlays::combinations),
@@ -42,7 +42,7 @@ pub const ALL: [(&str, Scenario); 25] = [
     ("prometheus::it_finds_every_pod_and_every_expression_its_series", prometheus::sees_everything),
 ];
 
-/// Whether a scenario runs only with `--all`, or if it is named.
+/// Whether a scenario runs only with `--all` or if the command line names it.
 pub fn takes_long(name: &str) -> bool {
     name.starts_with("scaling::") || name.starts_with("prometheus::")
 }
