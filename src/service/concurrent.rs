@@ -44,7 +44,7 @@ use zmtp::router::ALLOWANCE;
 
 use crate::log;
 
-use super::completions::Completions;
+use super::completions::{Completions, send};
 use super::in_flight::Ticket;
 use super::interface::{Completion, Service};
 use super::rejection::Rejection;
@@ -194,8 +194,7 @@ async fn dispatch<S>(
                     // What needs no waiting takes no place among the futures that run. What does
                     // is polled again as one of them, and is woken by that poll.
                     match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
-                        // If the loop has ended, nobody waits for it.
-                        Poll::Ready(done) => drop(replies.send(done).await),
+                        Poll::Ready(done) => send(&replies, done).await,
                         Poll::Pending => {
                             let (handle, registration) = AbortHandle::new_pair();
                             handles.put(ticket, handle);
@@ -214,9 +213,8 @@ async fn dispatch<S>(
                 let mut ended = ended;
                 while let Some((ticket, done)) = ended {
                     handles.take(ticket);
-                    // If the loop has ended, nobody waits for it.
                     if let Ok(completion) = done {
-                        let _ = replies.send(completion).await;
+                        send(&replies, completion).await;
                     }
                     ended = running.next().now_or_never().flatten();
                 }
@@ -276,8 +274,7 @@ async fn answer<E: Into<Rejection>>(
                 Some(Ok(message)) => {
                     let token = Some(window.take(room, message.bytes()));
                     let reply = Completion { token, ..completion(Some(Ok(message)), false) };
-                    // If the loop has ended, nobody waits for it.
-                    let _ = replies.send(reply).await;
+                    send(replies, reply).await;
                 }
             }
         }
