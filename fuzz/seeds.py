@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the first inputs of each target to seeds/: the shapes that take a fuzzer
-long to guess. Run again, it writes the same."""
+"""Writes the initial inputs of each target to seeds/: structures that a fuzzer would take long to
+find. Running it again writes the same files."""
 
 import pathlib
 import struct
@@ -44,18 +44,19 @@ def write(target, name, data):
     (folder / name).write_bytes(data)
 
 
-# Limits, how many cuts, the cuts, the stream.
+# Format: the limits, the number of cuts, the cuts, the stream.
 for limits in range(4):
     write("decoder", f"valid-{limits}", bytes([limits, 2, 0, 6, 40]) + MESSAGES + PING + PONG + MESSAGES)
 for name, end in BROKEN.items():
     write("decoder", name, b"\x02\x01\x03\xff" + MESSAGES + end)
-# One message at the limit does not count towards the next, and one byte more is too much.
+# A message at the limit does not count towards the next one, and one byte more exceeds the limit.
 for choice, limit in ((1, 100), (2, 600)):
     largest = frame(0, bytes(limit))
     write("decoder", f"limit-{limit}", bytes([choice, 0, 200]) + largest * 3)
     write("decoder", f"over-{limit}", bytes([choice, 0, 200]) + largest + frame(0, bytes(limit + 1)))
 
-# Limits, whether the greeting is given and the role; how many cuts, the cuts, the stream.
+# Format: one byte for the limits, the role and whether the greeting is included; then the number of
+# cuts, the cuts, the stream.
 for role, name_of in ((0, "{}"), (4, "{}-connecting")):
     def handshake(name, greeted, rest):
         write("handshake", name_of.format(name), bytes([(11 if greeted else 1) | role]) + rest)
@@ -71,7 +72,7 @@ for role, name_of in ((0, "{}"), (4, "{}-connecting")):
     handshake("name", True, b"\x00\xff" + frame(4, ready(b"DEALER", b"i")[2:] + b"\x03a b" + bytes(4)))
     handshake("version", False, b"\x00\x09" + GREETING[:10] + b"\x01\x05\x00\x00")
     for spare in (17, 18):
-        # The longest READY for the smaller limit, and one byte more.
+        # The longest READY within the smaller limit, and one that is a byte longer.
         body = ready(b"DEALER")[2:] + b"\x01X" + struct.pack(">I", spare) + bytes(spare)
         data = bytes([10 | role]) + b"\x00\x20" + frame(4, body)
         write("handshake", name_of.format(f"metadata-{len(body)}"), data)
@@ -81,7 +82,8 @@ for role, name_of in ((0, "{}"), (4, "{}-connecting")):
     handshake("data-greeted", True, b"\x00\x20" + MESSAGES)
 
 
-# The socket's limits, one or two peers and how they leave; how each begins; steps.
+# Format: one byte for the socket's limits, the number of peers and how they disconnect; then how
+# each peer starts; then the steps.
 def raw(data):
     return b"".join(bytes([0, len(part)]) + part for part in parts(data))
 
@@ -120,7 +122,8 @@ write("session", "announced", b"\x00" + DEALER + raw(announced) + (SEND + raw(b"
 write("session", "probe", b"\x00" + RAW)
 
 
-# How it begins, whether it reads and how it goes; steps: bytes, messages, PINGs, repetitions.
+# Format: one byte for how the server starts, whether it reads and how it disconnects; then the
+# steps, which are bytes, messages, PINGs or repetitions.
 def steps(data):
     parts = [data[at : at + 31] for at in range(0, len(data), 31)]
     return b"".join(bytes([len(part) << 3]) + part for part in parts)

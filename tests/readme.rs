@@ -143,6 +143,15 @@ fn the_documented_client_program_is_the_one_that_a_test_runs() {
     assert!(run.len() <= 24, "{} lines", run.len());
 }
 
+/// A project of your own has no such section.
+#[test]
+fn the_service_in_the_readme_is_an_example() {
+    let Some((_, section)) = README.split_once("\n## Make it your own\n") else { return };
+    let (_, block) = section.split_once("```rust\n").expect("a service");
+    let (service, _) = block.split_once("```").expect("an end");
+    assert!(include_str!("../examples/echo.rs").contains(service), "{service}");
+}
+
 #[test]
 fn the_documented_reasons_match_the_socket() {
     let rows = table_of(REFUSED_PEERS, "# Refused peers", "| reason | handshake |");

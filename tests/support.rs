@@ -357,7 +357,8 @@ pub fn parse_metrics(text: &str) -> Scrape {
     Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).expect("the text format")
 }
 
-/// The value of `name` or `name{label="value",...}`. For a histogram, this is its count.
+/// The value of `name` or `name{label="value",...}`. For histograms, this is the count of all that
+/// match, because the parser returns them in any order.
 pub fn sample(scrape: &Scrape, series: &str) -> Option<f64> {
     let (name, labels) = match series.split_once('{') {
         Some((name, labels)) => (name, labels.strip_suffix('}')?),
@@ -370,11 +371,14 @@ pub fn sample(scrape: &Scrape, series: &str) -> Option<f64> {
         };
         sample.metric == name && labels.iter().all(holds)
     };
-    scrape.samples.iter().find(matches).map(|sample| match &sample.value {
-        Value::Counter(value) | Value::Gauge(value) | Value::Untyped(value) => *value,
-        Value::Histogram(buckets) => buckets.last().map_or(0.0, |bucket| bucket.count),
+    let mut found = scrape.samples.iter().filter(matches).map(|sample| match &sample.value {
+        Value::Counter(value) | Value::Gauge(value) | Value::Untyped(value) => (false, *value),
+        Value::Histogram(buckets) => (true, buckets.last().map_or(0.0, |bucket| bucket.count)),
         Value::Summary(_) => panic!("no summaries here"),
-    })
+    });
+    let (is_histogram, first) = found.next()?;
+    let others = if is_histogram { found.map(|(_, count)| count).sum() } else { 0.0 };
+    Some(first + others)
 }
 
 pub fn get(address: SocketAddr, path: &str) -> (u16, String) {

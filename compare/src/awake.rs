@@ -1,6 +1,5 @@
-//! Keeps a CPU from sleeping. On a virtual machine it takes longer to wake one than
-//! to echo a message, and a server that burns its CPU while it waits would look the
-//! faster for it.
+//! Keeps a CPU from sleeping. On a virtual machine, waking a CPU takes longer than echoing a
+//! message, so a server that spins while it waits would look faster than it is.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -9,17 +8,17 @@ use anyhow::{Context, Result};
 
 use crate::pin;
 
-/// A process of idle priority (sched(7), SCHED_IDLE) that spins on one CPU: it runs
-/// where nothing else wants to. It ends with this value.
+/// A process with idle priority (sched(7), SCHED_IDLE) that spins on one CPU: it runs only when
+/// nothing else needs that CPU. Dropping this value ends it.
 #[derive(Debug)]
 pub struct Awake(Child);
 
 impl Awake {
-    /// Starts it, by chrt(1) of util-linux.
+    /// Starts the process through chrt(1) of util-linux.
     ///
     /// # Errors
     ///
-    /// Where it cannot be started.
+    /// If it cannot be started.
     pub fn keep(cpu: usize) -> Result<Self> {
         let this = std::env::current_exe().context("asking for the path of this program")?;
         let mut command = Command::new("chrt");
@@ -36,7 +35,7 @@ impl Drop for Awake {
     }
 }
 
-/// Spins until stdin ends, which it does with the process that has started this one.
+/// Spins until stdin ends, which happens when the parent process ends.
 pub fn spin() -> ! {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read(&mut [0]);

@@ -1,4 +1,4 @@
-//! What is measured, for how long, and how fast the server has promised to be there.
+//! What is measured, for how long, and how fast the server must be.
 
 use std::time::Duration;
 
@@ -6,32 +6,32 @@ use clap::Args;
 
 use crate::sides::Side;
 
-/// A load: so many connections, each with so many messages in flight.
+/// A load: a number of connections, each with a number of messages in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
-    /// Connections, all from one thread.
+    /// Number of connections, all from one thread.
     pub connections: usize,
-    /// Requests on each connection that have no reply yet.
+    /// Requests in flight on each connection.
     pub in_flight: usize,
-    /// Bytes of a message's only frame.
+    /// Size of each message's only frame, in bytes.
     pub payload: usize,
 }
 
-/// A load with the floors that the server is held to.
+/// A load, with the minimum performance that the server must reach.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
-    /// For `--case` and the tables.
+    /// The name in `--case` and in the tables.
     pub name: &'static str,
-    /// What the generator does.
+    /// The load that the generator produces.
     pub load: Load,
-    /// The least messages per second, in multiples of libzmq's.
+    /// Minimum messages per second, as a multiple of libzmq's.
     pub of_libzmq: f64,
-    /// The same of a raw TCP echo's.
+    /// Minimum messages per second, as a multiple of a raw TCP echo's.
     pub of_tcp: f64,
 }
 
-/// One message at a time shows the latency of the path, many show the cost of a
-/// message, many on few and on many connections show batching, large ones copies.
+/// One message at a time shows the latency. Many messages in flight show the cost per message, and
+/// with few and many connections also how well a server batches. Large messages show copies.
 pub const CASES: [Case; 6] = [
     case("64B-1x1", 1, 1, 64, 1.4, 0.6),
     case("64B-1x100", 1, 100, 64, 2.0, 0.35),
@@ -41,20 +41,20 @@ pub const CASES: [Case; 6] = [
     case("64KiB-4x10", 4, 10, 64 << 10, 1.4, 0.6),
 ];
 
-/// The least that an echo behind an adapter does, in multiples of the inline echo's messages per
-/// second, with all threads of the server on one CPU: [`ADAPTER_CASE`].
+/// Minimum messages per second of an echo behind each adapter, as a multiple of the inline echo's,
+/// in [`ADAPTER_CASE`] with all threads of the server on one CPU.
 pub const ADAPTER_FLOORS: [(Side, f64); 2] = [(Side::Concurrent, 0.10), (Side::Blocking, 0.05)];
 
-/// The case at which adapters are measured.
+/// The case in which adapters are measured.
 pub const ADAPTER_CASE: &str = "64B-16x100";
 
 /// How many messages a DEALER keeps in flight when clients are measured.
 pub const DEALER_IN_FLIGHT: [u32; 2] = [1, 100];
 
-/// Bytes of such a message's only frame.
+/// Size of the only frame of those messages, in bytes.
 pub const DEALER_PAYLOAD: usize = 64;
 
-/// The most memory that an idle connection may take of the server, in bytes.
+/// Maximum memory of the server for each idle connection, in bytes.
 pub const IDLE_CEILING: u64 = 4 << 10;
 
 const fn case(
@@ -68,20 +68,20 @@ const fn case(
     Case { name, load: Load { connections, in_flight, payload }, of_libzmq, of_tcp }
 }
 
-/// The times of a measurement.
+/// How long a measurement takes.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Times {
-    /// How many seconds a measurement counts
+    /// Length of a measurement, in seconds
     #[arg(long = "seconds", default_value = "1", value_parser = parse_seconds)]
     pub window: Duration,
 
-    /// How many seconds it is under load before they begin to count
+    /// Time under load before the measurement begins, in seconds
     #[arg(long, default_value = "0.3", value_parser = parse_seconds)]
     pub warm_up: Duration,
 }
 
 impl Times {
-    /// As arguments for another process.
+    /// The same times as arguments for another process.
     pub fn arguments(self) -> [String; 4] {
         let seconds = |time: Duration| time.as_secs_f64().to_string();
         ["--seconds".into(), seconds(self.window), "--warm-up".into(), seconds(self.warm_up)]
@@ -96,11 +96,11 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected seconds from 0.01 to 3600, such as 1 or 0.3".to_owned())
 }
 
-/// The case of that name.
+/// The case with this name.
 ///
 /// # Errors
 ///
-/// Which names there are.
+/// If there is none, with a list of the names.
 pub fn by_name(name: &str) -> Result<Case, String> {
     CASES
         .into_iter()

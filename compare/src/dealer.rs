@@ -1,5 +1,5 @@
-//! The other end: a DEALER with one connection that keeps messages in flight, and what each
-//! of them costs the client's process.
+//! DEALERs as clients: each has one connection, keeps messages in flight, and shows what a message
+//! costs the client's process.
 //!
 //! To measure another client, implement [`PipelineClient`] and add a variant to [`Dealer`].
 
@@ -32,7 +32,7 @@ impl Dealer {
     /// The clients of every run, in the order of the table's rows.
     pub const ALL: [Dealer; 3] = [Dealer::Zmtp, Dealer::Libzmq, Dealer::Crate];
 
-    /// For the table.
+    /// The name in the table.
     pub const fn name(self) -> &'static str {
         match self {
             Dealer::Zmtp => "zmtp",
@@ -55,27 +55,27 @@ pub trait PipelineClient {
     /// Keeps the exchange's messages in flight for `length`. Sends a request whenever
     /// [`Exchange::next_request`] has one, and passes each reply to [`Exchange::verify`].
     ///
-    /// Requests may be in flight when it returns; their replies belong to the next call. It
-    /// may wait forever for a reply: [`DealerArgs::measure`] ends the process.
+    /// Requests may be in flight when it returns; their replies belong to the next call. If a reply
+    /// is lost it may wait forever, and [`DealerArgs::measure`] then kills the process.
     ///
     /// # Errors
     ///
-    /// Whatever the socket reports, and a reply that differs from its request.
+    /// If the socket fails, or a reply differs from its request.
     fn run(&mut self, exchange: &mut Exchange, length: Duration) -> Result<()>;
 }
 
-/// The requests of one connection, and the replies in their order.
+/// The requests of one connection, whose replies must come in the same order.
 #[derive(Debug)]
 pub struct Exchange {
-    /// One more than are in flight, no two alike: a reply that comes twice or not at all is
-    /// noticed.
+    /// One message more than are in flight, and all different, so that a duplicate or missing reply
+    /// is noticed.
     requests: Vec<Bytes>,
     sent: u64,
     received: u64,
 }
 
 impl Exchange {
-    /// `in_flight` messages of one frame of `payload` bytes.
+    /// An exchange with `in_flight` messages, each with one frame of `payload` bytes.
     fn new(in_flight: usize, payload: usize) -> Self {
         let request = |number: usize| {
             number.to_le_bytes().into_iter().cycle().take(payload).collect::<Vec<_>>().into()
@@ -88,7 +88,7 @@ impl Exchange {
         self.requests.len() - 1
     }
 
-    /// The next request to send, or `None` while as many as asked for are in flight.
+    /// The next request to send, or `None` if enough are in flight.
     pub fn next_request(&mut self) -> Option<Bytes> {
         if self.sent - self.received == self.in_flight() as u64 {
             return None;
@@ -98,11 +98,11 @@ impl Exchange {
         Some(request)
     }
 
-    /// Takes the only frame of a reply.
+    /// Checks a reply, given its only frame.
     ///
     /// # Errors
     ///
-    /// If it differs from the oldest request without a reply, or there is none.
+    /// If it differs from the oldest unanswered request, or there is no such request.
     pub fn verify(&mut self, reply: &[u8]) -> Result<()> {
         ensure!(self.received < self.sent, "a reply without a request");
         ensure!(reply == self.request(self.received), "a reply differs from its request");
@@ -115,7 +115,7 @@ impl Exchange {
     }
 }
 
-/// One measurement, in a process of its own: its CPU time is the client's.
+/// One measurement in its own process, so that the CPU time is the client's.
 #[derive(Debug, Clone, Args)]
 pub struct DealerArgs {
     /// The client
@@ -135,21 +135,21 @@ pub struct DealerArgs {
     pub times: Times,
 }
 
-/// What a client has shown, once.
+/// The result of one measurement of a client.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sample {
-    /// Messages per second, there and back.
+    /// Messages per second that were echoed.
     pub rate: f64,
     /// Microseconds of the client's CPU per message.
     pub cpu: f64,
 }
 
-/// How long a process may take beyond its measurement. It is killed then, so that a lost
-/// reply does not stop the run.
+/// How long a process may run beyond its measurement before it is killed. Without this limit, a
+/// lost reply would stop the run.
 const GRACE: Duration = Duration::from_secs(10);
 
 impl DealerArgs {
-    /// Runs the client in a process of its own, on the calling thread's CPU.
+    /// Runs the client in its own process, on the calling thread's CPU.
     ///
     /// # Errors
     ///
@@ -169,7 +169,8 @@ impl DealerArgs {
         Ok(Sample { rate: figure("rate")?, cpu: figure("cpu")? })
     }
 
-    /// Is that process: measures, and reports on stdout what [`DealerArgs::measure`] reads.
+    /// The work of that process: measures, and writes the report that [`DealerArgs::measure`] reads
+    /// to stdout.
     ///
     /// # Errors
     ///
@@ -196,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_messages_are_in_flight_as_asked_for() {
+    fn the_given_number_of_messages_is_in_flight() {
         let mut exchange = Exchange::new(3, 64);
         let mut sent = Vec::from_iter(std::iter::from_fn(|| exchange.next_request()));
         assert_eq!(sent.len(), 3);
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_a_lost_and_a_second_reply_are_noticed() {
+    fn changed_lost_and_duplicate_replies_are_noticed() {
         let mut exchange = Exchange::new(2, 64);
         let [first, second] = [(); 2].map(|()| exchange.next_request().unwrap());
         let mut changed = first.to_vec();

@@ -1,11 +1,9 @@
-//! The load: one thread, non-blocking sockets, bytes that were made beforehand.
+//! The load generator: one thread, non-blocking sockets, and bytes that are prepared in advance.
 //!
-//! It has to be far faster than any server, so it works by the batch: one read,
-//! one look at the clock and one write for all the replies that lie ready. It
-//! never sleeps: to wake a generator would cost the server that writes to it more
-//! than the echo, and its CPU is its own. Every byte of every reply is compared
-//! with the request it answers; the requests that are in flight at once all
-//! differ.
+//! It has to be much faster than any server, so it works in batches: one read, one look at the
+//! clock and one write for all replies that are available. It never sleeps, because waking it would
+//! cost the server more than the echo; it has its own CPU. Every byte of every reply is compared
+//! with its request, and all requests that are in flight at the same time differ.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -20,39 +18,37 @@ use mio::{Events, Interest, Poll, Token};
 use crate::cases::Load;
 use crate::wire;
 
-/// How long a server may leave every connection without a byte, the handshake
-/// included.
+/// How long a server may send nothing on any connection, including during the handshake.
 const STALL: Duration = Duration::from_secs(10);
 
-/// The most bytes that one read takes: four of the largest messages.
+/// Maximum bytes per read: four of the largest messages.
 const READ: usize = 256 << 10;
 
-/// What lies on TCP.
+/// The protocol on top of TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// ZMTP 3.0, mechanism NULL, socket type DEALER.
     Zmtp,
-    /// Nothing: the same frames, without a handshake.
+    /// The same frames, without a handshake.
     Raw,
 }
 
-/// What one window has shown.
+/// The results of one measurement window.
 #[derive(Debug)]
 pub struct Window {
-    /// Replies, each verified.
+    /// Number of replies, all verified.
     pub messages: u64,
     /// The window's exact length.
     pub elapsed: Duration,
-    /// From a request's release to the read that completed its reply, in
-    /// nanoseconds.
+    /// Time from the release of a request to the read that completed its reply, in nanoseconds.
     pub latency: Histogram<u64>,
 }
 
-/// A connection with the handshake done.
+/// Connects and completes the handshake.
 ///
 /// # Errors
 ///
-/// What the kernel says, and whatever is not a handshake.
+/// If the connection cannot be established, or the server does not send a valid handshake.
 pub fn connect(address: SocketAddr, protocol: Protocol) -> Result<std::net::TcpStream> {
     let mut stream = std::net::TcpStream::connect_timeout(&address, STALL)
         .with_context(|| format!("connecting to {address}"))?;
@@ -74,11 +70,11 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Connects, one after the other, and releases the first requests.
+    /// Opens the connections one after the other and releases the first requests.
     ///
     /// # Errors
     ///
-    /// What [`connect`] says.
+    /// If [`connect`] fails.
     pub fn start(address: SocketAddr, protocol: Protocol, load: Load) -> Result<Self> {
         let poll = Poll::new()?;
         let connections = (0..load.connections)
@@ -100,11 +96,11 @@ impl Generator {
         })
     }
 
-    /// Keeps the load up for `length` and tells what happened meanwhile.
+    /// Keeps up the load for `length` and returns the results.
     ///
     /// # Errors
     ///
-    /// A reply that differs from its request, a connection that ends, a stall.
+    /// If a reply differs from its request, a connection ends, or no reply comes for a while.
     pub fn run(&mut self, length: Duration) -> Result<Window> {
         self.latency.reset();
         let begun = Instant::now();
@@ -131,10 +127,10 @@ fn ignore_interrupts(error: io::Error) -> io::Result<()> {
 struct Connection {
     stream: TcpStream,
     requests: Requests,
-    /// Bytes of requests that may go out and have not yet.
+    /// Bytes of requests that are released but not yet written.
     unwritten: usize,
-    /// When requests were released, and how many at once, oldest first: replies
-    /// come in the order of their requests.
+    /// When requests were released, and how many at the same time, oldest first. Replies come in
+    /// the order of their requests.
     released: VecDeque<(Instant, u64)>,
 }
 
@@ -142,12 +138,12 @@ impl Connection {
     fn new(stream: TcpStream, requests: Requests, in_flight: usize) -> Self {
         let mut connection =
             Self { stream, requests, unwritten: 0, released: VecDeque::with_capacity(in_flight) };
-        // Written when the kernel first calls the new socket writable.
+        // They are written when the kernel first reports the new socket as writable.
         connection.release(in_flight as u64);
         connection
     }
 
-    /// Reads what is there, and writes a new request for each reply.
+    /// Reads all available replies, and writes a new request for each.
     fn turn(&mut self, buffer: &mut [u8], latency: &mut Histogram<u64>) -> Result<u64> {
         let mut messages = 0;
         loop {
@@ -157,7 +153,7 @@ impl Connection {
                     let replies = self.requests.verify(&buffer[..count])?;
                     self.complete(replies, latency);
                     messages += replies;
-                    // A short read has emptied the socket (epoll(7), question 9).
+                    // A short read means that the socket is empty (epoll(7), question 9).
                     if count < buffer.len() {
                         break;
                     }
@@ -197,7 +193,8 @@ impl Connection {
         self.released.push_back((Instant::now(), count));
     }
 
-    /// Writes until all is out or the socket is full; its room is an event.
+    /// Writes until all released requests are written or the socket is full. The kernel then
+    /// reports when it is writable again.
     fn write(&mut self) -> Result<()> {
         while self.unwritten > 0 {
             match self.stream.write_vectored(&self.requests.next(self.unwritten)) {
@@ -214,8 +211,8 @@ impl Connection {
     }
 }
 
-/// A ring of requests on the wire, no two alike. What has been written and what
-/// has been read back are places in it.
+/// A ring of encoded requests that all differ. Two positions in it show what has been written and
+/// what has been read back.
 struct Requests {
     ring: Vec<u8>,
     request: usize,
@@ -225,8 +222,7 @@ struct Requests {
 
 impl Requests {
     fn new(connection: usize, load: Load) -> Self {
-        // One more than is in flight, so that a reply that comes twice or not at
-        // all is noticed.
+        // One more than is in flight, so that a duplicate or missing reply is noticed.
         let ring: Vec<u8> = (0..=load.in_flight)
             .flat_map(|number| wire::message(&payload(connection, number, load.payload)))
             .collect();
@@ -248,8 +244,8 @@ impl Requests {
         self.write_at = (self.write_at + count) % self.ring.len();
     }
 
-    /// Compares what has come with what went out. Returns the replies that it
-    /// completes.
+    /// Compares received bytes with the requests, and returns the number of replies that they
+    /// complete.
     fn verify(&mut self, mut bytes: &[u8]) -> Result<u64> {
         let mut replies = 0;
         while !bytes.is_empty() {
@@ -265,8 +261,7 @@ impl Requests {
     }
 }
 
-/// `length` bytes that tell the connection and the number, whatever the length,
-/// as far as they fit.
+/// A payload of `length` bytes that identifies the connection and the number, as far as they fit.
 fn payload(connection: usize, number: usize, length: usize) -> Vec<u8> {
     let tag = (connection as u64) << 32 | number as u64;
     tag.to_le_bytes().into_iter().cycle().take(length).collect()
@@ -279,7 +274,7 @@ mod tests {
     const LOAD: Load = Load { connections: 1, in_flight: 3, payload: 64 };
 
     #[test]
-    fn replies_are_counted_wherever_the_reads_cut_them() {
+    fn replies_are_counted_however_reads_split_them() {
         for cut in 1..200 {
             let mut requests = Requests::new(1, LOAD);
             let stream = requests.ring.repeat(5);
@@ -299,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_goes_round_the_ring() {
+    fn writes_wrap_around_the_end_of_the_ring() {
         let mut requests = Requests::new(1, LOAD);
         let whole = requests.ring.len();
         requests.written(whole - 10);

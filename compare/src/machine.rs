@@ -1,4 +1,4 @@
-//! Where, when and of what versions the numbers are.
+//! The machine, date and versions that the numbers belong to.
 
 use std::fmt;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::SystemTime;
 
-/// What a reader needs to know to take the numbers for what they are.
+/// What a reader needs to know to judge the numbers.
 #[derive(Debug, Clone)]
 pub struct Machine {
     date: String,
@@ -18,12 +18,12 @@ pub struct Machine {
     revision: String,
 }
 
-/// The versions that the build has settled on.
+/// The lock file, which has the versions that are compared.
 const LOCK: &str = include_str!("../../Cargo.lock");
 
 impl Machine {
-    /// This one, now. Ask before a thread is pinned: the cores are those that the
-    /// calling thread may use.
+    /// Describes this machine. Call it before pinning the thread, because it counts the cores that
+    /// the calling thread may use.
     pub fn here() -> Self {
         let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu_info
@@ -68,8 +68,9 @@ impl fmt::Display for Machine {
     }
 }
 
-/// Whether a firewall's rules have the kernel follow every connection here, loopback's
-/// included, as those do that a container engine leaves behind. It costs each packet.
+/// Whether the kernel tracks every connection on this machine, including those on loopback, because
+/// of firewall rules such as those that a container engine leaves behind. Tracking slows down every
+/// packet.
 pub fn tracks_connections() -> bool {
     let connect = || {
         let listener = TcpListener::bind("127.0.0.1:0").ok()?;
@@ -80,7 +81,7 @@ pub fn tracks_connections() -> bool {
     connect().is_some_and(|count| count > 0)
 }
 
-/// What a program prints; it is a note beside the numbers, so it may be missing.
+/// What a program prints, or "unknown" if it fails: this is only a note beside the numbers.
 fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().ok();
     output

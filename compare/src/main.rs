@@ -24,10 +24,10 @@ struct Cli {
 enum Command {
     /// Run the comparison; the default
     Run(RunArgs),
-    /// Be one of the servers that are compared with
+    /// Run one of the servers in the comparison
     #[command(subcommand)]
     Serve(Server),
-    /// Be one of the clients that are compared
+    /// Measure one of the clients in the comparison
     Dealer(DealerArgs),
     /// Keep a CPU awake until stdin ends
     #[command(hide = true)]

@@ -1,5 +1,4 @@
-//! One server under one load for a second; one under nothing but connections; and one
-//! client.
+//! Single measurements: a server under load, a server with idle connections, and a client.
 
 use std::thread;
 use std::time::Duration;
@@ -13,31 +12,32 @@ use crate::pin::{self, Cpus};
 use crate::process::Server;
 use crate::sides::{Binaries, Side};
 
-/// Connections that are open before idle ones are counted: what a server sets up
-/// once for the first is not what each of them takes.
+/// Connections that are open before memory is first measured, so that what a server allocates only
+/// once does not count as the cost of each connection.
 const FIRST_CONNECTIONS: usize = 16;
 
-/// How often a server's memory is looked at until it rests, and how often at most.
+/// The interval between readings of a server's memory until it stops changing, and the maximum
+/// number of readings.
 const SETTLE: (Duration, u32) = (Duration::from_millis(50), 40);
 
-/// What a side has shown under a load, once.
+/// The result of one measurement of a side under load.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sample {
-    /// Messages per second, there and back.
+    /// Messages per second that were echoed.
     pub rate: f64,
-    /// Half of the round trips took at most this many microseconds.
+    /// Median round trip, in microseconds.
     pub p50: f64,
-    /// 99 of 100 of them.
+    /// 99th percentile of the round trips, in microseconds.
     pub p99: f64,
     /// Microseconds of the server's CPU per message.
     pub cpu: f64,
 }
 
-/// Starts `side`, puts it under `load` and counts.
+/// Starts `side`, puts it under `load` and measures it.
 ///
 /// # Errors
 ///
-/// Where the server does not start, or does not echo what it is sent.
+/// If the server does not start, or does not echo every message.
 pub fn throughput(
     side: Side,
     binaries: &Binaries,
@@ -81,12 +81,11 @@ pub fn dealer(
     pin::scoped(cpus.generator, || args.measure())
 }
 
-/// Bytes of the server's memory that each of `connections` takes which has
-/// finished the handshake and says nothing.
+/// The server's memory for each of `connections` idle connections after the handshake, in bytes.
 ///
 /// # Errors
 ///
-/// Where the server does not start, or refuses a connection.
+/// If the server does not start, or refuses a connection.
 pub fn idle(side: Side, binaries: &Binaries, connections: usize) -> Result<u64> {
     let process = Server::start(side.command(binaries)?)?;
     let connect = |count| -> Result<Vec<_>> {

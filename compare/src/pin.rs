@@ -1,5 +1,4 @@
-//! One CPU for the server, another for the generator: what they would take from
-//! each other must not be counted.
+//! Pins the server to one CPU and the generator to another, so that neither slows the other down.
 
 use std::thread;
 
@@ -10,47 +9,49 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// The CPUs of the two sides.
 #[derive(Debug, Clone, Copy)]
 pub struct Cpus {
-    /// Everything that a server runs, its I/O threads included.
+    /// The CPU of all threads of a server, including its I/O threads.
     pub server: usize,
-    /// The generator's only thread.
+    /// The CPU of the generator's only thread.
     pub generator: usize,
 }
 
 impl Cpus {
-    /// Checks that both are there for this process, and not the same.
+    /// Checks that this process may use both CPUs, and that they differ.
     ///
     /// # Errors
     ///
-    /// What would be right.
+    /// If it may not use one of them, or they are the same.
     pub fn check(self) -> Result<()> {
         let allowed = sched_getaffinity(None).context("asking for the CPUs of this process")?;
         let [server, generator] = [self.server, self.generator];
-        ensure!(server != generator, "server and generator need a CPU each, and both got {server}");
+        ensure!(
+            server != generator,
+            "server and generator need different CPUs, and both got {server}"
+        );
         for cpu in [server, generator] {
-            ensure!(allowed.is_set(cpu), "CPU {cpu} is not there for this process");
+            ensure!(allowed.is_set(cpu), "CPU {cpu} is not available to this process");
         }
         Ok(())
     }
 }
 
-/// Keeps the calling thread, and the threads and processes that it starts from
-/// now on, on one CPU.
+/// Pins the calling thread to one CPU, and with it the threads and processes that it starts later.
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// If the kernel refuses.
 pub fn to(cpu: usize) -> Result<()> {
     let mut only = CpuSet::new();
     only.set(cpu);
     sched_setaffinity(None, &only).with_context(|| format!("moving to CPU {cpu}"))
 }
 
-/// What `work` returns, which has run pinned to `cpu`; the calling thread stays
-/// where it was.
+/// Runs `work` on a new thread that is pinned to `cpu`, and returns its result. The calling thread
+/// is not pinned.
 ///
 /// # Errors
 ///
-/// What [`to`] and `work` say.
+/// If [`to`] or `work` fails.
 pub fn scoped<T: Send>(cpu: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let work = scope.spawn(move || {
@@ -61,12 +62,12 @@ pub fn scoped<T: Send>(cpu: usize, work: impl FnOnce() -> Result<T> + Send) -> R
     })
 }
 
-/// Raises this process's limit of open files as far as it may, for thousands of
-/// connections here and in the servers, which inherit it.
+/// Raises this process's limit of open files to the maximum, for thousands of connections here and
+/// in the servers, which inherit the limit.
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// If the kernel refuses.
 pub fn raise_open_files() -> Result<()> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })

@@ -1,4 +1,4 @@
-//! A server or a client as a process of its own, and what the kernel tells about it.
+//! A server or a client in its own process, with the CPU time and memory that the kernel reports.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a server may take to tell where it listens.
+/// How long a server may take to print its address.
 const START: Duration = Duration::from_secs(10);
 
-/// A running server; it is killed where it has not ended by itself.
+/// A running server. Dropping it kills the process if it is still running.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
-    /// The line in which it said so.
+    /// The line of its output that contains the address.
     pub announcement: String,
 }
 
@@ -29,7 +29,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// Where it cannot be started, ends, or says nothing.
+    /// If it cannot be started, ends, or prints no address in time.
     pub fn start(mut command: Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
@@ -53,16 +53,16 @@ impl Server {
         format!("tcp://{}", self.address)
     }
 
-    /// Its process id.
+    /// The server's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The time that all its threads have spent on a CPU.
+    /// The CPU time of all its threads.
     ///
     /// # Errors
     ///
-    /// Where the process is gone.
+    /// If the process has ended.
     pub fn cpu_time(&self) -> Result<Duration> {
         cpu_time(self.pid())
     }
@@ -71,7 +71,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// Where the process is gone.
+    /// If the process has ended.
     pub fn resident(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -82,11 +82,11 @@ impl Server {
         Ok(kib << 10)
     }
 
-    /// Asks it to end, and waits for that.
+    /// Sends SIGTERM and waits until the server has ended.
     ///
     /// # Errors
     ///
-    /// Where it still runs after `limit`.
+    /// If it is still running after `limit`.
     pub fn terminate(mut self, limit: Duration) -> Result<ExitStatus> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).context("sending SIGTERM")?;
@@ -102,7 +102,7 @@ impl Drop for Server {
     }
 }
 
-/// The time that all threads of a process have spent on a CPU.
+/// The CPU time of all threads of a process.
 ///
 /// # Errors
 ///
@@ -117,12 +117,12 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds))
 }
 
-/// What a command writes to stdout, which has to fit into a pipe.
+/// Runs a command and returns its stdout, which has to fit into a pipe.
 ///
 /// # Errors
 ///
-/// If it cannot be started, does not end within `limit`, or fails; then with what it wrote
-/// to stderr.
+/// If it cannot be started, does not end within `limit`, or fails. In the last case the error
+/// includes its stderr.
 pub fn output(mut command: Command, limit: Duration) -> Result<String> {
     let mut child = command
         .stdin(Stdio::null())
@@ -139,7 +139,7 @@ pub fn output(mut command: Command, limit: Duration) -> Result<String> {
     }
 }
 
-/// Its exit status, or `None` if it had to be killed.
+/// The exit status of `child`, or `None` if it was killed after `limit`.
 fn ended_within(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
@@ -152,8 +152,8 @@ fn ended_within(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>
     Ok(None)
 }
 
-/// Its lines, read to the end even where nobody wants them: a server must not be
-/// measured against a full pipe.
+/// The lines that a server prints. They are read to the end even if no one receives them, because a
+/// full pipe would block the server during a measurement.
 fn read_lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, lines) = channel();
     thread::spawn(move || {
@@ -179,7 +179,7 @@ fn announcement(lines: &Receiver<String>) -> Result<(SocketAddr, String)> {
     }
 }
 
-/// The address of the first `tcp://IP:PORT` in a line, be it JSON or text.
+/// The address in the first `tcp://IP:PORT` of a line, which may be JSON or text.
 fn address_in(line: &str) -> Option<SocketAddr> {
     let (_, rest) = line.split_once("tcp://")?;
     let end = rest.find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | ':'));

@@ -1,4 +1,4 @@
-//! From samples to medians, ratios, floors and Markdown.
+//! Turns samples into medians, ratios, floors and Markdown.
 
 mod dealers;
 
@@ -13,7 +13,7 @@ use crate::sides::Side;
 
 pub use dealers::{Dealers, Pairing};
 
-/// Everything that a run has shown.
+/// All results of a run.
 #[derive(Debug)]
 pub struct Results {
     machine: Machine,
@@ -21,7 +21,7 @@ pub struct Results {
     rounds: usize,
     cases: Vec<CaseResults>,
     idle: Vec<Idle>,
-    /// The other measurement: of clients.
+    /// The measurement of clients.
     pub dealers: Dealers,
 }
 
@@ -30,22 +30,22 @@ pub struct Results {
 struct CaseResults {
     case: Case,
     rounds: Vec<Round>,
-    /// The sides that have failed this case, each once.
+    /// The sides that failed this case, each listed once.
     failed: Vec<(Side, Failure)>,
 }
 
-/// A sample of each side that has not failed, all taken within seconds.
+/// A sample of each side that has not failed, all taken within a short time.
 type Round = Vec<(Side, Sample)>;
 
-/// What a measurement has come to.
+/// The outcome of a measurement.
 pub type Outcome<T> = Result<T, Failure>;
 
-/// Why a side has no figures in a case; shown in place of them.
+/// Why a side has no figures in a case. It is shown in their place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure(String);
 
 impl From<Error> for Failure {
-    /// The error and its causes, in one line that a table's cell can hold.
+    /// The error and its causes, on one line that fits into a table cell.
     fn from(error: Error) -> Self {
         let words = format!("{error:#}").replace('|', "/");
         Self(words.split_whitespace().collect::<Vec<_>>().join(" "))
@@ -58,18 +58,18 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What an idle connection takes of a side.
+/// The memory of a side for each idle connection.
 #[derive(Debug, Clone)]
 pub struct Idle {
-    /// Whose memory.
+    /// The server whose memory was measured.
     pub side: Side,
-    /// How many there were.
+    /// Number of idle connections.
     pub connections: usize,
-    /// Bytes for each.
+    /// Bytes for each connection.
     pub bytes: Outcome<u64>,
 }
 
-/// A promise and what became of it.
+/// A promise, and whether it was kept.
 struct Floor {
     of: String,
     promised: String,
@@ -78,7 +78,7 @@ struct Floor {
 }
 
 impl Results {
-    /// Nothing measured yet.
+    /// Empty results, before any measurement.
     pub fn new(machine: Machine, sides: &[Side], cases: &[Case]) -> Self {
         let empty = |&case| CaseResults { case, rounds: Vec::new(), failed: Vec::new() };
         let cases = cases.iter().map(empty).collect();
@@ -86,11 +86,11 @@ impl Results {
         Self { machine, sides: sides.to_vec(), rounds: 0, cases, idle, dealers }
     }
 
-    /// Adds one round of one case: an outcome of each side that has not failed it before.
+    /// Adds one round of one case: the outcome of each side that has not failed the case before.
     ///
     /// # Panics
     ///
-    /// If a side is missing, or one failed that the floors depend on.
+    /// If a side is missing, or a side that the floors depend on has failed.
     pub fn add(&mut self, case: usize, outcomes: Vec<(Side, Outcome<Sample>)>) {
         let results = &mut self.cases[case];
         let mut round = Round::new();
@@ -111,7 +111,7 @@ impl Results {
         self.rounds = self.rounds.max(results.rounds.len());
     }
 
-    /// Whether `side` has failed `case` in a round before.
+    /// Whether `side` failed `case` in an earlier round.
     pub fn has_failed(&self, case: usize, side: Side) -> bool {
         self.cases[case].failure(side).is_some()
     }
@@ -141,7 +141,7 @@ impl Results {
         });
         let server = self.idle.iter().filter(|idle| idle.side == Side::Server);
         let memory = server.map(|idle| Floor {
-            of: format!("bytes an idle connection, of {}", idle.connections),
+            of: format!("bytes per idle connection, of {}", idle.connections),
             promised: format!("at most {IDLE_CEILING}"),
             measured: shown(idle.bytes.as_ref()),
             met: idle.bytes.as_ref().is_ok_and(|bytes| *bytes <= IDLE_CEILING),
@@ -149,8 +149,7 @@ impl Results {
         rates.chain(memory).collect()
     }
 
-    /// Messages per second by side and case, for a page that has room for one
-    /// table. The baseline is not in it.
+    /// One table with the messages per second by side and case, without the baseline.
     pub fn summary(&self) -> String {
         let mut text = String::from("| messages/s |");
         for results in &self.cases {
@@ -177,7 +176,7 @@ impl Results {
 }
 
 impl CaseResults {
-    /// The cells of a side that has not failed.
+    /// The table cells of a side that has not failed.
     fn figures(&self, side: Side) -> String {
         let median = |value: Figure| self.median(side, value).unwrap_or(0.0);
         format!(
@@ -195,14 +194,14 @@ impl CaseResults {
         self.failed.iter().find(|(of, _)| *of == side).map(|(_, failure)| failure)
     }
 
-    /// `None` of a side that has failed, in whatever round.
+    /// The median over the rounds, or `None` if the side failed in any of them.
     fn median(&self, side: Side, value: Figure) -> Option<f64> {
         let values = || self.rounds.iter().filter_map(|round| sample(round, side)).map(value);
         self.failure(side).is_none().then(|| median(values().collect()))
     }
 
-    /// The median of the rounds' ratios: in a round, both ran within seconds. `None` if one
-    /// of the two has failed.
+    /// The median of the ratios of each round, in which both sides ran shortly after each other.
+    /// `None` if one of them has failed.
     fn ratio(&self, side: Side, other: Side, value: Figure) -> Option<f64> {
         self.ratios(side, other, value).map(median)
     }
@@ -227,10 +226,10 @@ fn sample(round: &Round, side: Side) -> Option<&Sample> {
     round.iter().find(|(of, _)| *of == side).map(|(_, sample)| sample)
 }
 
-/// With fewer rounds, all of them show the same too often by chance.
+/// Minimum rounds for a verdict. With fewer, all rounds agree by chance too often.
 const ENOUGH: usize = 5;
 
-/// A ratio's median over the rounds, and how far it varied between them.
+/// The median of a ratio over the rounds, and its range.
 struct Spread {
     rounds: usize,
     median: f64,
@@ -246,7 +245,7 @@ impl Spread {
         Self { rounds: values.len(), median: median(values), least, most }
     }
 
-    /// A difference counts if every single round shows it.
+    /// A difference counts only if every round shows it.
     const fn verdict(&self) -> &'static str {
         if self.rounds < ENOUGH {
             "too few rounds"
@@ -266,7 +265,7 @@ impl fmt::Display for Spread {
     }
 }
 
-/// The whole of it, as the file has it.
+/// The whole report, as it is written to the file.
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "# Results\n\nWritten by the run of {}", self.machine)?;
@@ -347,7 +346,7 @@ impl Results {
     }
 }
 
-/// The middle value, or the mean of the two in the middle; zero of none.
+/// The middle value, or the mean of the two in the middle; zero if there are no values.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -366,7 +365,7 @@ fn factor(ratio: Option<f64>) -> String {
     ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"))
 }
 
-/// A rate in thousands where that loses nothing.
+/// A rate in thousands, with one decimal below 100 k.
 fn thousands(rate: f64) -> String {
     match rate {
         rate if rate >= 99_950.0 => format!("{:.0} k", rate / 1e3),
@@ -385,7 +384,7 @@ mod tests {
 
     fn results(server: f64) -> Results {
         let mut results = Results::new(Machine::here(), &Side::ALWAYS, &CASES[..1]);
-        // The second round ran on a machine of half the speed.
+        // In the second round the machine ran at half speed.
         for speed in [1.0, 0.5, 1.0] {
             let rates = [server, 100.0, 80.0, 90.0, 150.0].map(|rate| Ok(sample(rate * speed)));
             results.add(0, Side::ALWAYS.into_iter().zip(rates).collect());
@@ -408,20 +407,20 @@ mod tests {
         results
     }
 
-    /// Rounds in which the server had these ratios to the baseline.
+    /// The report of rounds in which the server had these ratios to the baseline.
     fn against_baseline(ratios: &[f64]) -> String {
         let sides = [Side::Server, Side::Baseline, Side::Libzmq, Side::Tcp];
         let mut results = Results::new(Machine::here(), &sides, &CASES[..1]);
         for &ratio in ratios {
             let rates = [ratio * 50.0, 50.0, 25.0, 75.0].map(|rate| Ok(sample(rate)));
-            // The order in which they ran changes nothing.
+            // The order in which the sides ran does not matter.
             results.add(0, sides.into_iter().zip(rates).rev().collect());
         }
         results.to_string()
     }
 
     #[test]
-    fn a_loss_against_the_baseline_shows_if_every_round_has_it() {
+    fn a_loss_against_the_baseline_counts_only_if_every_round_shows_it() {
         let row = "| 64B-1x1 | 0.900 | 0.800–0.950 | 1.000 | 1.000–1.000 | **slower** in every";
         assert!(against_baseline(&[0.9, 0.95, 0.8, 0.9, 0.9]).contains(row));
         let row = "| 64B-1x1 | 0.900 | 0.800–1.010 | 1.000 | 1.000–1.000 | within noise |";
@@ -432,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_side_that_fails_a_case_has_the_reason_in_its_row() {
+    fn the_row_of_a_side_that_fails_a_case_shows_the_reason() {
         let results = with_a_failure();
         let row = "| 64B-1x1 | rzmq | failed: no reply for 10s: a / b | | | | | |\n";
         assert!(results.to_string().contains(row), "{results}");
@@ -452,19 +451,19 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "libzmq: failed: gone")]
-    fn a_run_without_a_yardstick_is_no_result() {
+    fn a_run_in_which_libzmq_fails_is_rejected() {
         let mut results = Results::new(Machine::here(), &Side::ALWAYS, &CASES[..1]);
         results.add(0, vec![(Side::Libzmq, Err(Error::msg("gone").into()))]);
     }
 
     #[test]
-    fn without_a_baseline_the_results_do_not_speak_of_one() {
+    fn results_without_a_baseline_do_not_mention_one() {
         assert!(!results(140.0).to_string().contains("baseline"));
         assert!(!results(140.0).summary().contains("baseline"));
     }
 
     #[test]
-    fn a_ratio_is_that_of_the_rounds_whatever_the_machine_did_between_them() {
+    fn ratios_are_taken_within_each_round() {
         let results = results(140.0);
         let ratio = results.cases[0].ratio(Side::Server, Side::Libzmq, rate).unwrap();
         assert!((ratio - 1.4).abs() < 1e-9);
@@ -472,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_floor_that_is_missed_is_marked() {
+    fn a_missed_floor_is_marked() {
         let mut results = results(130.0);
         assert!(!results.floors_met());
         assert!(results.to_string().contains("| 64B-1x1, of libzmq | 1.40 | 1.30 | **missed** |"));
@@ -482,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_of_an_even_number_lies_between_the_two_in_the_middle() {
+    fn the_median_of_an_even_number_of_values_is_the_mean_of_the_middle_two() {
         assert_eq!(median(vec![3.0, 1.0, 2.0, 10.0]), 2.5);
         assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
     }

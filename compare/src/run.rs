@@ -1,4 +1,4 @@
-//! The comparison: all sides in turns, so that what disturbs one disturbs all.
+//! The comparison. All sides take turns, so that a disturbance affects all of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,24 +15,24 @@ use crate::pin::{self, Cpus};
 use crate::results::{Dealers, Idle, Outcome, Pairing, Results};
 use crate::sides::{Binaries, Side, build_server};
 
-/// Where the whole of the results goes.
+/// The file for the complete results.
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/RESULTS.md");
 
-/// The page that shows the summary, between two lines.
+/// The page that shows the summary, between two marker lines.
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/performance.md");
 const BEGIN: &str = "<!-- results of compare/ begin -->\n";
 const END: &str = "<!-- results of compare/ end -->";
 
-/// The sides whose memory for an idle connection is measured. Raw TCP holds a
-/// buffer of a size that was chosen for speed.
+/// Whether the memory for an idle connection is measured. It means nothing for raw TCP, whose
+/// buffer is sized for speed.
 const fn has_idle_memory(side: Side) -> bool {
     !matches!(side, Side::Tcp)
 }
 
-/// The ROUTERs at which DEALERs are measured.
+/// The ROUTERs that DEALERs are measured with.
 const DEALER_SERVERS: [Side; 3] = [Side::Server, Side::Libzmq, Side::Crate];
 
-/// How a comparison is run.
+/// The options of a comparison.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
     /// How many times each side is measured in each case
@@ -43,7 +43,7 @@ pub struct RunArgs {
     #[allow(missing_docs, reason = "its documentation would become the command's")]
     pub times: Times,
 
-    /// Measure this case only; may be given several times
+    /// Measure only this case; can be repeated
     ///
     /// The results are then printed and no file is changed.
     #[arg(long = "case", value_name = "NAME", value_parser = cases::by_name)]
@@ -55,7 +55,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub dealers: bool,
 
-    /// How many idle connections to weigh; 0 leaves that out
+    /// Number of idle connections whose memory is measured; 0 skips that
     #[arg(long, default_value_t = 1000)]
     pub connections: usize,
 
@@ -71,34 +71,33 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 1)]
     pub generator_cpu: usize,
 
-    /// Measure this zmq-echo-server, built in another way, and not the one that a
-    /// build here makes
+    /// Measure this zmq-echo-server instead of building one
     ///
     /// The results are then printed and no file is changed.
     #[arg(long, value_name = "PATH")]
     pub server: Option<PathBuf>,
 
-    /// Measure this zmq-echo-server too, in the same rounds, such as one built from
-    /// the commit before
+    /// Also measure this zmq-echo-server in the same rounds, such as one built from the previous
+    /// commit
     ///
-    /// The results then show the ratio of the server to it in each case, and how far
-    /// that ratio varied from round to round.
+    /// The results then show the ratio of the server to it in each case, and how much that ratio
+    /// varied between rounds.
     #[arg(long, value_name = "PATH")]
     pub baseline: Option<PathBuf>,
 
-    /// Measure only what a service's adapters cost
+    /// Measure only the cost of a service's adapters
     ///
     /// The results are then printed and no file is changed.
     #[arg(long, conflicts_with_all = ["cases", "dealers"])]
     pub adapters: bool,
 
-    /// Exit with 1 where a floor is missed
+    /// Exit with code 1 if a floor is missed
     #[arg(long)]
     pub check: bool,
 }
 
 impl RunArgs {
-    /// Whether the results are those that the files show.
+    /// Whether the run is complete, so that its results replace those in the files.
     fn is_whole(&self) -> bool {
         self.cases.is_empty() && !self.dealers && self.server.is_none()
     }
@@ -112,13 +111,13 @@ impl RunArgs {
     }
 }
 
-/// Measures, prints, and writes the files where every case was measured. Returns
-/// whether all is as it was asked to be.
+/// Measures and prints the results, and writes the files if every case was measured. Returns false
+/// if `--check` was given and a floor was missed.
 ///
 /// # Errors
 ///
-/// Where a server cannot be built, one that the comparison cannot do without does not
-/// echo, or a file cannot be written.
+/// If the server cannot be built, a side that the floors depend on fails, or a file cannot be
+/// written.
 pub fn run(args: &RunArgs) -> Result<bool> {
     let cpus = Cpus { server: args.server_cpu, generator: args.generator_cpu };
     cpus.check()?;
@@ -153,7 +152,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     Ok(!args.check || results.floors_met())
 }
 
-/// What a run measures with.
+/// Everything that a run needs.
 struct Comparison<'a> {
     args: &'a RunArgs,
     cpus: Cpus,
@@ -162,7 +161,7 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// Each server under each load.
+    /// Measures each server under each load.
     fn servers(&self, results: &mut Results) -> Result<()> {
         let _awake = self.keep_awake(&[self.cpus.server])?;
         for round in 1..=self.args.rounds {
@@ -170,7 +169,7 @@ impl Comparison<'_> {
                 eprint!("round {round} of {}, {}:", self.args.rounds, case.name);
                 let mut outcomes = Vec::with_capacity(self.sides.len());
                 for side in order(&self.sides, round) {
-                    // A side that hangs would take ten seconds of each round to fail again.
+                    // Otherwise a side that hangs would take ten seconds of every round.
                     if results.has_failed(index, side) {
                         continue;
                     }
@@ -193,7 +192,8 @@ impl Comparison<'_> {
         tolerated(side, measure::throughput(side, &self.binaries, case.load, times, self.cpus))
     }
 
-    /// An echo behind each adapter beside the inline one. Says whether the floors are met.
+    /// Compares an echo behind each adapter with the inline one. Returns whether the floors are
+    /// met.
     fn adapters(&self) -> Result<bool> {
         let _awake = self.keep_awake(&[self.cpus.server])?;
         let case = cases::by_name(ADAPTER_CASE).expect("it is one of the cases");
@@ -226,8 +226,8 @@ impl Comparison<'_> {
         Ok(met)
     }
 
-    /// Each client at each of some servers. Both sleep while they wait, so both CPUs are
-    /// kept awake.
+    /// Measures each client with each of a few servers. Both CPUs are kept awake, because both
+    /// sides sleep while they wait.
     fn dealers(&self, results: &mut Dealers) -> Result<()> {
         let _awake = self.keep_awake(&[self.cpus.server, self.cpus.generator])?;
         for round in 1..=self.args.rounds {
@@ -254,14 +254,14 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// No floor depends on it, so every error is a result.
+    /// Every error counts as a result, because no floor depends on clients.
     fn dealer(&self, pairing: Pairing) -> Outcome<dealer::Sample> {
         let Pairing { in_flight, server, client } = pairing;
         let times = self.args.times;
         Ok(measure::dealer(client, server, &self.binaries, in_flight, times, self.cpus)?)
     }
 
-    /// What idle connections take of each server.
+    /// Measures the memory of each server for idle connections.
     fn idle(&self, results: &mut Results) -> Result<()> {
         let connections = self.args.connections;
         for &side in self.sides.iter().filter(|side| has_idle_memory(**side)) {
@@ -271,14 +271,14 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// Until what it returns is dropped.
+    /// Keeps these CPUs awake until the returned value is dropped.
     fn keep_awake(&self, cpus: &[usize]) -> Result<Vec<Awake>> {
         let cpus = cpus.iter().filter(|_| !self.args.may_sleep);
         cpus.map(|cpu| Awake::keep(*cpu)).collect()
     }
 }
 
-/// An error is a result like another if the comparison can do without this side.
+/// Turns an error into a result if no floor depends on this side.
 fn tolerated<T>(side: Side, result: Result<T>) -> Result<Outcome<T>> {
     match result {
         Err(error) if side.may_fail() => Ok(Err(error.into())),
@@ -286,9 +286,8 @@ fn tolerated<T>(side: Side, result: Result<T>) -> Result<Outcome<T>> {
     }
 }
 
-/// The order of a round. The server and the baseline run one after the other, and
-/// every other round begins with the baseline: if the first of the two has an
-/// advantage, it does not add up.
+/// The order of a round. The server and the baseline run one after the other, and every other round
+/// begins with the baseline, so that an advantage of running first cancels out.
 fn order(sides: &[Side], round: u32) -> Vec<Side> {
     let mut order = sides.to_vec();
     if order.get(1) == Some(&Side::Baseline) && round.is_multiple_of(2) {
@@ -297,7 +296,7 @@ fn order(sides: &[Side], round: u32) -> Vec<Side> {
     order
 }
 
-/// Puts `summary` where the page has room for it.
+/// Puts `summary` between the marker lines of the page.
 fn show_summary(page: &Path, summary: &str) -> Result<()> {
     let text = fs::read_to_string(page).unwrap_or_default();
     match replaced(&text, summary) {

@@ -1,5 +1,4 @@
-//! The servers beside ours. Each says where it listens and echoes until it is
-//! killed.
+//! The servers that ours is compared with. Each prints its address and echoes until it is killed.
 
 mod adapters;
 mod libzmq;
@@ -30,11 +29,11 @@ pub enum Server {
 }
 
 impl Server {
-    /// Serves on a port of the kernel's choice.
+    /// Serves on a port that the kernel chooses, until the process is killed.
     ///
     /// # Errors
     ///
-    /// Whatever ends it: it does not end by itself.
+    /// If the server fails.
     pub fn run(self) -> Result<()> {
         match self {
             Server::Libzmq => libzmq::run(),
@@ -47,7 +46,7 @@ impl Server {
     }
 }
 
-/// Every interface would do; loopback is what is measured.
+/// On loopback, where everything is measured.
 const ANY_PORT: &str = "127.0.0.1:0";
 
 fn announce(address: SocketAddr) {

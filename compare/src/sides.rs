@@ -8,10 +8,10 @@ use clap::ValueEnum;
 
 use crate::generator::Protocol;
 
-/// The binary that all this is about.
+/// The name of the server's binary.
 const SERVER: &str = "zmq-echo-server";
 
-/// The manifest of the package that it belongs to.
+/// The manifest of the server's package.
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
 
 /// A server that is measured.
@@ -19,7 +19,7 @@ const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
 pub enum Side {
     /// `zmq-echo-server`, as it ships
     Server,
-    /// Another build of `zmq-echo-server`, such as that of the commit before
+    /// Another build of `zmq-echo-server`, such as that of the previous commit
     Baseline,
     /// A ROUTER of libzmq
     Libzmq,
@@ -31,16 +31,16 @@ pub enum Side {
     Blocking,
     /// A ROUTER of the rzmq crate
     Rzmq,
-    /// A TCP echo that knows nothing of messages
+    /// A TCP echo without a message protocol
     Tcp,
 }
 
 impl Side {
-    /// The sides of every run, in the order of the tables' rows. A run with a baseline
-    /// has [`Side::Baseline`] as well; see [`Binaries::sides`].
+    /// The sides of every run, in the order of the tables' rows. With a baseline, a run also has
+    /// [`Side::Baseline`]; see [`Binaries::sides`].
     pub const ALWAYS: [Side; 5] = [Side::Server, Side::Libzmq, Side::Crate, Side::Rzmq, Side::Tcp];
 
-    /// For the tables.
+    /// The name in the tables.
     pub const fn name(self) -> &'static str {
         match self {
             Side::Server => SERVER,
@@ -54,7 +54,7 @@ impl Side {
         }
     }
 
-    /// Whether a run goes on if this side fails a case. No floor depends on such a side.
+    /// Whether a run continues if this side fails a case. No floor depends on such a side.
     pub const fn may_fail(self) -> bool {
         match self {
             Side::Server | Side::Baseline | Side::Libzmq | Side::Tcp => false,
@@ -63,7 +63,7 @@ impl Side {
         }
     }
 
-    /// What it speaks.
+    /// The protocol of this side.
     pub const fn protocol(self) -> Protocol {
         match self {
             Side::Tcp => Protocol::Raw,
@@ -71,7 +71,7 @@ impl Side {
         }
     }
 
-    /// The command that runs it on a port of the kernel's choice.
+    /// The command that runs this side on a port that the kernel chooses.
     ///
     /// # Errors
     ///
@@ -100,14 +100,14 @@ impl Side {
 /// The builds of `zmq-echo-server` that are measured.
 #[derive(Debug, Clone)]
 pub struct Binaries {
-    /// The one that the tables and the floors are about.
+    /// The build that the tables and the floors are about.
     pub server: PathBuf,
-    /// The one that it is compared with, if any.
+    /// An optional other build, for comparison.
     pub baseline: Option<PathBuf>,
 }
 
 impl Binaries {
-    /// The sides that these binaries make up, in the order of the tables' rows.
+    /// The sides that can be measured with these binaries, in the order of the tables' rows.
     pub fn sides(&self) -> Vec<Side> {
         let mut sides = Side::ALWAYS.to_vec();
         if self.baseline.is_some() {
@@ -117,18 +117,18 @@ impl Binaries {
     }
 }
 
-/// A port of the kernel's choice.
+/// An endpoint on loopback, with a port that the kernel chooses.
 pub const ANY_ENDPOINT: &str = "tcp://127.0.0.1:0";
 
-/// The server on `endpoint`, with its defaults otherwise.
+/// A command that runs the server on `endpoint`, otherwise with its defaults.
 pub fn server_command(server: &Path, endpoint: &str) -> Command {
     let mut command = Command::new(server);
     command.args(["--bind", endpoint, "--http", "127.0.0.1:0", "--log-format", "json"]);
     command
 }
 
-/// Builds the server, as for the image if this program is optimised, and returns its path. (Cargo does
-/// not build the binaries of a dependency.)
+/// Builds the server and returns its path, because Cargo does not build the binaries of a
+/// dependency. If this program is optimised, the profile is that of the image.
 ///
 /// # Errors
 ///

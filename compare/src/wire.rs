@@ -6,8 +6,8 @@ use std::net::TcpStream;
 
 use anyhow::{Context, Result, ensure};
 
-/// Signature, version 3.0, mechanism NULL, not a server, filler. A 3.0 peer gets
-/// no heartbeats, so what comes back is replies and nothing else.
+/// Signature, version 3.0, mechanism NULL, not a server, filler. A ZMTP 3.0 peer gets no
+/// heartbeats, so only replies come back.
 const GREETING: [u8; 64] = {
     let mut greeting = [0; 64];
     greeting[0] = 0xff;
@@ -20,21 +20,21 @@ const GREETING: [u8; 64] = {
     greeting
 };
 
-/// The READY command, with an empty identity: the server is to make one up.
+/// The READY command, with an empty identity, so that the server chooses one.
 const READY: &[u8] =
     b"\x04\x29\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00";
 
-/// The longest READY that is taken from a server.
+/// The longest READY that is accepted from a server, in bytes.
 const READY_LIMIT: usize = 512;
 
 const LARGE: u8 = 0b010;
 const COMMAND: u8 = 0b100;
 
-/// Greets, sends READY and waits for the server's.
+/// Sends the greeting and READY, and waits for the server's.
 ///
 /// # Errors
 ///
-/// What the kernel says, and whatever is not a handshake.
+/// If an I/O operation fails, or the server does not send a valid handshake.
 pub fn handshake(stream: &mut TcpStream) -> Result<()> {
     stream.write_all(&[&GREETING[..], READY].concat()).context("sending the greeting")?;
     let mut greeting = [0; 64];
@@ -58,7 +58,7 @@ pub fn handshake(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// A message of one frame, as every ZMTP 3 peer writes it: short where it can be.
+/// A message of one frame, in its shortest encoding, as every ZMTP 3 peer writes it.
 pub fn message(payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(9 + payload.len());
     match u8::try_from(payload.len()) {

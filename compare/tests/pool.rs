@@ -1,5 +1,4 @@
-//! The library's own client, which stands on the crate's DEALER, at other servers'
-//! ROUTERs.
+//! The library's own client, with the ROUTERs of other servers.
 
 use std::time::Duration;
 
@@ -37,8 +36,8 @@ fn answered(client: &Client) -> u64 {
     client.endpoints().iter().map(|at| at.answered).sum()
 }
 
-/// Payloads of every size, and many requests at once, while one of the servers is
-/// killed: each reply comes, and to its own request.
+/// Checks payloads of many sizes, and many requests at the same time while one of the servers is
+/// killed. Every request must get its own reply.
 async fn is_served_by(mut servers: Vec<Server>) {
     let client = client(&servers);
     until("all are ready", || ready(&client) == servers.len()).await;

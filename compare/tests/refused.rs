@@ -88,8 +88,8 @@ fn stay_away(server: &Server, clients: &mut [Monitored], reason: &str) {
 fn a_client_with_another_mechanism_gets_an_error_does_not_reconnect_and_is_counted_once() {
     let server = server(&[]);
     let context = zmq::Context::new();
-    // libzmq's greeting is the same but for the name with CURVE, which this build of it
-    // has not: there the socket's own tests have to do.
+    // With CURVE, libzmq's greeting would differ only in the mechanism's name. This build of libzmq
+    // has no CURVE, so the socket's own tests cover it.
     let mut clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
             Monitored::new(&context, zmq::DEALER, &server.endpoint(), |client| {
@@ -117,8 +117,8 @@ fn a_client_of_another_socket_type_is_disconnected_and_does_not_reconnect() {
         .into_iter()
         .collect();
     for client in &mut clients {
-        // For an ERROR there is no other event. (Were its READY late, ours would come
-        // first, in which it finds the same fault; the end is the same.)
+        // libzmq reports an ERROR with no other event. (If its READY is late, ours comes first, and
+        // it finds the same fault in that; the result is the same.)
         eventually("it is disconnected", || client.count(DISCONNECTED) == 1);
     }
     stay_away(&server, &mut clients, "socket_type");

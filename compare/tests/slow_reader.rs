@@ -23,7 +23,7 @@ fn a_client_that_leaves_its_socket_unread_while_it_works_gets_every_reply() {
     let server = server(&["--stall-timeout", "1s", "--heartbeat-interval", "1s"]);
     let context = zmq::Context::new();
     let dealer = client(&context, zmq::DEALER, &server.endpoint(), |dealer| {
-        // All requests are handed over at once, as the default of 1,000 would allow.
+        // All requests are sent at once. The default of 1,000 would allow that too.
         dealer.set_sndhwm(0)?;
         dealer.set_rcvhwm(HIGH_WATER_MARK)?;
         // The kernel's buffer is limited too, so that replies wait in the server.

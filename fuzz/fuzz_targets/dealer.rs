@@ -1,6 +1,6 @@
-//! A DEALER against a server that says whatever the input says, over TCP, in pieces, with
-//! pauses and half-closes: it gets the model's messages and no others, ends for the model's
-//! reason or goes on, answers the model's PINGs, and holds no more than it promises.
+//! A DEALER with a server that sends the input over TCP, in pieces, with pauses and half-closes.
+//! The DEALER must receive exactly the model's messages, end for the model's reason or continue,
+//! answer the model's PINGs, and stay within its memory limit.
 #![no_main]
 
 use std::cell::RefCell;
@@ -19,19 +19,20 @@ use zmtp::memory_pool::MemoryPool;
 use zmtp::proto::connection::ConnectionLimits;
 use zmtp::{Dealer, Reason};
 
-/// How long anything may take: on a busy machine far more than it takes.
+/// A deadline for every step, generous enough for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 const LIMITS: ConnectionLimits =
     ConnectionLimits { message_bytes: 64 << 10, message_frames: 16, metadata_bytes: 512 };
 
-/// The most that may wait to be written.
+/// Maximum bytes that may wait to be written.
 const SEND: usize = 32 << 10;
 
-/// Upper bound on what it holds: `zmtp::dealer`, "Memory". What it sends here is small.
+/// Maximum bytes that the DEALER may hold: see `zmtp::dealer`, "Memory". Its messages here are
+/// small.
 const MOST: usize = SEND + 2 * LIMITS.message_bytes + (192 << 10);
 
-/// The most that the server sends, so that inputs stay fast.
+/// Maximum bytes that the server sends, so that each input runs fast.
 const STREAM: usize = 512 << 10;
 
 thread_local! {
@@ -42,7 +43,7 @@ fuzz_target!(|input: &[u8]| {
     WORLD.with_borrow_mut(|world| {
         let (runtime, listener) = world.get_or_insert_with(|| {
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-            // Rust's own start would have the process ignore it, libFuzzer's does not.
+            // Rust's own start-up code makes a process ignore SIGPIPE, but libFuzzer's does not.
             runtime.block_on(async { drop(signal(SignalKind::pipe()).unwrap()) });
             (runtime, TcpListener::bind("127.0.0.1:0").unwrap())
         });
@@ -50,12 +51,12 @@ fuzz_target!(|input: &[u8]| {
     });
 });
 
-/// What the server sends, piece by piece, and how it goes.
+/// What the server sends, piece by piece, and how it disconnects.
 struct Script {
     pieces: Vec<Vec<u8>>,
-    /// It leaves by a reset, or says that nothing more comes.
+    /// Whether the server closes both directions at the end, which may be a reset, or only its own.
     abort: bool,
-    /// Whether it reads what it is sent.
+    /// Whether the server reads what the DEALER sends.
     reads: bool,
 }
 
@@ -106,7 +107,8 @@ impl Script {
 
 async fn play(listener: &TcpListener, input: &[u8]) {
     let Some(script) = Script::new(input) else { return };
-    // Its share is that of the last read or message, and it is never refused one.
+    // The DEALER's share covers the last read or message. The pool is large enough, so it never
+    // refuses one.
     let memory = MemoryPool::new(MOST);
     let config = DealerConfig {
         limits: LIMITS,
@@ -148,7 +150,7 @@ async fn play(listener: &TcpListener, input: &[u8]) {
     let mut sent = 0u64;
     let mut messages = Vec::new();
     let reason = loop {
-        // Two frames each time that something has come.
+        // Sends two frames, at the start and after each received message.
         if dealer.send([Bytes::new(), Bytes::from(vec![7; 100])].into()).is_ok() {
             sent += 1;
         }
@@ -168,7 +170,7 @@ async fn play(listener: &TcpListener, input: &[u8]) {
     assert_eq!(memory.taken(), 0);
     let got = server.join().unwrap();
 
-    // None that the bytes do not contain, and all of them unless the connection was broken.
+    // Only messages that the stream contains, and all of them unless the connection broke.
     assert!(model.messages.starts_with(&messages), "{} messages", messages.len());
     let lost = reason == Reason::Error && (abort || !reads);
     let vanished = reason == Reason::Vanished && model.ttl;
@@ -179,7 +181,7 @@ async fn play(listener: &TcpListener, input: &[u8]) {
     let expected = match model.end {
         End::Whole => Reason::Closed,
         End::Within => {
-            // Half a command is none of a message.
+            // An incomplete command is not an incomplete message, so both reasons are valid.
             assert!(matches!(reason, Reason::Error | Reason::Closed), "{reason:?}");
             reason
         }
@@ -190,8 +192,8 @@ async fn play(listener: &TcpListener, input: &[u8]) {
     assert!(got.starts_with(&ours[..ours.len().min(got.len())]));
 }
 
-/// Sends the pieces, each with a pause now and then, and says that nothing more comes, or
-/// breaks the connection. What it has read.
+/// Sends the pieces with occasional pauses, and then closes its own direction or both. Returns what
+/// it has read.
 fn serve(mut stream: &TcpStream, script: &Script) -> Vec<u8> {
     stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -205,7 +207,7 @@ fn serve(mut stream: &TcpStream, script: &Script) -> Vec<u8> {
             }
         })
     });
-    // Where nobody reads, both sides may be stuck, and the server leaves.
+    // If the server does not read, both sides may block each other. It then gives up soon.
     stream
         .set_write_timeout(Some(Duration::from_millis(if script.reads { 60_000 } else { 50 })))
         .unwrap();
@@ -218,7 +220,7 @@ fn serve(mut stream: &TcpStream, script: &Script) -> Vec<u8> {
         }
     }
     if script.abort {
-        // Unread bytes make this a reset.
+        // If there are unread bytes, this is a reset.
         let _ = stream.shutdown(Shutdown::Both);
     } else {
         let _ = stream.shutdown(Shutdown::Write);

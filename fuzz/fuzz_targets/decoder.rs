@@ -1,5 +1,5 @@
-//! Any bytes, read in any pieces, end in the same messages and the same end as in
-//! one, those of the model, and no more is held than the limits allow.
+//! Any bytes, read in any pieces, must give the same messages and the same end as when they are
+//! read at once. Both must match the model, and no more is held than the limits allow.
 #![no_main]
 
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use zmtp::Reason;
 use zmtp::proto::command::{self, Command};
 use zmtp::proto::frame::{self, COMMAND_BYTES, MessageLimits, Scan, Scanned};
 
-/// Small ones are met often, large ones let long sizes through.
+/// Small limits are exceeded often; large limits allow long sizes.
 const LIMITS: [MessageLimits; 4] = [
     MessageLimits { bytes: 1, frames: 1 },
     MessageLimits { bytes: 100, frames: 3 },
@@ -31,12 +31,12 @@ fuzz_target!(|input: &[u8]| {
         assert!((1..=limits.frames).contains(&message.len()));
         assert!(message.iter().map(Vec::len).sum::<usize>() <= limits.bytes);
     }
-    // What is sent as an echo reads as what came.
+    // The echo decodes to the original messages.
     let again = read(&whole.replies, &cuts, limits);
     assert_eq!((again.messages, again.end), (whole.messages, End::Whole));
 });
 
-/// What a connection makes of `stream`, read in pieces of `cuts` bytes in turn.
+/// The result of a connection that reads `stream` in pieces of `cuts` bytes, in turn.
 fn read(stream: &[u8], cuts: &[usize], limits: &MessageLimits) -> Story {
     let mut story =
         Story { messages: Vec::new(), replies: Vec::new(), end: End::Whole, ttl: false };
@@ -96,7 +96,7 @@ fn scan_held(
                 }
             }
             Scanned::Partial(missing) => {
-                // A message, its headers, and the command that comes within it.
+                // A message, its headers, and a command between its frames.
                 let most = limits.bytes + 9 * (limits.frames + 1) + COMMAND_BYTES;
                 assert!(missing > 0 && held.len() + missing <= most);
                 return Ok(());

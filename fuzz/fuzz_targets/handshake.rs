@@ -1,6 +1,7 @@
-//! Any bytes, read in any pieces, are a peer, the start of one, or a named failure,
-//! the same as in one piece, which is the model's, and so is what is sent. Little is
-//! held. Both roles: a ROUTER that listens, and a DEALER that connects.
+//! Any bytes, read in any pieces, must give a peer, an incomplete handshake or a named failure. The
+//! result and the bytes that are sent must be the same as when the input is read at once, and match
+//! the model. Little is held. This covers both roles: a ROUTER that listens and a DEALER that
+//! connects.
 #![no_main]
 
 use bytes::Bytes;
@@ -13,14 +14,14 @@ use zmtp::proto::mechanism::Mechanism;
 use zmtp::proto::mechanism::null::Null;
 use zmtp::proto::peer_info::{Local, PeerInfo, Role, SocketType};
 
-/// The least that a READY of a longest identity needs is between the two.
+/// Limits of the metadata in bytes. A READY with the longest identity fits only the second.
 const METADATA: [usize; 2] = [64, 4 << 10];
 
 fuzz_target!(|input: &[u8]| {
     let Some((choice, input)) = input.split_first() else { return };
     let Some((cuts, noise)) = cuts(input) else { return };
     let metadata = METADATA[usize::from(choice & 1)];
-    // Half of the inputs are past the greeting, which takes long to guess.
+    // Half of the inputs start after the greeting, which a fuzzer takes long to find.
     let greeted: &[u8] = if choice & 2 == 0 { b"" } else { &greeting(choice >> 3) };
     let stream = Bytes::from([greeted, noise].concat());
     let role = if choice & 4 == 0 { Role::Listening } else { Role::Connecting };
@@ -32,7 +33,7 @@ fuzz_target!(|input: &[u8]| {
         return;
     }
     assert_eq!(whole, hello(&stream, metadata));
-    // Where our READY does not wait for the peer's, nothing else follows it.
+    // If our READY does not wait for the peer's, nothing follows it.
     let mut waited = shake(role, &stream, &cuts, metadata, true);
     if waited.sent != whole.sent {
         assert!(whole.greeted);
@@ -42,8 +43,8 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(whole, waited, "cut at {cuts:?}");
 });
 
-/// What the state machine makes of `stream`, read in pieces of `cuts` bytes in turn, with
-/// our READY sent between two of them if one `waits` for it.
+/// The result of the state machine for `stream`, read in pieces of `cuts` bytes, in turn. If the
+/// peer `waits`, our READY is sent between two pieces.
 fn shake(role: Role, stream: &Bytes, cuts: &[usize], metadata: usize, waits: bool) -> Hello {
     let socket_type = match role {
         Role::Listening => SocketType::Router,
@@ -61,13 +62,13 @@ fn shake(role: Role, stream: &Bytes, cuts: &[usize], metadata: usize, waits: boo
         let mut input = stream.slice(at..end);
         told = handshake.feed(&mut input, metadata, &mut out);
         at = end - input.len();
-        // Memory grows by doubling, and never for what has only been announced.
+        // Memory grows by doubling, and only for bytes that have arrived.
         assert!(handshake.held() <= 2 * at.max(8), "{} for {at}", handshake.held());
         assert!(handshake.held() <= 2 * (metadata + 9).max(GREETING));
         assert_eq!(handshake.untouched(), at == 0);
         assert_eq!(handshake.has_greeted(), out.len() > START);
         if role == Role::Connecting {
-            // All that it has to say comes first.
+            // It sends everything at the start.
             assert_eq!(out.len(), started);
         }
         if waits && told == Ok(None) && handshake.owes_ready() {
@@ -78,7 +79,7 @@ fn shake(role: Role, stream: &Bytes, cuts: &[usize], metadata: usize, waits: boo
         }
         assert!(input.is_empty(), "what belongs to a handshake is taken");
     }
-    // READY, or the ERROR in its place, has been sent or is owed.
+    // READY, or an ERROR instead of it, has been sent or is due.
     let greeted = role == Role::Connecting || handshake.owes_ready() || out.len() > GREETING;
     let told = match told {
         Ok(Some(PeerInfo { minor, socket_type, identity })) => {

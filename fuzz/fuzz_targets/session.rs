@@ -1,9 +1,9 @@
-//! Whole sessions over TCP: one or two peers do to the socket what the input says,
-//! beside a neighbour that behaves and must not notice.
+//! Complete sessions over TCP: one or two peers do what the input says, while a well-behaved peer,
+//! the neighbour, must be served as usual.
 //!
-//! The socket, its listener and the neighbour live from input to input, on one
-//! thread and one runtime with the peers. After each input the socket must be as it
-//! was before it, so that an input shows the same fault alone.
+//! The socket, its listener and the neighbour stay from input to input, on the same thread and
+//! runtime as the peers. After each input the socket must be in the same state as before, so that
+//! an input that finds a fault reproduces it alone.
 #![no_main]
 
 use std::cell::RefCell;
@@ -24,10 +24,10 @@ use zmq_echo_fuzz::{End, READY, frame, greeting, hello, ready, story};
 use zmtp::Reason;
 use zmtp::router::{ALLOWANCE, Limits, Router};
 
-/// How long anything may take: on a busy machine far more than it takes.
+/// A deadline for every step, generous enough for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Its pool holds all that two peers can bring.
+/// Limits with a pool for everything that two peers can send.
 const ROOMY: Limits = Limits {
     message_bytes: 512 << 10,
     message_frames: 64,
@@ -45,7 +45,7 @@ const ROOMY: Limits = Limits {
     busy_poll: Duration::ZERO,
 };
 
-/// One large message is too much for its pool.
+/// Limits with a pool that is too small for one large message.
 const TIGHT: Limits = Limits {
     message_bytes: 64 << 10,
     message_frames: 4,
@@ -54,15 +54,15 @@ const TIGHT: Limits = Limits {
     ..ROOMY
 };
 
-/// The most that one peer sends, so that inputs stay fast.
+/// Maximum bytes that one peer sends, so that each input runs fast.
 const STREAM: usize = 1 << 20;
 
-/// Beyond that an input does not wait for the replies in between, since the model
-/// begins anew each time.
+/// Once a peer has more bytes to send than this, an input no longer waits for replies between
+/// steps, because the model starts from the beginning each time.
 const SETTLED: usize = 64 << 10;
 
-/// What is surely delivered before a fault: more may be lost in the kernel, where
-/// closing with unread bytes resets the connection.
+/// How many bytes are certain to be delivered before a fault. More may be lost in the kernel,
+/// because closing a connection with unread bytes resets it.
 const DELIVERED: usize = 16 << 10;
 
 const NEIGHBOUR: &[u8] = b"neighbour";
@@ -84,7 +84,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        // Rust's own start would have the process ignore it, libFuzzer's does not.
+        // Rust's own start-up code makes a process ignore SIGPIPE, but libFuzzer's does not.
         runtime.block_on(async { drop(signal(SignalKind::pipe()).unwrap()) });
         let [roomy, tight] = [ROOMY, TIGHT].map(|limits| runtime.block_on(Service::start(limits)));
         Self { runtime, roomy, tight }
@@ -97,16 +97,16 @@ impl World {
     }
 }
 
-/// A socket and who talks to it.
+/// A socket and its peers.
 struct Service {
     limits: Limits,
     address: SocketAddr,
     metrics: Metrics,
     router: Router<SocketObserver>,
     peers: Vec<Peer>,
-    /// The last of all, but not of `peers`: it is there from the start.
+    /// The well-behaved peer. It is not one of `peers`, and stays connected throughout.
     neighbour: Peer,
-    /// What the neighbour has said.
+    /// How many messages the neighbour has sent.
     said: u64,
 }
 
@@ -169,7 +169,7 @@ impl Service {
         self.peers.clear();
     }
 
-    /// Does the script's next step.
+    /// Runs the next step of the script.
     async fn step(&mut self, script: &mut Script<'_>) {
         let step = script.byte();
         let index = usize::from(step >> 3) % self.peers.len();
@@ -219,7 +219,7 @@ impl Service {
         }
     }
 
-    /// Sends what the peer has to send, and waits for all replies to it.
+    /// Sends everything that the peer has to send, and waits for all replies.
     async fn settle(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         if peer.stream.len() > SETTLED || peer.abort {
@@ -235,7 +235,7 @@ impl Service {
         .await;
     }
 
-    /// Sends what the peer has to send, as far as a few turns take it.
+    /// Sends as much of what the peer has to send as possible in a few turns.
     async fn pump(&mut self, index: usize, reads: bool) {
         let peer = &mut self.peers[index];
         peer.let_go = peer.stream.len();
@@ -254,20 +254,20 @@ impl Service {
         .await;
     }
 
-    /// The peer goes, in one of four ways.
+    /// Disconnects the peer, in one of three ways.
     async fn leave(&mut self, index: usize, way: u8) {
         match way % 4 {
-            // As most do: with all replies read.
+            // As most peers do: closes its direction and reads all replies.
             0 | 1 => {
                 let peer = &mut self.peers[index];
                 peer.half_close = true;
             }
-            // With all replies read, but at once.
+            // Reads all replies, then resets the connection.
             2 => {
                 self.settle(index).await;
                 self.peers[index].abort = true;
             }
-            // In the middle.
+            // Resets the connection without waiting.
             _ => self.peers[index].abort = true,
         }
         let peer = &mut self.peers[index];
@@ -297,7 +297,7 @@ impl Service {
         tokio::time::timeout(DEADLINE, work).await.expect("what is due comes");
     }
 
-    /// Everyone's turn: the socket's, with a handler that echoes, and the peers'.
+    /// One turn of all peers, and of the socket with an echo handler.
     fn turn(&mut self, cx: &mut Context<'_>) {
         for peer in self.peers.iter_mut().chain([&mut self.neighbour]) {
             peer.turn(cx);
@@ -311,7 +311,7 @@ impl Service {
                 next = self.router.try_recv();
             }
         }
-        // The gauges tell how it was when the socket had to wait: now.
+        // The gauges are updated when the socket has to wait, as it does now.
         self.holds_little();
     }
 
@@ -319,13 +319,13 @@ impl Service {
         let buffered = self.metrics.socket.buffered_bytes.get() as usize;
         let open = self.router.connections();
         assert!(buffered <= open * ALLOWANCE + self.limits.buffer_bytes, "{buffered}");
-        // What was only announced reserves nothing. A reply of no byte takes two in
-        // each direction, and eight to count it.
+        // Bytes that were only announced reserve no memory. An empty message takes two bytes in
+        // each direction, and eight to count its reply.
         let sent: usize = self.peers.iter().map(|peer| peer.sent).sum();
         assert!(buffered <= 8 * sent + open * (16 << 10), "{buffered} for {sent}");
     }
 
-    /// How often connections have ended in each way.
+    /// How many connections have ended in each way.
     fn ended(&self) -> Vec<(Ended, u64)> {
         let metrics = &self.metrics.socket;
         let count = |family: &prometheus::IntCounterVec, reason: Reason| {
@@ -339,13 +339,13 @@ impl Service {
             .collect()
     }
 
-    /// What must have come of the peer's stream; what it received is looked at too.
+    /// The expected result of the peer's stream. Also checks the bytes that it received.
     fn tell(&self, peer: &Peer) -> Told {
         let limits = &self.limits;
         let hello = hello(&peer.stream, limits.metadata_bytes);
         let mut expected = hello.sent;
-        // If the peer has taken its time, our READY did not wait for its own, and nothing
-        // follows it for one that is refused then. It is longer than any ERROR.
+        // If the peer was slow, our READY did not wait for its own. If it is then refused, nothing
+        // follows our READY, which is longer than any ERROR.
         let waited = (hello.greeted && hello.told.is_err())
             .then(|| [&greeting(1), READY].concat())
             .unwrap_or_default();
@@ -371,14 +371,14 @@ impl Service {
             }
         };
         let least = expected.len();
-        // Judged by `play` at the end alone; in between more is to come.
+        // Only `play` evaluates this, at the end; before that, more bytes may follow.
         let fault = matches!(end, End::Fault(_));
         let certain = !fault || (peer.read_always && least <= DELIVERED);
         if self.limits == TIGHT {
             may_end.push(Some((true, Reason::PoolFull)));
         }
         if peer.abort {
-            // Its reset may overtake what it sent.
+            // The reset may overtake bytes that the peer sent before.
             may_end.push(None);
             may_end.extend([false, true].map(|established| Some((established, Reason::Error))));
             may_end.push(Some((true, Reason::Closed)));
@@ -390,7 +390,7 @@ impl Service {
             expected.len()
         );
         let all = peer.received.len() >= least;
-        // All that may have kept replies from it counts as another end.
+        // If replies are missing, only the ends that explain it remain.
         let whole = all && !peer.abort;
         if !all && certain && !peer.abort && peer.ended {
             may_end.retain(|end| matches!(end, Some((_, Reason::PoolFull | Reason::Vanished))));
@@ -399,24 +399,24 @@ impl Service {
     }
 }
 
-/// What may have come of a peer.
+/// The possible results for a peer.
 #[derive(Debug)]
 struct Told {
-    /// How many bytes are due to it at least.
+    /// Minimum bytes that the peer must receive.
     least: usize,
-    /// Whether it has them and has stayed to the end.
+    /// Whether it received them and did not abort.
     whole: bool,
     /// How its connection may be counted; `None` for not at all.
     may_end: Vec<Option<Ended>>,
 }
 
-/// The ends that were counted between two looks.
+/// The ends that were counted between two readings.
 fn difference(before: &[(Ended, u64)], after: &[(Ended, u64)]) -> Vec<Ended> {
     let counts = before.iter().zip(after).map(|((end, before), (_, after))| (*end, after - before));
     counts.flat_map(|(end, count)| (0..count).map(move |_| end)).collect()
 }
 
-/// Whether each end was one peer's, and each peer had one.
+/// Whether the ends can be assigned to the peers, one to each.
 fn explained(ended: &[Ended], told: &[Told]) -> bool {
     let Some((first, rest)) = told.split_first() else { return ended.is_empty() };
     first.may_end.iter().any(|end| match end {
@@ -428,22 +428,23 @@ fn explained(ended: &[Ended], told: &[Told]) -> bool {
     })
 }
 
-/// The socket's other side.
+/// A peer of the socket.
 struct Peer {
     socket: Option<TcpStream>,
-    /// All that it has to send, how much of that may go, and how much has gone.
+    /// All bytes that it has to send. `let_go` of them may be sent, and `sent` have been.
     stream: Vec<u8>,
     let_go: usize,
     sent: usize,
-    /// Where the last write to `stream` began.
+    /// The position in `stream` where the last write began.
     last_write: usize,
     received: Vec<u8>,
     reads: bool,
     read_always: bool,
-    /// Whether to close its side when all is sent, or the connection at once.
+    /// Whether to close its direction when everything is sent.
     half_close: bool,
+    /// Whether to reset the connection at the next turn.
     abort: bool,
-    /// Whether the other side has closed.
+    /// Whether the socket has closed the connection, or this peer has.
     ended: bool,
 }
 
@@ -468,7 +469,7 @@ impl Peer {
         }
     }
 
-    /// Adds to what it has to send. Nothing follows an end.
+    /// Adds bytes to send, unless the peer is already disconnecting.
     fn write(&mut self, bytes: &[u8]) {
         if self.half_close || self.abort || self.stream.len() + bytes.len() > STREAM {
             return;
@@ -490,12 +491,12 @@ impl Peer {
             match socket.try_write(&self.stream[self.sent..let_go]) {
                 Ok(count) => self.sent += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                // The other side has closed: it reads no more, we read what is left.
+                // The socket has closed the connection. Read what is left.
                 Err(_) => break,
             }
         }
         if self.half_close && self.sent == self.stream.len() {
-            // A second time is an error, and so it is on a closed connection.
+            // This fails if it was done before, or if the connection is closed.
             let _ = SockRef::from(socket).shutdown(Shutdown::Write);
         }
         while self.reads && !self.ended && socket.poll_read_ready(cx).is_ready() {
@@ -508,7 +509,7 @@ impl Peer {
             }
         }
         if self.abort || self.ended {
-            // A reset, which leaves no port waiting for its time.
+            // A reset, which leaves no port in TIME_WAIT.
             let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
             self.socket = None;
             self.ended = true;
@@ -516,7 +517,7 @@ impl Peer {
     }
 }
 
-/// What is left of the input. Past its end there are zeros.
+/// The rest of the input. After its end, it gives zeros.
 struct Script<'a>(&'a [u8]);
 
 impl<'a> Script<'a> {

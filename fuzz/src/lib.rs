@@ -1,14 +1,14 @@
-//! What the targets hold the socket against: ZMTP as this server speaks it, written
-//! a second time, plainly, for a stream that is here as a whole.
+//! The model that the targets compare the socket with: a second, simple implementation of ZMTP as
+//! this server speaks it, for a stream that is completely available.
 //!
-//! It shares no code with the socket but the names of the reasons.
+//! It shares no code with the socket except the names of the reasons.
 
 use zmtp::Reason;
 
-/// The longest body of a command between messages.
+/// Maximum bytes of a command's body after the handshake.
 const COMMAND_BYTES: u64 = 255;
 
-/// The longest context of a PING (RFC 37).
+/// Maximum bytes of a PING's context (RFC 37).
 const CONTEXT_BYTES: usize = 16;
 
 /// The server's READY.
@@ -20,57 +20,57 @@ pub const DEALER_READY: &[u8] = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06DEAL
 /// How a stream of bytes ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// With a whole message or command, or without a byte.
+    /// After a complete message or command, or without any bytes.
     Whole,
-    /// Within one.
+    /// In the middle of a message or command.
     Within,
-    /// With a fault.
+    /// With a protocol error.
     Fault(Reason),
 }
 
-/// What a peer's greeting and READY come to.
+/// The result of a peer's greeting and READY.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// What the server sends until then, if the peer does not make it wait.
+    /// What this side sends during the handshake, if the peer does not make it wait.
     pub sent: Vec<u8>,
-    /// Whether the greeting is whole and right: the server sends its READY behind its own
-    /// greeting then, if it has to wait for the peer's, and no ERROR.
+    /// Whether the greeting is complete and valid. If the server then has to wait for the peer's
+    /// READY, it sends its own READY after its greeting, and later no ERROR.
     pub greeted: bool,
-    /// What was announced, and how many bytes the handshake takes, or how it ends.
+    /// What the peer announced and the length of the handshake, or how the stream ends.
     pub told: Result<Announced, End>,
 }
 
-/// What a whole handshake tells of the peer.
+/// What a complete handshake says about the peer.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// How many bytes the handshake takes.
+    /// Length of the handshake in bytes.
     pub bytes: usize,
     /// Whether the peer speaks ZMTP 3.1.
     pub knows_ping: bool,
-    /// Whether it is a REQ.
+    /// Whether the peer is a REQ socket.
     pub is_req: bool,
-    /// Empty if none.
+    /// The peer's identity; empty if it has none.
     pub identity: Vec<u8>,
 }
 
-/// What the frames behind the handshake come to.
+/// The result of the frames after the handshake.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Story {
     /// The messages, frame by frame.
     pub messages: Vec<Vec<Vec<u8>>>,
-    /// What an echo sends: each message as it came, in the shortest headers, and a PONG
-    /// for each PING. Nothing for what a REQ sends that is no request.
+    /// What an echo service sends: each message as it came, with the shortest headers, and a PONG
+    /// for each PING. Nothing for a message from a REQ socket that is not a valid request.
     pub replies: Vec<u8>,
     /// How the stream ends.
     pub end: End,
-    /// Whether a PING set a TTL: the peer may then be given up for its silence.
+    /// Whether a PING set a TTL, after which a silent peer may be disconnected.
     pub ttl: bool,
 }
 
-/// What the server sends before it knows the peer's version: so much of its greeting.
+/// How many bytes of its greeting the server sends before it knows the peer's version.
 pub const START: usize = 11;
 
-/// The ERROR that the server sends in place of its READY, if any.
+/// The ERROR that the server sends instead of its READY, or nothing.
 fn error(reason: Reason) -> Vec<u8> {
     let word = match reason {
         Reason::SocketType => "socket_type",
@@ -86,7 +86,7 @@ fn error(reason: Reason) -> Vec<u8> {
     bytes
 }
 
-/// The greeting of a client that speaks ZMTP 3.`minor`; the server's is that of 3.1.
+/// The greeting of a client that speaks ZMTP 3.`minor`. The server's own is the same with minor 1.
 pub fn greeting(minor: u8) -> [u8; 64] {
     let mut bytes = [0; 64];
     (bytes[0], bytes[9], bytes[10], bytes[11]) = (0xff, 0x7f, 3, minor);
@@ -108,7 +108,7 @@ pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Appends a frame in its shortest form.
+/// Appends a frame with the shortest header.
 pub fn frame(out: &mut Vec<u8>, flags: u8, body: &[u8]) {
     match u8::try_from(body.len()) {
         Ok(size) => out.extend_from_slice(&[flags, size]),
@@ -120,7 +120,7 @@ pub fn frame(out: &mut Vec<u8>, flags: u8, body: &[u8]) {
     out.extend_from_slice(body);
 }
 
-/// What the start of a connection comes to.
+/// The result of the start of a connection.
 pub fn hello(stream: &[u8], metadata_bytes: usize) -> Hello {
     let ends = |greeted, end| {
         let right = stream.iter().zip(greeting(1)).take(START);
@@ -177,12 +177,12 @@ pub fn hello(stream: &[u8], metadata_bytes: usize) -> Hello {
     }
 }
 
-/// As [`hello`], for a DEALER that connects: it has said all before, and may be answered by
-/// another few types.
+/// Like [`hello`], for a DEALER that connects. It sends everything first, and accepts other socket
+/// types.
 pub fn hello_to_dealer(stream: &[u8], metadata_bytes: usize) -> Hello {
     let sent = [&greeting(1)[..], DEALER_READY].concat();
     let mut told = hello(stream, metadata_bytes).told;
-    // They differ in what the READY may say alone.
+    // The two differ only in what READY may announce.
     if stream.len() > 64
         && matches!(told, Ok(_) | Err(End::Fault(Reason::SocketType | Reason::Identity)))
         && let Ok(Some((_, header, size))) = head(&stream[64..])
@@ -200,8 +200,8 @@ pub fn hello_to_dealer(stream: &[u8], metadata_bytes: usize) -> Hello {
     Hello { sent, greeted: true, told }
 }
 
-/// What a READY announces: whether the peer is a REQ, and its identity. It may be one of
-/// `types`.
+/// What a READY announces: whether the peer is a REQ socket, and its identity. The socket type must
+/// be one of `types`.
 fn announced(body: &[u8], types: &[&str]) -> Result<(bool, Vec<u8>), Reason> {
     let mut cursor = Cursor(body);
     let name = cursor.short().ok_or(Reason::Command)?;
@@ -240,13 +240,13 @@ fn announced(body: &[u8], types: &[&str]) -> Result<(bool, Vec<u8>), Reason> {
     Ok((socket_type == b"REQ", identity.to_vec()))
 }
 
-/// What `stream` comes to behind a handshake, of a REQ or of another.
+/// The result of `stream` after the handshake, from a REQ socket or another one.
 pub fn story(stream: &[u8], message_bytes: usize, message_frames: usize, is_req: bool) -> Story {
     let mut story =
         Story { messages: Vec::new(), replies: Vec::new(), end: End::Whole, ttl: false };
     let mut rest = stream;
     let mut frames: Vec<Vec<u8>> = Vec::new();
-    // Of the message that has begun, commands between its frames included.
+    // Bytes of the current message, including commands between its frames.
     let mut bytes = 0;
     story.end = loop {
         if rest.is_empty() {
@@ -318,7 +318,7 @@ fn obey(body: &[u8], story: &mut Story) -> Result<(), Reason> {
     }
 }
 
-/// A frame's flags, and the sizes of its header and of its body.
+/// A frame's flags, and the sizes of its header and body. `None` if the header is incomplete.
 fn head(bytes: &[u8]) -> Result<Option<(u8, usize, u64)>, Reason> {
     let Some(flags) = bytes.first() else { return Ok(None) };
     if !matches!(flags, 0 | 1 | 2 | 3 | 4 | 6) {
@@ -345,8 +345,8 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The pieces of an input that begins with a number of cuts and the cuts: how many
-/// bytes each read brings, in turn. The rest is what is read.
+/// Splits an input that begins with the number of cuts and the cuts. Returns how many bytes each
+/// read gets, in turn, and the rest of the input, which is the stream that is read.
 pub fn cuts(input: &[u8]) -> Option<(Vec<usize>, &[u8])> {
     let (count, rest) = input.split_first()?;
     let (cuts, rest) = rest.split_at_checked(1 + usize::from(count % 8))?;

@@ -8,14 +8,14 @@ use prometheus::{IntCounter, IntCounterVec, Opts, Registry, Result};
 use super::latency::{self, Latency};
 use super::series::register;
 
-/// The method of whatever is none of the service's: checks, reserved frames, and requests for
-/// which it has no method.
+/// The label for messages that belong to none of the service's methods: health checks, reserved
+/// frames, and requests for an unknown method.
 pub const OTHER: &str = "other";
 
 /// The series of each method.
 #[derive(Debug, Clone)]
 pub struct Methods {
-    /// Those that the service declares, and [`OTHER`] behind them.
+    /// One for each method that the service declares, then one for [`OTHER`].
     series: Vec<Method>,
 }
 
@@ -27,12 +27,13 @@ pub struct Method {
     pub ok: IntCounter,
     /// Error replies.
     pub error: IntCounter,
-    /// From a client's request read to its reply handed to the kernel.
+    /// Time from reading a client's request to handing its reply to the kernel.
     pub duration: Latency,
 }
 
 impl Methods {
-    /// All at zero.
+    /// Registers the series of each name in `names`, at zero. `bounds` are those of the latency
+    /// buckets, in seconds.
     pub(super) fn new(registry: &Registry, names: &[&'static str], bounds: &[f64]) -> Result<Self> {
         let replies = Opts::new(
             "zmq_echo_replies_total",
@@ -44,7 +45,7 @@ impl Methods {
         let durations = latency::register(
             registry,
             "zmq_echo_request_duration_seconds",
-            "Time from a client's request read to its reply handed to the kernel.",
+            "Time from reading a client's request to handing its reply to the kernel.",
             &names,
             bounds,
         )?;
@@ -71,13 +72,14 @@ impl Methods {
     }
 }
 
-/// What a reply is counted under, as the number that the socket keeps for it: even with a
-/// payload, odd with an error. It is never zero, the number of a message that nobody has looked at.
+/// The method and outcome that a reply is counted under, as the number that the socket keeps with
+/// it. Even numbers are for payloads, odd ones for errors. Zero is reserved for messages that have
+/// not been looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Label(NonZeroU32);
 
 impl Label {
-    /// Whatever is none of the service's methods.
+    /// A message that belongs to none of the service's methods.
     pub const NO_METHOD: Self = Self(NonZeroU32::new(u32::MAX - 1).expect("not zero"));
 
     /// A reply of the service's method with this index.
@@ -85,7 +87,7 @@ impl Label {
     pub fn of_method(index: usize) -> Self {
         match u16::try_from(index) {
             Ok(index) => Self::of_number(2 * u32::from(index) + 2),
-            // There are not that many.
+            // No service has that many methods.
             Err(_) => Self::NO_METHOD,
         }
     }
@@ -96,18 +98,18 @@ impl Label {
         NonZeroU32::new(number).map_or(Self::NO_METHOD, Self)
     }
 
-    /// Its number.
+    /// The label's number.
     #[inline(always)]
     pub fn number(self) -> u32 {
         self.0.get()
     }
 
-    /// An error reply of the same method.
+    /// The label of an error reply of the same method.
     pub fn error(self) -> Self {
         Self(self.0 | 1)
     }
 
-    /// The method's index.
+    /// The index of the method.
     pub fn method(self) -> usize {
         (self.number() / 2 - 1) as usize
     }

@@ -1,8 +1,7 @@
-//! Every series of the service, in a registry that is owned and passed.
+//! Every series of the service, in a registry that is owned and passed in.
 //!
-//! Names and labels are a contract with scrapers, dashboards and autoscalers.
-//! Each series exists at zero from the first scrape: what is not there cannot be
-//! scaled on, and an alert on it cannot fire.
+//! Names and labels are a contract with scrapers, dashboards and autoscalers. Each series exists
+//! at zero from the first scrape, because autoscalers and alerts cannot work with a missing series.
 
 pub mod latency;
 pub mod methods;
@@ -22,23 +21,23 @@ use zmtp::Reason;
 use zmtp::event::{Event, Observer, Totals};
 use zmtp::router::Limits;
 
-/// The identity that a probe announces starts with this. It decides how a request is
-/// counted, and nothing else. The server trusts it only from its own host, and gives
-/// other peers that claim it another identity.
+/// The prefix of the identity that a probe announces. It decides only how a request is counted.
+/// The server trusts it only from its own host, and gives any other peer that claims it another
+/// identity.
 pub const PROBE_IDENTITY: &str = "zmq-echo-probe/";
 
 /// The content type of [`Metrics::render`]: the text format, version 0.0.4
 /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// The bounds of the latency buckets where none are given, in seconds. An echo
-/// takes tens of microseconds; what takes seconds is a stall worth seeing.
+/// The default upper bounds of the latency buckets, in seconds. An echo takes tens of
+/// microseconds; a request that takes seconds is a stall worth seeing.
 pub const LATENCY_BUCKETS: [f64; 18] = [
     1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5,
     1.0, 2.5, 5.0,
 ];
 
-/// The series, each by its handle. Cloning is cheap and shares them.
+/// A handle to each series. Cloning is cheap, and the clones share the series.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
@@ -46,36 +45,36 @@ pub struct Metrics {
     pub client_requests: IntCounter,
     /// Requests received, from probes.
     pub probe_requests: IntCounter,
-    /// What the socket counts.
+    /// The series of the socket.
     pub socket: SocketMetrics,
     /// Requests that got an error reply.
     pub rejected: IntCounter,
     /// Panics of the service.
     pub panics: IntCounter,
-    /// Turns of the loop that took too long.
+    /// Turns of the loop that kept every client waiting for over 100 ms.
     pub slow_turns: IntCounter,
-    /// Requests that are being worked on, or wait for that.
+    /// Requests that are being worked on or wait for work to start.
     pub in_flight: IntGauge,
-    /// From a request read to the begin of work on it, in seconds.
+    /// Time from reading a request to the start of work on it, in seconds.
     pub queue_duration: Histogram,
-    /// From the begin of work on a request to its last reply, in seconds.
+    /// Time from the start of work on a request to its last reply, in seconds.
     pub work_duration: Histogram,
-    /// Replies owed to connected peers when the drain's deadline passed.
+    /// Replies not yet sent to connected peers at the drain deadline.
     pub undeliverable_deadline: IntCounter,
-    /// 1 from the signal on.
+    /// 1 once the shutdown signal has arrived, else 0.
     pub draining: IntGauge,
-    /// When the drain is over at the latest, in seconds since the epoch.
+    /// The deadline of the drain, in seconds since the Unix epoch.
     pub drain_deadline: Gauge,
 }
 
-/// What a ROUTER socket counts of its connections.
+/// The series of a ROUTER socket and its connections.
 #[derive(Debug, Clone)]
 pub struct SocketMetrics {
-    /// Messages of REQ peers that are no requests.
+    /// Messages from REQ peers that are not valid requests.
     pub malformed_requests: IntCounter,
-    /// Bytes of the frames received from clients, identity aside.
+    /// Bytes of the frames received from clients, without the identity.
     pub received_bytes: IntCounter,
-    /// Bytes of the frames sent to clients, identity aside.
+    /// Bytes of the frames sent to clients, without the identity.
     pub sent_bytes: IntCounter,
     /// Connected peers.
     pub peers: IntGauge,
@@ -87,25 +86,24 @@ pub struct SocketMetrics {
     pub failures: IntCounterVec,
     /// Established connections that ended, by reason.
     pub disconnections: IntCounterVec,
-    /// Replies whose peer had left.
+    /// Replies that could not be sent because the peer had disconnected.
     pub undeliverable_peer_gone: IntCounter,
-    /// Requests whose peer left, or was closed, before they were answered.
+    /// Requests whose peer left, or was disconnected, before they were answered.
     pub lost_requests: IntCounter,
-    /// Requests that a drain received and threw away.
+    /// Requests that were received during a drain and discarded.
     pub discarded_requests: IntCounter,
-    /// Bytes that a drain received and threw away without knowing how many requests they are.
+    /// Bytes that were received during a drain and discarded, in an unknown number of requests.
     pub discarded_bytes: IntCounter,
-    /// Replies that the kernel has not taken yet.
+    /// Replies that the kernel has not accepted yet.
     pub pending_replies: IntGauge,
-    /// Bytes held for peers: parts of messages, and replies.
+    /// Bytes held for peers: partial messages and unsent replies.
     pub buffered_bytes: IntGauge,
     /// Replies and their latency, by method.
     pub methods: Methods,
     limits: LimitMetrics,
 }
 
-/// The socket's limits as they are in force, so that an alert can tell how near
-/// something is to its own.
+/// The socket's limits that are in force, so that an alert can compare a value with its limit.
 #[derive(Debug, Clone)]
 struct LimitMetrics {
     peers: IntGauge,
@@ -126,7 +124,7 @@ struct LimitMetrics {
 impl LimitMetrics {
     fn new(r: &Registry) -> Result<Self> {
         Ok(Self {
-            peers: gauge(r, "zmq_echo_limit_peers", "The most connections at a time.")?,
+            peers: gauge(r, "zmq_echo_limit_peers", "Maximum connections.")?,
             peers_per_address: gauge(
                 r,
                 "zmq_echo_limit_peers_per_address",
@@ -135,53 +133,53 @@ impl LimitMetrics {
             buffered_bytes: gauge(
                 r,
                 "zmq_echo_limit_buffered_bytes",
-                "The pool that peers share beyond their allowances.",
+                "Maximum bytes held for all peers, beyond the allowance of each.",
             )?,
-            message_bytes: gauge(r, "zmq_echo_limit_message_bytes", "The largest message.")?,
+            message_bytes: gauge(r, "zmq_echo_limit_message_bytes", "Maximum bytes of a message.")?,
             message_frames: gauge(
                 r,
                 "zmq_echo_limit_message_frames",
-                "The most frames of a message.",
+                "Maximum frames of a message.",
             )?,
             in_flight: gauge(
                 r,
                 "zmq_echo_limit_in_flight_requests",
-                "Maximum requests in flight beside the loop, of all clients.",
+                "Maximum requests in flight beside the loop, from all clients.",
             )?,
             in_flight_per_peer: gauge(
                 r,
                 "zmq_echo_limit_in_flight_requests_per_peer",
-                "Maximum requests in flight beside the loop, of one client.",
+                "Maximum requests in flight beside the loop, from one client.",
             )?,
             metadata_bytes: gauge(
                 r,
                 "zmq_echo_limit_metadata_bytes",
-                "The most metadata of a handshake.",
+                "Maximum bytes of metadata in a handshake.",
             )?,
             socket_buffer_bytes: gauge(
                 r,
                 "zmq_echo_limit_socket_buffer_bytes",
-                "The kernel's buffer for a connection's requests, as asked for.",
+                "Requested size of the kernel's receive buffer of a connection.",
             )?,
             handshake_seconds: seconds(
                 r,
                 "zmq_echo_limit_handshake_seconds",
-                "How long a handshake may take.",
+                "Maximum duration of a handshake.",
             )?,
             stall_seconds: seconds(
                 r,
                 "zmq_echo_limit_stall_seconds",
-                "The window in which half a message has to bring a minimum of bytes.",
+                "Window in which a partial message has to receive a minimum of bytes.",
             )?,
             stall_bytes: gauge(
                 r,
                 "zmq_echo_limit_stall_bytes",
-                "The least that half a message has to bring in each window.",
+                "Minimum bytes that a partial message has to receive in each window.",
             )?,
             heartbeat_seconds: seconds(
                 r,
                 "zmq_echo_limit_heartbeat_seconds",
-                "A heartbeat is sent after this much silence; 0 for never.",
+                "Silence after which a heartbeat is sent; 0 for never.",
             )?,
         })
     }
@@ -197,7 +195,7 @@ pub struct SocketObserver {
 }
 
 impl SocketObserver {
-    /// Counts in `metrics`.
+    /// An observer that counts in `metrics`.
     pub fn new(metrics: SocketMetrics) -> Self {
         Self { metrics }
     }
@@ -238,18 +236,18 @@ impl SocketObserver {
 }
 
 impl SocketMetrics {
-    /// A handshake has failed.
+    /// Counts a failed handshake.
     pub fn handshake_failed(&self, reason: Reason) {
         self.failed.inc();
         self.failures.with_label_values(&[reason.as_str()]).inc();
     }
 
-    /// An established connection has ended.
+    /// Counts the end of an established connection.
     pub fn disconnected(&self, reason: Reason) {
         self.disconnections.with_label_values(&[reason.as_str()]).inc();
     }
 
-    /// Shows the limits that are in force.
+    /// Sets the gauges of the limits that are in force.
     pub fn show_limits(&self, limits: &Limits) {
         let shown = &self.limits;
         shown.peers.set(limits.peers as i64);
@@ -269,11 +267,11 @@ impl SocketMetrics {
 }
 
 impl Metrics {
-    /// All series at zero, in a registry of their own.
+    /// All series at zero, in a new registry.
     ///
-    /// `buckets` are the latency buckets' upper bounds in seconds, rising. `methods` are the
-    /// names of the service's methods, each once. `log_records_dropped` counts for the log, which
-    /// is older than the registry.
+    /// `buckets` are the upper bounds of the latency buckets in seconds, in ascending order.
+    /// `methods` are the names of the service's methods, without duplicates. `log_records_dropped`
+    /// is passed in because the log starts before the registry exists.
     pub fn new(buckets: &[f64], methods: &[&'static str], log_records_dropped: IntCounter) -> Self {
         Self::registered(buckets, methods, log_records_dropped)
             .expect("names and labels are valid, and each name is registered once")
@@ -286,7 +284,8 @@ impl Metrics {
     ) -> Result<Self> {
         let registry = Registry::new();
         let r = &registry;
-        let requests = counters(r, "zmq_echo_requests_total", "Requests received.", "source")?;
+        let requests =
+            counters(r, "zmq_echo_requests_total", "Requests received, by source.", "source")?;
         let connections = counters(
             r,
             "zmq_echo_connections_total",
@@ -296,19 +295,19 @@ impl Metrics {
         let disconnections = counters(
             r,
             "zmq_echo_disconnections_total",
-            "Peers that left, by how they did.",
+            "Established connections that ended, by reason.",
             "reason",
         )?;
         let undeliverable = counters(
             r,
             "zmq_echo_undeliverable_total",
-            "Replies that could not be sent.",
+            "Replies that could not be sent, by reason.",
             "reason",
         )?;
         let failures = counters(
             r,
             "zmq_echo_handshake_failures_total",
-            "Connections refused or lost before the handshake was done, by reason.",
+            "Connections refused or lost before the handshake was complete, by reason.",
             "reason",
         )?;
         for reason in Reason::ALL {
@@ -326,7 +325,7 @@ impl Metrics {
                 malformed_requests: counter(
                     r,
                     "zmq_echo_malformed_requests_total",
-                    "Messages of REQ peers that are no requests, which were dropped.",
+                    "Messages from REQ peers that were dropped because they are not valid requests.",
                 )?,
                 received_bytes: counter(
                     r,
@@ -347,27 +346,27 @@ impl Metrics {
                 lost_requests: counter(
                     r,
                     "zmq_echo_lost_requests_total",
-                    "Requests whose peer left, or was closed, before they were answered.",
+                    "Requests whose peer left, or was disconnected, before they were answered.",
                 )?,
                 discarded_requests: counter(
                     r,
                     "zmq_echo_discarded_requests_total",
-                    "Requests that a drain received and did not answer.",
+                    "Requests that were received during a drain and not answered.",
                 )?,
                 discarded_bytes: counter(
                     r,
                     "zmq_echo_discarded_bytes_total",
-                    "Bytes that a drain received and threw away without knowing how many requests they are.",
+                    "Bytes that were received during a drain and discarded, in an unknown number of requests.",
                 )?,
                 pending_replies: gauge(
                     r,
                     "zmq_echo_pending_replies",
-                    "Replies that the kernel has not taken yet.",
+                    "Replies that the kernel has not accepted yet.",
                 )?,
                 buffered_bytes: gauge(
                     r,
                     "zmq_echo_buffered_bytes",
-                    "Bytes held for peers: parts of messages, and replies.",
+                    "Bytes held for peers: partial messages and unsent replies.",
                 )?,
                 methods: Methods::new(r, methods, buckets)?,
                 limits: LimitMetrics::new(r)?,
@@ -386,12 +385,12 @@ impl Metrics {
             in_flight: gauge(
                 r,
                 "zmq_echo_in_flight_requests",
-                "Requests that are being worked on or wait for it, beside the loop.",
+                "Requests that are being worked on beside the loop, or wait for that work to start.",
             )?,
             queue_duration: histogram(
                 r,
                 "zmq_echo_queue_duration_seconds",
-                "Time from a request read to the start of work on it, beside the loop.",
+                "Time from reading a request to the start of work on it, beside the loop.",
                 buckets,
             )?,
             work_duration: histogram(
@@ -405,7 +404,7 @@ impl Metrics {
             drain_deadline: seconds(
                 r,
                 "zmq_echo_drain_deadline_timestamp_seconds",
-                "When the drain is over at the latest, in Unix time; 0 before it begins.",
+                "Deadline of the drain as Unix time in seconds; 0 before it begins.",
             )?,
             registry: registry.clone(),
         };
@@ -413,7 +412,10 @@ impl Metrics {
         let build_info = register(
             r,
             IntGaugeVec::new(
-                Opts::new("zmq_echo_build_info", "Always 1; what is running stands in the labels."),
+                Opts::new(
+                    "zmq_echo_build_info",
+                    "Always 1; the labels name the version and revision.",
+                ),
                 &["version", "revision"],
             )?,
         )?;
@@ -422,7 +424,7 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Everything in the text format of [`CONTENT_TYPE`].
+    /// All series in the text format of [`CONTENT_TYPE`].
     pub fn render(&self) -> Vec<u8> {
         let mut text = Vec::with_capacity(8 << 10);
         TextEncoder::new()
@@ -432,7 +434,7 @@ impl Metrics {
     }
 }
 
-/// The counter behind `zmq_echo_log_records_dropped_total`, in no registry yet.
+/// The counter `zmq_echo_log_records_dropped_total`, not registered yet.
 pub fn log_records_dropped() -> IntCounter {
     IntCounter::new(
         "zmq_echo_log_records_dropped_total",

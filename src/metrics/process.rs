@@ -7,13 +7,13 @@ use rustix::time::{ClockId, clock_gettime};
 
 const CPU_SECONDS: &str = "process_cpu_seconds_total";
 
-/// The crate's series of this process, but for the value of the CPU time: the crate
-/// counts whole seconds, which the rate of a minute shows in steps of a sixtieth of a
-/// core, and that of a second in whole ones.
+/// The prometheus crate's `process_` series, with a more precise CPU time. The crate counts whole
+/// seconds, so a rate over a minute would move in steps of a sixtieth of a core, and a rate over a
+/// second in whole cores.
 pub struct Process(ProcessCollector);
 
 impl Process {
-    /// Those of the calling process.
+    /// The series of the calling process.
     pub fn for_self() -> Self {
         Self(ProcessCollector::for_self())
     }
@@ -36,7 +36,7 @@ impl Collector for Process {
     }
 }
 
-/// The CPU time that all threads have taken, in user space and in the kernel.
+/// The CPU time of all threads, in user space and in the kernel.
 fn cpu_seconds() -> f64 {
     let taken = clock_gettime(ClockId::ProcessCPUTime);
     taken.tv_sec as f64 + taken.tv_nsec as f64 * 1e-9

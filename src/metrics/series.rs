@@ -1,6 +1,6 @@
-//! Makes a series at zero and registers it.
+//! Functions that create a series at zero and register it.
 //!
-//! Every function fails if a name or label is invalid, or if the registry has the name already.
+//! Each one fails if a name or label is invalid, or if the name is already registered.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -33,7 +33,7 @@ pub fn histogram(registry: &Registry, name: &str, help: &str, bounds: &[f64]) ->
     register(registry, Histogram::with_opts(options)?)
 }
 
-/// Registers what was made elsewhere.
+/// Registers an existing collector.
 pub fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)

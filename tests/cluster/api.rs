@@ -338,10 +338,14 @@ pub fn apply_in(namespace: &str, objects: &[Json]) {
         .unwrap_or_else(|error| panic!("kubectl apply: {error}"));
 }
 
-/// `kubectl` with something to read.
+/// `kubectl` with something to read, in the namespace of the service.
 pub fn with_stdin(args: &[&str], input: &str) -> Result<String, String> {
+    anywhere_with_stdin(&[&["--namespace", NAME], args].concat(), input)
+}
+
+/// The same in the namespaces that the objects name.
+pub fn anywhere_with_stdin(args: &[&str], input: &str) -> Result<String, String> {
     let mut process = Command::new("kubectl")
-        .args(["--namespace", NAME])
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use crate::api::{Cluster, OURS, kubectl, name, try_kubectl, with_stdin};
+use crate::api::{Cluster, OURS, anywhere_with_stdin, kubectl, name, try_kubectl};
 use crate::manifests::{self, build_kustomization, use_images};
 use crate::wait_within;
 
@@ -28,7 +28,7 @@ impl Drop for Installed {
         for objects in [others, namespaces] {
             let args = ["delete", "--ignore-not-found", "--timeout=120s", "--filename", "-"];
             if !objects.is_empty()
-                && let Err(error) = with_stdin(&args, &list(&objects))
+                && let Err(error) = anywhere_with_stdin(&args, &list(&objects))
             {
                 eprintln!("cannot delete what the test has installed: {error}");
             }
@@ -61,7 +61,8 @@ fn install(cluster: &Cluster, api: &str, objects: impl FnOnce() -> Vec<Json>) ->
     let installed = Installed(objects);
     // By the server: a definition of KEDA's is too large for the note that kubectl would keep on it.
     let args = ["apply", "--server-side", "--force-conflicts", "--filename", "-"];
-    with_stdin(&args, &list(&installed.0)).unwrap_or_else(|error| panic!("{api}: {error}"));
+    anywhere_with_stdin(&args, &list(&installed.0))
+        .unwrap_or_else(|error| panic!("{api}: {error}"));
     wait_within(READY, &format!("{api} is available"), || {
         let args = ["wait", "--for=condition=Available", "--timeout=1s", "apiservice", api];
         try_kubectl(&args).ok()

@@ -28,7 +28,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("cargo test               # everything", "is this suite"),
     ("cargo build --release", "takes minutes; what follows it runs with the tests' own build"),
     ("cargo run     # serves", "serves until Ctrl-C; every test starts such a server"),
-    ("cargo test    # passes", "is this suite"),
+    ("cargo test    # runs", "is this suite"),
     ("cargo test -p zmq-echo-compare", "builds libzmq; .ci/run runs it"),
     ("cargo test --test ", "needs other programs, and minutes; .ci/run runs it"),
     ("cargo run --profile image -p zmq-echo-compare", "takes six minutes"),

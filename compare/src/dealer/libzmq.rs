@@ -1,5 +1,5 @@
-//! A DEALER of libzmq. Its `recv` takes what its I/O thread has queued and sleeps only if
-//! that is nothing, so no `zmq_poll` is needed.
+//! A DEALER of libzmq. Its `recv` takes what its I/O thread has queued and sleeps only if the queue
+//! is empty, so no `zmq_poll` is needed.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ pub struct Client {
 impl Client {
     pub fn connect(endpoint: &str) -> Result<Self> {
         let dealer = zmq::Context::new().socket(zmq::DEALER)?;
-        // Requests in flight at the end must not keep the process from ending.
+        // Requests in flight at the end must not keep the process alive.
         dealer.set_linger(0)?;
         dealer.connect(endpoint)?;
         Ok(Self { dealer })

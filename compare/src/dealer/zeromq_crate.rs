@@ -1,5 +1,5 @@
-//! The zeromq crate's DEALER, on a runtime of one thread. The crate writes in a task of its
-//! own, which runs when `recv` has nothing left, so requests leave together.
+//! The zeromq crate's DEALER, on a runtime with one thread. The crate writes in a separate task,
+//! which runs when `recv` has to wait, so requests are sent together.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend};
 use super::{Exchange, PipelineClient};
 
 pub struct Client {
-    // Dropped before the runtime that its tasks run on.
+    // Must be dropped before the runtime that its tasks run on.
     dealer: DealerSocket,
     runtime: Runtime,
 }

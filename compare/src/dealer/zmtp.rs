@@ -1,5 +1,5 @@
-//! The library's own [`Dealer`](zmtp::Dealer), on a runtime of one thread. It writes while it
-//! is polled for the next reply, so requests leave together.
+//! The library's own [`Dealer`](zmtp::Dealer), on a runtime with one thread. It writes while it is
+//! polled for the next reply, so requests are sent together.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The table of the DEALERs that were measured as clients.
+//! The table of DEALERs as clients.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use super::{Failure, Outcome, factor, median, thousands};
 use crate::dealer::{Dealer, Sample};
 use crate::sides::Side;
 
-/// What a row is about.
+/// What a row of the table describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pairing {
-    /// Messages without a reply at any time.
+    /// Messages in flight.
     pub in_flight: u32,
     /// The ROUTER.
     pub server: Side,
@@ -44,12 +44,12 @@ impl Dealers {
         }
     }
 
-    /// Whether a round of it has failed.
+    /// Whether a round of this pairing has failed.
     pub fn has_failed(&self, pairing: Pairing) -> bool {
         self.row(pairing).is_some_and(|row| row.failure.is_some())
     }
 
-    /// How often the pairings were measured.
+    /// The number of rounds.
     pub fn rounds(&self) -> usize {
         self.rows.iter().map(|row| row.samples.len()).max().unwrap_or(0)
     }
@@ -63,7 +63,7 @@ impl Dealers {
         self.rows.iter().find(|row| row.pairing == pairing)
     }
 
-    /// The median of the rounds' ratios to libzmq's DEALER at the same server.
+    /// The median of the ratios of each round to libzmq's DEALER at the same server.
     fn of_libzmq(&self, row: &Row) -> Option<f64> {
         let other = self.row(Pairing { client: Dealer::Libzmq, ..row.pairing })?;
         if row.failure.is_some() || other.failure.is_some() {
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_fails_has_the_reason_in_its_row() {
+    fn the_row_of_a_client_that_fails_shows_the_reason() {
         let mut dealers = Dealers::default();
         let [good, bad] =
             [Dealer::Crate, Dealer::Libzmq].map(|client| pairing(Side::Libzmq, client));

@@ -1,4 +1,4 @@
-//! The server's poll loop with an echo behind each of its adapters: what an adapter costs.
+//! The server's poll loop with an echo behind each of its adapters, to measure what they cost.
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,7 @@ use super::{ANY_PORT, announce};
 /// Enough for every request that the generator has in flight.
 const LIMIT: usize = 4096;
 
-/// Futures that are ready at once.
+/// An echo as futures that are ready at once.
 pub fn concurrent() -> Result<()> {
     serve(|| {
         let echo = async |call: Call| Ok::<_, Rejection>(Replies::One(call.payload));
@@ -26,7 +26,7 @@ pub fn concurrent() -> Result<()> {
     })
 }
 
-/// One thread: the generator wants its replies in order.
+/// An echo on one thread, because the generator expects replies in the order of its requests.
 pub fn blocking() -> Result<()> {
     serve(|| Ok(Blocking::new(1, || Ok(()), |(), call: &Call| Ok(call.payload.clone()))?))
 }
@@ -47,7 +47,7 @@ fn serve<S: Service>(make: impl FnMut() -> Result<S, ServiceError>) -> Result<()
         announce(address);
         let settings = config.settings();
         poll_loop::run(socket, termination, settings, make, &metrics, &health).await?;
-        // Nobody asks this server to drain; it is killed.
+        // This server never drains; it is killed.
         std::thread::sleep(Duration::MAX);
         Ok(())
     })

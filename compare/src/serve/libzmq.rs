@@ -1,4 +1,4 @@
-//! libzmq as its guide has it: wait, take what is there, wait again.
+//! A ROUTER of libzmq, used as its guide shows: wait, take all available messages, wait again.
 
 use anyhow::{Context, Result};
 
@@ -19,7 +19,7 @@ pub fn run() -> Result<()> {
 /// Echoes one message, frame by frame and without a copy, if there is one.
 fn echo(router: &zmq::Socket) -> zmq::Result<bool> {
     loop {
-        // Only the first frame can be missing: a message arrives as a whole.
+        // Only the first frame can be missing, because libzmq delivers whole messages.
         let frame = match router.recv_msg(zmq::DONTWAIT) {
             Err(zmq::Error::EAGAIN) => return Ok(false),
             frame => frame?,

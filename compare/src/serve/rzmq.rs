@@ -28,8 +28,8 @@ pub fn run() -> Result<()> {
         announce(address.parse()?);
         loop {
             let frames = router.recv_multipart().await?;
-            // An error means that the peer has left. Had a reply been lost for another reason,
-            // the generator would miss it.
+            // An error means that the peer has disconnected. If a reply were lost for another
+            // reason, the generator would notice.
             let _ = router.send_multipart(frames).await;
         }
     })

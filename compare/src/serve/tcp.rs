@@ -1,4 +1,5 @@
-//! The limit: what comes goes back, one read and one write for all that is there.
+//! A TCP echo, the upper limit for any server: one read takes all available bytes, and one write
+//! sends them back.
 
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -6,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::{ANY_PORT, announce};
 
-/// All that 100 messages of 1 KiB or one of 64 KiB take.
+/// Enough for 100 messages of 1 KiB or one of 64 KiB.
 const BUFFER: usize = 128 << 10;
 
 pub fn run() -> Result<()> {
@@ -22,7 +23,7 @@ pub fn run() -> Result<()> {
     })
 }
 
-/// Until the peer leaves, in whatever way.
+/// Echoes until the peer disconnects, for whatever reason.
 async fn echo(mut stream: TcpStream) {
     let mut buffer = vec![0; BUFFER];
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {

@@ -18,8 +18,8 @@ pub fn run() -> Result<()> {
         announce(address);
         loop {
             let message = router.recv().await?;
-            // An error means that the peer has left. Had a reply been lost for another reason,
-            // the generator would miss it.
+            // An error means that the peer has disconnected. If a reply were lost for another
+            // reason, the generator would notice.
             let _ = router.send(message).await;
         }
     })

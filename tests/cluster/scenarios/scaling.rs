@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 
-use crate::api::{Cluster, NAME, Reader, apply, kubectl};
+use crate::api::{Cluster, NAME, Reader, apply, kubectl, name};
 use crate::autoscalers::{self, knows_its_metrics};
 use crate::fleet::Fleet;
 use crate::load::Load;
@@ -30,12 +30,15 @@ pub fn by_hand(cluster: &Cluster) {
     fleet.accounts_for(&[outcome]);
 }
 
-/// Two cores do not carry three loops that use 0.7 of a core each, so this starts at one. Each
-/// request takes 2 ms of CPU.
+/// On a cluster that has metrics-server alone, so the autoscaler keeps its first metric only. Two
+/// cores do not carry three loops that use 0.7 of a core each, so this starts at one. Each request
+/// takes 2 ms of CPU.
 pub fn hpa_on_cpu(cluster: &Cluster) {
-    let patches = "\
+    let patches = "
   - target: {kind: HorizontalPodAutoscaler}
     patch: |-
+      - {op: remove, path: /spec/metrics/2}
+      - {op: remove, path: /spec/metrics/1}
       - {op: replace, path: /spec/minReplicas, value: 1}
       - {op: replace, path: /spec/maxReplicas, value: 3}
   - target: {kind: Deployment, name: zmq-echo}
@@ -52,12 +55,15 @@ pub fn hpa_on_cpu(cluster: &Cluster) {
         burst: 400,
         replicas: (1, 2, 3),
     };
-    run.hpa(cluster, patches);
+    cluster.clear();
+    let metrics_server = autoscalers::metrics_server(cluster);
+    run.follow(cluster, run.with_components("k8s/components/hpa", patches));
+    drop(metrics_server);
 }
 
 /// With the target and the limits that the overlay `autoscaled` gives to KEDA.
 pub fn hpa_on_requests(cluster: &Cluster) {
-    let patches = "\
+    let patches = "
   - target: {kind: HorizontalPodAutoscaler}
     patch: |-
       - {op: replace, path: /spec/maxReplicas, value: 6}
@@ -73,7 +79,12 @@ pub fn hpa_on_requests(cluster: &Cluster) {
         burst: 4500,
         replicas: (3, 5, 6),
     };
-    run.hpa(cluster, patches);
+    cluster.clear();
+    let metrics_server = autoscalers::metrics_server(cluster);
+    let adapter = autoscalers::prometheus_adapter(cluster);
+    let components = "k8s/components/prometheus, k8s/components/hpa";
+    run.follow(cluster, run.with_components(components, patches));
+    drop((adapter, metrics_server));
 }
 
 /// The overlay `autoscaled` as it is.
@@ -118,18 +129,14 @@ const PATIENCE: Duration = Duration::from_secs(420);
 const PERIOD: Duration = Duration::from_secs(5);
 
 impl Run {
-    /// The component `hpa` with metrics-server and prometheus-adapter.
-    fn hpa(&self, cluster: &Cluster, patches: &str) {
-        cluster.clear();
-        let metrics_server = autoscalers::metrics_server(cluster);
-        let adapter = autoscalers::prometheus_adapter(cluster);
+    /// The local overlay with some more.
+    fn with_components(&self, components: &str, patches: &str) -> Vec<Json> {
         let kustomization = format!(
             "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
              namespace: zmq-echo\nresources: [k8s/overlays/local]\n\
-             components: [k8s/components/prometheus, k8s/components/hpa]\npatches:\n{patches}"
+             components: [{components}]\npatches:{patches}"
         );
-        self.follow(cluster, build_kustomization(self.name, &kustomization));
-        drop((adapter, metrics_server));
+        build_kustomization(self.name, &kustomization)
     }
 
     fn follow(&self, cluster: &Cluster, mut objects: Vec<Json>) {
@@ -141,7 +148,10 @@ impl Run {
         }
         let removed = Removed(NAME.to_owned());
         apply(&objects);
-        kubectl(&["rollout", "status", "deployment/zmq-echo-prometheus", "--timeout=240s"]);
+        for object in objects.iter().filter(|object| object["kind"] == "Deployment") {
+            let deployment = format!("deployment/{}", name(object));
+            kubectl(&["rollout", "status", &deployment, "--timeout=240s"]);
+        }
         cluster.wait_for_servers(least);
         wait_within(PATIENCE, "the autoscaler knows its metrics", || {
             let autoscaler = autoscaler(&cluster.reader())?;
