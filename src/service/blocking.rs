@@ -31,7 +31,7 @@ use zmtp::Message;
 
 use crate::log;
 
-use super::completions::Completions;
+use super::completions::{Completions, blocking_send};
 use super::in_flight::Ticket;
 use super::interface::{Completion, Service};
 use super::rejection::Rejection;
@@ -163,7 +163,7 @@ fn run<S>(
             worked: Some((started, Instant::now())),
             token: None,
         };
-        if replies.blocking_send(completion).is_err() {
+        if !blocking_send(replies, completion) {
             return;
         }
     }

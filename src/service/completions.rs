@@ -1,6 +1,7 @@
 //! The channel through which an adapter's threads send replies to the loop.
 
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use super::interface::Completion;
 
@@ -11,6 +12,24 @@ const WAITING: usize = 1024;
 /// loop.
 #[derive(Debug)]
 pub(super) struct Completions(mpsc::Receiver<Completion>);
+
+/// Hands a reply to the loop, and waits if too many wait for it already. Nearly always there is
+/// room, and to look for that first costs half as much. If the loop has ended, nobody waits for the
+/// reply.
+pub(super) async fn send(replies: &mpsc::Sender<Completion>, completion: Completion) {
+    if let Err(TrySendError::Full(completion)) = replies.try_send(completion) {
+        let _ = replies.send(completion).await;
+    }
+}
+
+/// As [`send`], for a thread. Says whether the loop is still there.
+pub(super) fn blocking_send(replies: &mpsc::Sender<Completion>, completion: Completion) -> bool {
+    match replies.try_send(completion) {
+        Ok(()) => true,
+        Err(TrySendError::Full(completion)) => replies.blocking_send(completion).is_ok(),
+        Err(TrySendError::Closed(_)) => false,
+    }
+}
 
 impl Completions {
     /// Creates the channel.

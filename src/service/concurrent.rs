@@ -44,7 +44,7 @@ use zmtp::router::ALLOWANCE;
 
 use crate::log;
 
-use super::completions::Completions;
+use super::completions::{Completions, send};
 use super::in_flight::Ticket;
 use super::interface::{Completion, Service};
 use super::rejection::Rejection;
@@ -196,8 +196,7 @@ async fn dispatch<S>(
                     // Work that is done after one poll never joins the running futures. Other work
                     // joins them and is polled again there, which registers the waker that counts.
                     match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
-                        // If the loop has ended, nobody waits for it.
-                        Poll::Ready(done) => drop(replies.send(done).await),
+                        Poll::Ready(done) => send(&replies, done).await,
                         Poll::Pending => {
                             let (handle, registration) = AbortHandle::new_pair();
                             handles.put(ticket, handle);
@@ -216,9 +215,8 @@ async fn dispatch<S>(
                 let mut ended = ended;
                 while let Some((ticket, done)) = ended {
                     handles.take(ticket);
-                    // If the loop has ended, nobody waits for it.
                     if let Ok(completion) = done {
-                        let _ = replies.send(completion).await;
+                        send(&replies, completion).await;
                     }
                     ended = running.next().now_or_never().flatten();
                 }
@@ -278,8 +276,7 @@ async fn answer<E: Into<Rejection>>(
                 Some(Ok(message)) => {
                     let token = Some(window.take(room, message.bytes()));
                     let reply = Completion { token, ..completion(Some(Ok(message)), false) };
-                    // If the loop has ended, nobody waits for it.
-                    let _ = replies.send(reply).await;
+                    send(replies, reply).await;
                 }
             }
         }
