@@ -167,8 +167,7 @@ pub fn run<S: Service>(
         metrics.clone(),
         Arc::clone(&health),
         OwnAddresses::of(&listeners)?,
-        // In a pod, the host name is the pod's name.
-        &uname().nodename().to_string_lossy(),
+        &instance(),
     )
     .with_switches(switches);
     side_port::spawn(http, side_port, side_connections)?;
@@ -191,6 +190,14 @@ pub fn run<S: Service>(
     let exit = exit_of(&runtime.block_on(turns)?);
     watchdog_exit.set(exit);
     Ok(exit)
+}
+
+/// The name that the live page shows: the pod's, as in the log, or else the host's.
+fn instance() -> String {
+    match std::env::var_os(log::POD_NAME).filter(|name| !name.is_empty()) {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => uname().nodename().to_string_lossy().into_owned(),
+    }
 }
 
 /// The addresses of `listeners` for the log, separated by commas.

@@ -13,16 +13,16 @@ const WAITING: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Completions(mpsc::Receiver<Completion>);
 
-/// Hands a reply to the loop, and waits if too many wait for it already. Nearly always there is
-/// room, and to look for that first costs half as much. If the loop has ended, nobody waits for the
-/// reply.
+/// Sends a reply to the loop, and waits only if too many are waiting already. Trying without waiting
+/// first costs half as much, and there is nearly always room. If the loop has ended, the reply is
+/// dropped.
 pub(super) async fn send(replies: &mpsc::Sender<Completion>, completion: Completion) {
     if let Err(TrySendError::Full(completion)) = replies.try_send(completion) {
         let _ = replies.send(completion).await;
     }
 }
 
-/// As [`send`], for a thread. Says whether the loop is still there.
+/// Like [`send`], for a thread. Returns whether the loop still receives replies.
 pub(super) fn blocking_send(replies: &mpsc::Sender<Completion>, completion: Completion) -> bool {
     match replies.try_send(completion) {
         Ok(()) => true,

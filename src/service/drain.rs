@@ -35,7 +35,7 @@ impl DrainPolicy {
     /// How long before the end of the timeout the watchdog ends the process. It is long enough
     /// to write a log record. It is shorter than the time that [`Drain::close_by`] leaves, so a
     /// drain that is on time ends before the watchdog acts.
-    pub fn last_words(&self) -> Duration {
+    pub fn watchdog_margin(&self) -> Duration {
         (self.reserve() / 5).min(Duration::from_millis(20))
     }
 }

@@ -175,12 +175,12 @@ impl Watchdog {
                 return;
             }
             let signalled_at = *self.signalled_at.get_or_init(Instant::now);
-            let patience = policy.timeout - policy.last_words();
+            let patience = policy.timeout - policy.watchdog_margin();
             thread::sleep(patience.saturating_sub(signalled_at.elapsed()));
             let code = self.exit.0.load(Ordering::SeqCst);
             let timeout = policy.timeout.as_secs_f64();
             error!(timeout, code, "stuck at the drain deadline: leaving");
-            logs.flush(policy.last_words());
+            logs.flush(policy.watchdog_margin());
             std::process::exit(code.into());
         })?;
         Ok(exit)
