@@ -99,13 +99,15 @@ fn the_probes_identity_is_trusted_only_from_this_host() {
     let attacked = Attacked::start(&[]);
     let source =
         |source| attacked.metric(&format!("zmq_echo_requests_total{{source=\"{source}\"}}"));
-    let before = source("client");
+    let client = "zmq_echo_requests_total{source=\"client\"}";
+    // The echoes at the start: a turn's requests are published at its end, after their replies.
+    let before = 300.0;
+    attacked.wait_for_metric(client, |count| count == before);
     let mut elsewhere = stranger(attacked.address());
     raw::shake_hands(&mut elsewhere, &raw::hello(0, "DEALER", b"zmq-echo-probe/x"));
     for _ in 0..10 {
         raw::echoes(&mut elsewhere, &raw::frame(b"load", false));
     }
-    let client = "zmq_echo_requests_total{source=\"client\"}";
     attacked.wait_for_metric(client, |count| count == before + 10.0);
     assert_eq!(source("probe"), 0.0);
     // Its announced identity is ignored, because it was given another one.
