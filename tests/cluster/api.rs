@@ -51,6 +51,7 @@ impl Cluster {
                  if a killed run left it, delete it first: kubectl delete namespace {NAME}"
             ));
         }
+        remove_ours();
         let others = options.image.iter().map(|(_, image)| image.as_str());
         let others = others.chain(options.attacker_image.as_deref());
         let others = others.chain(options.pyzmq_image.as_deref());
@@ -231,7 +232,19 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Err(error) = try_kubectl(&["delete", "crd", "--selector", OURS]) {
+        remove_ours();
+    }
+}
+
+/// Deletes what carries the test's label, in this run or in one that was killed.
+fn remove_ours() {
+    for (namespace, kinds) in [
+        ("kube-system", "deployments,services,serviceaccounts,rolebindings"),
+        (NAME, "apiservices,namespaces,clusterroles,clusterrolebindings,customresourcedefinitions"),
+    ] {
+        let args =
+            ["delete", kinds, "--namespace", namespace, "--selector", OURS, "--timeout=240s"];
+        if let Err(error) = try_kubectl(&args) {
             eprintln!("cannot delete what the test has created: {error}");
         }
     }

@@ -24,6 +24,7 @@ pub struct Fleet {
     servers: Arc<Mutex<BTreeMap<String, Arc<Watched>>>>,
     is_over: Arc<AtomicBool>,
     attacked: Option<String>,
+    killed: Option<String>,
     watcher: Option<JoinHandle<()>>,
 }
 
@@ -35,6 +36,7 @@ struct Watched {
     is_ending: AtomicBool,
     is_gone: AtomicBool,
     is_scraped: AtomicBool,
+    is_read: AtomicBool,
     counts: Mutex<Counts>,
     log: Mutex<Vec<String>>,
 }
@@ -79,7 +81,12 @@ impl Fleet {
                 }
             })
         };
-        Self { reader, servers, is_over, attacked: None, watcher: Some(watcher) }
+        Self { reader, servers, is_over, attacked: None, killed: None, watcher: Some(watcher) }
+    }
+
+    /// A pod whose process may end without a drain. Every other one that has served must drain.
+    pub fn is_killed(&mut self, pod: &Json) {
+        self.killed = Some(name(pod).to_owned());
     }
 
     /// Names a pod that gets an unknown number of requests from others as well, so that its
@@ -102,6 +109,12 @@ impl Fleet {
         self.end();
         // Copied, so that no lock is held when an assertion fails.
         let servers: Vec<_> = self.servers.lock().unwrap().values().cloned().collect();
+        wait_for("the logs of those that are gone are read", || {
+            let is_read = |server: &Arc<Watched>| {
+                !server.is_gone.load(Ordering::Relaxed) || server.is_read.load(Ordering::Relaxed)
+            };
+            servers.iter().all(is_read).then_some(())
+        });
         let sum = |of: fn(&Outcome) -> u64| loads.iter().map(of).sum::<u64>();
         let answered = sum(|load| load.number("answered"));
         let retried = sum(|load| load.number("retried"));
@@ -120,7 +133,12 @@ impl Fleet {
                         "drained: {reason}, answered {answered}, discarded {discarded}, lost {lost}"
                     )
                 }
-                End::Killed => "killed".to_owned(),
+                End::Killed => {
+                    let may_be = !server.is_scraped.load(Ordering::Relaxed)
+                        || [&self.killed, &self.attacked].contains(&&Some(server.pod.clone()));
+                    assert!(may_be, "{} has ended without a drain", server.pod);
+                    "killed".to_owned()
+                }
             };
             let is_attacked = self.attacked.as_ref() == Some(&server.pod);
             let (from, to) = if is_attacked { (0, u64::MAX) } else { server.count() };
@@ -199,6 +217,7 @@ fn notice(reader: &Reader, servers: &mut BTreeMap<String, Arc<Watched>>) {
             is_ending: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
             is_scraped: AtomicBool::new(false),
+            is_read: AtomicBool::new(false),
             counts: Mutex::default(),
             log: Mutex::default(),
         });
@@ -267,10 +286,12 @@ impl Watched {
     fn follow(&self, reader: &Reader) {
         let path =
             format!("/api/v1/namespaces/{NAME}/pods/{}/log?container=server&follow=true", self.pod);
-        let Ok(lines) = reader.follow(&path) else { return };
-        for line in lines.lines().map_while(Result::ok) {
-            self.log.lock().unwrap().push(line);
+        if let Ok(lines) = reader.follow(&path) {
+            for line in lines.lines().map_while(Result::ok) {
+                self.log.lock().unwrap().push(line);
+            }
         }
+        self.is_read.store(true, Ordering::Relaxed);
     }
 
     fn end(&self) -> End {

@@ -139,27 +139,34 @@ impl Column<'_> {
         self.text("title", self.left, 24.0, "start", &record.title);
         let most = |value: fn(&Sample) -> f64| samples.iter().map(value).fold(0.0, f64::max);
 
-        let load = self.panel(0, "Load, requests/s", most(|sample| sample.load));
+        let load = self.panel(0, "Load, requests/s", most(|sample| sample.load), 0.0);
         self.steps("sent", &load, |sample| sample.load);
 
         let highest = most(|sample| sample.metric.unwrap_or(0.0)).max(record.target);
-        let each = self.panel(1, &format!("Each replica, {}", record.unit), highest);
+        let each = self.panel(1, &format!("Each replica, {}", record.unit), highest, 0.0);
         let y = each.y(record.target);
         let (left, right) = (self.left, self.left + COLUMN);
         self.add(&format!("<path class=\"target\" d=\"M{left} {y:.1}H{right}\"/>"));
-        self.text("target-text", right, y - 5.0, "end", &format!("target {}", record.target));
+        self.text(
+            "target-text",
+            right,
+            y - 5.0,
+            "end",
+            &format!("target {}", rounded(record.target)),
+        );
         self.metric(&each);
 
         let highest = most(|sample| sample.wanted.max(sample.ready) as f64);
-        let replicas = self.panel(2, "Replicas: wanted, and ready (dotted)", highest);
+        let replicas = self.panel(2, "Replicas: wanted, and ready (dotted)", highest, 1.0);
         self.steps("wanted", &replicas, |sample| sample.wanted as f64);
         self.steps("ready", &replicas, |sample| sample.ready as f64);
     }
 
-    /// Title, grid and axes of a panel, with the time of much load behind them.
-    fn panel(&mut self, number: u8, title: &str, most: f64) -> Panel {
+    /// Title, grid and axes of a panel, with the time of much load behind them. Its lines are at
+    /// least so far apart.
+    fn panel(&mut self, number: u8, title: &str, most: f64, apart: f64) -> Panel {
         let top = TOP + f64::from(number) * (PANEL + GAP);
-        let tick = tick(most);
+        let tick = tick(most).max(apart);
         let panel = Panel { top, most: (most / tick).ceil() * tick };
         let (left, right) = (self.left, self.left + COLUMN);
         let (begun, ended) = (self.x(0.0), self.x(self.record.ended));
@@ -173,8 +180,7 @@ impl Column<'_> {
             let y = panel.y(value);
             let class = if line == 0 { "zero" } else { "grid" };
             self.add(&format!("<path class=\"{class}\" d=\"M{left} {y:.1}H{right}\"/>"));
-            let value = (value * 1000.0).round() / 1000.0;
-            self.text("note", left - 6.0, y + 4.0, "end", &value.to_string());
+            self.text("note", left - 6.0, y + 4.0, "end", &rounded(value).to_string());
         }
         for minute in (self.first / 60.0).ceil() as i32..=(self.last / 60.0) as i32 {
             if minute % 2 == 0 {
@@ -233,6 +239,10 @@ impl Panel {
     fn y(&self, value: f64) -> f64 {
         self.top + PANEL * (1.0 - value / self.most)
     }
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
 }
 
 /// Such a step that three to six of them reach `most`: 1, 2 or 5 and zeros.

@@ -28,9 +28,10 @@ fn replaced(cluster: &Cluster, before: &Json) -> Json {
 
 pub fn killed(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
-    let fleet = Fleet::watch(cluster);
+    let mut fleet = Fleet::watch(cluster);
     let load = Load::start(cluster, &deployed.job);
     let pod = cluster.servers().remove(0);
+    fleet.is_killed(&pod);
     let start = Instant::now();
     cluster.signal(&pod, "KILL");
     let last = replaced(cluster, &pod);
@@ -43,9 +44,10 @@ pub fn killed(cluster: &Cluster) {
 
 pub fn force_deleted(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
-    let fleet = Fleet::watch(cluster);
+    let mut fleet = Fleet::watch(cluster);
     let load = Load::start(cluster, &deployed.job);
     let pod = cluster.servers().remove(0);
+    fleet.is_killed(&pod);
     kubectl(&["delete", "pod", name(&pod), "--force", "--grace-period=0"]);
     let after = cluster.wait_for_servers(3);
     assert!(after.iter().all(|other| name(other) != name(&pod)));
@@ -55,9 +57,10 @@ pub fn force_deleted(cluster: &Cluster) {
 
 pub fn frozen(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
-    let fleet = Fleet::watch(cluster);
+    let mut fleet = Fleet::watch(cluster);
     let load = Load::start(cluster, &deployed.job);
     let pod = cluster.servers().remove(0);
+    fleet.is_killed(&pod);
     let start = Instant::now();
     cluster.signal(&pod, "STOP");
     let last = replaced(cluster, &pod);

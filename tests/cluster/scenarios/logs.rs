@@ -50,10 +50,11 @@ fn records(cluster: &Cluster, pod: &Json) -> Vec<Json> {
 /// The process ends at the panic, and the container starts again.
 pub fn panic(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
-    let fleet = Fleet::watch(cluster);
+    let mut fleet = Fleet::watch(cluster);
     kubectl(&["set", "env", "deployment/zmq-echo", "ZMQ_ECHO_ON_PANIC=exit"]);
     cluster.wait_for_rollout();
     let server = cluster.wait_for_servers(3).remove(0);
+    fleet.is_killed(&server);
     let load = Load::start(cluster, &deployed.job);
     panics_once(&server);
     let after = wait_for("the container has restarted", || {

@@ -174,6 +174,8 @@ impl Run {
             let _end = OnDrop(|| recorder.is_over.store(true, Ordering::Relaxed));
             scope.spawn(|| recorder.run());
             recorder.set_load(self.base);
+            // The state before is to be seen, and so is the last one.
+            thread::sleep(6 * PERIOD);
             let burst = start("burst", self.burst);
             recorder.set_load(self.base + self.burst);
             let began = Instant::now();
@@ -184,17 +186,16 @@ impl Run {
             println!("  {enough} servers after {:.0} s", began.elapsed().as_secs_f64());
             // There is no condition to wait for: the high load has to last this long.
             thread::sleep(BURST.saturating_sub(began.elapsed()));
-            let burst = burst.finish();
             recorder.set_load(self.base);
             let end = recorder.now();
+            let burst = burst.finish();
             wait_within(down + PATIENCE, &format!("{least} servers are left"), || {
                 let wanted = recorder.last_wanted();
                 (wanted == least && cluster.list("pods", crate::api::SERVER).len() == least)
                     .then_some(())
             });
             println!("  {least} servers {:.0} s after the load", recorder.now() - end);
-            // The last state is to be seen.
-            thread::sleep(2 * PERIOD);
+            thread::sleep(6 * PERIOD);
             (recorder.record(self, begin, end), [base.finish(), burst])
         });
         record.keep(self.name);
