@@ -236,7 +236,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Deletes what carries the test's label, in this run or in one that was killed.
+/// Deletes everything with the test's label, from this run or from one that was killed.
 fn remove_ours() {
     for (namespace, kinds) in [
         ("kube-system", "deployments,services,serviceaccounts,rolebindings"),

@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use crate::api::{Cluster, apply_in, kubectl};
-use crate::neighbour::{NAME, Neighbour, pod, restricted};
+use crate::other_namespace::{NAME, OtherNamespace, pod, restricted};
 use crate::wait_for;
 
 /// The kinds of attacking peers, and how many there are of each. Together they are more than the
@@ -15,7 +15,7 @@ const SCRAPES: (&str, u32) = ("scrapes", 300);
 
 /// A running attack, which ends when this is dropped.
 pub struct Attack {
-    _neighbour: Neighbour,
+    _other: OtherNamespace,
 }
 
 impl Attack {
@@ -26,9 +26,9 @@ impl Attack {
         let image = cluster.attacker_image.as_deref();
         let image =
             image.expect("this needs an image of the attacker: name one with --attacker-image");
-        let neighbour = Neighbour::create();
-        neighbour.label("zmq-echo/clients=true");
-        neighbour.label("zmq-echo/monitoring=true");
+        let other = OtherNamespace::create();
+        other.label("zmq-echo/clients=true");
+        other.label("zmq-echo/monitoring=true");
         let container = |(kind, count): (&str, u32), port: u16| {
             let mut container = restricted(kind);
             container["image"] = json!(image);
@@ -43,7 +43,7 @@ impl Attack {
         containers.push(container(SCRAPES, 8080));
         let attackers = pod("attacker", NAME, &[("zmq-echo/client", "true")], containers);
         apply_in(NAME, &[attackers]);
-        Self { _neighbour: neighbour }
+        Self { _other: other }
     }
 
     /// Waits until the attack is over, and prints what each kind of attacker has done.

@@ -84,7 +84,8 @@ impl Fleet {
         Self { reader, servers, is_over, attacked: None, killed: None, watcher: Some(watcher) }
     }
 
-    /// A pod whose process may end without a drain. Every other one that has served must drain.
+    /// Names a pod whose process may end without a drain. Every other server that has served must
+    /// drain.
     pub fn is_killed(&mut self, pod: &Json) {
         self.killed = Some(name(pod).to_owned());
     }
@@ -109,7 +110,7 @@ impl Fleet {
         self.end();
         // Copied, so that no lock is held when an assertion fails.
         let servers: Vec<_> = self.servers.lock().unwrap().values().cloned().collect();
-        wait_for("the logs of those that are gone are read", || {
+        wait_for("the logs of ended servers have been read to the end", || {
             let is_read = |server: &Arc<Watched>| {
                 !server.is_gone.load(Ordering::Relaxed) || server.is_read.load(Ordering::Relaxed)
             };

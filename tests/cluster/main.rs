@@ -14,7 +14,7 @@ mod manifests;
 #[allow(dead_code, reason = "shared with the test `observability`")]
 #[path = "../observability/names.rs"]
 mod names;
-mod neighbour;
+mod other_namespace;
 mod plot;
 mod prometheus;
 #[path = "../observability/queries.rs"]

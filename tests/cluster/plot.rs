@@ -162,8 +162,8 @@ impl Column<'_> {
         self.steps("ready", &replicas, |sample| sample.ready as f64);
     }
 
-    /// Title, grid and axes of a panel, with the time of much load behind them. Its lines are at
-    /// least so far apart.
+    /// Draws title, grid and axes of a panel, with the time of the high load shaded. Grid lines are
+    /// at least `apart` apart.
     fn panel(&mut self, number: u8, title: &str, most: f64, apart: f64) -> Panel {
         let top = TOP + f64::from(number) * (PANEL + GAP);
         let tick = tick(most).max(apart);
@@ -245,7 +245,7 @@ fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// Such a step that three to six of them reach `most`: 1, 2 or 5 and zeros.
+/// The distance between grid lines: 1, 2 or 5 with zeros, so that three to six of them reach `most`.
 fn tick(most: f64) -> f64 {
     let most = most.max(1e-3);
     let power = 10f64.powf(most.log10().floor());

@@ -6,7 +6,7 @@ use crate::api::{Cluster, NAME, apply, kubectl, try_kubectl};
 use crate::fleet::Fleet;
 use crate::load::{Load, Outcome, follow};
 use crate::manifests::Deployed;
-use crate::neighbour::{pod, restricted};
+use crate::other_namespace::{pod, restricted};
 use crate::wait_for;
 
 /// Tests three ways to find the service at the same time, because one restart is enough for all.

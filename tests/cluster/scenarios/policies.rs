@@ -8,7 +8,7 @@ use crate::api::{Cluster, NAME, apply, apply_in, is_ready, kubectl, name};
 use crate::fleet::Fleet;
 use crate::load::Load;
 use crate::manifests::{Deployed, build, build_kustomization};
-use crate::neighbour::{NAME as NEIGHBOUR, Neighbour, pod, restricted};
+use crate::other_namespace::{NAME as OTHER, OtherNamespace, pod, restricted};
 use crate::wait_for;
 
 const CLIENT: (&str, &str) = ("zmq-echo/client", "true");
@@ -26,11 +26,11 @@ pub fn enforced(cluster: &Cluster) {
     let probes = Probes { cluster, server: zeromq, echoes: Cell::new(0) };
     // Denied connections are tried next to allowed ones, so that a network that is down is not
     // taken for a policy.
-    let other = Neighbour::create();
+    let other = OtherNamespace::create();
     probes.expect("a client with the label", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
     probes.expect("a client without the label", NAME, &[], &[(zeromq, false), (http, false)]);
     let from_other = |what: &str, labels: &[_], endpoints: &[_]| {
-        probes.expect(what, NEIGHBOUR, labels, endpoints);
+        probes.expect(what, OTHER, labels, endpoints);
     };
     from_other("a namespace without a label", &[CLIENT], &[(zeromq, false), (http, false)]);
     other.label("zmq-echo/clients=true");
@@ -92,7 +92,7 @@ fn job_is_let_out_as_far_as_it_must(probes: &Probes, http: &str) {
     let (api_server, server) = (&at(&second, 8443), &at(&second, 5555));
     probes.expect(
         "a pod without a policy",
-        NEIGHBOUR,
+        OTHER,
         &[],
         &[(name_server, true), (none, true), (api_server, true), (server, true)],
     );
@@ -235,8 +235,8 @@ fn listens(cluster: &Cluster, called: &str, zeromq: u16, http: u16) -> String {
     container["args"] =
         json!(["--bind", format!("tcp://*:{zeromq}"), "--http", format!("*:{http}")]);
     container["readinessProbe"] = json!({"tcpSocket": {"port": zeromq}, "periodSeconds": 1});
-    apply_in(NEIGHBOUR, &[pod(called, NEIGHBOUR, &[], vec![container])]);
-    let path = format!("/api/v1/namespaces/{NEIGHBOUR}/pods/{called}");
+    apply_in(OTHER, &[pod(called, OTHER, &[], vec![container])]);
+    let path = format!("/api/v1/namespaces/{OTHER}/pods/{called}");
     wait_for("the other server is ready", || {
         let pod = cluster.get(&path);
         is_ready(&pod)

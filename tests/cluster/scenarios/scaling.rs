@@ -174,7 +174,7 @@ impl Run {
             let _end = OnDrop(|| recorder.is_over.store(true, Ordering::Relaxed));
             scope.spawn(|| recorder.run());
             recorder.set_load(self.base);
-            // The state before is to be seen, and so is the last one.
+            // The picture needs some samples from before and after the high load.
             thread::sleep(6 * PERIOD);
             let burst = start("burst", self.burst);
             recorder.set_load(self.base + self.burst);

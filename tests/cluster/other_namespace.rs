@@ -8,15 +8,15 @@ use crate::api::{IMAGE, OURS, kubectl, try_kubectl};
 pub const NAME: &str = "zmq-echo-other";
 
 /// The other namespace, which is deleted when this is dropped.
-pub struct Neighbour;
+pub struct OtherNamespace;
 
-impl Neighbour {
+impl OtherNamespace {
     #[track_caller]
     pub fn create() -> Self {
         kubectl(&["create", "namespace", NAME]);
-        let neighbour = Self;
-        neighbour.label(OURS);
-        neighbour
+        let other = Self;
+        other.label(OURS);
+        other
     }
 
     #[track_caller]
@@ -25,7 +25,7 @@ impl Neighbour {
     }
 }
 
-impl Drop for Neighbour {
+impl Drop for OtherNamespace {
     fn drop(&mut self) {
         let _ = try_kubectl(&["delete", "pods", "--all", "--namespace", NAME, "--grace-period=1"]);
         if let Err(error) = try_kubectl(&["delete", "namespace", NAME, "--timeout=240s"]) {
