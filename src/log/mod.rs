@@ -30,7 +30,7 @@ use zmtp::printable;
 use crate::exit;
 use crate::metrics;
 
-pub use self::record::{CUT, PLACE, RECORD_LIMIT};
+pub use self::record::{CUT, PLACE, POD_NAME, RECORD_LIMIT};
 use self::record::{JsonRecords, clip};
 
 /// Memory for records that wait to be written. It holds about a second of a busy debug log: 4,000

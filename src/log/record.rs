@@ -17,11 +17,14 @@ use tracing_subscriber::registry::LookupSpan;
 /// (<https://github.com/containerd/containerd/blob/main/internal/cri/io/logger.go>).
 pub const RECORD_LIMIT: usize = 16 << 10;
 
+/// The environment variable with the pod's name.
+pub const POD_NAME: &str = "POD_NAME";
+
 /// Environment variables that Kubernetes' downward API sets, each with its field in every record.
 /// The fields have the names of Prometheus' labels, so that a dashboard can link a series to its
 /// records.
 pub const PLACE: [(&str, &str); 3] =
-    [("POD_NAMESPACE", "namespace"), ("POD_NAME", "pod"), ("NODE_NAME", "node")];
+    [("POD_NAMESPACE", "namespace"), (POD_NAME, "pod"), ("NODE_NAME", "node")];
 
 /// The most bytes that each of them takes in a record. Kubernetes' names have at most 253; elsewhere
 /// these variables may hold anything.
