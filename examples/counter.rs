@@ -36,7 +36,8 @@ fn open(path: &PathBuf) -> rusqlite::Result<Connection> {
 
 /// Increments the count of the name in the request, and replies with it.
 fn count(database: &mut Connection, call: &Call) -> Result<Message, Rejection> {
-    let name = &call.payload.frames()[0];
+    let no_name = || Rejection::new("invalid_argument", "expected a name");
+    let name = call.payload.frames().front().ok_or_else(no_name)?;
     let mut add = database
         .prepare(
             "INSERT INTO counter VALUES (?1, 1)

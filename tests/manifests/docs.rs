@@ -123,7 +123,7 @@ fn the_documented_probes_match_the_manifests() {
     let timeout = seconds(liveness.timeout_seconds).as_secs();
     says(OPERATIONS, &format!("Liveness is an exec of `{}`", command.join(" ")));
     assert_eq!(liveness.failure_threshold, Some(3));
-    says(OPERATIONS, &format!("Three in a row must fail, {period} s apart"));
+    says(OPERATIONS, &format!("Three probes in a row must fail, {period} s apart"));
     says(OPERATIONS, &format!("gives up after {limit}"));
     says(OPERATIONS, &format!("the kubelet's {timeout} s are for"));
     says(OPERATIONS, &format!("needed more than {timeout} s to start the probe"));
@@ -136,9 +136,9 @@ fn the_documented_probes_match_the_manifests() {
     says(DEPLOYMENT, &format!("Every {period} s, because each probe starts a process"));
     says(DEPLOYMENT, &format!("gives up after {limit}"));
     // Each probe takes 5 ms.
-    says(OPERATIONS, &format!("At every {period} s it is {} millicores", 5.0 / period as f64));
+    says(OPERATIONS, &format!("every {period} s takes {} millicores", 5.0 / period as f64));
     let cpu = resource(container, "requests", "cpu").unwrap();
-    says(OPERATIONS, &format!("of {cpu} that it asked for"));
+    says(OPERATIONS, &format!("in the container, which requests {cpu}"));
 }
 
 #[test]
@@ -197,8 +197,10 @@ fn parts(limits: &Limits) -> [usize; 7] {
 fn the_documented_rates_match_the_cpu_request() {
     let cpu = resource(base().container(), "requests", "cpu").unwrap();
     let millicores: f64 = cpu.strip_suffix('m').unwrap().parse().unwrap();
-    for row in table(OPERATIONS, "| clients | CPU of a message |") {
-        let number = |cell: &str| cell.split(' ').next().unwrap().parse::<f64>().unwrap();
+    let rows = table(OPERATIONS, "| clients | CPU of a message |");
+    let number = |cell: &str| cell.split(' ').next().unwrap().parse::<f64>().unwrap();
+    assert_eq!(number(rows[0][1]), crate::scaling::CPU_OF_A_REQUEST);
+    for row in rows {
         let carried = millicores / number(row[1]);
         let share = number(row[2]) / carried;
         assert!((0.93..=1.0).contains(&share), "{row:?}: {carried} k/s");
