@@ -223,7 +223,12 @@ fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
     let kept = OWN_DESCRIPTORS + side_connections;
     let peers = files.saturating_sub(kept).max(RESERVED_PEERS + 1);
     if peers < limits.peers {
-        warn!(peers, wanted = limits.peers, files, "fewer peers: the open files are limited");
+        warn!(
+            peers,
+            wanted = limits.peers,
+            files,
+            "peer limit lowered to fit the limit on open files"
+        );
         limits.peers = peers;
     }
     (limits, side_connections)

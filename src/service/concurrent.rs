@@ -127,7 +127,7 @@ impl Service for Concurrent {
         let (call, answer) = request.later();
         if self.orders.send(Order::Answer(call)).is_err() {
             // `make`, or the service's `poll_ready` or `call`, has panicked.
-            panic!("the thread of the futures has ended");
+            panic!("the thread that runs the futures has ended");
         }
         answer
     }

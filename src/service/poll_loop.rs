@@ -87,7 +87,7 @@ pub struct Report {
 #[derive(Debug, thiserror::Error)]
 pub enum LoopError {
     /// The service could not be created, at the start or after a panic.
-    #[error("the service cannot be made")]
+    #[error("the service could not be created")]
     Service(#[source] ServiceError),
     /// The termination socket cannot be read.
     #[error("the termination socket cannot be read")]

@@ -150,7 +150,7 @@ impl Request<'_> {
 /// Checks whether a service may reply with `payload`.
 pub(super) fn check_payload(payload: &Message) -> Result<(), Rejection> {
     match payload.frames().front() {
-        None => Err(Rejection::failed("the service replied with nothing")),
+        None => Err(Rejection::failed("the service replied without frames")),
         Some(frame) if super::rejection::is_reserved(frame) => {
             Err(Rejection::failed("the service's reply begins with a reserved frame"))
         }
