@@ -63,7 +63,7 @@ fn a_rollout_is_not_given_up_while_a_node_is_being_added() {
 }
 
 #[test]
-fn a_server_that_hangs_is_replaced_within_45_s() {
+fn a_server_that_hangs_is_killed_within_45_s() {
     for server in Server::all() {
         let liveness = server.container().liveness_probe.as_ref().unwrap();
         let grace = liveness.termination_grace_period_seconds.expect("a shorter grace period");
