@@ -99,10 +99,11 @@ impl Fleet {
     /// Call this after the loads have ended. It checks that the requests that were answered agree
     /// with those that the servers counted, and prints how each server ended.
     ///
-    /// The numbers must agree exactly, with three exceptions. If an attempt got no reply, it was
+    /// The numbers must agree exactly, with four exceptions. If an attempt got no reply, it was
     /// made again, and the servers may have counted both. A server's count at the signal that began
-    /// its drain is only known to lie between those of two scrapes. And what a killed server has
-    /// answered since its last scrape is unknown.
+    /// its drain is only known to lie between those of two scrapes. What a killed server has
+    /// answered since its last scrape is unknown. The count of an attacked server includes the
+    /// attacker's requests, so it is not checked.
     #[track_caller]
     pub fn accounts_for(mut self, loads: &[Outcome]) {
         // Marks the servers that are gone, so that `end` scrapes only those that still serve.
