@@ -74,9 +74,9 @@ impl Attacked {
     #[track_caller]
     fn serves_its_neighbour(&mut self) {
         let bound = 10 * self.baseline + Duration::from_millis(50);
-        wait_until("an echo takes about as long as before", || {
+        wait_until("during the attack, an echo takes about as long as before", || {
             let now = median_echo(&mut self.neighbour, 50);
-            eprintln!("neighbour: {now:?}, before {:?}", self.baseline);
+            eprintln!("echo of the well-behaved peer: {now:?}, before {:?}", self.baseline);
             now <= bound
         });
     }
@@ -88,7 +88,10 @@ impl Attacked {
         self.serves_its_neighbour();
         let (peak, now) = (self.memory("VmHWM"), self.memory("VmRSS"));
         eprintln!("memory: {} KiB at most, {} KiB at the end", peak >> 10, now >> 10);
-        assert!(peak < MEMORY, "{peak} bytes were resident");
+        assert!(
+            peak < MEMORY,
+            "the server exceeded its memory bound: {peak} bytes were resident at the peak"
+        );
         self.passes_its_probe();
         for line in self.lines() {
             // A busy machine can make any turn slow.
@@ -97,7 +100,10 @@ impl Attacked {
                 "\"fewer peers: the open files are limited\"",
                 "\"slow turns: the service blocks the loop\"",
             ];
-            assert!(own.iter().any(|own| line.contains(own)), "a stranger's doing: {line}");
+            assert!(
+                own.iter().any(|own| line.contains(own)),
+                "untrusted peers caused this log line: {line}"
+            );
         }
         assert!(self.server.is_running());
     }
@@ -107,8 +113,8 @@ impl Attacked {
         let output = command(PROBE)
             .args(["--endpoint", &self.endpoint, "--timeout", "20s"])
             .output()
-            .expect("the probe runs");
-        assert!(output.status.success(), "{output:?}");
+            .expect("the probe can be run");
+        assert!(output.status.success(), "the probe failed: {output:?}");
     }
 }
 

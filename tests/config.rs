@@ -83,7 +83,7 @@ pub fn refuses(program: &str, refused: &[(&str, &str, &str)]) {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{flag} {value}: {stderr}");
         assert!(stderr.contains(flag) && stderr.contains(right), "{flag} {value}: {stderr}");
-        assert!(output.stdout.is_empty(), "{flag} {value}");
+        assert!(output.stdout.is_empty(), "{flag} {value} printed to stdout");
     }
 }
 
@@ -126,7 +126,7 @@ pub fn refuses_from_the_environment(
         let (_, value, right) = refused
             .iter()
             .find(|(refused, ..)| *refused == flag)
-            .unwrap_or_else(|| panic!("no value in the list that {flag} refuses"));
+            .unwrap_or_else(|| panic!("the list has no rejected value for {flag}"));
         let mut command = command(program);
         command.env(variable, value);
         let output = output_of_a_rejection(&mut command, &format!("{variable} {value}"));
@@ -136,7 +136,7 @@ pub fn refuses_from_the_environment(
         checked += 1;
     }
     let with_values = parser.get_arguments().filter(|arg| arg.get_long().is_some()).count();
-    assert_eq!(checked, with_values, "a flag without an environment variable");
+    assert_eq!(checked, with_values, "not every flag with a value has an environment variable");
 }
 
 #[test]
@@ -189,7 +189,10 @@ fn an_address_that_is_not_available_is_reported_with_the_flag_to_change() {
         assert_eq!(record["message"], "cannot start");
         let error = record["error"].as_str().unwrap();
         assert!(error.starts_with(&format!("{begin} {value}: ")), "{error}");
-        assert!(error.contains(end) && error.contains(flag), "{error}");
+        assert!(
+            error.contains(end) && error.contains(flag),
+            "the error does not name the cause and {flag}: {error}"
+        );
     }
 }
 
@@ -223,7 +226,7 @@ fn the_side_port_listens_on_every_address_of_a_name() {
     }
     for address in addresses {
         // The record comes before the loop's first turn.
-        wait_until(&format!("{address} is ready"), || {
+        wait_until(&format!("the server is ready at {address}"), || {
             crate::support::get(address, "/readyz").0 == 200
         });
     }
@@ -316,7 +319,7 @@ fn the_defaults_are_the_documented_ones() {
         ("work", "0s"),
         ("faults", "false"),
     ] {
-        assert_eq!(default(flag), expected, "--{flag}");
+        assert_eq!(default(flag), expected, "the default of --{flag}");
     }
     let buckets = default("latency-buckets");
     assert!(buckets.starts_with("0.00001,") && buckets.ends_with(",5"), "{buckets}");
@@ -330,10 +333,10 @@ fn nothing_is_simulated_unless_a_flag_says_so() {
     };
     let others = ["--work-mode", "burn", "--work-jitter", "20%", "--work-threads", "8"];
     for args in [&[][..], &others, &["--work", "0s"], &["--faults=false"]] {
-        assert!(!is_on(args), "{args:?}");
+        assert!(!is_on(args), "{args:?} must not simulate anything");
     }
     for args in [&["--work", "1us"][..], &["--faults"], &["--faults=true"]] {
-        assert!(is_on(args), "{args:?}");
+        assert!(is_on(args), "{args:?} must simulate something");
     }
 }
 
@@ -368,7 +371,10 @@ fn help_shows_every_default_and_variable_and_the_exit_codes() {
     ] {
         let help = command.clone().render_long_help().to_string();
         for (code, _) in codes {
-            assert!(help.contains(&format!("\n  {code}")), "{code}: {help}");
+            assert!(
+                help.contains(&format!("\n  {code}")),
+                "the help lacks exit code {code}: {help}"
+            );
         }
         for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
             let place = || vec![format!("  [{}]...", arg.get_value_names().unwrap()[0])];
@@ -380,7 +386,10 @@ fn help_shows_every_default_and_variable_and_the_exit_codes() {
             assert!(about.contains("[env: ZMQ_ECHO_"), "{about}");
             let Some(default) = arg.get_default_values().first() else { continue };
             assert!(about.contains(&format!("[default: {}]", default.display())), "{about}");
-            assert!(about.contains("The default"), "no reason for the default: {about}");
+            assert!(
+                about.contains("The default"),
+                "the help gives no reason for the default: {about}"
+            );
         }
     }
 }
@@ -389,12 +398,12 @@ fn help_shows_every_default_and_variable_and_the_exit_codes() {
 fn the_exit_code_tables_match_the_code() {
     let codes = exit::SERVER.map(|(code, _)| code);
     for exit in [Exit::Answered, Exit::Failed, Exit::Deadline] {
-        assert!(codes.contains(&&*exit.code().to_string()), "{exit:?}");
+        assert!(codes.contains(&&*exit.code().to_string()), "the table lacks {exit:?}");
     }
     assert!(codes.contains(&&*exit::PANIC.to_string()));
     let codes = exit::LOAD.map(|(code, _)| code);
     for exit in [Exit::Answered, Exit::Failed, Exit::Interrupted] {
-        assert!(codes.contains(&&*exit.code().to_string()), "{exit:?}");
+        assert!(codes.contains(&&*exit.code().to_string()), "the table lacks {exit:?}");
     }
 }
 

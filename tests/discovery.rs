@@ -20,7 +20,7 @@ async fn client_of(api: &ApiServer, config: ClientConfig) -> Client {
     let source = ApiServer::source(&api.kubeconfig()).await;
     let metrics = ClientMetrics::new(&Registry::new()).unwrap();
     let client = Client::new(config, Box::new(source), metrics);
-    timeout(DEADLINE, client.ready()).await.expect("an endpoint is usable");
+    timeout(DEADLINE, client.ready()).await.expect("an endpoint becomes usable");
     client
 }
 
@@ -56,7 +56,7 @@ impl Load {
         let replies = self.task.await.unwrap();
         assert!(!replies.is_empty());
         for reply in replies {
-            assert_eq!(reply.expect("an answer").attempts, 1);
+            assert_eq!(reply.expect("every request is answered").attempts, 1);
         }
     }
 }
@@ -67,7 +67,7 @@ fn answered(client: &Client) -> u64 {
 
 async fn until_more_are_answered(client: &Client) {
     let before = answered(client);
-    until("more requests are answered", || answered(client) > before + 50).await;
+    until("50 more requests are answered", || answered(client) > before + 50).await;
 }
 
 /// Waits until the client is connected to `count` usable endpoints, for all of which `holds` is
@@ -79,7 +79,7 @@ async fn until_used(client: &Client, count: usize, holds: impl Fn(&Endpoint) -> 
     };
     let mut changes = client.changes();
     let used = timeout(DEADLINE, changes.wait_for(are_used));
-    used.await.expect("the endpoints are used").unwrap();
+    used.await.expect("the client uses the expected endpoints").unwrap();
 }
 
 #[tokio::test]
@@ -129,7 +129,10 @@ async fn a_pod_with_two_addresses_counts_once_and_gets_one_share() {
     }
     let shares: Vec<_> = client.endpoints().iter().map(|status| status.answered).collect();
     // If the address counted as two endpoints of three, it would get 667.
-    assert!(shares.iter().all(|share| (420..=580).contains(share)), "{shares:?}");
+    assert!(
+        shares.iter().all(|share| (420..=580).contains(share)),
+        "the pods do not get equal shares: {shares:?}"
+    );
 }
 
 /// Three servers keep answering while the API reports `condition` for all of them.
@@ -172,7 +175,7 @@ async fn if_no_pod_is_surely_ready_those_that_answer_are_used() {
     let client = client_of(&api, patient()).await;
     until_used(&client, 2, |known| known.doubtful).await;
     dead.signal(Signal::KILL);
-    until("it is dead", || !dead.is_running()).await;
+    until("the killed server has exited", || !dead.is_running()).await;
     until_used(&client, 1, |known| known.doubtful).await;
     let load = Load::start(&client);
     until_more_are_answered(&client).await;
@@ -195,12 +198,12 @@ async fn an_evicted_replica_answers_until_its_replacement_is_ready() {
     api.say(replacement, Condition::NotReady);
     // Its readiness probe fails while it drains.
     api.say(old.address(), Condition::Stopping);
-    until("the replacement is known", || client.endpoints().len() == 2).await;
+    until("the client knows the replacement", || client.endpoints().len() == 2).await;
     until_more_are_answered(&client).await;
     let _new = Server::start_on(&format!("tcp://{replacement}"), &[]);
     api.say(replacement, Condition::Ready);
     until_used(&client, 1, |known| !known.doubtful).await;
-    until("the old one is drained", || old.find_record("drained").is_some()).await;
+    until("the evicted server has drained", || old.find_record("drained").is_some()).await;
     api.forget(old.address());
     until_more_are_answered(&client).await;
     load.expect_no_loss().await;

@@ -21,7 +21,10 @@ fn without_connected_clients_it_exits_at_once() {
         let signalled = Instant::now();
         server.signal(signal);
         assert_eq!(server.wait(), 0);
-        assert!(signalled.elapsed() < Duration::from_secs(50), "it waited for the quiet period");
+        assert!(
+            signalled.elapsed() < Duration::from_secs(50),
+            "with no client connected, the drain still waited for the quiet period"
+        );
         assert_eq!(server.wait_for_record("draining")["signal"], name);
         let drained = server.wait_for_record("drained");
         assert_eq!(drained["reason"], "no_peers");
@@ -42,7 +45,7 @@ async fn a_drain_serves_connected_peers_until_they_are_quiet() {
     let refused = TcpStream::connect(server.address()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     assert_eq!(server.get("/readyz"), (503, "draining\n".to_owned()));
-    wait_until("it is alive", || server.get("/livez").0 == 200);
+    wait_until("/livez answers 200 during the drain", || server.get("/livez").0 == 200);
     assert_eq!(server.metric("zmq_echo_draining"), 1.0);
     for _ in 0..3 {
         assert_eq!(echo(&mut dealer, "while draining".into()).await, [b"while draining"]);
@@ -123,8 +126,15 @@ async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "deadline");
     // The last request may have arrived too late to be answered.
-    assert_eq!(code, if is_clean(&drained) { 0 } else { 4 }, "{drained}");
-    assert!(drained["answered"].as_u64().unwrap() >= echoes, "{echoes} echoes: {drained}");
+    assert_eq!(
+        code,
+        if is_clean(&drained) { 0 } else { 4 },
+        "the exit code does not match the record: {drained}"
+    );
+    assert!(
+        drained["answered"].as_u64().unwrap() >= echoes,
+        "the client got {echoes} replies, the record reports fewer: {drained}"
+    );
     assert!(drained["duration"].as_f64().unwrap() >= 4.0, "{drained}");
 }
 
@@ -219,7 +229,7 @@ async fn unread_replies_make_it_exit_4_at_the_deadline() {
         }
         asked += 1;
     }
-    assert!(asked > 0, "it ended before it could be asked");
+    assert!(asked > 0, "the server exited before its liveness was checked once");
     assert_eq!(server.wait(), 4);
     let drained = server.wait_for_record("drained");
     assert!(drained["owed"].as_u64().unwrap() > 0, "{drained}");
@@ -305,7 +315,7 @@ mod stuck {
                 .env(TIMEOUT, timeout),
         );
         let mut stdout = child.stdout();
-        wait_until("the child is stuck", || {
+        wait_until("the child reports that its loop is stuck", || {
             let mut line = String::new();
             stdout.read_line(&mut line).unwrap();
             line.contains("\"stuck\"")
@@ -319,7 +329,7 @@ mod stuck {
         child.signal(Signal::TERM);
         // The effect of the first signal is not visible from outside, so the second one is repeated
         // until it has worked.
-        wait_until("the second signal is seen", || {
+        wait_until("the second signal ends the stuck process", || {
             child.signal(Signal::INT);
             std::thread::sleep(Duration::from_millis(20));
             !child.is_running()
@@ -335,7 +345,7 @@ mod stuck {
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).unwrap();
         let mut records = rest.lines().filter_map(|line| serde_json::from_str(line).ok());
-        let record: serde_json::Value = records.next().expect("a record");
+        let record: serde_json::Value = records.next().expect("the watchdog logs a record");
         assert_eq!(record["message"], "stuck at the drain deadline: leaving");
         assert_eq!(record["timeout"], 0.3);
         assert_documented(&record, false);

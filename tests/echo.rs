@@ -1,4 +1,4 @@
-//! Whatever a client sends comes back whole, and to that client.
+//! Every message that a client sends comes back unchanged, to that client only.
 
 use zeromq::{ReqSocket, Socket, SocketSend};
 use zmtp::Dealer;

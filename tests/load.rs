@@ -42,7 +42,7 @@ fn result(code: i32, args: &[&str]) -> Json {
 }
 
 fn number(value: &Json) -> f64 {
-    value.as_f64().unwrap_or_else(|| panic!("no number: {value}"))
+    value.as_f64().unwrap_or_else(|| panic!("not a number: {value}"))
 }
 
 fn sum(list: &Json, field: &str) -> f64 {
@@ -62,7 +62,7 @@ enum Manner {
     IsSilent,
 }
 
-/// The endpoint of a server with this behaviour, which stops when the tests end.
+/// Starts a server with this behaviour, which runs until the tests end. Returns its endpoint.
 fn server_that(manner: Manner) -> String {
     let (sender, endpoint) = std::sync::mpsc::channel();
     thread::spawn(move || {
@@ -99,7 +99,7 @@ async fn serve(mut socket: RouterSocket, manner: Manner) {
                 }
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                let (_, reply) = replies.pop_front().expect("there is one that is due");
+                let (_, reply) = replies.pop_front().expect("a reply is due");
                 let _ = socket.send(reply).await;
             }
         }
@@ -109,16 +109,16 @@ async fn serve(mut socket: RouterSocket, manner: Manner) {
 fn altered(message: ZmqMessage) -> ZmqMessage {
     let mut frames = message.into_vec();
     let mut last = frames.pop().expect("a frame").to_vec();
-    *last.last_mut().expect("a byte") ^= 1;
+    *last.last_mut().expect("the frame is not empty") ^= 1;
     frames.push(last.into());
-    ZmqMessage::try_from(frames).expect("frames")
+    ZmqMessage::try_from(frames).expect("a message has at least one frame")
 }
 
 #[test]
 fn an_open_loop_keeps_the_rate_and_the_server_counts_the_same_requests() {
     let args = ["--rate", "400", "--duration", "2s", "--size", "16-4KiB"];
     // A busy machine may not keep the rate, so the test tries again.
-    wait_until("a run keeps its rate", || {
+    wait_until("a run sends at its rate", || {
         let server = Server::start(&[]);
         let run = result(0, &[&[&*server.endpoint], &args[..]].concat());
         assert_eq!((number(&run["sent"]), number(&run["answered"])), (800.0, 800.0), "{run}");
@@ -126,10 +126,13 @@ fn an_open_loop_keeps_the_rate_and_the_server_counts_the_same_requests() {
         let requests = server.metric(r#"zmq_echo_requests_total{source="client"}"#);
         assert_eq!(requests, number(&run["sent"]) + number(&run["retried"]));
         let received = server.metric("zmq_echo_received_bytes_total") / 800.0;
-        assert!((1024.0..3072.0).contains(&received), "{received} bytes: not drawn evenly");
+        assert!(
+            (1024.0..3072.0).contains(&received),
+            "sizes are not drawn evenly: {received} bytes"
+        );
         // The last request is due one period before the end.
         let rate = number(&run["achieved_rate"]);
-        assert!(rate <= 401.0, "{rate} requests/s of 400");
+        assert!(rate <= 401.0, "{rate} requests/s are more than the rate of 400");
         rate >= 380.0
     });
 }
@@ -160,7 +163,10 @@ fn the_result_adds_up() {
     let of = |server: &Server| server.metric(r#"zmq_echo_requests_total{source="client"}"#);
     for share in run["endpoints"].as_array().unwrap() {
         let server = servers.iter().find(|server| share["endpoint"] == *server.endpoint);
-        assert_eq!(number(&share["answered"]), of(server.expect("one of the two")));
+        assert_eq!(
+            number(&share["answered"]),
+            of(server.expect("the endpoint is one of the two servers"))
+        );
     }
     let latency = &run["latency"];
     let rising = ["min", "p50", "p90", "p99", "p99_9", "p99_99", "max"];
@@ -177,7 +183,10 @@ fn the_table_has_the_counts_the_percentiles_and_the_endpoints() {
     let table = String::from_utf8(output.stdout).unwrap();
     let row = |name: &str| {
         let row = table.lines().find(|line| line.trim_start().starts_with(name));
-        row.unwrap_or_else(|| panic!("no {name} in {table}")).split_whitespace().nth(1).unwrap()
+        row.unwrap_or_else(|| panic!("the table has no row {name}: {table}"))
+            .split_whitespace()
+            .nth(1)
+            .unwrap()
     };
     assert_eq!([row("sent"), row("answered"), row("failed")], ["100", "100", "0"]);
     assert_eq!(row(&server.endpoint), "100");
@@ -208,15 +217,15 @@ fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
     );
     let page = std::fs::read_to_string(&path).unwrap();
     std::fs::remove_dir_all(directory).unwrap();
-    let (_, embedded) = page.split_once(r#"id="result">"#).expect("a place for the result");
-    let (embedded, script) = embedded.split_once("</script>").expect("its end");
+    let (_, embedded) = page.split_once(r#"id="result">"#).expect("the page embeds the result");
+    let (embedded, script) = embedded.split_once("</script>").expect("the embedded result ends");
     assert!(!embedded.contains('<'), "{embedded}");
     assert_eq!(serde_json::from_str::<Json>(embedded).expect("JSON"), run);
     assert!(run["command"].as_str().unwrap().contains("</script>.html"), "{}", run["command"]);
-    assert_eq!(script.matches("<script").count(), 1, "the page's own script and no other");
+    assert_eq!(script.matches("<script").count(), 1, "the page has more than its own script");
     let outside = page.replace("http://www.w3.org/2000/svg", "");
     for mark in ["http:", "https:", "src=", "@import", "url(", "fetch(", "\"//"] {
-        assert!(!outside.contains(mark), "{mark} in the page");
+        assert!(!outside.contains(mark), "the page names another file: {mark}");
     }
     assert_eq!(outside.matches("href=").count(), outside.matches("href=\"data:,\"").count());
 }
@@ -266,7 +275,7 @@ fn the_payload_of_every_request_can_come_from_a_file() {
     assert_eq!((number(&run["answered"]), requests), (50.0, 50.0), "{run}");
     // The client's envelope adds a few bytes.
     let received = server.metric("zmq_echo_received_bytes_total") / requests;
-    assert!((10_000.0..10_100.0).contains(&received), "{received}");
+    assert!((10_000.0..10_100.0).contains(&received), "{received} bytes do not match the files");
     std::fs::remove_file(path).unwrap();
 }
 
@@ -333,7 +342,7 @@ fn the_median_of_a_known_delay_is_that_delay_in_both_loops() {
     let endpoint = server_that(Manner::Delays(Duration::from_millis(20)));
     for rate in ["200", "max"] {
         // A busy machine may add its own delay, so the test tries again.
-        wait_until("the median is about the delay", || {
+        wait_until("the median is about the server's delay", || {
             let run =
                 result(0, &[&endpoint, "--rate", rate, "--duration", "1s", "--in-flight", "8"]);
             assert!(number(&run["latency"]["min"]) >= 0.02, "{rate}: {run}");
@@ -424,7 +433,10 @@ fn the_log_is_documented_text_on_stderr() {
     // On a machine that stalls, there may be a progress line.
     log.lines().filter(|line| !line.contains(", p50 ")).for_each(assert_text_documented);
     for message in ["endpoint added", "connected", "cannot connect"] {
-        assert!(log.contains(&format!(": {message} endpoint=")), "no `{message}` in {log}");
+        assert!(
+            log.contains(&format!(": {message} endpoint=")),
+            "`{message}` is not logged: {log}"
+        );
     }
     assert!(!String::from_utf8(output.stdout).unwrap().contains(" zmq_echo::"));
 }
@@ -457,7 +469,7 @@ fn a_second_signal_ends_it_at_once() {
     // From here on, nothing is answered, so the first signal would wait.
     server.stop();
     // The kernel may merge two signals that come close together.
-    wait_until("the second signal has ended it", || {
+    wait_until("the second signal ends the run", || {
         run.signal(Signal::INT);
         !run.is_running()
     });
@@ -484,7 +496,7 @@ fn without_a_terminal_progress_is_a_line_now_and_then() {
     assert_eq!(run.wait(), 3);
 }
 
-/// A value that each flag rejects, and a part of the message.
+/// A value that each flag rejects, and part of the message.
 const REFUSED: [(&str, &str, &str); 26] = [
     ("--discover", "zmq-echo", "such as dns://zmq-echo-headless:5555"),
     ("--rate", "0", "expected 1 to 10000000 requests per second, such as 5000, or max"),

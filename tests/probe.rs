@@ -38,21 +38,25 @@ fn read_request(stream: &mut TcpStream) -> Vec<u8> {
     payload
 }
 
-/// Runs the probe with a short limit, for peers that let it pass.
+/// The probe fails at its limit of two seconds, because of a peer that never answers.
 #[track_caller]
 fn says_no_at_the_limit(address: SocketAddr, step: &str, reason: &str) {
     let after = says_no(address, "2s", step, reason);
-    assert!(after >= 2000.0, "{after} ms");
+    assert!(after >= 2000.0, "the probe gave up early, after {after} ms");
 }
 
-/// Runs the probe with a limit that only a hang would reach.
+/// The probe fails long before its limit, which it would reach only if it hung.
 #[track_caller]
 fn says_no_at_once(address: SocketAddr, step: &str, reason: &str) {
     let after = says_no(address, "1h", step, reason);
-    assert!(after < DEADLINE.as_secs_f64() * 1000.0, "{after} ms");
+    assert!(
+        after < DEADLINE.as_secs_f64() * 1000.0,
+        "the probe waited {after} ms although the failure was certain"
+    );
 }
 
-/// Returns the milliseconds that the probe reports.
+/// The probe fails with this step and reason on one line of stderr. Returns the milliseconds that
+/// it reports.
 #[track_caller]
 fn says_no(address: SocketAddr, limit: &str, step: &str, reason: &str) -> f64 {
     let output = probe(&format!("tcp://{address}"), &["--timeout", limit]);
@@ -63,7 +67,7 @@ fn says_no(address: SocketAddr, limit: &str, step: &str, reason: &str) -> f64 {
     let said = stderr.strip_prefix(&format!("tcp://{address}: {step} failed after "));
     let (after, said) =
         said.and_then(|said| said.split_once(" ms: ")).unwrap_or_else(|| panic!("{stderr}"));
-    assert!(said.contains(reason), "{stderr}");
+    assert!(said.contains(reason), "the reason is not `{reason}`: {stderr}");
     after.parse().unwrap()
 }
 
@@ -256,8 +260,8 @@ fn no_two_probes_send_the_same_payload() {
         assert_eq!(output.status.code(), Some(0), "{output:?}");
     }
     let [first, second] = [seen.recv().unwrap(), seen.recv().unwrap()];
-    assert_ne!(first.0, second.0, "one identity for two probes");
-    assert_ne!(first.1, second.1, "one payload for two probes");
+    assert_ne!(first.0, second.0, "two probes used the same identity");
+    assert_ne!(first.1, second.1, "two probes sent the same payload");
     let announced = String::from_utf8_lossy(&first.0).into_owned();
     assert!(announced.contains(PROBE_IDENTITY), "{announced}");
 }

@@ -72,13 +72,15 @@ fn an_announced_size_over_the_limit_is_rejected_at_its_header() {
             match (early, reason) {
                 (true, _) => attacked.wait_for_failures(reason, number + 1),
                 (_, "command") => attacked.wait_for_disconnections(reason, number + 1),
-                _ => wait_until("it is counted", || attacked.disconnections(reason) > 0.0),
+                _ => wait_until("the closed connection is counted with its reason", || {
+                    attacked.disconnections(reason) > 0.0
+                }),
             }
         }
     }
     assert_eq!(attacked.disconnections("message_limit"), 2.0 * sizes.len() as f64);
     let grown = attacked.memory("VmHWM") - before;
-    assert!(grown < 4 << 20, "{grown} bytes for what was announced");
+    assert!(grown < 4 << 20, "announced sizes took {grown} bytes of memory");
     attacked.is_unharmed();
 }
 
@@ -103,14 +105,14 @@ fn the_start_of_a_huge_message_reserves_no_memory_and_is_closed_at_the_stall_tim
     let before = attacked.memory("VmRSS");
     let start = [&raw::announced(0, 8 << 20)[..], b"abc"].concat();
     peers.iter_mut().for_each(|peer| peer.write_all(&start).unwrap());
-    wait_until("the starts are read or over", || {
+    wait_until("the starts of all messages are read, or their peers closed", || {
         attacked.metric("zmq_echo_buffered_bytes") >= 1200.0
             || attacked.disconnections("stalled") > 0.0
     });
     let held = attacked.metric("zmq_echo_buffered_bytes");
-    assert!(held < 100.0 * 4096.0, "{held}");
+    assert!(held < 100.0 * 4096.0, "{held} bytes are held for 100 starts of messages");
     let grown = attacked.memory("VmRSS").saturating_sub(before);
-    assert!(grown < 4 << 20, "{grown} bytes for what was announced");
+    assert!(grown < 4 << 20, "announced sizes took {grown} bytes of memory");
     attacked.serves_its_neighbour();
     peers.iter_mut().for_each(|peer| assert_eq!(raw::read_until_closed(peer), 0));
     attacked.wait_for_disconnections("stalled", 100);
@@ -131,17 +133,19 @@ fn half_messages_on_hundreds_of_connections_stay_within_the_pool() {
     assert_eq!(attacked.disconnections("pool_full"), 0.0);
     attacked.serves_its_neighbour();
     attacked.rests();
-    // Half the size of the pool again, on top of it.
+    // Half the size of the pool, in addition to what it already holds.
     let large = half(2 << 20);
     let mut more = raw::crowd(attacked.address(), 100);
     for peer in &mut more {
-        // It may be the next one to be closed while it writes.
+        // The peer may be the next one to be closed, even while it writes.
         let _ = peer.write_all(&large);
     }
-    wait_until("the pool is full", || attacked.disconnections("pool_full") > 0.0);
+    wait_until("a peer is closed because the pool is full", || {
+        attacked.disconnections("pool_full") > 0.0
+    });
     attacked.serves_its_neighbour();
     let held = attacked.metric("zmq_echo_buffered_bytes");
-    assert!(held < (70 << 20) as f64, "{held}");
+    assert!(held < (70 << 20) as f64, "the pool of 64 MiB holds {held} bytes");
     attacked.is_unharmed();
 }
 
@@ -154,11 +158,14 @@ fn two_hundred_peers_that_pipeline_without_reading_lose_nothing_and_block_no_oth
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     attacked.serves_its_neighbour();
     attacked.rests();
-    assert!(taken.iter().all(|taken| !taken.closed), "nobody is closed for its own backlog");
+    assert!(
+        taken.iter().all(|taken| !taken.closed),
+        "a peer was closed because its own replies were unread"
+    );
     // A peer that starts to read gets a reply to every request that was taken from it.
     for (peer, taken) in peers.iter_mut().zip(&taken) {
         for _ in 0..taken.bytes / request.len() {
-            assert!(raw::read(peer, request.len()) == request, "another message came back");
+            assert!(raw::read(peer, request.len()) == request, "a reply differs from its request");
         }
     }
     attacked.wait_for_metric("zmq_echo_pending_replies", |pending| pending == 0.0);
@@ -173,7 +180,7 @@ fn a_peer_that_floods_large_messages_without_reading_is_soon_no_longer_read() {
     // Each peer would send without end, but the server stops reading from it.
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     let most = taken.iter().map(|taken| taken.bytes).max().unwrap();
-    assert!(most < 6 << 20, "{most} bytes were taken from one peer");
+    assert!(most < 6 << 20, "the server took {most} bytes from a peer that reads no replies");
     eprintln!("taken from one peer at most: {most} bytes");
     attacked.serves_its_neighbour();
     attacked.rests();
@@ -188,7 +195,7 @@ fn small_messages_from_peers_that_read_late_are_all_answered() {
     let request = raw::frame(b"tiny", false).repeat(2000);
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     let held = attacked.metric("zmq_echo_buffered_bytes");
-    assert!(held < (10 << 20) as f64, "{held}");
+    assert!(held < (10 << 20) as f64, "{held} bytes are held for peers that read no replies");
     attacked.serves_its_neighbour();
     attacked.rests();
     let one = request.len() / 2000;

@@ -19,7 +19,7 @@ fn five_hundred_silent_connections_are_closed_at_the_handshake_timeout() {
         assert_eq!(raw::read_until_closed(peer), raw::GREETING_START as u64);
     }
     let grown = attacked.memory("VmHWM").saturating_sub(before);
-    assert!(grown < 500 * (8 << 10), "{grown} bytes for 500 silent connections");
+    assert!(grown < 500 * (8 << 10), "500 silent connections cost {grown} bytes of memory");
     attacked.wait_for_failures("handshake_timeout", 500);
     attacked.rests();
     attacked.is_unharmed();
@@ -92,7 +92,10 @@ fn unread_replies_stay_bounded_and_close_no_peer_whose_host_is_reachable() {
     let mut pinging = raw::dealer(attacked.address(), 1, b"");
     let ping = raw::command(b"\x04PING\0\0sixteen bytes xx");
     let pings = attacked.flood_until_full(&mut pinging, &ping.repeat(1000));
-    assert!(pings < 16 << 20, "{pings}");
+    assert!(
+        pings < 16 << 20,
+        "the server read {pings} bytes of PINGs from a peer that reads no PONG"
+    );
     // Wait for several windows to pass.
     for stalled in 1..=3 {
         let mut half = raw::dealer(attacked.address(), 0, b"");
@@ -159,10 +162,11 @@ fn idle_peers_that_know_ping_are_pinged_and_closed_once_they_have_vanished() {
         pinged += 1;
     }
     assert_eq!(raw::read_until_closed(&mut vanished), ping.len() as u64);
-    // One peer does not know PING and the other has not shown that it does, so only the reply came.
+    // One peer does not know PING, and the other has not shown that it does, so nothing but the
+    // reply came.
     raw::echoes(&mut old, &raw::frame(b"still here", false));
     raw::echoes(&mut unaware, &raw::frame(b"still here", false));
     drop(quiet);
-    wait_until("it has left", || attacked.metric("zmq_echo_peers") == 3.0);
+    wait_until("the vanished peer is disconnected", || attacked.metric("zmq_echo_peers") == 3.0);
     attacked.is_unharmed();
 }

@@ -37,7 +37,7 @@ async fn an_endpoint_is_reached_through_any_of_its_addresses() {
         let client = Counted::new(patient(), told);
         let reply = client.request("hello").await.unwrap();
         assert_eq!(reply.payload, "hello");
-        assert_eq!(reply.endpoint.to_string(), KEY, "it keeps its name");
+        assert_eq!(reply.endpoint.to_string(), KEY, "the endpoint is not named by its key");
         assert_eq!(client.metric("zmq_echo_client_endpoints_known"), 1.0);
         let changes = client.client.changes();
         assert_eq!(changes.borrow()[&parse(KEY)].addresses[1], server.address());
@@ -75,7 +75,7 @@ async fn a_suspect_endpoint_is_checked_at_its_addresses() {
     let _ = late.await.unwrap();
 }
 
-/// Connection attempts and checks happen once per hour.
+/// Connection attempts and checks happen only once per hour.
 fn idle() -> ClientConfig {
     let hour = Duration::from_secs(3600);
     ClientConfig { reconnect_backoff: Backoff::new(hour, hour), ..hasty() }
@@ -92,7 +92,7 @@ async fn an_endpoint_that_becomes_ready_is_connected_to_at_once() {
     teller.say_endpoint(doubtful(&[reserved]));
     let client = Counted::new(idle(), told);
     let refused = "zmq_echo_client_connections_total{outcome=\"failed\"}";
-    until("it could not connect", || client.metric(refused) == 1.0).await;
+    until("the first connection attempt was refused", || client.metric(refused) == 1.0).await;
     let server = Server::start_on(&format!("tcp://{reserved}"), &[]);
     teller.say_addresses(&[server.address()]);
     client.wait_for_state(KEY, Some(State::Ready)).await;
@@ -104,7 +104,7 @@ async fn an_endpoint_with_new_addresses_is_connected_to_at_once() {
     teller.say_addresses(&[refuses()]);
     let client = Counted::new(idle(), told);
     let refused = "zmq_echo_client_connections_total{outcome=\"failed\"}";
-    until("it could not connect", || client.metric(refused) == 1.0).await;
+    until("the first connection attempt was refused", || client.metric(refused) == 1.0).await;
     let server = Server::start(&[]);
     teller.say_addresses(&[server.address()]);
     client.wait_for_state(KEY, Some(State::Ready)).await;

@@ -9,7 +9,7 @@ use super::peers::{Peer, payload};
 use super::{Counted, Teller, hasty, patient, started, until};
 use crate::support::Server;
 
-/// A peer that answers `held` only together with the next request.
+/// A peer that answers `held` only together with the next request of any client.
 async fn holding() -> (Peer, mpsc::UnboundedReceiver<()>) {
     let (seen, held) = mpsc::unbounded_channel();
     let mut waiting: Vec<ZmqMessage> = Vec::new();
@@ -25,7 +25,8 @@ async fn holding() -> (Peer, mpsc::UnboundedReceiver<()>) {
     (peer, held)
 }
 
-/// Reports `gone` for a peer that holds one request, and then has it answered.
+/// Reports with `gone` that a peer which holds one request is draining. The client must get that
+/// reply, and send new requests to the other server.
 async fn answers_what_it_has(gone: impl Fn(&Teller, &str, &str)) {
     let (peer, mut held) = holding().await;
     let server = Server::start(&[]);
@@ -33,12 +34,16 @@ async fn answers_what_it_has(gone: impl Fn(&Teller, &str, &str)) {
     teller.say(&[(&peer.endpoint, Ready)]);
     let client = Counted::new(patient(), told);
     let asked = client.spawn("held");
-    held.recv().await.expect("it has come");
+    held.recv().await.expect("the peer has received the request");
     gone(&teller, &peer.endpoint, &server.endpoint);
     client.wait_for_state(&peer.endpoint, Some(State::Draining)).await;
     for _ in 0..50 {
         let reply = client.request("new").await.unwrap();
-        assert_eq!(reply.endpoint.to_string(), server.endpoint, "it got a new one");
+        assert_eq!(
+            reply.endpoint.to_string(),
+            server.endpoint,
+            "a draining endpoint got a new request"
+        );
     }
     assert_eq!(client.outstanding(&peer.endpoint), 1);
     // A request by another client makes the peer reply.
@@ -71,12 +76,19 @@ async fn a_draining_endpoint_that_never_answers_is_disconnected_after_the_timeou
     teller.say(&[(&silent.endpoint, Ready)]);
     let client = Counted::new(ClientConfig { retries: 100, ..hasty() }, told);
     let asked = client.spawn("anybody?");
-    until("it is outstanding", || client.outstanding(&silent.endpoint) == 1).await;
+    until("the request is open at the silent endpoint", || {
+        client.outstanding(&silent.endpoint) == 1
+    })
+    .await;
     teller.say(&[(&server.endpoint, Ready)]);
     client.wait_for_state(&silent.endpoint, None).await;
     let reply = asked.await.unwrap().unwrap();
     assert_eq!(reply.endpoint.to_string(), server.endpoint);
-    assert!(reply.attempts >= 2, "{}", reply.attempts);
+    assert!(
+        reply.attempts >= 2,
+        "the request was answered after {} attempts, so not sent again",
+        reply.attempts
+    );
 }
 
 #[tokio::test]
@@ -131,6 +143,10 @@ async fn a_rollout_loses_no_request_of_the_client() {
     };
     let got = client.load(20, rollout).await;
     for got in &got {
-        assert_eq!(got.reply.as_ref().unwrap().attempts, 1, "it was tried again");
+        assert_eq!(
+            got.reply.as_ref().unwrap().attempts,
+            1,
+            "the rollout cost a request more than one attempt"
+        );
     }
 }

@@ -71,7 +71,7 @@ async fn repeated_losses_do_not_lead_to_a_reconnect_while_checks_are_answered() 
     assert!(got.iter().filter(|got| got.reply.is_ok()).count() > 8);
     assert_eq!(client.metric(ESTABLISHED), 1.0);
     let checks = client.metric("zmq_echo_client_checks_total{outcome=\"answered\"}");
-    assert!(checks >= 8.0, "{checks}");
+    assert!(checks >= 8.0, "only {checks} checks were answered");
 }
 
 #[tokio::test]
@@ -93,7 +93,8 @@ async fn endless_durations_do_not_panic() {
         assert_eq!(client.request("here").await.unwrap().payload, "here");
         let client = Counted::new(config, fixed(&[&silent.endpoint]));
         let asked = client.spawn("waits");
-        until("it is there", || client.outstanding(&silent.endpoint) == 1).await;
+        until("the request is open at the endpoint", || client.outstanding(&silent.endpoint) == 1)
+            .await;
         assert!(!asked.is_finished());
     }
     // If the timeout does not end it, the deadline does.
@@ -145,10 +146,17 @@ async fn each_failed_attempt_is_counted_once() {
         client.metric(&format!("zmq_echo_client_requests_total{{outcome=\"{outcome}\"}}"))
     };
     let failed = ["timed_out", "disconnected", "reply_memory"].map(failures);
-    assert!(failed[0] > 0.0 && failed[1] > 0.0, "{failed:?}");
+    assert!(
+        failed[0] > 0.0 && failed[1] > 0.0,
+        "the test needs both kinds of failures: {failed:?}"
+    );
     let (attempts, answered) =
         (client.metric("zmq_echo_client_attempts_total"), requests("answered"));
-    assert_eq!(failed.iter().sum::<f64>(), attempts - answered, "{failed:?}");
+    assert_eq!(
+        failed.iter().sum::<f64>(),
+        attempts - answered,
+        "an attempt was counted twice or not at all: {failed:?}"
+    );
     let ended: f64 = RequestError::KINDS.map(requests).iter().sum();
     assert_eq!(ended + answered, REQUESTS as f64);
     // Every attempt except a request's first is a retry.

@@ -33,7 +33,7 @@ impl Peer {
         let endpoint = router.bind("tcp://127.0.0.1:0").await.unwrap().to_string();
         let task = tokio::spawn(async move {
             loop {
-                let request = router.recv().await.expect("a router receives for ever");
+                let request = router.recv().await.expect("the router can always receive");
                 for answer in answers(request) {
                     // If the connection has gone, nothing is waiting for the reply.
                     let _ = router.send(answer).await;
@@ -73,7 +73,7 @@ pub fn is_check(request: &ZmqMessage) -> bool {
     request.get(0).expect("an identity").starts_with(PROBE_IDENTITY.as_bytes())
 }
 
-/// What a hand-written server does with a request.
+/// What a hand-written server does with one request.
 #[derive(Debug, Clone, Copy)]
 pub enum Fate {
     /// Echoes it after this time.
@@ -83,8 +83,8 @@ pub enum Fate {
     HungUp,
 }
 
-/// A hand-written ROUTER that treats each request according to `fate` of its payload. Checks are
-/// answered at once.
+/// A hand-written ROUTER that treats each request as `fate` says for its payload. It answers checks
+/// at once.
 pub fn fateful(fate: impl Fn(&[u8]) -> Fate + Send + Sync + 'static) -> String {
     let fate = Arc::new(fate);
     by_hand(move |mut stream| {
@@ -131,7 +131,7 @@ pub struct Stuck {
 impl Stuck {
     pub fn start() -> Self {
         let (listener, endpoint) = deaf();
-        // Small, so that it is soon full.
+        // With small buffers, so that they are soon full.
         socket2::SockRef::from(&listener).set_recv_buffer_size(32 << 10).unwrap();
         let ((read, has_read), (leave, may_leave)) = (mpsc::channel(), mpsc::channel());
         let connection = thread::spawn(move || {
@@ -147,7 +147,7 @@ impl Stuck {
 
     /// Waits until its first request has been read.
     pub async fn wait_until_read(&self) {
-        until("the first is read", || self.has_read.try_recv().is_ok()).await;
+        until("the server has read the first request", || self.has_read.try_recv().is_ok()).await;
     }
 
     /// Stops accepting. The existing connection breaks when this is dropped.

@@ -1,4 +1,4 @@
-//! Draining with slow peers, and the report about requests that were not answered.
+//! Drains with slow peers, and the report about requests that were not answered.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -31,8 +31,8 @@ fn read_slowly(stream: &mut TcpStream, count: usize, rate: usize) -> Vec<u8> {
     let mut at = 0;
     while at < count {
         let end = count.min(at + 4096);
-        let more = stream.read(&mut bytes[at..end]).expect("more in time");
-        assert!(more > 0, "closed after {at} of {count} bytes");
+        let more = stream.read(&mut bytes[at..end]).expect("more bytes arrive in time");
+        assert!(more > 0, "the server closed after {at} of {count} bytes");
         at += more;
         wait_for(started + Duration::from_secs_f64(at as f64 / rate as f64));
     }
@@ -69,7 +69,8 @@ fn pipeline(server: &Server, count: usize) -> (TcpStream, Vec<u8>) {
     (peer, request)
 }
 
-/// This test is about time: nothing moves for more than twice the quiet period.
+/// Sends SIGTERM, and lets nothing move for more than twice the quiet period. These tests are about
+/// time.
 fn drains_and_nothing_moves(server: &Server) {
     server.signal(Signal::TERM);
     server.wait_for_record("stopped listening; connected peers are still served");
@@ -84,7 +85,7 @@ fn a_client_that_reads_slowly_gets_all_replies_to_what_it_pipelined() {
     server.signal(Signal::TERM);
     for number in 0..REQUESTS {
         let reply = read_slowly(&mut peer, request.len(), 270 << 10);
-        assert!(reply == request, "reply {number} is another one");
+        assert!(reply == request, "reply {number} differs from its request");
     }
     assert_eq!(raw::read_until_closed(&mut peer), 0);
     drop(peer);
@@ -100,7 +101,10 @@ fn a_client_that_pauses_longer_than_the_quiet_period_and_then_reads_gets_all_rep
     let (mut peer, request) = pipeline(&server, REQUESTS);
     drains_and_nothing_moves(&server);
     for number in 0..REQUESTS {
-        assert!(raw::read(&mut peer, request.len()) == request, "reply {number} is another one");
+        assert!(
+            raw::read(&mut peer, request.len()) == request,
+            "reply {number} differs from its request"
+        );
     }
     assert_eq!(raw::read_until_closed(&mut peer), 0);
     drop(peer);
@@ -114,7 +118,7 @@ fn a_message_that_is_still_arriving_is_awaited_and_answered() {
     let message = raw::frame(&[8; 3 << 19], false);
     let started = Instant::now();
     for (number, piece) in message.chunks(4096).enumerate() {
-        peer.write_all(piece).expect("it is read from");
+        peer.write_all(piece).expect("the draining server still reads the message");
         if number == 1 {
             server.wait_for_metric("zmq_echo_buffered_bytes", |held| held > 0.0);
             server.signal(Signal::TERM);
@@ -149,14 +153,14 @@ fn requests_that_come_after_the_half_close_are_counted_as_discarded_and_exit_4()
     let mut other = raw::connect(server.address(), b"also late");
     raw::echoes(&mut peer, &raw::frame(b"in time", false));
     server.signal(Signal::TERM);
-    assert_eq!(raw::read_until_closed(&mut peer), 0, "the server's FIN");
+    assert_eq!(raw::read_until_closed(&mut peer), 0, "bytes came before the server's FIN");
     // Longer than any pause: the peer reads until the server closes.
     for number in 1..=3 {
         thread::sleep(Duration::from_millis(400));
         peer.write_all(&raw::frame(b"too late", false)).expect("the server still reads");
         server.wait_for_metric("zmq_echo_discarded_requests_total", |n| n == f64::from(number));
     }
-    assert_eq!(raw::read_until_closed(&mut other), 0, "the server's FIN");
+    assert_eq!(raw::read_until_closed(&mut other), 0, "bytes came before the server's FIN");
     other.write_all(&raw::message(&[b"one", b"and another", b"frame"])).unwrap();
     other.write_all(&raw::command(b"\x04PING\0\0")).unwrap();
     server.wait_for_metric("zmq_echo_discarded_requests_total", |n| n == 4.0);
@@ -177,7 +181,7 @@ fn an_incomplete_message_after_the_half_close_is_reported_in_bytes() {
     let mut server = server();
     let mut peer = raw::connect(server.address(), b"");
     server.signal(Signal::TERM);
-    assert_eq!(raw::read_until_closed(&mut peer), 0, "the server's FIN");
+    assert_eq!(raw::read_until_closed(&mut peer), 0, "bytes came before the server's FIN");
     let begun = &raw::frame(&[1; 100_000], false)[..60_000];
     peer.write_all(&[&raw::frame(b"whole", false), begun].concat()).unwrap();
     server.wait_for_metric("zmq_echo_discarded_requests_total", |n| n == 1.0);
@@ -195,8 +199,8 @@ fn pings_and_silence_after_the_half_close_discard_nothing() {
     let mut pings = raw::dealer(server.address(), 1, b"pings");
     let mut stays = raw::dealer(server.address(), 1, b"stays open");
     server.signal(Signal::TERM);
-    assert_eq!(raw::read_until_closed(&mut stays), 0, "the server's FIN");
-    assert_eq!(raw::read_until_closed(&mut pings), 0, "the server's FIN");
+    assert_eq!(raw::read_until_closed(&mut stays), 0, "bytes came before the server's FIN");
+    assert_eq!(raw::read_until_closed(&mut pings), 0, "bytes came before the server's FIN");
     // The last message is incomplete.
     let ping = raw::command(b"\x04PING\0\0");
     pings.write_all(&[ping.repeat(10), ping[..3].to_vec()].concat()).unwrap();
@@ -223,14 +227,20 @@ fn replies_abandoned_by_a_peer_that_left_do_not_prevent_exit_0() {
     for peer in leaves {
         SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
     }
-    wait_until("it has left", || server.metric("zmq_echo_peers") == 1.0);
+    wait_until("the peer is disconnected", || server.metric("zmq_echo_peers") == 1.0);
     let gone = server.metric("zmq_echo_undeliverable_total{reason=\"peer_gone\"}");
-    assert!(gone >= pending as f64, "{gone} of {pending}");
+    assert!(
+        gone >= pending as f64,
+        "{pending} replies were pending, but only {gone} are counted as lost"
+    );
     raw::echoes(&mut stays, &raw::frame(b"still served", false));
     drop(stays);
     assert_eq!(server.wait(), 0);
     let drained = server.wait_for_record("drained");
-    assert!(drained["lost"].as_u64().unwrap() >= pending, "{pending}: {drained}");
+    assert!(
+        drained["lost"].as_u64().unwrap() >= pending,
+        "the record reports fewer than the {pending} lost replies: {drained}"
+    );
     for field in ["owed", "owed_bytes", "discarded", "discarded_bytes"] {
         assert_eq!(drained[field], 0, "{field}: {drained}");
     }
@@ -246,7 +256,10 @@ fn replies_that_a_connected_peer_does_not_read_are_owed_and_make_it_exit_4() {
     assert_eq!(server.wait(), 4);
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "deadline", "{drained}");
-    assert!(drained["owed"].as_u64().unwrap() >= pending, "{pending}: {drained}");
+    assert!(
+        drained["owed"].as_u64().unwrap() >= pending,
+        "the record reports fewer than the {pending} owed replies: {drained}"
+    );
     assert!(drained["owed_bytes"].as_u64().unwrap() >= pending * (64 << 10), "{drained}");
     // Its next requests are in the server's kernel, because the server stopped reading from it.
     assert!(drained["discarded_bytes"].as_u64().unwrap() > 0, "{drained}");
@@ -254,7 +267,8 @@ fn replies_that_a_connected_peer_does_not_read_are_owed_and_make_it_exit_4() {
     drop(stuck);
 }
 
-/// Repeats an action and checks that the drain ends once everything else is quiet.
+/// Repeats an action during a drain, and checks that the drain ends as if the action did not
+/// happen.
 #[track_caller]
 fn prolongs_nothing(mut server: Server, mut again: impl FnMut()) {
     let mut quiet = raw::dealer(server.address(), 0, b"");
@@ -264,11 +278,11 @@ fn prolongs_nothing(mut server: Server, mut again: impl FnMut()) {
         again();
         match quiet.read(&mut [0]) {
             Ok(0) => break,
-            Ok(_) => panic!("there is nothing to be said"),
+            Ok(_) => panic!("the quiet peer received something"),
             Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
         }
     }
-    // Every peer has read the server's FIN, or will, and leaves.
+    // Every peer has read the server's FIN, or will read it, and now disconnects.
     drop((again, quiet));
     server.wait();
     let drained = server.wait_for_record("drained");
