@@ -1,4 +1,4 @@
-//! The purpose of each overlay.
+//! Each overlay serves its purpose.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Namespace;
@@ -31,7 +31,7 @@ fn faults_can_be_switched_on_a_local_cluster_and_nothing_is_simulated_in_product
         let simulation = echo_config(&server).simulation;
         let is_local = ["overlays-local", "overlays-autoscaled"].contains(&server.variant);
         assert_eq!(simulation.faults, is_local, "{}", server.variant);
-        assert!(simulation.work.is_zero(), "{}", server.variant);
+        assert!(simulation.work.is_zero(), "{} simulates work", server.variant);
     }
 }
 
