@@ -50,19 +50,27 @@ impl Followed {
     async fn change(&mut self) {
         let changed = timeout(DEADLINE, self.endpoints.changed()).await;
         let known = || format!("{:?}", self.endpoints.borrow());
-        changed.unwrap_or_else(|_| panic!("still {}", known())).expect("it is followed");
+        changed
+            .unwrap_or_else(|_| {
+                panic!("no new set within {DEADLINE:?}; the last one is {}", known())
+            })
+            .expect("the source is running");
     }
 
-    /// Checks that the source has published nothing since the last look.
+    /// Checks that the source has published nothing since the last check.
     #[track_caller]
     fn has_said_nothing_new(&self) {
-        assert!(!self.endpoints.has_changed().unwrap(), "{:?}", self.endpoints.borrow());
+        assert!(
+            !self.endpoints.has_changed().unwrap(),
+            "the source has published another set: {:?}",
+            self.endpoints.borrow()
+        );
     }
 
-    /// Checks that following ends once nobody listens.
+    /// Checks that the source ends once nobody listens.
     async fn ends(self) {
         drop(self.endpoints);
-        timeout(DEADLINE, self.task).await.expect("it ends").unwrap();
+        timeout(DEADLINE, self.task).await.expect("the source ends once nobody listens").unwrap();
     }
 }
 

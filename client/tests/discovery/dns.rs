@@ -12,8 +12,8 @@ use super::{Followed, until};
 use crate::log_schema::captured::Log;
 use crate::support::dns_server::{DnsServer, Mode};
 
-/// Short, because a message of 64 KiB repeats the name with each address and must hold as many
-/// addresses as a test wants.
+/// A short name, because a message of 64 KiB repeats it with each address and must hold as many
+/// addresses as a test needs.
 const NAME: &str = "headless.test.";
 
 fn name(host: &str, server: &DnsServer) -> DnsName {
@@ -24,15 +24,15 @@ fn follow(server: &DnsServer) -> Followed {
     Followed::start(Dns::new(name(NAME, server)).unwrap())
 }
 
-/// After this many more queries of one type, a whole round has passed: an answer ends a round, and
-/// the second query begins the next one.
+/// After this many more queries of one type, a whole round has passed: an answer ends the current
+/// round, and the second query starts the next one.
 const ROUND: usize = 2;
 
-/// The length of a whole round. A query that is never answered must not delay the others for this
+/// The time limit of a round. A query that is never answered must not delay the others for that
 /// long.
 const ROUND_LIMIT: Duration = Duration::from_secs(4);
 
-/// The same if a query may be retried within its round.
+/// The same, if a query may be repeated within its round.
 const ROUND_WITH_RETRIES: usize = 4;
 
 async fn until_asked(server: &DnsServer, more: usize) {
@@ -42,7 +42,7 @@ async fn until_asked(server: &DnsServer, more: usize) {
 async fn until_asked_for(server: &DnsServer, kind: RecordType, more: usize) {
     let asked = || server.questions().iter().filter(|asked| asked.kind == kind).count();
     let goal = asked() + more;
-    until("it asks again", || asked() >= goal).await;
+    until("the resolver sends further queries", || asked() >= goal).await;
 }
 
 #[tokio::test]
@@ -86,10 +86,10 @@ async fn a_name_is_looked_up_again_at_its_ttl_but_at_most_once_per_second() {
         .filter(|asked| asked.kind == RecordType::A)
         .map(|asked| asked.at)
         .collect();
-    // Measured from before the first query was sent, because each may have waited to be read.
+    // Measured from before the first query, because each query may have waited to be read.
     let took = *asked.last().unwrap() - started;
     let least = Duration::from_secs(asked.len() as u64 - 1);
-    assert!(took >= least, "{} questions in {took:?}", asked.len());
+    assert!(took >= least, "{} queries took only {took:?}", asked.len());
 }
 
 #[tokio::test]
@@ -102,8 +102,8 @@ async fn a_long_ttl_does_not_delay_the_next_lookup() {
     followed.says(&[("tcp://10.0.0.2:5555", Ready)]).await;
 }
 
-/// Checks that the last set stays while `break_it` holds, for this many `questions`, and that a new
-/// set is noticed afterwards.
+/// Checks that the last set stays in use while `break_it` holds, for this many `questions`, and
+/// that a later set is noticed.
 async fn the_last_set_stands(questions: usize, break_it: impl Fn(&DnsServer)) {
     let server = DnsServer::start();
     server.set(NAME, &["10.0.0.1"], 0);
@@ -145,9 +145,11 @@ async fn of_two_families_only_ipv4_is_used_and_queried() {
     let of_v4 = [("tcp://127.0.0.1:5555", Ready), ("tcp://127.0.0.2:5555", Ready)];
     followed.says(&of_v4).await;
     let asked = |kind| server.questions().iter().filter(|asked| asked.kind == kind).count();
-    // If a query is slow, the other family is asked as well.
-    until("it asks for IPv4 alone", || asked(RecordType::A) >= asked(RecordType::AAAA) + ROUND)
-        .await;
+    // If a query is slow, the other family is queried as well.
+    until("the resolver queries only IPv4", || {
+        asked(RecordType::A) >= asked(RecordType::AAAA) + ROUND
+    })
+    .await;
     followed.has_said_nothing_new();
 }
 
@@ -165,7 +167,10 @@ async fn a_silent_family_does_not_delay_the_other() {
             let started = Instant::now();
             followed.says_what(|set| set.len() == addresses.len()).await;
             let took = started.elapsed();
-            assert!(took < ROUND_LIMIT, "{addresses:?} after {took:?}, {silent} is silent");
+            assert!(
+                took < ROUND_LIMIT,
+                "while {silent} is silent, {addresses:?} came only after {took:?}"
+            );
         }
     }
 }
@@ -197,7 +202,10 @@ async fn if_the_family_in_use_fails_both_families_are_used() {
     assert_eq!(log.count("endpoint discovery failed in part"), (1, 1));
     server.set_mode(Mode::Answer);
     followed.says(&[("tcp://127.0.0.2:5555", Ready)]).await;
-    until("the end is logged", || log.count("endpoint discovery works again") == (2, 1)).await;
+    until("the end of the outage is logged", || {
+        log.count("endpoint discovery works again") == (2, 1)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -219,19 +227,21 @@ async fn outages_are_logged_once_and_shown_as_the_last_failure() {
     let failures = source.failures();
     let kind = || failures.borrow().as_ref().map(|failure| failure.kind());
     let mut followed = Followed::start(source);
-    until("the first failure", || log.has("endpoint discovery failed; no endpoints are known yet"))
-        .await;
+    until("the first failure is logged", || {
+        log.has("endpoint discovery failed; no endpoints are known yet")
+    })
+    .await;
     assert_eq!(kind(), Some(FailureKind::Failed));
     server.set(NAME, &["127.0.0.1", "127.0.0.2", "::1"], 0);
     server.set_mode(Mode::Answer);
     followed.says(&[("tcp://127.0.0.1:5555", Ready), ("tcp://127.0.0.2:5555", Ready)]).await;
-    until("it is over", || log.has("endpoint discovery works again")).await;
+    until("the end of the outage is logged", || log.has("endpoint discovery works again")).await;
     assert_eq!(kind(), None);
     server.set_mode_of(RecordType::A, Mode::ServerFailure);
-    until("a part of it", || log.has("endpoint discovery failed in part")).await;
+    until("the partial failure is logged", || log.has("endpoint discovery failed in part")).await;
     server.set_mode(Mode::ServerFailure);
     let whole = "endpoint discovery failed; the last known endpoints stay in use";
-    until("all of it", || log.has(whole)).await;
+    until("the complete failure is logged", || log.has(whole)).await;
     assert_ne!(log.count(r#""endpoints":2"#).1, 0);
     until_asked(&server, ROUND_WITH_RETRIES).await;
     // Each is logged once, however often the queries fail.
@@ -273,8 +283,7 @@ async fn short_names_are_found_in_the_search_domains() {
     let source = Dns::with_resolv_conf(name("zmq-echo-headless", &server), of_a_pod).unwrap();
     let mut followed = Followed::start(source);
     followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
-    // If the domain that had the name fails, the answer of another domain would be another
-    // service's.
+    // If the domain that had the name fails, another domain's answer would be for another service.
     server.set("zmq-echo-headless.", &["10.6.6.6"], 0);
     server.set_mode(Mode::ServerFailure);
     // Each round tries two names.
@@ -286,7 +295,10 @@ async fn short_names_are_found_in_the_search_domains() {
         names[..2],
         ["zmq-echo-headless.default.svc.cluster.local.", "zmq-echo-headless.svc.cluster.local."]
     );
-    assert!(!names.contains(&"zmq-echo-headless.".to_owned()), "{names:?}");
+    assert!(
+        !names.contains(&"zmq-echo-headless.".to_owned()),
+        "the bare name was queried: {names:?}"
+    );
 }
 
 fn in_domains(domains: &str, server: &DnsServer) -> Followed {
@@ -304,7 +316,7 @@ async fn a_silent_search_domain_does_not_delay_the_next_one() {
         let started = Instant::now();
         followed.says(&[(&format!("tcp://{address}:5555"), Ready)]).await;
         let took = started.elapsed();
-        assert!(took < ROUND_LIMIT, "{address} after {took:?}");
+        assert!(took < ROUND_LIMIT, "{address} came only after {took:?}");
     }
 }
 
@@ -316,9 +328,13 @@ async fn an_earlier_search_domain_that_answers_late_takes_precedence_again() {
     server.set_mode_of_name("echo.slow.test.", Mode::Late(Duration::from_millis(600)));
     let mut followed = in_domains("slow.test quick.test", &server);
     followed.says(&[("tcp://127.0.0.1:5555", Ready)]).await;
-    // The quick domain's addresses were used until then. One query for it is enough to know.
+    // Until then, the addresses of the quick domain were in use. One query for it is enough to
+    // know.
     let names: Vec<_> = server.questions().into_iter().map(|asked| asked.name).collect();
-    assert!(names.contains(&"echo.quick.test.".to_owned()), "{names:?}");
+    assert!(
+        names.contains(&"echo.quick.test.".to_owned()),
+        "the quick domain was not queried: {names:?}"
+    );
 }
 
 #[tokio::test]
@@ -372,5 +388,5 @@ async fn an_outage_is_logged_when_it_starts_and_when_it_ends() {
     assert_eq!(log.count("WARN"), (1, 1));
     server.set_mode(Mode::Answer);
     followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
-    until("the end is logged", || log.count("INFO") == (2, 1)).await;
+    until("the end of the outage is logged", || log.count("INFO") == (2, 1)).await;
 }

@@ -120,7 +120,7 @@ async fn only_the_slices_of_the_service_are_used() {
     api.put_of("another", "another-1", stranger.clone());
     let mut followed = follow(&api).await;
     followed.says_what(|set| set.len() == 50).await;
-    assert!(lists(&api) > 1, "in pages");
+    assert!(lists(&api) > 1, "the list was not split into pages");
     until("it watches", || api.watchers() == 1).await;
     api.put_of("another", "another-2", stranger);
     api.forget(address(0));
@@ -136,7 +136,7 @@ async fn a_watch_that_ends_or_breaks_is_resumed_where_it_stopped() {
         followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Ready)]).await;
         let stopped = api.version();
         api.end_watches(ending);
-        // No watch is open for this change, but it is found all the same.
+        // No watch is open when this changes, but the change is noticed nevertheless.
         api.forget(address(1));
         followed.says(&[("tcp://10.0.0.2:5555", Ready)]).await;
         assert_eq!(api.asked()[2..], [Asked::Watch(stopped)], "{ending:?}");
@@ -149,7 +149,7 @@ async fn a_watch_resumes_from_the_version_of_a_bookmark() {
     let api = ApiServer::start();
     let followed = watched(&api).await;
     let version = api.bookmark();
-    until("it has read it", || {
+    until("the follower has read the bookmark", || {
         api.end_watches(Ending::Complete);
         api.asked().last() == Some(&Asked::Watch(version))
     })
@@ -166,11 +166,11 @@ async fn after_an_expired_version_the_last_set_stays_until_the_new_list() {
         api.compact(gone);
         api.delay_by(Duration::from_millis(500));
         api.end_watches(Ending::Complete);
-        until("it lists anew", || lists(&api) == 2).await;
+        until("the follower requests a new list", || lists(&api) == 2).await;
         followed.has_said_nothing_new();
         api.say(address(2), Condition::Ready);
         followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Ready)]).await;
-        // On a busy machine a connection may break meanwhile. That failure may be logged.
+        // On a busy machine a connection may break in the meantime, and that failure may be logged.
         assert_eq!(
             log.count("has dropped this version").1,
             0,
@@ -187,7 +187,7 @@ async fn a_failing_api_leaves_the_last_set() {
     api.compact(Gone::Status);
     api.end_watches(Ending::Broken);
     let before = api.asked().len();
-    until("it tries again", || api.asked().len() > before + 3).await;
+    until("the follower retries", || api.asked().len() > before + 3).await;
     followed.has_said_nothing_new();
     api.say(address(2), Condition::Ready);
     api.fail_with(None);
@@ -202,7 +202,7 @@ async fn an_html_answer_leaves_the_last_set() {
     api.answer_with("<html>");
     api.compact(Gone::Event);
     api.end_watches(Ending::Complete);
-    until("it lists again", || lists(&api) > 2).await;
+    until("the follower requests another list", || lists(&api) > 2).await;
     followed.has_said_nothing_new();
     assert_eq!(log.count("cannot parse the answer"), (1, 1));
 }
@@ -219,7 +219,7 @@ async fn an_answer_above_the_size_limit_is_dropped() {
     followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
     until("it watches", || api.watchers() == 1).await;
     api.send(endless());
-    until("it lists anew", || lists(&api) == 2).await;
+    until("the follower requests a new list", || lists(&api) == 2).await;
     until("it watches", || api.watchers() == 1).await;
     assert_eq!(log.count("more than 16777216 bytes").1, 1);
     api.say(address(2), Condition::Ready);
@@ -228,7 +228,7 @@ async fn an_answer_above_the_size_limit_is_dropped() {
     api.answer_with(endless());
     api.compact(Gone::Status);
     api.end_watches(Ending::Complete);
-    until("it lists again", || lists(&api) > 3).await;
+    until("the follower requests further lists", || lists(&api) > 3).await;
     followed.has_said_nothing_new();
     assert_eq!(log.count("more than 16777216 bytes"), (1, 1));
 }
@@ -238,7 +238,7 @@ async fn nothing_is_published_before_the_first_list() {
     let api = ApiServer::start();
     api.fail_with(Some(503));
     let mut followed = follow(&api).await;
-    until("it tries again", || api.asked().len() > 2).await;
+    until("the follower retries", || api.asked().len() > 2).await;
     followed.has_said_nothing_new();
     api.say(address(1), Condition::Ready);
     api.fail_with(None);
@@ -251,9 +251,13 @@ async fn retries_back_off() {
     api.fail_with(Some(500));
     let _followed = follow(&api).await;
     let started = std::time::Instant::now();
-    until("it tries again", || api.asked().len() == 5).await;
-    // The least that four waits with jitter take: 50, 100, 200 and 400 ms.
-    assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
+    until("the follower has retried four times", || api.asked().len() == 5).await;
+    // The minimum of four waits with jitter: 50, 100, 200 and 400 ms.
+    assert!(
+        started.elapsed() > Duration::from_millis(700),
+        "the retries took only {:?}",
+        started.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -269,8 +273,12 @@ async fn retry_after_is_honoured_in_seconds_and_as_a_date() {
         api.retry_after(&value());
         let started = std::time::Instant::now();
         let _followed = follow(&api).await;
-        until("it tries again", || api.asked().len() == 2).await;
-        assert!(started.elapsed() > Duration::from_millis(1900), "{code} {:?}", started.elapsed());
+        until("the follower retries", || api.asked().len() == 2).await;
+        assert!(
+            started.elapsed() > Duration::from_millis(1900),
+            "Retry-After of {code} was not honoured: the retry came after {:?}",
+            started.elapsed()
+        );
     }
 }
 
@@ -281,9 +289,13 @@ async fn retry_after_does_not_shorten_the_backoff() {
     api.retry_after("0");
     let _followed = follow(&api).await;
     let started = std::time::Instant::now();
-    until("it tries again", || api.asked().len() == 5).await;
-    // The least that four waits with jitter take: 50, 100, 200 and 400 ms.
-    assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
+    until("the follower has retried four times", || api.asked().len() == 5).await;
+    // The minimum of four waits with jitter: 50, 100, 200 and 400 ms.
+    assert!(
+        started.elapsed() > Duration::from_millis(700),
+        "the retries took only {:?}",
+        started.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -294,9 +306,13 @@ async fn watches_that_end_at_once_back_off() {
     let patience = Patience { watch: Duration::ZERO, ..Patience::default() };
     let started = std::time::Instant::now();
     let _followed = Followed::start(source(&api).await.with_patience(patience));
-    until("it watches again", || api.asked().len() >= 6).await;
-    // The least that four waits with jitter take: 50, 100, 200 and 400 ms.
-    assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
+    until("the follower has watched again several times", || api.asked().len() >= 6).await;
+    // The minimum of four waits with jitter: 50, 100, 200 and 400 ms.
+    assert!(
+        started.elapsed() > Duration::from_millis(700),
+        "the watches took only {:?}",
+        started.elapsed()
+    );
     assert_eq!(lists(&api), 1);
 }
 
@@ -325,9 +341,9 @@ async fn an_answer_that_takes_too_long_is_dropped() {
     api.delay_by(Duration::from_secs(3600));
     let patience = Patience { answer: Duration::from_millis(100), ..Patience::default() };
     let mut late = Followed::start(source(&api).await.with_patience(patience));
-    until("it gives up", || lists(&api) > 1).await;
+    until("the follower drops the slow answer", || lists(&api) > 1).await;
     late.has_said_nothing_new();
-    // Slow, but not too late.
+    // This answer is slow, but not too late.
     api.delay_by(Duration::from_millis(200));
     follow(&api).await.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
     api.delay_by(Duration::ZERO);
@@ -341,10 +357,10 @@ async fn an_outage_is_logged_when_it_starts_and_when_it_ends() {
     let followed = watched(&api).await;
     api.fail_with(Some(403));
     api.end_watches(Ending::Complete);
-    until("it tries again", || api.asked().len() > 5).await;
+    until("the follower retries", || api.asked().len() > 5).await;
     assert_eq!(log.count("the API answered 403: the test wants 403"), (1, 1));
     api.fail_with(None);
-    until("the end is logged", || log.count("INFO") == (2, 1)).await;
+    until("the end of the outage is logged", || log.count("INFO") == (2, 1)).await;
     followed.ends().await;
 }
 
@@ -355,7 +371,7 @@ async fn a_refused_connection_to_the_api_is_logged() {
     let source = source(&api).await;
     drop(api);
     let _followed = Followed::start(source);
-    until("it is logged", || log.count("WARN").0 > 0).await;
+    until("the refused connection is logged", || log.count("WARN").0 > 0).await;
     assert_eq!(log.count("refused"), (1, 1));
 }
 
@@ -367,5 +383,5 @@ async fn tls_works_without_choosing_a_crypto_provider() {
     let port = ServicePort { namespace, service, port: PodPort::Only };
     let _followed = Followed::start(Kubernetes::new(port, client_of(config).unwrap()));
     let log = Log::capture();
-    until("it is refused", || log.count("refused") == (1, 1)).await;
+    until("the refused connection is logged", || log.count("refused") == (1, 1)).await;
 }

@@ -13,7 +13,7 @@ use crate::support::dns_server::{DnsServer, Mode, Service};
 
 const NAME: &str = "_zeromq._tcp.zmq-echo-headless.test.";
 
-/// The length of a whole round of queries.
+/// The time limit of a round of queries.
 const ROUND_LIMIT: Duration = Duration::from_secs(4);
 
 fn name(name: &str, server: &DnsServer) -> SrvName {
@@ -51,7 +51,7 @@ impl Followed {
 async fn until_asked(server: &DnsServer, more: usize) {
     let asked = || server.questions().iter().filter(|asked| asked.kind == RecordType::SRV).count();
     let goal = asked() + more;
-    until("it asks again", || asked() >= goal).await;
+    until("the resolver sends further queries", || asked() >= goal).await;
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn a_root_target_means_no_endpoints() {
     followed.says_addresses(&[]).await;
 }
 
-/// Checks that the last set stays while `break_it` holds, and that a new set is noticed afterwards.
+/// Checks that the last set stays in use while `break_it` holds, and that a later set is noticed.
 async fn the_last_set_stands(break_it: impl Fn(&DnsServer)) {
     let server = DnsServer::start();
     server.set("pod-0.test.", &["127.0.0.1"], 0);
@@ -217,14 +217,14 @@ async fn a_target_whose_lookup_is_silent_does_not_delay_the_others() {
     let late: Expected<'_> = ("tcp://late.test:5555", &["127.0.0.2:5555"]);
     followed.says_addresses(&[late, ("tcp://pod-0.test:5555", &["127.0.0.1:5555"])]).await;
     let took = started.elapsed();
-    assert!(took < ROUND_LIMIT, "after {took:?}");
-    until("the part is reported", || log.has("endpoint discovery failed in part")).await;
+    assert!(took < ROUND_LIMIT, "the other targets came only after {took:?}");
+    until("the partial failure is logged", || log.has("endpoint discovery failed in part")).await;
 }
 
 #[tokio::test]
 async fn targets_with_one_address_each_are_limited_to_one_family() {
     let server = DnsServer::start();
-    // Cluster DNS names the pods of a Deployment like this.
+    // Cluster DNS names the pods of a Deployment in this way.
     server.set("127-0-0-1.test.", &["127.0.0.1"], 0);
     server.set("127-0-0-2.test.", &["127.0.0.2"], 0);
     server.set("fd00--1.test.", &["::1"], 0);

@@ -6,7 +6,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::*;
 
-/// Far longer than any of the tests takes.
+/// Far longer than any of these tests takes.
 const PATIENT: Duration = Duration::from_secs(20);
 
 fn patient() -> DealerConfig {
@@ -27,7 +27,8 @@ impl BlackHole {
         listener.listen(0).unwrap();
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let mut queued = Vec::new();
-        // On a busy machine a single attempt may just be late. Several in a row are lost.
+        // On a busy machine, a single attempt may just be late. If several in a row fail, packets
+        // are lost.
         let mut lost = 0;
         while lost < 3 {
             match TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
@@ -59,13 +60,13 @@ impl Counting {
         Self { address, listener }
     }
 
-    /// The connection works, and it was the only one.
+    /// Checks that the connection works, and that it was the only one.
     async fn expect_only_use(self, mut dealer: Dealer) {
         assert_eq!(dealer.address(), self.address);
         assert_eq!(payload(&mut dealer).await, b"hello");
         drop(dealer);
         self.listener.set_nonblocking(true).unwrap();
-        assert!(self.listener.accept().is_err(), "there was a second connection");
+        assert!(self.listener.accept().is_err(), "the DEALER opened a second connection");
     }
 }
 
@@ -75,7 +76,7 @@ async fn a_second_address_is_used_if_the_first_is_a_black_hole() {
     let good = Counting::new();
     let started = Instant::now();
     let dealer = connect_to(&[hole.address, good.address], &patient()).await.unwrap();
-    assert!(started.elapsed() < PATIENT, "{:?}", started.elapsed());
+    assert!(started.elapsed() < PATIENT, "connecting took {:?}", started.elapsed());
     good.expect_only_use(dealer).await;
     let config = DealerConfig { connect_timeout: Duration::from_millis(300), ..config() };
     let error = connect_to(&[hole.address], &config).await.unwrap_err();
@@ -93,7 +94,10 @@ async fn a_second_address_is_used_at_once_if_the_first_refuses() {
         fastest = fastest.min(started.elapsed());
         good.expect_only_use(dealer).await;
     }
-    assert!(fastest < Duration::from_millis(250), "{fastest:?}: it waited for a timer");
+    assert!(
+        fastest < Duration::from_millis(250),
+        "the second address was used only after {fastest:?}, so a timer was awaited"
+    );
     let error = connect_to(&[refuses, refuses], &patient()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Connect { address, .. } if address == refuses));
 }
