@@ -29,9 +29,9 @@ use zmtp::endpoint::ConnectEndpoint;
 use crate::support::{DEADLINE, Server, parse_metrics, sample, until};
 
 /// A source that publishes what the test tells it.
-struct Told(watch::Receiver<Endpoints>);
+struct TestSource(watch::Receiver<Endpoints>);
 
-impl Discovery for Told {
+impl Discovery for TestSource {
     fn follow(mut self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             loop {
@@ -44,16 +44,16 @@ impl Discovery for Told {
     }
 }
 
-/// The test's handle to a [`Told`]: it sets what the source publishes.
-struct Teller(watch::Sender<Endpoints>);
+/// The test's handle to a [`TestSource`]: it sets what the source publishes.
+struct Publisher(watch::Sender<Endpoints>);
 
-impl Teller {
+impl Publisher {
     fn new() -> (Self, Box<dyn Discovery>) {
         let (sender, receiver) = watch::channel(Endpoints::new());
-        (Self(sender), Box::new(Told(receiver)))
+        (Self(sender), Box::new(TestSource(receiver)))
     }
 
-    fn say(&self, endpoints: &[(&str, EndpointState)]) {
+    fn publish(&self, endpoints: &[(&str, EndpointState)]) {
         let known = |state| Endpoint::new(state, Vec::new());
         let parsed = endpoints.iter().map(|(endpoint, state)| (parse(endpoint), known(*state)));
         self.0.send_replace(parsed.collect());

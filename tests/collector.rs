@@ -164,7 +164,7 @@ fn if_the_collector_stops_reading_records_are_dropped_and_counted_but_echoes_go_
         raw::echoes(&mut peer, &requests);
         dropped() > 0.0
     });
-    // The server goes on while the collector is stopped.
+    // The server continues while the collector is stopped.
     let before = dropped();
     raw::echoes(&mut peer, &requests);
     wait_until("/livez answers 200 while the collector is stopped", || {

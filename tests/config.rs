@@ -71,11 +71,11 @@ const REFUSED: [(&str, &str, &str); 51] = [
 
 #[test]
 fn a_wrong_value_is_rejected_with_an_example_of_a_correct_one() {
-    refuses(SERVER, &REFUSED);
+    assert_rejected(SERVER, &REFUSED);
 }
 
 /// Checks that a program rejects a value of a flag with a message that has this part.
-pub fn refuses(program: &str, refused: &[(&str, &str, &str)]) {
+pub fn assert_rejected(program: &str, refused: &[(&str, &str, &str)]) {
     for (flag, value, right) in refused {
         let mut command = command(program);
         command.arg(format!("{flag}={value}"));
@@ -107,11 +107,11 @@ fn output_of_a_rejection(command: &mut Command, what: &str) -> Output {
 
 #[test]
 fn every_flag_is_an_environment_variable_that_a_wrong_value_names() {
-    refuses_from_the_environment(SERVER, "ZMQ_ECHO", &EchoConfig::command(), &REFUSED);
+    assert_rejected_in_the_environment(SERVER, "ZMQ_ECHO", &EchoConfig::command(), &REFUSED);
 }
 
 /// Checks that every flag of a program has its environment variable, with a value that is rejected.
-pub fn refuses_from_the_environment(
+pub fn assert_rejected_in_the_environment(
     program: &str,
     prefix: &str,
     parser: &clap::Command,

@@ -86,7 +86,7 @@ async fn until_used(client: &Client, count: usize, holds: impl Fn(&Endpoint) -> 
 async fn an_ipv6_endpoint_of_an_endpoint_slice_answers() {
     let server = Server::start_on("tcp://[::1]:0", &[]);
     let api = ApiServer::start();
-    api.say(server.address(), Condition::Ready);
+    api.set(server.address(), Condition::Ready);
     let client = client_of(&api, patient()).await;
     let reply = client.request("a".into()).await.unwrap();
     assert_eq!(reply.endpoint.to_string(), server.endpoint);
@@ -104,7 +104,7 @@ async fn a_pod_that_listens_on_one_of_its_two_addresses_answers() {
     for bind in ["tcp://127.0.0.1:0", "tcp://[::1]:0"] {
         let (_server, addresses) = listens_on(bind);
         let api = ApiServer::start();
-        api.say_pod(Some("1"), &addresses, Condition::Ready);
+        api.set_pod(Some("1"), &addresses, Condition::Ready);
         let client = client_of(&api, patient()).await;
         let reply = client.request("a".into()).await.unwrap();
         assert_eq!(reply.endpoint.to_string(), format!("tcp://{}", addresses[0]), "{bind}");
@@ -119,8 +119,8 @@ async fn a_pod_with_two_addresses_counts_once_and_gets_one_share() {
     let port = dual.address().port();
     let addresses = [(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()];
     let api = ApiServer::start();
-    api.say_pod(Some("1"), &addresses, Condition::Ready);
-    api.say_pod(Some("2"), &[single.address()], Condition::Ready);
+    api.set_pod(Some("1"), &addresses, Condition::Ready);
+    api.set_pod(Some("2"), &[single.address()], Condition::Ready);
     let client = client_of(&api, patient()).await;
     until_used(&client, 2, |_| true).await;
     assert_eq!(client.endpoints().len(), 2);
@@ -139,17 +139,17 @@ async fn a_pod_with_two_addresses_counts_once_and_gets_one_share() {
 async fn answer_while_all_are(condition: Condition) {
     let servers: Vec<_> = (0..3).map(|_| Server::start(&[])).collect();
     let api = ApiServer::start();
-    servers.iter().for_each(|server| api.say(server.address(), Condition::Ready));
+    servers.iter().for_each(|server| api.set(server.address(), Condition::Ready));
     let client = client_of(&api, patient()).await;
     until_used(&client, 3, |known| !known.doubtful).await;
     let load = Load::start(&client);
-    servers.iter().for_each(|server| api.say(server.address(), condition));
+    servers.iter().for_each(|server| api.set(server.address(), condition));
     until_used(&client, 3, |known| known.doubtful).await;
     until_more_are_answered(&client).await;
     // A client that starts now uses them too.
     let another = client_of(&api, patient()).await;
     another.request("a".into()).await.unwrap();
-    servers.iter().for_each(|server| api.say(server.address(), Condition::Ready));
+    servers.iter().for_each(|server| api.set(server.address(), Condition::Ready));
     until_used(&client, 3, |known| !known.doubtful).await;
     until_more_are_answered(&client).await;
     load.expect_no_loss().await;
@@ -170,7 +170,7 @@ async fn if_no_pod_is_surely_ready_those_that_answer_are_used() {
     let (server, mut dead) = (Server::start(&[]), Server::start(&[]));
     let api = ApiServer::start();
     for pod in [&server, &dead] {
-        api.say(pod.address(), Condition::NotReady);
+        api.set(pod.address(), Condition::NotReady);
     }
     let client = client_of(&api, patient()).await;
     until_used(&client, 2, |known| known.doubtful).await;
@@ -187,24 +187,24 @@ async fn an_evicted_replica_answers_until_its_replacement_is_ready() {
     let old = Server::start(&[]);
     let replacement = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let api = ApiServer::start();
-    api.say(old.address(), Condition::Ready);
+    api.set(old.address(), Condition::Ready);
     let client = client_of(&api, patient()).await;
     let load = Load::start(&client);
     until_more_are_answered(&client).await;
-    api.say(old.address(), Condition::Terminating);
+    api.set(old.address(), Condition::Terminating);
     old.signal(Signal::TERM);
     until_used(&client, 1, |known| known.doubtful).await;
     until_more_are_answered(&client).await;
-    api.say(replacement, Condition::NotReady);
+    api.set(replacement, Condition::NotReady);
     // Its readiness probe fails while it drains.
-    api.say(old.address(), Condition::Stopping);
+    api.set(old.address(), Condition::Stopping);
     until("the client knows the replacement", || client.endpoints().len() == 2).await;
     until_more_are_answered(&client).await;
     let _new = Server::start_on(&format!("tcp://{replacement}"), &[]);
-    api.say(replacement, Condition::Ready);
+    api.set(replacement, Condition::Ready);
     until_used(&client, 1, |known| !known.doubtful).await;
     until("the evicted server has drained", || old.find_record("drained").is_some()).await;
-    api.forget(old.address());
+    api.remove(old.address());
     until_more_are_answered(&client).await;
     load.expect_no_loss().await;
 }

@@ -126,5 +126,5 @@ async fn a_wildcard_endpoint_serves_on_every_loopback_address() {
         req.connect(&format!("tcp://{host}:{}", address.port())).await.unwrap();
         assert_eq!(echo(&mut req, "hello".into()).await, [b"hello"]);
     }
-    server.is_alive();
+    server.wait_until_alive();
 }

@@ -143,7 +143,7 @@ impl Container {
 
     /// Runs the probe in the container, as an exec probe does.
     #[track_caller]
-    fn passes_its_probe(&self) {
+    fn assert_probe_succeeds(&self) {
         podman(&["exec", &self.name.0, "/zmq-echo-probe", "--timeout", "20s"]);
     }
 
@@ -344,11 +344,11 @@ fn the_image_serves_unprivileged_on_a_read_only_root() {
         .output()
         .expect("the probe runs");
     assert!(probe.status.success(), "the probe failed: {probe:?}");
-    container.passes_its_probe();
+    container.assert_probe_succeeds();
     // Only the probe in the container is on the server's own host.
     assert_eq!(container.metric("zmq_echo_requests_total{source=\"probe\"}"), 1.0);
     assert_eq!(container.metric("zmq_echo_requests_total{source=\"client\"}"), 1.0);
-    container.is_alive();
+    container.wait_until_alive();
     assert_eq!(container.get("/readyz").0, 200);
 }
 
@@ -401,7 +401,7 @@ fn the_images_stop_signal_drains_the_server_and_it_exits_0() {
 #[test]
 fn the_idle_image_uses_less_than_ten_mebibytes() {
     let container = Container::start(&[]);
-    container.passes_its_probe();
+    container.assert_probe_succeeds();
     let resident = container.memory("VmRSS");
     eprintln!("{} KiB are resident", resident >> 10);
     assert!(resident < IDLE, "an idle server uses {resident} bytes; the limit is {IDLE}");
@@ -526,7 +526,7 @@ fn two_hundred_peers_that_send_and_do_not_read_do_not_exceed_the_deployments_mem
     let mut peers = raw::crowd(container.address(), 200);
     let request = raw::frame(&[3; 64 << 10], false);
     container.flood_until_stuck(&mut peers, &request);
-    container.passes_its_probe();
+    container.assert_probe_succeeds();
     let most = group.most();
     eprintln!("{} KiB at most, of {} KiB", most >> 10, limit >> 10);
     assert!(most < limit, "the server used {most} bytes; the Deployment's limit is {limit}");

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo_client::load::config::LoadConfig;
 
-use crate::config::{refuses, refuses_from_the_environment};
+use crate::config::{assert_rejected, assert_rejected_in_the_environment};
 use crate::log_schema::assert_text_documented;
 use crate::simulation::switch;
 use crate::support::built::LOAD;
@@ -51,7 +51,7 @@ fn sum(list: &Json, field: &str) -> f64 {
 
 /// How a ROUTER treats its messages.
 #[derive(Clone, Copy)]
-enum Manner {
+enum Behaviour {
     /// Replies, and each reply takes this long.
     Delays(Duration),
     /// Replies at once, except during one second that starts one second after the first request.
@@ -63,20 +63,20 @@ enum Manner {
 }
 
 /// Starts a server with this behaviour, which runs until the tests end. Returns its endpoint.
-fn server_that(manner: Manner) -> String {
+fn server_with(behaviour: Behaviour) -> String {
     let (sender, endpoint) = std::sync::mpsc::channel();
     thread::spawn(move || {
         runtime().block_on(async {
             let mut socket = RouterSocket::new();
             let endpoint = socket.bind("tcp://127.0.0.1:0").await.unwrap();
             sender.send(endpoint.to_string()).unwrap();
-            serve(socket, manner).await;
+            serve(socket, behaviour).await;
         });
     });
     endpoint.recv().expect("the server binds")
 }
 
-async fn serve(mut socket: RouterSocket, manner: Manner) {
+async fn serve(mut socket: RouterSocket, behaviour: Behaviour) {
     let mut replies: VecDeque<(Instant, ZmqMessage)> = VecDeque::new();
     let mut stall = None;
     loop {
@@ -85,11 +85,11 @@ async fn serve(mut socket: RouterSocket, manner: Manner) {
             message = socket.recv() => {
                 let Ok(message) = message else { continue };
                 let now = Instant::now();
-                match manner {
-                    Manner::Delays(delay) => replies.push_back((now + delay, message)),
-                    Manner::Alters => replies.push_back((now, altered(message))),
-                    Manner::IsSilent => {}
-                    Manner::StallsOnce => {
+                match behaviour {
+                    Behaviour::Delays(delay) => replies.push_back((now + delay, message)),
+                    Behaviour::Alters => replies.push_back((now, altered(message))),
+                    Behaviour::IsSilent => {}
+                    Behaviour::StallsOnce => {
                         if now >= *stall.get_or_insert(now + Duration::from_secs(1)) {
                             stall = Some(now + Duration::from_secs(3600));
                             sleep(Duration::from_secs(1)).await;
@@ -232,7 +232,7 @@ fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
 
 #[test]
 fn an_altered_reply_fails_the_run_unless_failures_are_allowed() {
-    let endpoint = server_that(Manner::Alters);
+    let endpoint = server_with(Behaviour::Alters);
     let args = [&*endpoint, "--rate", "100", "--duration", "1s"];
     let run = result(1, &args);
     assert_eq!((number(&run["answered"]), number(&run["failed"])), (0.0, 100.0), "{run}");
@@ -244,7 +244,7 @@ fn an_altered_reply_fails_the_run_unless_failures_are_allowed() {
 
 #[test]
 fn a_reply_is_compared_with_the_expected_one() {
-    let endpoint = server_that(Manner::Alters);
+    let endpoint = server_with(Behaviour::Alters);
     let server = Server::start(&[]);
     let args = ["--rate", "100", "--duration", "500ms", "--payload-template", "order {n}"];
     for (endpoint, expect, failure) in [
@@ -307,7 +307,7 @@ fn an_error_reply_is_retried_and_counted_whatever_reply_is_expected() {
 
 #[test]
 fn requests_that_could_not_be_sent_count_as_failed() {
-    let endpoint = server_that(Manner::IsSilent);
+    let endpoint = server_with(Behaviour::IsSilent);
     let run = result(
         1,
         &[
@@ -339,7 +339,7 @@ fn requests_that_could_not_be_sent_count_as_failed() {
 
 #[test]
 fn the_median_of_a_known_delay_is_that_delay_in_both_loops() {
-    let endpoint = server_that(Manner::Delays(Duration::from_millis(20)));
+    let endpoint = server_with(Behaviour::Delays(Duration::from_millis(20)));
     for rate in ["200", "max"] {
         // A busy machine may add its own delay, so the test tries again.
         wait_until("the median is about the server's delay", || {
@@ -354,11 +354,11 @@ fn the_median_of_a_known_delay_is_that_delay_in_both_loops() {
 #[test]
 fn an_open_loop_sees_a_stall_that_a_closed_one_hides() {
     let args = ["--duration", "3s", "--connections", "1"];
-    let endpoint = server_that(Manner::StallsOnce);
+    let endpoint = server_with(Behaviour::StallsOnce);
     let open = result(0, &[&[&*endpoint, "--rate", "500"], &args[..]].concat());
     assert!(number(&open["latency"]["max"]) >= 0.9, "{}", open["latency"]);
     assert!(number(&open["latency"]["p90"]) >= 0.5, "{}", open["latency"]);
-    let endpoint = server_that(Manner::StallsOnce);
+    let endpoint = server_with(Behaviour::StallsOnce);
     let closed =
         result(0, &[&[&*endpoint, "--rate", "max", "--in-flight", "1"], &args[..]].concat());
     assert!(number(&closed["latency"]["max"]) >= 0.9, "{}", closed["latency"]);
@@ -531,8 +531,8 @@ const REFUSED: [(&str, &str, &str); 26] = [
 ];
 
 #[test]
-fn a_wrong_flag_is_refused_with_what_would_be_right() {
-    refuses(&LOAD, &REFUSED);
+fn a_wrong_value_is_rejected_with_an_example_of_a_correct_one() {
+    assert_rejected(&LOAD, &REFUSED);
     let output = load(&["--connections", "4096", "--in-flight", "100"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
@@ -541,7 +541,7 @@ fn a_wrong_flag_is_refused_with_what_would_be_right() {
 
 #[test]
 fn every_flag_is_an_environment_variable_too() {
-    refuses_from_the_environment(&LOAD, "ZMQ_ECHO_LOAD", &LoadConfig::command(), &REFUSED);
+    assert_rejected_in_the_environment(&LOAD, "ZMQ_ECHO_LOAD", &LoadConfig::command(), &REFUSED);
 }
 
 #[test]

@@ -191,9 +191,9 @@ fn every_record_of_a_servers_life_is_documented() {
     shell.args(["--log-level", EVERY_RECORD, "--drain-quiet", "100ms"]);
     shell.envs(POD.map(|(variable, _, value)| (variable, value)));
     let mut server = Server::spawn(shell);
-    let mut stranger = TcpStream::connect(server.address()).unwrap();
-    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    let _ = stranger.read_to_end(&mut Vec::new());
+    let mut untrusted = TcpStream::connect(server.address()).unwrap();
+    untrusted.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let _ = untrusted.read_to_end(&mut Vec::new());
     let mut peer = raw::connect(server.address(), b"peer");
     raw::echoes(&mut peer, &raw::frame(b"hello", false));
     server.signal(Signal::TERM);

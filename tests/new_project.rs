@@ -120,13 +120,13 @@ fn a_new_project_has_its_own_name_everywhere_and_cargo_accepts_it() {
         for (path, part) in expected {
             assert!(text(path).contains(&part), "{name}: {path} lacks {part}");
         }
-        marker_has_16_bytes(&text("src/service/rejection.rs"));
+        assert_markers_have_16_bytes(&text("src/service/rejection.rs"));
         let policy = text("src/side_port/page.rs");
         for tag in ["script", "style"] {
             let hash = hash_of(&text("src/side_port/status.html"), tag);
             assert!(policy.contains(&format!("{tag}-src 'sha256-{hash}'")), "{name}: {tag}");
         }
-        what_is_for_this_project_only_is_left_out(&files);
+        assert_own_parts_are_left_out(&files);
 
         for lock in ["Cargo.lock", "fuzz/Cargo.lock"] {
             let packages = names_of_packages(&text(lock));
@@ -145,7 +145,7 @@ fn a_new_project_has_its_own_name_everywhere_and_cargo_accepts_it() {
 }
 
 /// Each marker is a byte string, such as `b"\0quotes--/error\0"`.
-fn marker_has_16_bytes(source: &str) {
+fn assert_markers_have_16_bytes(source: &str) {
     for constant in ["ERROR", "CHECK"] {
         let (_, rest) = source.split_once(&format!("pub const {constant}: ")).unwrap();
         let marker = rest.split('"').nth(1).unwrap().replace("\\0", "0");
@@ -153,7 +153,7 @@ fn marker_has_16_bytes(source: &str) {
     }
 }
 
-fn what_is_for_this_project_only_is_left_out(files: &[(String, Vec<u8>)]) {
+fn assert_own_parts_are_left_out(files: &[(String, Vec<u8>)]) {
     for (path, content) in files {
         assert!(
             !path.contains("new_project") && path != "new-project",
@@ -188,7 +188,7 @@ fn names_of_packages(lock: &str) -> Vec<String> {
 
 /// Runs the script, which must fail and leave nothing behind. Returns its output, which names the
 /// reason.
-fn refused(script: &Path, name: &str, folder: &Path) -> String {
+fn assert_refused(script: &Path, name: &str, folder: &Path) -> String {
     let before = folder.exists();
     let output = run(script, &[name, folder.to_str().unwrap()], script.parent().unwrap());
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -218,7 +218,7 @@ fn a_project_name_that_cannot_work_everywhere_is_rejected_with_the_reason() {
         ("it is the name of a module", &["probe", "support", "proto", "poll-loop"]),
     ] {
         for name in names {
-            let said = refused(&root().join("new-project"), name, &project);
+            let said = assert_refused(&root().join("new-project"), name, &project);
             assert!(said.contains(reason), "{name}: {said}");
         }
     }
@@ -236,12 +236,15 @@ fn a_folder_that_is_not_empty_or_lies_in_the_checkout_is_rejected_and_left_alone
     let folder = Folder::new("folders");
     let script = root().join("new-project");
     fs::write(folder.0.join("precious"), "1").unwrap();
-    assert!(refused(&script, "quotes", &folder.0).contains("not an empty folder"));
-    assert!(refused(&script, "quotes", &folder.0.join("precious")).contains("not an empty folder"));
+    assert!(assert_refused(&script, "quotes", &folder.0).contains("not an empty folder"));
+    assert!(
+        assert_refused(&script, "quotes", &folder.0.join("precious"))
+            .contains("not an empty folder")
+    );
     assert_eq!(fs::read_to_string(folder.0.join("precious")).unwrap(), "1");
 
     let inside = root().join("target/quotes");
-    assert!(refused(&script, "quotes", &inside).contains("inside this checkout"));
+    assert!(assert_refused(&script, "quotes", &inside).contains("inside this checkout"));
 
     let empty = folder.0.join("empty");
     fs::create_dir(&empty).unwrap();
@@ -256,9 +259,9 @@ fn a_copy_that_is_not_a_checkout_is_rejected() {
     let script = unpacked.join("new-project");
     fs::copy(root().join("new-project"), &script).unwrap();
     let project = folder.0.join("project");
-    assert!(refused(&script, "quotes", &project).contains("not a git checkout"));
+    assert!(assert_refused(&script, "quotes", &project).contains("not a git checkout"));
 
     // Inside another project's checkout.
     succeed("git", &["init", "--quiet"], &folder.0);
-    assert!(refused(&script, "quotes", &project).contains("not a checkout of this project"));
+    assert!(assert_refused(&script, "quotes", &project).contains("not a checkout of this project"));
 }

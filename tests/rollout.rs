@@ -98,7 +98,7 @@ impl Cluster {
 
     fn ready(&mut self, address: SocketAddr) {
         match self {
-            Self::Api(api) => api.say(address, Condition::Ready),
+            Self::Api(api) => api.set(address, Condition::Ready),
             Self::Dns { ready, .. } => {
                 ready.insert(address.ip());
             }
@@ -108,7 +108,7 @@ impl Cluster {
 
     fn terminating(&mut self, address: SocketAddr) {
         match self {
-            Self::Api(api) => api.say(address, Condition::Terminating),
+            Self::Api(api) => api.set(address, Condition::Terminating),
             Self::Dns { ready, .. } => {
                 ready.remove(&address.ip());
             }
@@ -118,7 +118,7 @@ impl Cluster {
 
     fn gone(&mut self, address: SocketAddr) {
         match self {
-            Self::Api(api) => api.forget(address),
+            Self::Api(api) => api.remove(address),
             // It may already have been removed from the answer.
             Self::Dns { .. } => self.terminating(address),
         }

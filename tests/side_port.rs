@@ -151,7 +151,7 @@ fn metrics_stay_current_under_a_load_that_never_lets_the_loop_sleep() {
     raw::keep_busy(server.address(), 4);
     for _ in 0..5 {
         // A received request is observed soon, but maybe not in the same scrape, which reads one
-        // series after another while the loop goes on.
+        // series after another while the loop continues.
         let received = server.metric("zmq_echo_requests_total{source=\"client\"}");
         server.wait_for_metric("zmq_echo_request_duration_seconds", |n| n > received);
     }
@@ -388,7 +388,7 @@ fn slow_clients_do_not_stop_a_scrape() {
         assert_eq!(
             server.get("/metrics").0,
             200,
-            "a scrape beside slow clients failed in round {round}"
+            "a scrape next to slow clients failed in round {round}"
         );
         thread::sleep(Duration::from_millis(200));
     }
@@ -507,14 +507,14 @@ fn http_clients_that_do_not_read_do_not_lock_out_others() {
         assert_eq!(
             get(http, "/readyz").0,
             200,
-            "/readyz failed beside {} clients that do not read",
+            "/readyz failed next to {} clients that do not read",
             unread.len()
         );
         // If none of the others gave way, the first would be closed after five seconds.
         let waited = started.elapsed();
         assert!(
             waited < Duration::from_secs(3),
-            "/readyz took {waited:?} beside {} clients that do not read",
+            "/readyz took {waited:?} next to {} clients that do not read",
             unread.len()
         );
     }

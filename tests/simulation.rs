@@ -160,7 +160,7 @@ fn a_flood_of_slow_requests_stays_within_the_memory_formula() {
     // No peer is closed for it.
     assert_eq!(server.metric("zmq_echo_disconnections_total{reason=\"pool_full\"}"), 0.0);
     assert_eq!(server.metric("zmq_echo_peers"), 100.0);
-    server.is_alive();
+    server.wait_until_alive();
 }
 
 #[test]
@@ -300,6 +300,6 @@ fn an_injected_panic_fails_one_request_and_closes_no_connection() {
     assert_eq!(server.metric("zmq_echo_panics_total"), 1.0);
     assert_eq!(server.get("/faults").1, OFF);
     assert!(server.wait_for_record("panicked")["panic"] == "a simulated panic");
-    server.is_alive();
+    server.wait_until_alive();
     assert!(server.is_running());
 }

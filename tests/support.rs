@@ -254,7 +254,7 @@ impl Server {
     /// Waits until `/livez` returns 200. The check has a time limit, which a busy machine may
     /// exceed.
     #[track_caller]
-    pub fn is_alive(&self) {
+    pub fn wait_until_alive(&self) {
         wait_until("/livez answers 200", || self.get("/livez").0 == 200);
     }
 
@@ -262,7 +262,7 @@ impl Server {
     /// error of the clock's ticks. It may have earlier work to finish, so this measures again; a
     /// loop that spins never becomes idle.
     #[track_caller]
-    pub fn rests(&self) {
+    pub fn wait_until_idle(&self) {
         wait_until("the process is idle: it uses at most 5 % of a CPU", || {
             let (started, before) = (Instant::now(), self.cpu_time());
             thread::sleep(Duration::from_millis(800));

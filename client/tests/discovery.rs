@@ -29,12 +29,12 @@ impl Followed {
 
     /// Waits until the source has published exactly these endpoints and states.
     #[track_caller]
-    fn says(&mut self, expected: &[(&str, EndpointState)]) -> impl Future<Output = ()> {
+    fn publishes(&mut self, expected: &[(&str, EndpointState)]) -> impl Future<Output = ()> {
         let expected = set(expected);
-        async move { self.says_what(|said| states(said) == expected).await }
+        async move { self.publishes_a_set_that(|said| states(said) == expected).await }
     }
 
-    async fn says_what(&mut self, holds: impl Fn(&Endpoints) -> bool) {
+    async fn publishes_a_set_that(&mut self, holds: impl Fn(&Endpoints) -> bool) {
         // The initial value of the channel was not published by the source.
         if self.endpoints.has_changed().is_ok_and(|changed| !changed) {
             let unsaid = self.endpoints.borrow().is_empty();
@@ -59,7 +59,7 @@ impl Followed {
 
     /// Checks that the source has published nothing since the last check.
     #[track_caller]
-    fn has_said_nothing_new(&self) {
+    fn has_published_nothing_new(&self) {
         assert!(
             !self.endpoints.has_changed().unwrap(),
             "the source has published another set: {:?}",
@@ -68,7 +68,7 @@ impl Followed {
     }
 
     /// Checks that the source ends once nobody listens.
-    async fn ends(self) {
+    async fn assert_ends(self) {
         drop(self.endpoints);
         timeout(DEADLINE, self.task).await.expect("the source ends once nobody listens").unwrap();
     }

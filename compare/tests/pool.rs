@@ -40,7 +40,7 @@ fn answered(client: &Client) -> u64 {
 
 /// Checks payloads of many sizes, and many concurrent requests while one of the servers is killed.
 /// Every request must get its own reply.
-async fn is_served_by(mut servers: Vec<Server>) {
+async fn assert_served_by(mut servers: Vec<Server>) {
     let client = client(&servers);
     until("all servers are ready", || ready(&client) == servers.len()).await;
     for size in [0, 1, 255, 256, 65_535, 1 << 20] {
@@ -76,7 +76,11 @@ async fn ask(client: Client, caller: usize) {
 fn run(start: impl Fn() -> Server) {
     let servers = (0..3).map(|_| start()).collect();
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_all().build().expect("a runtime can be built").block_on(is_served_by(servers));
+    runtime
+        .enable_all()
+        .build()
+        .expect("a runtime can be built")
+        .block_on(assert_served_by(servers));
 }
 
 #[test]

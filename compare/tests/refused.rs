@@ -72,7 +72,7 @@ fn failures(server: &Server, reason: &str) -> f64 {
 
 /// Checks that clients rejected for `reason` do not reconnect.
 #[track_caller]
-fn stay_away(server: &Server, clients: &mut [Monitored], reason: &str) {
+fn assert_no_reconnect(server: &Server, clients: &mut [Monitored], reason: &str) {
     // This test is about time: a client that reconnects would have done so by then.
     thread::sleep(RECONNECT * RECONNECTS);
     for client in clients.iter_mut() {
@@ -103,7 +103,7 @@ fn a_client_with_another_mechanism_gets_an_error_does_not_reconnect_and_is_count
         let mismatch = (HANDSHAKE_FAILED_PROTOCOL.to_raw(), MECHANISM_MISMATCH);
         assert!(client.events.contains(&mismatch), "{:x?}", client.events);
     }
-    stay_away(&server, &mut clients, "mechanism");
+    assert_no_reconnect(&server, &mut clients, "mechanism");
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn a_client_of_another_socket_type_is_disconnected_and_does_not_reconnect() {
         // it finds the same fault in that; the result is the same.)
         eventually("the client is disconnected", || client.count(DISCONNECTED) == 1);
     }
-    stay_away(&server, &mut clients, "socket_type");
+    assert_no_reconnect(&server, &mut clients, "socket_type");
 }
 
 #[test]

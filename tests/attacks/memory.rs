@@ -17,7 +17,7 @@ fn an_endless_message_of_frames_is_closed_at_the_frame_limit() {
         writing.join().unwrap();
         attacked.wait_for_disconnections("frame_limit", closed + 1);
     }
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn many_frames_stay_within_the_pool_even_if_the_frame_limit_allows_more() {
         writing.join().unwrap();
         attacked.wait_for_disconnections("frame_limit", closed + 1);
     }
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn endless_commands_inside_a_message_are_closed_at_the_message_limit() {
     raw::read_until_closed(&mut peer);
     writing.join().unwrap();
     attacked.wait_for_disconnections("message_limit", 1);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn an_announced_size_over_the_limit_is_rejected_at_its_header() {
     assert_eq!(attacked.disconnections("message_limit"), 2.0 * sizes.len() as f64);
     let grown = attacked.memory("VmHWM") - before;
     assert!(grown < 4 << 20, "announced sizes took {grown} bytes of memory");
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn announcing_128_tib_before_ready_does_not_end_the_process() {
         raw::read_until_closed(&mut peer);
     }
     attacked.wait_for_failures("data_before_ready", 50);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -113,11 +113,11 @@ fn the_start_of_a_huge_message_reserves_no_memory_and_is_closed_at_the_stall_tim
     assert!(held < 100.0 * 4096.0, "{held} bytes are held for 100 starts of messages");
     let grown = attacked.memory("VmRSS").saturating_sub(before);
     assert!(grown < 4 << 20, "announced sizes took {grown} bytes of memory");
-    attacked.serves_its_neighbour();
+    attacked.assert_serves_others();
     peers.iter_mut().for_each(|peer| assert_eq!(raw::read_until_closed(peer), 0));
     attacked.wait_for_disconnections("stalled", 100);
     assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -131,8 +131,8 @@ fn half_messages_on_hundreds_of_connections_stay_within_the_pool() {
     let all = (peers.len() * small.len()) as f64;
     attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held >= all);
     assert_eq!(attacked.disconnections("pool_full"), 0.0);
-    attacked.serves_its_neighbour();
-    attacked.rests();
+    attacked.assert_serves_others();
+    attacked.wait_until_idle();
     // Half the size of the pool, in addition to what it already holds.
     let large = half(2 << 20);
     let mut more = raw::crowd(attacked.address(), 100);
@@ -143,10 +143,10 @@ fn half_messages_on_hundreds_of_connections_stay_within_the_pool() {
     wait_until("a peer is closed because the pool is full", || {
         attacked.disconnections("pool_full") > 0.0
     });
-    attacked.serves_its_neighbour();
+    attacked.assert_serves_others();
     let held = attacked.metric("zmq_echo_buffered_bytes");
     assert!(held < (70 << 20) as f64, "the pool of 64 MiB holds {held} bytes");
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -156,8 +156,8 @@ fn two_hundred_peers_that_pipeline_without_reading_lose_nothing_and_block_no_oth
     let mut peers = raw::crowd(attacked.address(), 200);
     let request = raw::frame(&[3; 64 << 10], false);
     let taken = attacked.flood_until_stuck(&mut peers, &request);
-    attacked.serves_its_neighbour();
-    attacked.rests();
+    attacked.assert_serves_others();
+    attacked.wait_until_idle();
     assert!(
         taken.iter().all(|taken| !taken.closed),
         "a peer was closed because its own replies were unread"
@@ -169,7 +169,7 @@ fn two_hundred_peers_that_pipeline_without_reading_lose_nothing_and_block_no_oth
         }
     }
     attacked.wait_for_metric("zmq_echo_pending_replies", |pending| pending == 0.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -182,9 +182,9 @@ fn a_peer_that_floods_large_messages_without_reading_is_soon_no_longer_read() {
     let most = taken.iter().map(|taken| taken.bytes).max().unwrap();
     assert!(most < 6 << 20, "the server took {most} bytes from a peer that reads no replies");
     eprintln!("taken from one peer at most: {most} bytes");
-    attacked.serves_its_neighbour();
-    attacked.rests();
-    attacked.is_unharmed();
+    attacked.assert_serves_others();
+    attacked.wait_until_idle();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -196,15 +196,15 @@ fn small_messages_from_peers_that_read_late_are_all_answered() {
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     let held = attacked.metric("zmq_echo_buffered_bytes");
     assert!(held < (10 << 20) as f64, "{held} bytes are held for peers that read no replies");
-    attacked.serves_its_neighbour();
-    attacked.rests();
+    attacked.assert_serves_others();
+    attacked.wait_until_idle();
     let one = request.len() / 2000;
     for (peer, taken) in peers.iter_mut().zip(&taken) {
         assert!(!taken.closed);
         let replies = raw::read(peer, taken.bytes / one * one);
         assert!(replies.chunks(one).all(|reply| reply == &request[..one]));
     }
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -221,11 +221,11 @@ fn a_full_pool_closes_the_peer_that_has_made_no_progress_for_longest() {
     next.write_all(&half).unwrap();
     assert_eq!(raw::read_until_closed(&mut holders[0]), 0);
     attacked.wait_for_disconnections("pool_full", 1);
-    attacked.serves_its_neighbour();
+    attacked.assert_serves_others();
     for peer in holders[1..].iter_mut().chain([&mut next]) {
         peer.write_all(&vec![1; (1 << 20) - (900 << 10)]).unwrap();
         raw::read(peer, 9 + (1 << 20));
     }
     attacked.wait_for_metric("zmq_echo_buffered_bytes", |buffered| buffered == 0.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }

@@ -72,7 +72,7 @@ fn uploads(address: SocketAddr, count: usize, size: usize, rate: &AtomicUsize) -
 
 /// Keeps the trickles going until all of them are closed and counted as stalled.
 #[track_caller]
-fn are_closed_and_counted(attacked: &Attacked, count: usize) {
+fn wait_until_closed_and_counted(attacked: &Attacked, count: usize) {
     wait_until("all trickles are closed", || {
         attacked.disconnections("stalled") + attacked.disconnections("pool_full") >= count as f64
     });
@@ -103,9 +103,9 @@ fn trickles_cost_no_honest_upload(
         let (echoed, count) = honest(address);
         assert_eq!(echoed, count, "not all honest uploads came back");
         assert!(attacked.disconnections("pool_full") > 0.0, "the trickles did not fill the pool");
-        are_closed_and_counted(&attacked, trickles);
+        wait_until_closed_and_counted(&attacked, trickles);
     });
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 /// Tells a thread of the scope to end when dropped, even if the test fails.
@@ -150,9 +150,9 @@ fn trickles_that_start_during_a_long_upload_do_not_close_it() {
         rate.store(3 << 20, Ordering::SeqCst);
         assert_eq!(honest.join().unwrap(), 2, "not all honest uploads came back");
         assert!(attacked.disconnections("pool_full") > 0.0, "the trickles did not fill the pool");
-        are_closed_and_counted(&attacked, count);
+        wait_until_closed_and_counted(&attacked, count);
     });
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_trickle_is_closed_as_stalled_while_a_slow_upload_goes_on() {
         assert!(honest.join().unwrap(), "the slow upload was closed");
     });
     assert_eq!(attacked.disconnections("stalled"), 4.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 /// A server with these limits, and a peer to test them with.
@@ -181,9 +181,9 @@ fn watched(stall_timeout: &str, stall_bytes: &str) -> (Attacked, TcpStream) {
     (attacked, peer)
 }
 
-fn none_was_stalled(mut attacked: Attacked) {
+fn assert_none_stalled(mut attacked: Attacked) {
     assert_eq!(attacked.disconnections("stalled"), 0.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn a_trickle_just_below_the_minimum_rate_is_closed_however_it_is_timed() {
         thread::sleep(Duration::from_millis(1100));
     }
     attacked.wait_for_disconnections("stalled", 1);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn a_message_that_is_complete_within_its_first_window_may_arrive_at_any_rate() {
         }
         assert!(raw::read(&mut peer, message.len()) == message);
     }
-    none_was_stalled(attacked);
+    assert_none_stalled(attacked);
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn a_series_of_small_messages_is_not_mistaken_for_one_slow_message() {
         assert!(raw::read(&mut peer, message.len()) == message);
         thread::sleep(Duration::from_millis(100));
     }
-    none_was_stalled(attacked);
+    assert_none_stalled(attacked);
 }
 
 #[test]
@@ -282,5 +282,5 @@ fn a_slow_reader_is_not_closed_by_a_timeout() {
     for reason in ["stalled", "vanished", "error", "closed"] {
         assert_eq!(attacked.disconnections(reason), 0.0, "{reason}");
     }
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }

@@ -11,7 +11,7 @@ use zmq_echo_client::discovery::EndpointState::Ready;
 use zmq_echo_client::{ClientConfig, Reply, RequestError, State, WhenFull};
 
 use super::peers::{Peer, by_hand};
-use super::{Counted, Teller, fixed, hasty, patient, until};
+use super::{Counted, Publisher, fixed, hasty, patient, until};
 use crate::support::{Server, raw};
 
 type Asked = JoinHandle<Result<Reply, RequestError>>;
@@ -91,13 +91,13 @@ async fn an_abandoned_request_keeps_its_slot_until_it_times_out() {
         client.metric("zmq_echo_client_outstanding") == 0.0
     })
     .await;
-    // The timeouts make the endpoint suspect all the same.
+    // The timeouts make the endpoint suspect nevertheless.
     assert_eq!(client.state(&silent.endpoint), Some(State::Suspect));
 }
 
 #[tokio::test]
 async fn without_an_endpoint_a_request_waits_until_its_deadline() {
-    let (teller, told) = Teller::new();
+    let (publisher, source) = Publisher::new();
     let config = ClientConfig { deadline: Some(Duration::from_millis(50)), ..patient() };
     let client = Counted::new(config, fixed(&[]));
     let nobody = client.request("anybody?").await;
@@ -105,10 +105,13 @@ async fn without_an_endpoint_a_request_waits_until_its_deadline() {
     assert_eq!(client.metric("zmq_echo_client_attempts_total"), 0.0);
 
     let server = Server::start(&[]);
-    let client = Counted::new(patient(), told);
+    let client = Counted::new(patient(), source);
     let asked = client.spawn("payload");
-    until("it waits", || client.metric("zmq_echo_client_outstanding") == 1.0).await;
-    teller.say(&[(&server.endpoint, Ready)]);
+    until("the request waits for an endpoint", || {
+        client.metric("zmq_echo_client_outstanding") == 1.0
+    })
+    .await;
+    publisher.publish(&[(&server.endpoint, Ready)]);
     all_answered(vec![asked]).await;
 }
 
@@ -159,7 +162,7 @@ async fn a_reply_that_announces_128_tib_closes_only_its_own_connection() {
 
 /// Sends ten requests whose replies arrive while nothing collects them. Returns the outcomes of
 /// those that were sent; the others continue.
-async fn picked_up_late(client: &Counted, size: usize) -> Vec<Result<Reply, RequestError>> {
+async fn collected_late(client: &Counted, size: usize) -> Vec<Result<Reply, RequestError>> {
     let totals = ["attempts", "not_sent"].map(|name| format!("zmq_echo_client_{name}_total"));
     let ended = || totals.iter().map(|total| client.metric(total)).sum::<f64>();
     let goal = ended() + 10.0;
@@ -189,14 +192,14 @@ async fn uncollected_replies_are_bounded_per_connection() {
     let client = Counted::new(config, fixed(&[&server.endpoint]));
     // The memory is freed each time.
     for _ in 0..2 {
-        let got = picked_up_late(&client, SIZE).await;
+        let got = collected_late(&client, SIZE).await;
         assert_eq!(got.iter().filter(|got| got.is_ok()).count(), 3);
         for error in got.into_iter().filter_map(Result::err) {
             assert!(matches!(error, RequestError::ReplyMemory { attempts: 1, .. }), "{error}");
         }
     }
     // Small requests are limited by their number.
-    assert!(picked_up_late(&client, 4 << 10).await.iter().all(Result::is_ok));
+    assert!(collected_late(&client, 4 << 10).await.iter().all(Result::is_ok));
 }
 
 #[tokio::test]
@@ -209,7 +212,7 @@ async fn uncollected_replies_are_bounded_over_all_connections() {
     for endpoint in endpoints {
         client.wait_for_state(endpoint, Some(State::Ready)).await;
     }
-    let got = picked_up_late(&client, SIZE).await;
+    let got = collected_late(&client, SIZE).await;
     let answered = got.iter().filter(|got| got.is_ok()).count();
     assert!((1..=3).contains(&answered), "{answered} of the uncollected replies were kept");
     for error in got.into_iter().filter_map(Result::err) {

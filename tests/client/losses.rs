@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use zmq_echo_client::{Backoff, ClientConfig, RequestError};
 
-use super::peers::{Fate, Peer, fateful};
+use super::peers::{Action, Peer, scripted};
 use super::{Counted, fixed, hasty, patient, until};
 use crate::support::{DEADLINE, Server};
 
@@ -20,13 +20,13 @@ async fn if_one_in_forty_of_280_requests_is_lost_seven_fail() {
     const CALLERS: u32 = 14;
     let (count, lost) = (AtomicU64::new(0), Arc::new(Mutex::new(BTreeSet::new())));
     let losing = Arc::clone(&lost);
-    let endpoint = fateful(move |payload| {
+    let endpoint = scripted(move |payload| {
         if count.fetch_add(1, SeqCst) % 40 == 19 {
             losing.lock().unwrap().insert(payload.to_vec());
-            return Fate::Lost;
+            return Action::Ignore;
         }
         // Slow enough that other requests are in flight whenever one times out.
-        Fate::Echoed(Duration::from_millis(300))
+        Action::Echo(Duration::from_millis(300))
     });
     let timeout = Duration::from_secs(5);
     let deadline = Some(2 * timeout);
@@ -56,9 +56,9 @@ async fn if_one_in_forty_of_280_requests_is_lost_seven_fail() {
 
 #[tokio::test]
 async fn repeated_losses_do_not_lead_to_a_reconnect_while_checks_are_answered() {
-    let endpoint = fateful(|payload| match payload {
-        b"lose" => Fate::Lost,
-        _ => Fate::Echoed(Duration::ZERO),
+    let endpoint = scripted(|payload| match payload {
+        b"lose" => Action::Ignore,
+        _ => Action::Echo(Duration::ZERO),
     });
     let config = ClientConfig { timeout: Duration::from_millis(500), retries: 0, ..patient() };
     let client = Counted::new(config, fixed(&[&endpoint]));
@@ -112,12 +112,12 @@ async fn each_failed_attempt_is_counted_once() {
     let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
     let endpoints = [(); 3].map(|()| {
         let random = Arc::clone(&random);
-        fateful(move |_| {
+        scripted(move |_| {
             let mut random = random.lock().unwrap();
             match random.u32(..100) {
-                0..5 => Fate::Lost,
-                5..8 => Fate::HungUp,
-                _ => Fate::Echoed(Duration::from_millis(random.u64(..5))),
+                0..5 => Action::Ignore,
+                5..8 => Action::HangUp,
+                _ => Action::Echo(Duration::from_millis(random.u64(..5))),
             }
         })
     });

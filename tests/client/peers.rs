@@ -75,20 +75,20 @@ pub fn is_check(request: &ZmqMessage) -> bool {
 
 /// What a hand-written server does with one request.
 #[derive(Debug, Clone, Copy)]
-pub enum Fate {
+pub enum Action {
     /// Echoes it after this time.
-    Echoed(Duration),
-    Lost,
+    Echo(Duration),
+    Ignore,
     /// Closes the connection at once, with all open requests.
-    HungUp,
+    HangUp,
 }
 
-/// A hand-written ROUTER that treats each request as `fate` says for its payload. It answers checks
-/// at once.
-pub fn fateful(fate: impl Fn(&[u8]) -> Fate + Send + Sync + 'static) -> String {
-    let fate = Arc::new(fate);
+/// A hand-written ROUTER that does with each request what `action` returns for its payload. It
+/// answers checks at once.
+pub fn scripted(action: impl Fn(&[u8]) -> Action + Send + Sync + 'static) -> String {
+    let action = Arc::new(action);
     by_hand(move |mut stream| {
-        let fate = Arc::clone(&fate);
+        let action = Arc::clone(&action);
         thread::spawn(move || -> io::Result<()> {
             let ready = raw::welcome(&mut stream)?;
             let identity = PROBE_IDENTITY.as_bytes();
@@ -101,11 +101,11 @@ pub fn fateful(fate: impl Fn(&[u8]) -> Fate + Send + Sync + 'static) -> String {
                     more = flags & 1 != 0;
                     frames.push(body);
                 }
-                let after = match fate(frames.last().expect("a frame")) {
+                let after = match action(frames.last().expect("a frame")) {
                     _ if is_check => Duration::ZERO,
-                    Fate::Echoed(after) => after,
-                    Fate::Lost => continue,
-                    Fate::HungUp => return stream.shutdown(Shutdown::Both),
+                    Action::Echo(after) => after,
+                    Action::Ignore => continue,
+                    Action::HangUp => return stream.shutdown(Shutdown::Both),
                 };
                 let writer = Arc::clone(&writer);
                 thread::spawn(move || {

@@ -4,7 +4,7 @@ use zmq_echo_client::discovery::EndpointState::Ready;
 use zmq_echo_client::{ClientConfig, State};
 
 use super::peers::Peer;
-use super::{Counted, Got, Teller, fixed, patient, until};
+use super::{Counted, Got, Publisher, fixed, patient, until};
 use crate::support::Server;
 
 /// The share of the replies that came from an endpoint.
@@ -23,12 +23,12 @@ async fn after_scaling_from_one_server_to_three_each_gets_its_share() {
         Peer::start(|request| vec![request]).await,
     ];
     let [first, second, third] = [0, 1, 2].map(|at| peers[at].endpoint.as_str());
-    let (teller, told) = Teller::new();
-    teller.say(&[(first, Ready)]);
-    let client = Counted::new(patient(), told);
+    let (publisher, source) = Publisher::new();
+    publisher.publish(&[(first, Ready)]);
+    let client = Counted::new(patient(), source);
     let alone = client.load(20, client.wait_for_answers(500.0)).await;
     assert_eq!(share(&alone, first), 1.0);
-    teller.say(&[(first, Ready), (second, Ready), (third, Ready)]);
+    publisher.publish(&[(first, Ready), (second, Ready), (third, Ready)]);
     let changes = client.client.changes();
     let usable = || changes.borrow().len() == 3;
     let meanwhile = client.load(20, until("all three endpoints are usable", usable)).await;

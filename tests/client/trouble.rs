@@ -11,7 +11,7 @@ use zmq_echo_client::{Backoff, ClientConfig, RequestError, State, Trouble, Unusa
 use zmtp::dealer::ConnectError;
 
 use super::peers::{Peer, by_hand, deaf, is_check, payload};
-use super::{Counted, Got, Teller, fixed, hasty, patient, until};
+use super::{Counted, Got, Publisher, fixed, hasty, patient, until};
 use crate::log_schema::captured::Log;
 use crate::support::{Server, raw};
 
@@ -60,7 +60,7 @@ async fn a_killed_endpoint_costs_each_of_its_requests_at_most_one_more_attempt()
 
 /// A peer that answers no caller, and answers checks only if told to. Also returns every caller's
 /// payload that arrived there.
-async fn unhelpful(answers_checks: bool) -> (Peer, Arc<Mutex<Vec<Vec<u8>>>>) {
+async fn never_answering(answers_checks: bool) -> (Peer, Arc<Mutex<Vec<Vec<u8>>>>) {
     let requests = Arc::<Mutex<Vec<Vec<u8>>>>::default();
     let seen = Arc::clone(&requests);
     let peer = Peer::start(move |request| {
@@ -77,7 +77,7 @@ async fn unhelpful(answers_checks: bool) -> (Peer, Arc<Mutex<Vec<Vec<u8>>>>) {
 #[tokio::test]
 async fn an_endpoint_that_never_answers_costs_a_request_one_attempt_and_is_then_avoided() {
     let servers = [Server::start(&[]), Server::start(&[])];
-    let (silent, requests) = unhelpful(false).await;
+    let (silent, requests) = never_answering(false).await;
     let endpoints = [&*servers[0].endpoint, &servers[1].endpoint, &silent.endpoint];
     let client = Counted::new(ClientConfig { retries: 100, ..hasty() }, fixed(&endpoints));
     for endpoint in endpoints {
@@ -187,7 +187,7 @@ async fn replies_that_arrived_while_this_process_was_stopped_do_not_time_out() {
 
 #[tokio::test]
 async fn an_endpoint_that_answers_only_checks_fails_no_request() {
-    let (checked, requests) = unhelpful(true).await;
+    let (checked, requests) = never_answering(true).await;
     let server = Server::start(&[]);
     let config = ClientConfig { retries: 100, ..hasty() };
     let client = Counted::new(config, fixed(&[&server.endpoint, &checked.endpoint]));
@@ -342,9 +342,9 @@ async fn each_trouble_of_an_endpoint_is_logged_as_documented() {
     let peer = Peer::silent().await;
     let timeout = Duration::from_millis(50);
     let config = ClientConfig { max_endpoints: 2, timeout, retries: 0, ..hasty() };
-    let (teller, source) = Teller::new();
+    let (publisher, source) = Publisher::new();
     let client = Counted::new(config, source);
-    teller.say(&[(REFUSES, Ready), (&peer.endpoint, Ready), ("tcp://127.0.0.2:1", Ready)]);
+    publisher.publish(&[(REFUSES, Ready), (&peer.endpoint, Ready), ("tcp://127.0.0.2:1", Ready)]);
     logged("more endpoints than the limit").await;
     logged("endpoint added").await;
     logged("cannot connect").await;
@@ -354,7 +354,7 @@ async fn each_trouble_of_an_endpoint_is_logged_as_documented() {
     logged("endpoint is still suspect").await;
     drop(peer);
     logged("connection lost").await;
-    teller.say(&[(REFUSES, Draining)]);
+    publisher.publish(&[(REFUSES, Draining)]);
     logged("endpoint changed").await;
 }
 
@@ -389,7 +389,7 @@ async fn the_last_failure_of_an_endpoint_is_reported_until_it_recovers() {
 
 #[tokio::test]
 async fn an_endpoint_that_does_not_answer_reports_that_as_its_failure() {
-    let (silent, _) = unhelpful(false).await;
+    let (silent, _) = never_answering(false).await;
     let client = Counted::new(ClientConfig { retries: 0, ..hasty() }, fixed(&[&silent.endpoint]));
     client.wait_for_state(&silent.endpoint, Some(State::Ready)).await;
     assert!(matches!(client.request("a").await, Err(RequestError::TimedOut { .. })));
@@ -408,12 +408,12 @@ async fn a_client_without_endpoints_knows_whether_its_source_has_named_none() {
         client.client.unusable() == Some(Unusable::NoneNamed)
     })
     .await;
-    let (teller, told) = Teller::new();
-    let client = Counted::new(hasty(), told);
+    let (publisher, source) = Publisher::new();
+    let client = Counted::new(hasty(), source);
     let server = Server::start(&[]);
-    teller.say(&[(&server.endpoint, Draining)]);
+    publisher.publish(&[(&server.endpoint, Draining)]);
     until("the only endpoint is draining", || client.client.unusable() == Some(Unusable::Draining))
         .await;
-    teller.say(&[(&server.endpoint, Ready)]);
+    publisher.publish(&[(&server.endpoint, Ready)]);
     until("the endpoint is usable", || client.client.unusable().is_none()).await;
 }

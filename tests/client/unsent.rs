@@ -8,8 +8,8 @@ use tokio::time::timeout;
 use zmq_echo_client::discovery::EndpointState::{Draining, Ready};
 use zmq_echo_client::{ClientConfig, Reply, RequestError, State};
 
-use super::peers::{Fate, Stuck, fateful};
-use super::{Counted, Teller, fixed, patient, until};
+use super::peers::{Action, Stuck, scripted};
+use super::{Counted, Publisher, fixed, patient, until};
 use crate::support::{DEADLINE, Server};
 
 const LARGE: usize = 64;
@@ -87,12 +87,12 @@ async fn a_partly_written_request_counts_as_not_sent() {
 #[tokio::test]
 async fn unsent_requests_move_to_another_endpoint_without_using_a_retry() {
     let (stuck, server) = (Stuck::start(), Server::start(&[]));
-    let (teller, source) = Teller::new();
+    let (publisher, source) = Publisher::new();
     let client = Counted::new(ClientConfig { retries: 0, ..patient() }, source);
-    teller.say(&[(&stuck.endpoint, Ready)]);
+    publisher.publish(&[(&stuck.endpoint, Ready)]);
     let asked = asked(&client, &stuck).await;
     let endpoint = stuck.endpoint.clone();
-    teller.say(&[(&endpoint, Ready), (&server.endpoint, Ready)]);
+    publisher.publish(&[(&endpoint, Ready), (&server.endpoint, Ready)]);
     client.wait_for_state(&server.endpoint, Some(State::Ready)).await;
     drop(stuck.stop());
     let (mut answered, mut lost) = (0, 0);
@@ -174,18 +174,18 @@ async fn a_request_whose_deadline_passes_in_the_queue_is_never_sent() {
 #[tokio::test]
 async fn requests_queued_for_an_endpoint_that_disappears_are_not_lost() {
     // On a runtime with several threads, where a request may be drawn at that very moment.
-    let [one, other] = [(); 2].map(|()| fateful(|_| Fate::Echoed(Duration::ZERO)));
+    let [one, other] = [(); 2].map(|()| scripted(|_| Action::Echo(Duration::ZERO)));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     let changes = runtime.spawn(async move {
-        let (teller, source) = Teller::new();
+        let (publisher, source) = Publisher::new();
         let client = Counted::new(ClientConfig { retries: 0, ..patient() }, source);
         let changing = async {
             for round in 0..100 {
                 let [here, there] = if round % 2 == 0 { [&one, &other] } else { [&other, &one] };
-                teller.say(&[(here, Ready)]);
+                publisher.publish(&[(here, Ready)]);
                 client.wait_for_state(here, Some(State::Ready)).await;
-                teller.say(&[(here, Draining), (there, Ready)]);
+                publisher.publish(&[(here, Draining), (there, Ready)]);
                 client.wait_for_state(there, Some(State::Ready)).await;
             }
         };

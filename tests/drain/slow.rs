@@ -45,7 +45,7 @@ fn wait_for(at: Instant) {
 
 /// Checks that the drain ended, that no reply was owed, and that no request was discarded or lost.
 #[track_caller]
-fn all_was_answered(server: &mut Server) -> Json {
+fn assert_all_answered(server: &mut Server) -> Json {
     let code = server.wait();
     let drained = server.wait_for_record("drained");
     let none = ["owed", "owed_bytes", "discarded", "discarded_bytes", "lost"];
@@ -71,7 +71,7 @@ fn pipeline(server: &Server, count: usize) -> (TcpStream, Vec<u8>) {
 
 /// Sends SIGTERM, and lets nothing move for more than twice the quiet period. These tests are about
 /// time.
-fn drains_and_nothing_moves(server: &Server) {
+fn drain_while_nothing_moves(server: &Server) {
     server.signal(Signal::TERM);
     server.wait_for_record("stopped listening; connected peers are still served");
     thread::sleep(Duration::from_millis(2600));
@@ -89,7 +89,7 @@ fn a_client_that_reads_slowly_gets_all_replies_to_what_it_pipelined() {
     }
     assert_eq!(raw::read_until_closed(&mut peer), 0);
     drop(peer);
-    let drained = all_was_answered(&mut server);
+    let drained = assert_all_answered(&mut server);
     // The first requests were answered before the signal.
     assert!(drained["answered"].as_u64().unwrap() > REQUESTS as u64 / 2, "{drained}");
 }
@@ -99,7 +99,7 @@ fn a_client_that_pauses_longer_than_the_quiet_period_and_then_reads_gets_all_rep
     const REQUESTS: usize = 140;
     let mut server = server();
     let (mut peer, request) = pipeline(&server, REQUESTS);
-    drains_and_nothing_moves(&server);
+    drain_while_nothing_moves(&server);
     for number in 0..REQUESTS {
         assert!(
             raw::read(&mut peer, request.len()) == request,
@@ -108,7 +108,7 @@ fn a_client_that_pauses_longer_than_the_quiet_period_and_then_reads_gets_all_rep
     }
     assert_eq!(raw::read_until_closed(&mut peer), 0);
     drop(peer);
-    all_was_answered(&mut server);
+    assert_all_answered(&mut server);
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn a_message_that_is_still_arriving_is_awaited_and_answered() {
     assert!(raw::read(&mut peer, message.len()) == message);
     assert_eq!(raw::read_until_closed(&mut peer), 0);
     drop(peer);
-    let drained = all_was_answered(&mut server);
+    let drained = assert_all_answered(&mut server);
     assert_eq!(drained["answered"], 1, "{drained}");
 }
 
@@ -139,11 +139,11 @@ fn a_message_that_pauses_halfway_for_longer_than_the_quiet_period_is_awaited() {
     let message = raw::frame(&[8; 1000], false);
     peer.write_all(&message[..500]).unwrap();
     server.wait_for_metric("zmq_echo_buffered_bytes", |held| held > 0.0);
-    drains_and_nothing_moves(&server);
+    drain_while_nothing_moves(&server);
     peer.write_all(&message[500..]).unwrap();
     assert!(raw::read(&mut peer, message.len()) == message);
     drop(peer);
-    all_was_answered(&mut server);
+    assert_all_answered(&mut server);
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn replies_that_a_connected_peer_does_not_read_are_owed_and_make_it_exit_4() {
 /// Repeats an action during a drain, and checks that the drain ends as if the action did not
 /// happen.
 #[track_caller]
-fn prolongs_nothing(mut server: Server, mut again: impl FnMut()) {
+fn assert_not_prolonged_by(mut server: Server, mut again: impl FnMut()) {
     let mut quiet = raw::dealer(server.address(), 0, b"");
     quiet.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     server.signal(Signal::TERM);
@@ -289,15 +289,15 @@ fn prolongs_nothing(mut server: Server, mut again: impl FnMut()) {
     assert_eq!(drained["reason"], "quiet", "{drained}");
 }
 
-fn drains_in_time() -> Server {
+fn start_with_short_deadline() -> Server {
     Server::start(&["--drain-quiet", QUIET, "--drain-timeout", "30s", "--handshake-timeout", "1h"])
 }
 
 #[test]
 fn pings_do_not_prolong_the_drain() {
-    let server = drains_in_time();
+    let server = start_with_short_deadline();
     let mut peers = [0, 1].map(|_| raw::dealer(server.address(), 1, b""));
-    prolongs_nothing(server, move || {
+    assert_not_prolonged_by(server, move || {
         for peer in &mut peers {
             let _ = peer.write_all(&raw::command(b"\x04PING\0\0"));
         }
@@ -306,12 +306,12 @@ fn pings_do_not_prolong_the_drain() {
 
 #[test]
 fn pings_that_arrive_in_pieces_do_not_prolong_the_drain() {
-    let server = drains_in_time();
+    let server = start_with_short_deadline();
     let mut peers = [0, 1].map(|_| raw::dealer(server.address(), 1, b""));
     let ping = raw::command(b"\x04PING\0\0");
     // At any moment, one of the two peers has sent part of a PING.
     let mut at = [0, ping.len() / 2];
-    prolongs_nothing(server, move || {
+    assert_not_prolonged_by(server, move || {
         for (peer, at) in peers.iter_mut().zip(&mut at) {
             let _ = peer.write_all(&ping[*at..*at + 1]);
             *at = (*at + 1) % ping.len();
@@ -321,11 +321,11 @@ fn pings_that_arrive_in_pieces_do_not_prolong_the_drain() {
 
 #[test]
 fn an_endless_handshake_does_not_prolong_the_drain() {
-    let server = drains_in_time();
+    let server = start_with_short_deadline();
     let mut peer = raw::stream(server.address());
     let hello = raw::hello(1, "DEALER", &[b'i'; 255]);
     let mut at = 0;
-    prolongs_nothing(server, move || {
+    assert_not_prolonged_by(server, move || {
         if at + 1 < hello.len() {
             let _ = peer.write_all(&hello[at..at + 1]);
             at += 1;
@@ -335,9 +335,9 @@ fn an_endless_handshake_does_not_prolong_the_drain() {
 
 #[test]
 fn a_probe_does_not_prolong_the_drain() {
-    let server = drains_in_time();
+    let server = start_with_short_deadline();
     let mut probe = raw::dealer(server.address(), 1, b"zmq-echo-probe/test");
-    prolongs_nothing(server, move || {
+    assert_not_prolonged_by(server, move || {
         let request = raw::frame(b"alive?", false);
         if probe.write_all(&request).is_ok() {
             let _ = probe.read_exact(&mut vec![0; request.len()]);

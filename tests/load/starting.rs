@@ -144,7 +144,7 @@ fn if_a_source_names_no_endpoint_the_line_says_why() {
     denying.answer_with(r#"{"kind":"Status","code":403,"message":"endpointslices is forbidden"}"#);
     let empty = ApiServer::start();
     let other_port = ApiServer::start();
-    other_port.say(SocketAddr::from(([127, 0, 0, 1], 1)), Condition::Ready);
+    other_port.set(SocketAddr::from(([127, 0, 0, 1], 1)), Condition::Ready);
     let dns = DnsServer::start();
     let unknown = dns.url("zmq-echo-headless.test.", 5555);
     let of_port = "k8s://default/zmq-echo:zeromq";

@@ -45,7 +45,7 @@ fn code(text: &'static str) -> impl Iterator<Item = &'static str> {
 
 /// Checks that a text contains a sentence, ignoring line breaks and the marks of YAML comments.
 #[track_caller]
-fn says(text: &str, sentence: &str) {
+fn assert_says(text: &str, sentence: &str) {
     let words: Vec<_> = text.split_whitespace().filter(|word| *word != "#").collect();
     assert!(words.join(" ").contains(sentence), "the document does not say `{sentence}`");
 }
@@ -86,7 +86,7 @@ fn the_documented_timeline_matches_the_manifests() {
 fn the_documented_times_match_the_manifests() {
     let server = base();
     let (drain, pre_stop, grace) = (config(&server).drain(), pre_stop(&server), grace(&server));
-    says(
+    assert_says(
         OPERATIONS,
         &format!(
             "`preStop` ({} s), `--drain-quiet` ({}), `--drain-timeout` ({},",
@@ -95,9 +95,9 @@ fn the_documented_times_match_the_manifests() {
             plain(drain.timeout),
         ),
     );
-    says(OPERATIONS, &format!("`terminationGracePeriodSeconds` ({})", grace.as_secs()));
-    says(OPERATIONS, &format!("`--drain-delay`, which is {}", plain(drain.delay)));
-    says(
+    assert_says(OPERATIONS, &format!("`terminationGracePeriodSeconds` ({})", grace.as_secs()));
+    assert_says(OPERATIONS, &format!("`--drain-delay`, which is {}", plain(drain.delay)));
+    assert_says(
         DEPLOYMENT,
         &format!(
             "Longer than preStop ({} s) plus the drain timeout ({} s), with {} s to spare",
@@ -118,24 +118,33 @@ fn the_documented_probes_match_the_manifests() {
     let limit = plain(probe_config(container, &command).timeout).replace("ms", " ms");
     let period = seconds(liveness.period_seconds).as_secs();
     let timeout = seconds(liveness.timeout_seconds).as_secs();
-    says(OPERATIONS, &format!("Liveness is an exec of `{}`", command.join(" ")));
+    assert_says(OPERATIONS, &format!("Liveness is an exec of `{}`", command.join(" ")));
     assert_eq!(liveness.failure_threshold, Some(3));
-    says(OPERATIONS, &format!("Three in a row must fail, {period} s apart"));
-    says(OPERATIONS, &format!("gives up after {limit}"));
-    says(OPERATIONS, &format!("the kubelet's {timeout} s are for"));
-    says(OPERATIONS, &format!("needed more than {timeout} s to start the probe"));
-    says(OPERATIONS, &format!("every {} s, and two", seconds(readiness.period_seconds).as_secs()));
+    assert_says(OPERATIONS, &format!("Three in a row must fail, {period} s apart"));
+    assert_says(OPERATIONS, &format!("gives up after {limit}"));
+    assert_says(OPERATIONS, &format!("the kubelet's {timeout} s are for"));
+    assert_says(OPERATIONS, &format!("needed more than {timeout} s to start the probe"));
+    assert_says(
+        OPERATIONS,
+        &format!("every {} s, and two", seconds(readiness.period_seconds).as_secs()),
+    );
     assert_eq!(readiness.failure_threshold, Some(2));
     let shorter = liveness.termination_grace_period_seconds.unwrap();
     let usual = grace(&server).as_secs();
-    says(OPERATIONS, &format!("such a container has {shorter} s instead of {usual} to leave"));
-    says(DEPLOYMENT, "Three failures in a row,");
-    says(DEPLOYMENT, &format!("Every {period} s, because each probe starts a process"));
-    says(DEPLOYMENT, &format!("gives up after {limit}"));
+    assert_says(
+        OPERATIONS,
+        &format!("such a container has {shorter} s instead of {usual} to leave"),
+    );
+    assert_says(DEPLOYMENT, "Three failures in a row,");
+    assert_says(DEPLOYMENT, &format!("Every {period} s, because each probe starts a process"));
+    assert_says(DEPLOYMENT, &format!("gives up after {limit}"));
     // Each probe takes 5 ms.
-    says(OPERATIONS, &format!("At every {period} s it is {} millicores", 5.0 / period as f64));
+    assert_says(
+        OPERATIONS,
+        &format!("At every {period} s it is {} millicores", 5.0 / period as f64),
+    );
     let cpu = resource(container, "requests", "cpu").unwrap();
-    says(OPERATIONS, &format!("of {cpu} that it asked for"));
+    assert_says(OPERATIONS, &format!("of {cpu} that it asked for"));
 }
 
 #[test]
@@ -211,7 +220,7 @@ fn the_documented_scaling_metrics_match_the_autoscaler() {
         .collect();
     let autoscaler = crate::scaling::with_hpa();
     assert_eq!(stated, crate::scaling::targets(&autoscaler));
-    says(
+    assert_says(
         OPERATIONS,
         &format!(
             "{} replicas at least, {} at most",

@@ -11,18 +11,18 @@ use crate::monitoring::PROMETHEUS;
 
 #[test]
 fn the_load_may_only_read_endpoint_slices_of_its_namespace() {
-    may_read("components-load", "zmq-echo-load", "discovery.k8s.io", "endpointslices");
+    assert_may_only_read("components-load", "zmq-echo-load", "discovery.k8s.io", "endpointslices");
 }
 
 #[test]
 fn prometheus_may_only_read_pods_of_its_namespace() {
-    may_read("components-prometheus", PROMETHEUS, "", "pods");
+    assert_may_only_read("components-prometheus", PROMETHEUS, "", "pods");
 }
 
 /// Checks that the account `name` of a variant may read one resource of its namespace, and nothing
 /// else.
 #[track_caller]
-fn may_read(variant_name: &str, name: &str, group: &str, resources: &str) {
+fn assert_may_only_read(variant_name: &str, name: &str, group: &str, resources: &str) {
     let variant = variant(variant_name);
     let [role] = &variant.all::<Role>()[..] else { panic!("expected one Role") };
     assert_eq!(role.metadata.name.as_deref(), Some(name));

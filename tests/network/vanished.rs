@@ -40,7 +40,7 @@ fn disconnections(server: &Server, reason: &str) -> f64 {
 }
 
 #[track_caller]
-fn are_closed_as_vanished(server: &Server, count: usize, within: Duration) {
+fn assert_closed_as_vanished(server: &Server, count: usize, within: Duration) {
     let deadline = Instant::now() + within;
     while server.metric("zmq_echo_peers") > 0.0 {
         assert!(
@@ -66,7 +66,7 @@ fn a_peer_that_does_not_read_is_closed_within_two_minutes_of_its_hosts_disappear
             "a peer was closed before its host vanished: {taken:?}"
         );
         network.cut();
-        are_closed_as_vanished(server, peers.len(), NOTICED);
+        assert_closed_as_vanished(server, peers.len(), NOTICED);
     });
 }
 
@@ -84,7 +84,7 @@ fn a_peer_with_replies_in_flight_is_closed_within_two_minutes_of_its_hosts_disap
         network.cut();
         server.signal(Signal::CONT);
         server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |count| count == 4.0);
-        are_closed_as_vanished(server, peers.len(), NOTICED);
+        assert_closed_as_vanished(server, peers.len(), NOTICED);
     });
 }
 

@@ -167,7 +167,7 @@ fn without_requests_the_page_says_idle() {
     for id in ["p50", "p99", "p999"] {
         assert_eq!(browser.text(id), "idle", "{id}");
     }
-    stand_in.say(|| registry(8));
+    stand_in.respond_with(|| registry(8));
     browser.wait_until("byId('p50').textContent === '1.2 ms'");
     // It covers ten seconds, and then shows no value any more.
     browser.wait_until("byId('p50').textContent === 'idle'");
@@ -202,7 +202,7 @@ fn a_counter_that_decreases_is_shown_as_a_restart() {
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 2);
     assert_eq!(browser.text("state"), "Serving");
-    stand_in.say(growing());
+    stand_in.respond_with(growing());
     browser.wait_until("byId('state').textContent.startsWith('Serving, restarted at ')");
     browser.wait_until("document.querySelectorAll('svg .restart').length === 5");
     wait_for_readings(&browser, 2);
@@ -260,7 +260,7 @@ fn a_server_that_answers_without_metrics_is_shown_as_gone() {
     let stand_in = StandIn::new(growing());
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 1);
-    stand_in.say(|| "<html>Please log in.</html>".to_owned());
+    stand_in.respond_with(|| "<html>Please log in.</html>".to_owned());
     browser.wait_until("document.body.dataset.state === 'gone'");
 }
 

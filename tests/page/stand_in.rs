@@ -34,7 +34,7 @@ impl StandIn {
     }
 
     /// Changes the response to `/metrics` from now on.
-    pub fn say(&self, script: impl FnMut() -> String + Send + 'static) {
+    pub fn respond_with(&self, script: impl FnMut() -> String + Send + 'static) {
         *self.script.lock().unwrap() = Box::new(script);
     }
 }

@@ -52,7 +52,7 @@ async fn follows_until_it_is_killed() {
 async fn peak(prepare: impl FnOnce(&ApiServer), has_read: impl Fn(&ApiServer) -> bool) -> usize {
     let small = ApiServer::start();
     let idle = Follower::start(&small);
-    until("it watches", || small.watchers() == 1).await;
+    until("the follower watches the API", || small.watchers() == 1).await;
     let api = ApiServer::start();
     prepare(&api);
     let follower = Follower::start(&api);
@@ -99,7 +99,7 @@ async fn an_event_takes_at_most_four_times_its_size() {
     let event = filled(r#"{"object":{"endpoints":["#, "{}", after) + "\n";
     let api = ApiServer::start();
     let follower = Follower::start(&api);
-    until("it watches", || api.watchers() == 1).await;
+    until("the follower watches the API", || api.watchers() == 1).await;
     let before = follower.peak();
     api.send(event);
     api.end_watches(Ending::Complete);

@@ -155,13 +155,13 @@ impl ApiServer {
 
     /// Sets the state of an endpoint. Each endpoint has its own slice, because all endpoints in a
     /// slice share a port, and these are on one host.
-    pub fn say(&self, endpoint: SocketAddr, condition: Condition) {
-        self.say_pod(None, &[endpoint], condition);
+    pub fn set(&self, endpoint: SocketAddr, condition: Condition) {
+        self.set_pod(None, &[endpoint], condition);
     }
 
     /// The same for a pod with several addresses. Each address has its own slice, as address
     /// families do.
-    pub fn say_pod(&self, uid: Option<&str>, addresses: &[SocketAddr], condition: Condition) {
+    pub fn set_pod(&self, uid: Option<&str>, addresses: &[SocketAddr], condition: Condition) {
         let (ready, serving, terminating) = match condition {
             Condition::Ready => (true, true, false),
             Condition::NotReady => (false, false, false),
@@ -185,7 +185,7 @@ impl ApiServer {
     }
 
     /// Removes an endpoint.
-    pub fn forget(&self, endpoint: SocketAddr) {
+    pub fn remove(&self, endpoint: SocketAddr) {
         self.delete(&slice_name(endpoint));
     }
 

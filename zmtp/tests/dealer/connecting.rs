@@ -61,7 +61,7 @@ impl Counting {
     }
 
     /// Checks that the connection works, and that it was the only one.
-    async fn expect_only_use(self, mut dealer: Dealer) {
+    async fn assert_only_connection(self, mut dealer: Dealer) {
         assert_eq!(dealer.address(), self.address);
         assert_eq!(payload(&mut dealer).await, b"hello");
         drop(dealer);
@@ -77,7 +77,7 @@ async fn a_second_address_is_used_if_the_first_is_a_black_hole() {
     let started = Instant::now();
     let dealer = connect_to(&[hole.address, good.address], &patient()).await.unwrap();
     assert!(started.elapsed() < PATIENT, "connecting took {:?}", started.elapsed());
-    good.expect_only_use(dealer).await;
+    good.assert_only_connection(dealer).await;
     let config = DealerConfig { connect_timeout: Duration::from_millis(300), ..config() };
     let error = connect_to(&[hole.address], &config).await.unwrap_err();
     assert!(matches!(error, ConnectError::ConnectTimeout(_)), "{error:?}");
@@ -92,7 +92,7 @@ async fn a_second_address_is_used_at_once_if_the_first_refuses() {
         let started = Instant::now();
         let dealer = connect_to(&[refuses, good.address], &patient()).await.unwrap();
         fastest = fastest.min(started.elapsed());
-        good.expect_only_use(dealer).await;
+        good.assert_only_connection(dealer).await;
     }
     assert!(
         fastest < Duration::from_millis(250),
@@ -109,7 +109,7 @@ async fn a_second_address_is_used_if_the_first_accepts_and_does_not_greet() {
     let good = Counting::new();
     let config = DealerConfig { connect_timeout: Duration::from_secs(6), ..config() };
     let dealer = connect_to(&[deaf_address, good.address], &config).await.unwrap();
-    good.expect_only_use(dealer).await;
+    good.assert_only_connection(dealer).await;
     let config = DealerConfig { connect_timeout: Duration::from_millis(200), ..config };
     let error = connect_to(&[deaf_address], &config).await.unwrap_err();
     assert!(matches!(error, ConnectError::HandshakeTimeout { .. }), "{error:?}");

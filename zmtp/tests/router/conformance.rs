@@ -20,7 +20,7 @@ const GREETING: &[u8; 64] = b"\xff\0\0\0\0\0\0\0\0\x7f\x03\x01\
     \0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 /// A DEALER whose greeting has these bytes in place of others is served like any other.
-fn is_served(changes: &[(usize, u8)]) {
+fn assert_served(changes: &[(usize, u8)]) {
     let echo = Echo::start(LIMITS);
     let mut greeting = *GREETING;
     changes.iter().for_each(|(at, byte)| greeting[*at] = *byte);
@@ -35,24 +35,24 @@ fn is_served(changes: &[(usize, u8)]) {
 
 #[test]
 fn the_server_greets_with_zmtp_3_1_and_null_and_zeros_elsewhere() {
-    is_served(&[]);
+    assert_served(&[]);
 }
 
 #[test]
 fn the_padding_of_a_greeting_is_ignored() {
     let padding: Vec<_> = (1..9).map(|at| (at, 0xa5)).collect();
-    is_served(&padding);
+    assert_served(&padding);
 }
 
 #[test]
 fn the_as_server_field_of_a_client_is_ignored() {
-    is_served(&[(32, 1)]);
+    assert_served(&[(32, 1)]);
 }
 
 #[test]
 fn clients_of_higher_versions_are_served_with_our_own_framing() {
     for version in [(3, 2), (3, 255), (4, 0), (255, 255)] {
-        is_served(&[(10, version.0), (11, version.1)]);
+        assert_served(&[(10, version.0), (11, version.1)]);
     }
 }
 

@@ -832,7 +832,7 @@ fn commands_within_a_message_do_not_restart_its_stall_timeout() {
     let echo = Echo::start(Limits { stall_timeout, stall_bytes: 4 << 20, ..LIMITS });
     let mut peer = echo.dealer(1, b"");
     peer.write_all(&raw::frame(&[1; 100_000], true)).unwrap();
-    // As many as end a turn, and in total fewer bytes than a window requires.
+    // Enough messages to end a turn, but fewer bytes in total than a window requires.
     let pongs = raw::command(b"\x04PONG").repeat(512);
     let started = Instant::now();
     while echo.disconnections("stalled") == 0 {
