@@ -6,11 +6,11 @@ ARG BUILDER=docker.io/library/rust:1.95-slim-bookworm
 FROM ${BUILDER} AS dependencies
 WORKDIR /src
 # The target is named even though it is the builder's own, because procedural macros, which run
-# during the build, cannot be static. Without symbols (the names in a panic's backtrace) and with
-# packed relocations, the image is a sixth smaller. (A linker that cannot pack relocations warns and
-# continues; a C library before 2.36 could not unpack them.)
+# during the build, cannot be static. Debug information is removed, but symbols stay: without them, a
+# panic's backtrace has no names. Packed relocations make the programs smaller. (A linker that cannot
+# pack relocations warns and continues; a C library before 2.36 could not unpack them.)
 ENV CARGO_BUILD_TARGET=host-tuple \
-    CARGO_PROFILE_IMAGE_STRIP=symbols \
+    CARGO_PROFILE_IMAGE_STRIP=debuginfo \
     RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
 COPY Cargo.toml Cargo.lock ./
 COPY client/Cargo.toml client/

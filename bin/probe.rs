@@ -13,15 +13,15 @@ use zmq_echo::units::milliseconds;
 
 fn main() -> ExitCode {
     let config = ProbeConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    // An orchestrator's probe often shares the environment of its server, and its output becomes
-    // an event.
+    // Warn only people. An orchestrator's probe often shares the environment of its server, and its
+    // output becomes an event.
     if config.verbose || io::stderr().is_terminal() {
         let environment = std::env::vars_os();
         for unread in unread(&ProbeConfig::command(), &EchoConfig::command(), environment) {
             let _ = writeln!(io::stderr(), "{unread}");
         }
     }
-    // The exit code is the verdict, whether or not the line can be written.
+    // The exit code is the result, so it does not matter whether the line can be written.
     match probe::run(&config.endpoint, config.timeout) {
         Ok(round_trip) => {
             if config.verbose {

@@ -1,4 +1,4 @@
-//! Work that blocks: counts in an SQLite database, on four threads with a connection each.
+//! Work that blocks: counts names in an SQLite database, on four threads with one connection each.
 //!
 //!     COUNTER_DB=/tmp/counter.db cargo run --example counter
 //!     python3 examples/client.py tcp://127.0.0.1:5555 apples
@@ -13,7 +13,7 @@ use zmq_echo::server;
 use zmq_echo::service::{Blocking, Call, Rejection};
 use zmtp::Message;
 
-/// Writers wait for each other this long.
+/// How long a writer waits for another one before it fails.
 const BUSY: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The state of a thread.
+/// Creates the state of a thread: a connection to the database.
 fn open(path: &PathBuf) -> rusqlite::Result<Connection> {
     let database = Connection::open(path)?;
     database.busy_timeout(BUSY)?;
@@ -34,9 +34,10 @@ fn open(path: &PathBuf) -> rusqlite::Result<Connection> {
     Ok(database)
 }
 
-/// Counts the name in the request, and replies with how often it has come.
+/// Increments the count of the name in the request, and replies with it.
 fn count(database: &mut Connection, call: &Call) -> Result<Message, Rejection> {
-    let name = &call.payload.frames()[0];
+    let no_name = || Rejection::new("invalid_argument", "expected a name");
+    let name = call.payload.frames().front().ok_or_else(no_name)?;
     let mut add = database
         .prepare(
             "INSERT INTO counter VALUES (?1, 1)
@@ -47,7 +48,7 @@ fn count(database: &mut Connection, call: &Call) -> Result<Message, Rejection> {
     Ok([count.to_string().into()].into())
 }
 
-/// A database that is busy now may not be later.
+/// The client may retry, because a busy database may be free later.
 fn failed(error: rusqlite::Error) -> Rejection {
     Rejection::failed(error.to_string()).retryable()
 }

@@ -1,5 +1,5 @@
-//! Several methods, chosen by the first frame. Quick ones are answered at once, a slow one by a
-//! pool of threads. Unknown ones are rejected.
+//! Several methods, chosen by the first frame. Quick methods are answered at once, and a slow one
+//! runs on a pool of threads. Unknown methods are rejected.
 //!
 //!     cargo run --example methods
 //!     python3 examples/client.py tcp://127.0.0.1:5555 add 1 2
@@ -17,12 +17,12 @@ use zmq_echo::service::{
 };
 use zmtp::Message;
 
-/// The methods' names. Metrics have them as well.
+/// The names of the methods. They are also values of a label in the metrics.
 const METHODS: [&str; 3] = ["add", "upper", "wait"];
 const ADD: usize = 0;
 const UPPER: usize = 1;
 
-/// How many requests wait at a time, and for how long at most.
+/// How many requests may wait at a time, and for how many milliseconds at most.
 const THREADS: usize = 10;
 const LONGEST: u64 = 1_000;
 
@@ -53,7 +53,7 @@ impl Service for Calculator {
         }
     }
 
-    /// Cancel-safe, as the pool's is.
+    /// Cancel-safe, because the pool's `completed` is.
     async fn completed(&mut self) -> Completion {
         self.pool.completed().await
     }
@@ -67,7 +67,7 @@ impl Service for Calculator {
     }
 }
 
-/// The sum of the numbers behind the method.
+/// Adds the numbers that follow the name of the method.
 fn sum(request: &Request<'_>) -> Result<i64, Rejection> {
     let wrong = || Rejection::new("invalid_argument", "expected integers, such as: add 1 2");
     request.frames().skip(1).try_fold(0_i64, |sum, frame| {
@@ -76,7 +76,7 @@ fn sum(request: &Request<'_>) -> Result<i64, Rejection> {
     })
 }
 
-/// Stands for work that blocks: takes as many milliseconds as the request says.
+/// Stands in for work that blocks: sleeps for the number of milliseconds in the request.
 fn wait(call: &Call) -> Result<Message, Rejection> {
     let text = call.payload.frames().get(1).and_then(|frame| str::from_utf8(frame).ok());
     let milliseconds = text.and_then(|text| text.parse().ok()).filter(|time| *time <= LONGEST);

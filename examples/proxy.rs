@@ -1,9 +1,9 @@
-//! Work that waits: asks another service over HTTP, at most 200 requests at a time.
+//! Work that waits: calls another service over HTTP, with at most 200 requests at a time.
 //!
 //!     UPSTREAM=127.0.0.1:8000 cargo run --example proxy
 //!     python3 examples/client.py tcp://127.0.0.1:5555 /path
 //!
-//! tower's layers go around it: here a limit and a timeout.
+//! tower's layers wrap the work, here with a concurrency limit and a timeout.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use tower::{BoxError, ServiceBuilder};
 use zmq_echo::server;
 use zmq_echo::service::{Call, Concurrent, Rejection, Replies, handler_fn};
 
-/// Requests at a time.
+/// How many requests may run at a time.
 const CONCURRENCY: usize = 200;
 
-/// The largest body that is passed on.
+/// The largest body that is passed on, in bytes.
 const BODY: usize = 1 << 20;
 
 fn main() -> ExitCode {
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
 
 type HttpClient = Client<hyper_util::client::legacy::connect::HttpConnector, Empty<Bytes>>;
 
-/// Gets the path in the request, and replies with the body.
+/// Fetches the path in the request from the upstream, and replies with the body.
 async fn fetch(client: &HttpClient, upstream: &str, call: &Call) -> Result<Replies, BoxError> {
     let path = call.payload.frames().front().and_then(|frame| str::from_utf8(frame).ok());
     let path = path.filter(|path| path.starts_with('/'));

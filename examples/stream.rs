@@ -1,5 +1,5 @@
-//! Several replies to one request: counts from one to the number that was asked, one reply each.
-//! It counts no further while its client does not read.
+//! Several replies to one request: counts from one to the number in the request, with a reply for
+//! each. It stops counting while its client does not read.
 //!
 //!     cargo run --example stream
 //!     python3 examples/client.py --replies 3 tcp://127.0.0.1:5555 3
@@ -10,7 +10,7 @@ use futures_util::{StreamExt, stream};
 use zmq_echo::server;
 use zmq_echo::service::{Call, Concurrent, Rejection, Replies, handler_fn};
 
-/// The most replies to one request.
+/// The maximum number of replies to one request.
 const MOST: u64 = 1_000_000;
 
 fn main() -> ExitCode {

@@ -12,7 +12,7 @@ pub enum Exit {
     Answered = 0,
     /// The service could not start or continue.
     Failed = 1,
-    /// The load generator's: a signal cut the run short. The result until then is printed.
+    /// A signal cut the load generator's run short. It has printed the result up to then.
     Interrupted = 3,
     /// The drain ended with unfinished requests, with replies owed to connected peers, or with
     /// discarded requests.

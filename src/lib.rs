@@ -1,4 +1,4 @@
-//! A ZeroMQ echo service, built as a microservice should be: one poll loop over a ROUTER socket, a
+//! A reference ZeroMQ microservice that serves an echo: one poll loop over a ROUTER socket, a
 //! termination socket for a graceful drain, a probe, and an HTTP side port with health checks and
 //! Prometheus metrics.
 //!
@@ -7,13 +7,13 @@
 //! 1. [`service`]: the core: the handler, the poll loop, the drain and the signals.
 //! 2. [`server`]: puts the parts together: binds, starts the threads, runs the loop.
 //! 3. [`side_port`]: `/metrics`, `/livez`, `/readyz` and a live page over HTTP.
-//! 4. [`probe`]: one real echo through the public endpoint, within a limit.
-//! 5. [`metrics`]: every series, in a registry that is owned and passed.
+//! 4. [`probe`]: one real echo through the public endpoint, within a time limit.
+//! 5. [`metrics`]: every series, in a registry that is owned and passed in.
 //! 6. [`simulation`]: an echo that takes time and fails on demand.
 //! 7. [`log`]: one record per line on stdout, panics included; it never blocks the service.
 //! 8. [`config`]: the flags of the server and the probe, validated once.
 //! 9. [`version`]: the version and the commit.
-//! 10. [`units`]: bytes and times, as people write and read them.
+//! 10. [`units`]: sizes and durations, in the form in which people write and read them.
 //! 11. [`exit`]: the exit codes, a contract with whatever starts the process.
 //!
 //! The ROUTER socket is in its own library, [`zmtp`]. The client and the load generator are in the

@@ -1,4 +1,4 @@
-//! One real echo through the public endpoint, within a limit.
+//! One real echo through the public endpoint, within a time limit.
 
 use std::fmt;
 use std::io;
@@ -25,7 +25,7 @@ const RETRIED: u32 = 5;
 /// The pause before a refused connection is tried again.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The largest reply that is read. The correct one has about fifty bytes.
+/// The largest reply that is accepted. The correct one has about fifty bytes.
 const REPLY_BYTES: usize = 4 << 10;
 
 /// What the probe was doing when it failed.
@@ -55,28 +55,28 @@ impl fmt::Display for Step {
     }
 }
 
-/// A failed probe: where, at which step, why and after how long.
+/// A failed probe: the endpoint, the step that failed, the reason and the time until then.
 #[derive(Debug, thiserror::Error)]
 #[error("{endpoint}: {step} failed after {}: {reason}", milliseconds(*after))]
 pub struct ProbeError {
-    /// What was probed.
+    /// The endpoint that was probed.
     pub endpoint: ConnectEndpoint,
     /// The step that failed.
     pub step: Step,
     /// The reason, in a few words.
     pub reason: String,
-    /// From the start to the failure.
+    /// The time from the start to the failure.
     pub after: Duration,
 }
 
-/// A failed step, without when and where.
+/// A failed step and its reason, not yet with the endpoint and the time.
 struct Failure(Step, String);
 
 impl Failure {
     fn to_connect(error: ConnectError, limit: Duration) -> Self {
         let step = if error.is_of_handshake() { Step::Handshake } else { Step::Connect };
         let limit = humantime::format_duration(limit);
-        // The error's own limit is what was left of the probe's.
+        // The error names what was left of the limit. The whole limit says more.
         let reason = match error {
             ConnectError::ResolveTimeout(_) => format!("the name was not resolved within {limit}"),
             ConnectError::ConnectTimeout(_) => format!("no connection within {limit}"),
@@ -94,21 +94,21 @@ impl Failure {
     }
 }
 
-/// Connects to `endpoint`, sends a payload that no other probe sends and requires
-/// exactly that payload back. Returns how long it took, connecting included.
+/// Connects to `endpoint`, sends a unique payload and requires exactly that payload back. Returns
+/// how long it took, connecting included.
 ///
 /// # Errors
 ///
-/// [`ProbeError`] if that did not happen within `limit`.
+/// [`ProbeError`] if the payload did not come back within `limit`.
 pub async fn check(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, ProbeError> {
     check_at(endpoint, &[], limit).await
 }
 
-/// The same for an endpoint whose `addresses` are known, as [`Dealer::connect_at`] uses them.
+/// Like [`check`], for an endpoint whose `addresses` are known (see [`Dealer::connect_at`]).
 ///
 /// # Errors
 ///
-/// As of [`check`].
+/// As for [`check`].
 pub async fn check_at(
     endpoint: &ConnectEndpoint,
     addresses: &[SocketAddr],
@@ -132,7 +132,7 @@ async fn echo(
         socket_type: SocketType::Req,
         identity: unique(),
         connect_timeout: limit,
-        // The probe ends before any would be due.
+        // The probe ends before a heartbeat would be due.
         heartbeat_interval: Duration::ZERO,
         ..DealerConfig::default()
     };
@@ -174,7 +174,7 @@ async fn connect(
     }
 }
 
-/// Why a connection has ended, for people.
+/// Says in words why a connection has ended.
 fn end_of(reason: Reason) -> String {
     match reason {
         Reason::Closed => "the server closed the connection".to_owned(),
@@ -207,15 +207,15 @@ fn verify(reply: &Message, request: &Message) -> Result<(), Failure> {
     Err(Failure(Step::Verify, reason))
 }
 
-/// Runs one probe on a runtime of its own: the body of `zmq-echo-probe`.
+/// Runs one probe on a runtime of its own. This is what `zmq-echo-probe` does.
 ///
 /// # Errors
 ///
-/// As of [`check`], or the kernel's error if there can be no runtime.
+/// As for [`check`], or the kernel's error if the runtime cannot be created.
 pub fn run(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(check(endpoint, limit));
-    // A resolver that hangs has its own thread, for which this does not wait.
+    // Dropping the runtime would wait for the thread of a resolver that hangs.
     runtime.shutdown_background();
     Ok(outcome?)
 }
@@ -223,10 +223,10 @@ pub fn run(endpoint: &ConnectEndpoint, limit: Duration) -> Result<Duration, RunE
 /// Why a probe process failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The echo did not come back in time, or not unchanged.
+    /// The echo did not come back in time, or it came back changed.
     #[error(transparent)]
     Probe(#[from] ProbeError),
-    /// There can be no runtime.
+    /// The runtime could not be created.
     #[error("cannot start")]
     Start(#[from] io::Error),
 }

@@ -1,7 +1,7 @@
 //! Puts the parts together: binds, starts the threads, runs the loop.
 //!
-//! There are four threads: the poll loop on the one that calls [`run`], the side port, the log's
-//! writer and the watchdog. Only the first does the service's work.
+//! There are four threads: the poll loop, on the thread that calls [`run`], the side port, the log
+//! writer and the watchdog. Only the poll loop calls the service, which may start its own threads.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -31,8 +31,8 @@ use crate::side_port::{self, SidePort};
 use crate::simulation::Switches;
 use crate::version::{REVISION, VERSION};
 
-/// The descriptors that are neither a client's nor the side port's: listeners, signals, runtimes,
-/// standard streams, the probe of `/livez`, and a few to spare.
+/// File descriptors that are not used by connections: listeners, signals, runtimes, standard
+/// streams, the probe of `/livez`, and a few to spare.
 const OWN_DESCRIPTORS: usize = 32;
 
 /// Why the service could not start or continue.
@@ -41,7 +41,7 @@ pub enum ServerError {
     /// The ROUTER's endpoint is not available.
     #[error("cannot listen on {endpoint}: {source}; {}", advice(source, "--bind"))]
     Bind {
-        /// As it was configured.
+        /// The endpoint, as configured.
         endpoint: BindEndpoint,
         /// The resolver's or the kernel's error.
         source: io::Error,
@@ -49,15 +49,15 @@ pub enum ServerError {
     /// The side port's address is not available.
     #[error("cannot serve HTTP on {address}: {source}; {}", advice(source, "--http"))]
     Http {
-        /// As it was configured.
+        /// The address, as configured.
         address: HttpAddress,
         /// The resolver's or the kernel's error.
         source: io::Error,
     },
-    /// A thread, a runtime or a descriptor is not available.
+    /// A thread, a runtime or a file descriptor could not be created.
     #[error("no thread or file descriptor is available")]
     Start(#[from] io::Error),
-    /// The loop has ended for lack of a service or of its termination socket.
+    /// The loop has ended, because it had no service or its termination socket failed.
     #[error(transparent)]
     Loop(#[from] LoopError),
 }
@@ -78,15 +78,15 @@ fn advice(error: &io::Error, flag: &str) -> String {
     }
 }
 
-/// The whole of a server's `main`: parses the command line, registers the signals, starts the
-/// log and [`run`]s.
+/// All that a server's `main` needs to do: parses the command line, registers the signals, starts
+/// the log and calls [`run`] with the service that `make` creates.
 pub fn main<S: Service>(make: impl FnMut() -> Result<S, ServiceError>) -> ExitCode {
     let config = ServerConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
     main_with(&config, None, make)
 }
 
-/// The rest of [`main`], for a command line that has more flags than these. If there are
-/// `switches`, the side port lets this host set them.
+/// Like [`main`], for a program that has parsed its command line itself because it has more flags.
+/// If there are `switches`, the side port lets clients on this host set them.
 pub fn main_with<S: Service>(
     config: &ServerConfig,
     switches: Option<Switches>,
@@ -112,12 +112,12 @@ pub fn main_with<S: Service>(
     exit.into()
 }
 
-/// Says which environment variables look like settings of this server and are not read.
+/// Logs which environment variables look like settings of this server but are not read.
 fn report_ignored_variables() {
     let flags = ServerConfig::command();
     for Unread { variable, hint } in unread(&flags, &flags, std::env::vars_os()) {
         match hint {
-            // Ordinary where one environment is shared, as in a container with its probe.
+            // This is normal if programs share an environment, such as a server and its probe.
             Hint::ReadBy(program) => info!(variable, read_by = program, "variable ignored"),
             Hint::Meant(meant) => warn!(variable, meant, "variable unknown"),
         }
@@ -129,8 +129,8 @@ fn cannot_start(what: &str, error: &io::Error) -> ExitCode {
     Exit::Failed.into()
 }
 
-/// Serves with a service that `make` makes, until a signal and through the drain that it starts.
-/// If the service panics, `make` makes another one.
+/// Serves with the service that `make` creates, until a signal has come and the drain is over. If
+/// the service panics, `make` creates a new one.
 ///
 /// # Errors
 ///
@@ -154,7 +154,7 @@ pub fn run<S: Service>(
     let endpoint = shown(&listeners, |address| ConnectEndpoint::from(address).to_string())?;
     let http_address = shown(&http, |address| address.to_string())?;
 
-    // The metrics have its methods' names, so it comes first.
+    // The service is created before the metrics, because they need the names of its methods.
     let first = make().map_err(LoopError::Service)?;
     let methods = first.methods();
     let mut first = Some(first);
@@ -167,13 +167,12 @@ pub fn run<S: Service>(
         metrics.clone(),
         Arc::clone(&health),
         OwnAddresses::of(&listeners)?,
-        // In a pod, the pod's name.
-        &uname().nodename().to_string_lossy(),
+        &instance(),
     )
     .with_switches(switches);
     side_port::spawn(http, side_port, side_connections)?;
 
-    // Nothing but the loop shares this runtime.
+    // Only the loop runs on this runtime.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let observer = SocketObserver::new(metrics.socket.clone());
     let socket = runtime.block_on(async { Router::bind(listeners, limits, observer) })?;
@@ -193,16 +192,24 @@ pub fn run<S: Service>(
     Ok(exit)
 }
 
-/// The addresses of `listeners` for the log, comma-separated.
+/// The name that the live page shows: the pod's, as in the log, or else the host's.
+fn instance() -> String {
+    match std::env::var_os(log::POD_NAME).filter(|name| !name.is_empty()) {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => uname().nodename().to_string_lossy().into_owned(),
+    }
+}
+
+/// The addresses of `listeners` for the log, separated by commas.
 fn shown(listeners: &[TcpListener], show: impl Fn(SocketAddr) -> String) -> io::Result<String> {
     let addresses: io::Result<Vec<String>> =
         listeners.iter().map(|listener| listener.local_addr().map(&show)).collect();
     Ok(addresses?.join(","))
 }
 
-/// Raises the soft limit of open files to the hard one. Lowers the peer limit and the side port's
-/// connections, which are returned second, to what that allows: a scrape must get its descriptors
-/// however many clients there are, and clients theirs.
+/// Raises the soft limit on open files to the hard limit, and lowers the peer limit if that is
+/// still too low. Returns the limits, and how many connections the side port may have. Clients and
+/// the side port have separate shares of the descriptors, so that neither can use up the other's.
 fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
     let allowed = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: allowed.maximum, ..allowed };
@@ -210,19 +217,25 @@ fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
         Ok(()) => allowed.maximum,
         Err(_) => allowed.current,
     };
-    // Unlimited is as good as the largest number of a descriptor.
+    // `None` means that open files are not limited.
     let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
     let side_connections = side_port::CONNECTIONS.min(files / 4).max(1);
     let kept = OWN_DESCRIPTORS + side_connections;
     let peers = files.saturating_sub(kept).max(RESERVED_PEERS + 1);
     if peers < limits.peers {
-        warn!(peers, wanted = limits.peers, files, "fewer peers: the open files are limited");
+        warn!(
+            peers,
+            wanted = limits.peers,
+            files,
+            "peer limit lowered to fit the limit on open files"
+        );
         limits.peers = peers;
     }
     (limits, side_connections)
 }
 
-/// What peers lost through their own fault does not count, because nobody waits for it.
+/// Requests and replies that peers lost through their own fault do not count, because nobody is
+/// waiting for them.
 fn exit_of(report: &Report) -> Exit {
     let is_clean = report.closed.is_clean() && report.unfinished == 0;
     if is_clean { Exit::Answered } else { Exit::Deadline }

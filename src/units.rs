@@ -1,19 +1,19 @@
-//! Bytes and times, as people write and read them.
+//! Numbers of bytes and durations, as people write and read them.
 
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The longest duration that a flag takes. A longer one is a mistake in the unit, and times near
-/// the end of the clock's range cannot be added to.
+/// The longest duration that a flag accepts. A longer one is probably a mistake in the unit, and
+/// adding a very long one to the current time would overflow.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The units of bytes, each as a power of two. There is no kB or MB, because some people mean 1000
 /// and others 1024.
 const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("", 0)];
 
-/// A limit in bytes, as a flag takes it.
+/// A limit in bytes, as the value of a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(u32);
 
@@ -24,7 +24,7 @@ impl ByteSize {
     /// The most that any limit may be.
     const MOST: u64 = 3 << 30;
 
-    /// The number.
+    /// The limit as a number.
     pub fn bytes(self) -> usize {
         self.0 as usize
     }
@@ -48,7 +48,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Parses a number of bytes: a whole number, with KiB, MiB or GiB behind it or no unit.
+/// Parses a number of bytes: a whole number, optionally followed by KiB, MiB or GiB.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     UNITS.into_iter().find_map(|(unit, shift)| {
         let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
@@ -56,8 +56,8 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
     })
 }
 
-/// A number of bytes as [`parse_bytes`] takes it, in the largest unit of which it is a whole
-/// number.
+/// Formats a number of bytes so that [`parse_bytes`] accepts it, in the largest unit that gives a
+/// whole number.
 pub fn bytes(bytes: u64) -> String {
     let whole = |(_, shift): &(&str, u32)| bytes.trailing_zeros() >= *shift;
     let (unit, shift) = UNITS.into_iter().find(whole).unwrap_or(("", 0));
@@ -79,7 +79,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// A flag's duration that is not zero, such as a timeout.
+/// Parses a flag's duration that must not be zero, such as a timeout.
 ///
 /// # Errors
 ///
@@ -92,7 +92,7 @@ pub fn parse_limit(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// A parser of whole numbers in `range`, for a flag.
+/// Returns a parser for a flag whose value is a whole number in `range`.
 pub fn count(
     range: RangeInclusive<u32>,
 ) -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync + 'static {
@@ -104,7 +104,7 @@ pub fn count(
     }
 }
 
-/// A short time in milliseconds.
+/// Formats a short duration in milliseconds.
 pub fn milliseconds(duration: Duration) -> String {
     format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
 }

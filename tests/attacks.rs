@@ -97,7 +97,7 @@ impl Attacked {
             // A busy machine can make any turn slow.
             let own = [
                 "\"listening\"",
-                "\"fewer peers: the open files are limited\"",
+                "\"peer limit lowered to fit the limit on open files\"",
                 "\"slow turns: the service blocks the loop\"",
             ];
             assert!(

@@ -186,6 +186,7 @@ fn a_database_counts_on_four_threads_and_keeps_its_counts() {
     let mut client = raw::connect(server.address(), b"");
     assert_eq!(asked(&mut client, &["apples"]), Ok("101".to_owned()));
     assert_eq!(asked(&mut client, &["pears"]), Ok("1".to_owned()));
+    assert_eq!(asked(&mut client, &[]), Err("invalid_argument".to_owned()));
     end(server, client);
     std::fs::remove_dir_all(&folder).unwrap();
 }

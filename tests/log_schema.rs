@@ -210,7 +210,7 @@ fn every_record_of_a_servers_life_is_documented() {
     let messages: BTreeSet<_> =
         records.iter().map(|record| record["message"].as_str().unwrap()).collect();
     let life = [
-        "fewer peers: the open files are limited",
+        "peer limit lowered to fit the limit on open files",
         "listening",
         "handshake failed",
         "peer connected",

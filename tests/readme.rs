@@ -25,6 +25,7 @@ const DEVELOPMENT: &str = include_str!("../docs/development.md");
 const LOAD_GENERATOR: &str = include_str!("../docs/load-generator.md");
 const METRICS: &str = include_str!("../docs/metrics.md");
 const REFUSED_PEERS: &str = include_str!("../docs/refused-peers.md");
+const SERVICES: &str = include_str!("../docs/services.md");
 
 fn pairs(rows: &[Vec<String>]) -> Vec<(&str, &str)> {
     rows.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect()
@@ -153,6 +154,25 @@ fn the_service_in_the_readme_is_an_example() {
         include_str!("../examples/echo.rs").contains(service),
         "the service is not in examples/echo.rs: {service}"
     );
+}
+
+/// The lines of a program without its comments. Imports are apart and sorted, because another name
+/// of the crate changes their order.
+fn code_of(text: &str) -> (BTreeSet<&str>, Vec<&str>) {
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.trim().starts_with("//"));
+    let (imports, rest): (Vec<_>, Vec<_>) = lines.partition(|line| line.starts_with("use "));
+    (imports.into_iter().collect(), rest)
+}
+
+#[test]
+fn the_complete_services_in_the_guide_are_examples() {
+    let (_, section) = SERVICES.split_once("\n## A complete service\n").expect("a section");
+    let section = section.split("\n## ").next().unwrap();
+    let blocks = section.split("```rust\n").skip(1);
+    let shown: Vec<_> = blocks.map(|block| code_of(block.split("```").next().unwrap())).collect();
+    let examples =
+        [include_str!("../examples/echo.rs"), include_str!("../examples/counter.rs")].map(code_of);
+    assert_eq!(shown, examples);
 }
 
 #[test]

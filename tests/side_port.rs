@@ -13,6 +13,7 @@ use prometheus::TextEncoder;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use socket2::{Domain, SockRef, Socket, Type};
+use zmq_echo::log::POD_NAME;
 use zmq_echo::metrics::{self, Metrics};
 use zmq_echo::service::health::{Health, Phase};
 use zmq_echo::side_port::address::HttpAddress;
@@ -21,7 +22,9 @@ use zmq_echo::side_port::{self, PATHS, SidePort};
 use zmq_echo::version::{REVISION, VERSION};
 use zmtp::Reason;
 
-use crate::support::{Server, echo, get, message, raw, request, sample, wait_until};
+use crate::support::{
+    SERVER, Server, command, echo, get, message, raw, request, sample, wait_until,
+};
 
 /// Every series of the service except those by reason, with its documented type.
 const SERIES: [(&str, &str); 45] = [
@@ -341,6 +344,17 @@ fn the_instance_name_on_the_page_is_escaped() {
         text.lines().next().is_some_and(|line| line.ends_with(&format!("on {name}"))),
         "{text}"
     );
+}
+
+#[test]
+fn the_page_names_the_pod_if_the_environment_does() {
+    let mut server = command(SERVER);
+    server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    server.env(POD_NAME, "quotes-5b8f-x2x4z");
+    let server = Server::spawn(server);
+    let (_, text) = get(server.http, "/");
+    let first = text.lines().next().unwrap_or_default();
+    assert!(first.ends_with("on quotes-5b8f-x2x4z"), "{text}");
 }
 
 #[test]

@@ -2,8 +2,9 @@
 //! spreads requests over them, and retries elsewhere if a reply does not come.
 //!
 //! A Kubernetes Service balances connections, and a ZeroMQ client keeps its connection for ever.
-//! Behind a Service it stays on one pod, gains nothing when you scale out, and loses its requests
-//! in flight when that pod goes. This client does what a service mesh would do for HTTP.
+//! Behind a Service it stays on one pod and gains nothing when you scale out. What it sends while
+//! that pod closes the connection gets no reply, because ZeroMQ does not repeat requests. This client
+//! does what a service mesh would do for HTTP.
 //!
 //! # A first client
 //!

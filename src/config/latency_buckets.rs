@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::metrics::LATENCY_BUCKETS;
 
-/// Maximum number of latency buckets. Each is a series of its own in every replica.
+/// Maximum number of latency buckets. Each one is a separate series in every replica.
 const MOST_BUCKETS: usize = 64;
 
 /// Upper bounds of histogram buckets, in seconds: positive, finite and rising.
@@ -13,7 +13,7 @@ const MOST_BUCKETS: usize = 64;
 pub struct LatencyBuckets(Vec<f64>);
 
 impl LatencyBuckets {
-    /// The bounds.
+    /// The bounds, in seconds.
     pub fn bounds(&self) -> &[f64] {
         &self.0
     }

@@ -10,7 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 pub struct LogFilter(String);
 
 impl LogFilter {
-    /// The filter itself.
+    /// The filter, built for a subscriber.
     pub fn filter(&self) -> EnvFilter {
         EnvFilter::new(&self.0)
     }
@@ -21,8 +21,8 @@ impl FromStr for LogFilter {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let right = "expected off, error, warn, info, debug or trace, or directives such as info,zmtp=debug";
-        // A word alone would pass as the name of a target. A misspelt level or an empty variable
-        // would then silence the log.
+        // `EnvFilter` takes an unknown word for the name of a target, so a misspelt level or an
+        // empty variable would silence the log.
         let alone = |word: &str| !word.contains(['=', '[', ']']);
         let mut words = text.split(',').map(str::trim).filter(|word| alone(word));
         if words.any(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {

@@ -4,11 +4,11 @@
 //! The structs live here instead of in `bin/`, so that tests can check manifests and documents
 //! against the real parser.
 //!
-//! 1. `server`: the server's flags, and the settings that they make up.
+//! 1. `server`: the server's flags, and the settings that are built from them.
 //! 2. `probe`: the probe's flags.
 //! 3. `log_filter` and `latency_buckets`: values with parsers of their own.
 //! 4. `parsing`: parses arguments and the environment, with errors that say what to do.
-//! 5. `unread`: variables that look like settings and are not read.
+//! 5. `unread`: environment variables that look like settings but are not read.
 //!
 //! Numbers with units are parsed in [`crate::units`].
 

@@ -5,15 +5,15 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, Parser};
 
-/// What the values of flags for endpoints are called in `--help`.
+/// The name that `--help` gives to the values of flags for endpoints.
 const ENDPOINT: &str = "ENDPOINT";
 
 /// Parses the arguments, with better errors than clap's own: an error in the environment names the
-/// variable, and an argument that makes no sense gets a tip only if there is a useful one.
+/// variable, and an unknown argument gets a tip only if there is a useful one.
 ///
 /// # Errors
 ///
-/// clap's.
+/// clap's error, improved as described above.
 pub fn parse<C: Parser, T: Into<OsString>>(
     args: impl IntoIterator<Item = T>,
 ) -> Result<C, clap::Error> {
@@ -24,7 +24,8 @@ pub fn parse<C: Parser, T: Into<OsString>>(
     })
 }
 
-/// An error about flags that do not fit together. It names the variables that set some of them.
+/// An error about flags that contradict each other. If environment variables set some of them, the
+/// error names the variables, because they are easy to overlook.
 pub fn conflict(program: &mut Command, message: &str) -> clap::Error {
     let flags = program.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_env()?)));
     let is_named =
@@ -40,7 +41,7 @@ pub fn conflict(program: &mut Command, message: &str) -> clap::Error {
     program.error(ErrorKind::ArgumentConflict, format!("{message}{from}"))
 }
 
-/// The error that a variable causes, if the arguments alone are right.
+/// The error that an environment variable causes, if the arguments alone are valid.
 fn from_environment(program: &Command, args: &[OsString]) -> Option<clap::Error> {
     let arguments = program.clone().mut_args(|arg| arg.env(None::<&'static str>));
     if arguments.clone().try_get_matches_from(args).is_err() {
@@ -60,8 +61,8 @@ fn from_environment(program: &Command, args: &[OsString]) -> Option<clap::Error>
     })
 }
 
-/// clap proposes to pass an unknown flag as a value, behind `--`, which is never meant here. More
-/// likely mistakes are an endpoint without its flag, and a value that has to follow `=`.
+/// clap suggests passing an unknown flag as a value after `--`, which is never what the user wants
+/// here. Likelier mistakes are an endpoint without its flag, and a value that must follow `=`.
 fn with_useful_tip(mut error: clap::Error, program: &Command) -> clap::Error {
     if error.kind() == ErrorKind::UnknownArgument {
         error.remove(ContextKind::Suggested);
@@ -86,12 +87,12 @@ fn with_useful_tip(mut error: clap::Error, program: &Command) -> clap::Error {
     error
 }
 
-/// The first flag of this kind.
+/// The first flag for which `is_one` holds.
 fn flag_that(program: &Command, is_one: impl Fn(&Arg) -> bool) -> Option<&str> {
     program.get_arguments().find(|arg| is_one(arg))?.get_long()
 }
 
-/// Whether the value of an argument has this name in `--help`.
+/// Whether `--help` gives this name to the value of an argument.
 fn takes(arg: &Arg, name: &str) -> bool {
     arg.get_value_names().is_some_and(|names| names.iter().any(|of_arg| of_arg == name))
 }

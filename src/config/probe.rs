@@ -17,8 +17,8 @@ use crate::version::WITH_REVISION;
 pub struct ProbeConfig {
     /// The service's public endpoint, tcp://HOST:PORT
     ///
-    /// Use the endpoint that clients use: a check that takes another way proves nothing about
-    /// theirs. The default is the server's own.
+    /// Use the endpoint that clients use: a check over another path proves nothing about theirs.
+    /// The default is the server's own.
     #[arg(
         long,
         env = "ZMQ_ECHO_PROBE_ENDPOINT",

@@ -27,10 +27,10 @@ const LONGEST_BUSY_POLL: Duration = Duration::from_millis(1);
 pub struct ServerConfig {
     /// Where to listen for clients, tcp://HOST:PORT
     ///
-    /// tcp://*:5555 is all interfaces, IPv6 and IPv4, or IPv4 alone if the host has no IPv6. A name
-    /// is each of its addresses that this host has. With port 0 the kernel chooses a port, and the
-    /// log says which. The default accepts connections from this machine only: open the service to
-    /// a network on purpose, not by accident.
+    /// tcp://*:5555 is all interfaces, IPv6 and IPv4, or IPv4 alone if the host has no IPv6. A host
+    /// name means each of its addresses that this host has. With port 0 the kernel chooses a port,
+    /// and the log says which. The default accepts connections from this machine only: open the
+    /// service to a network on purpose, not by accident.
     #[arg(
         long,
         env = "ZMQ_ECHO_BIND",
@@ -281,11 +281,12 @@ impl ServerConfig {
         Ok(config)
     }
 
-    /// Checks that the flags fit together, for a command line that has more than these.
+    /// Checks that the flags do not contradict each other. [`ServerConfig::parse_args`] does this;
+    /// call it yourself if these flags are only part of your command line.
     ///
     /// # Errors
     ///
-    /// As [`ServerConfig::parse_args`].
+    /// As for [`ServerConfig::parse_args`].
     pub fn check(&self) -> Result<(), clap::Error> {
         let drain = self.drain();
         let [delay, quiet, timeout] =

@@ -1,18 +1,19 @@
-//! Environment variables that look like settings and that this program does not read.
+//! Environment variables that look like settings, but that this program does not read.
 
 use std::ffi::OsString;
 use std::fmt;
 
 use clap::Command;
 
-/// What the names of all settings begin with.
+/// The prefix of all settings.
 const PREFIX: &str = "ZMQ_ECHO_";
 
 /// The other programs whose variables have a prefix of their own.
 const PREFIXES: [(&str, &str); 2] =
     [("ZMQ_ECHO_LOAD_", "zmq-echo-load"), ("ZMQ_ECHO_PROBE_", "zmq-echo-probe")];
 
-/// What the Dockerfile sets for the server. The other programs in the image see it as well.
+/// The variables that the Dockerfile sets for the server. The other programs in the image see them
+/// as well and must not report them.
 pub const IMAGE: [(&str, &str); 2] =
     [("ZMQ_ECHO_BIND", "tcp://*:5555"), ("ZMQ_ECHO_HTTP", "*:8080")];
 
@@ -24,7 +25,7 @@ const MISTAKES: usize = 2;
 pub struct Unread {
     /// Its name.
     pub variable: String,
-    /// What its name says about the intention.
+    /// What its name suggests that the user meant.
     pub hint: Hint,
 }
 
@@ -33,7 +34,7 @@ pub struct Unread {
 pub enum Hint {
     /// This other program reads it.
     ReadBy(&'static str),
-    /// This program reads a variable of nearly the same name.
+    /// This program reads a variable with nearly the same name.
     Meant(String),
 }
 
@@ -48,10 +49,10 @@ impl fmt::Display for Unread {
 }
 
 /// The variables of `environment` that `program` ignores, although they look like settings of
-/// it, of the server or of another program here.
+/// this program, of the server or of another program here.
 ///
-/// Nothing is said of other names with the same prefix. A service may read variables of its own,
-/// and for a Service named zmq-echo Kubernetes sets `ZMQ_ECHO_PORT`, `ZMQ_ECHO_SERVICE_HOST` and
+/// Other names with the same prefix are not reported. A service may read variables of its own, and
+/// for a Service named zmq-echo Kubernetes sets `ZMQ_ECHO_PORT`, `ZMQ_ECHO_SERVICE_HOST` and
 /// more in every pod.
 pub fn unread(
     program: &Command,
@@ -108,7 +109,7 @@ fn is_from_kubernetes(variable: &str) -> bool {
             .any(|rest| rest.is_empty() || rest.strip_prefix('_').is_some_and(of_port))
 }
 
-/// Whether somebody who set `variable` probably meant `own`: it has a few other letters, or lacks
+/// Whether somebody who set `variable` probably meant `own`: it differs in a few letters, or lacks
 /// the name of the program.
 fn is_meant(own: &str, variable: &str) -> bool {
     let lacks = PREFIXES.iter().any(|(prefix, _)| {
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_kubernetes_of_the_image_and_of_a_service_are_not_reported() {
+    fn variables_set_by_kubernetes_the_image_or_a_service_are_not_reported() {
         for variable in [
             "ZMQ_ECHO_SERVICE_HOST",
             "ZMQ_ECHO_SERVICE_PORT",

@@ -30,25 +30,26 @@ use zmtp::printable;
 use crate::exit;
 use crate::metrics;
 
-pub use self::record::{CUT, PLACE, RECORD_LIMIT};
+pub use self::record::{CUT, PLACE, POD_NAME, RECORD_LIMIT};
 use self::record::{JsonRecords, clip};
 
 /// Memory for records that wait to be written. It holds about a second of a busy debug log: 4,000
 /// records of the usual 200 bytes, or 60 of the longest.
 pub const QUEUE_BYTES: usize = 1 << 20;
 
-/// What a record takes in the queue beside its text: its place there and the allocator's overhead.
+/// Memory that a record takes in the queue in addition to its text: its slot and the allocator's
+/// overhead.
 const RECORD_OVERHEAD: usize = 64;
 
-/// How long a process that is about to end waits for its last records.
+/// How long a process that is about to end waits for its last records to be written.
 pub const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
 /// The most bytes that a panic's message and its backtrace take in a record. Without these limits
-/// a long message would fill the record, which has [`RECORD_LIMIT`].
+/// a long message would take room from the backtrace within [`RECORD_LIMIT`].
 const PANIC_MESSAGE_LIMIT: usize = 2 << 10;
 const PANIC_BACKTRACE_LIMIT: usize = 12 << 10;
 
-/// The handle of the log: the records that wait to be written, and the count of those dropped.
+/// A handle to the log: the records that wait to be written, and the count of those dropped.
 #[derive(Debug, Clone)]
 pub struct Logs {
     queue: Sender<Vec<u8>>,
@@ -79,7 +80,8 @@ impl LogFormat {
     }
 }
 
-/// Makes stdout the log of this process, and a panic in any thread its last record.
+/// Writes the log of this process to stdout. A panic is recorded and then ends the process,
+/// whatever thread it is in, unless [`caught`] returns it.
 ///
 /// # Errors
 ///
@@ -88,7 +90,8 @@ pub fn init(filter: EnvFilter, format: LogFormat) -> io::Result<Logs> {
     init_to(io::stdout(), io::stdout().is_terminal(), filter, format)
 }
 
-/// The same for another stream, for a program that writes its result to stdout.
+/// Like [`init`], but writes to `stream`, for a program that writes its result to stdout.
+/// `terminal` says whether the stream is a terminal.
 ///
 /// # Errors
 ///
@@ -109,7 +112,7 @@ pub fn init_to(
     let last = logs.clone();
     let to_stderr = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        // Makes room for this one.
+        // Makes room in the queue for the record of this panic.
         last.flush(FLUSH_LIMIT / 2);
         let dropped = last.dropped.get();
         record_panic(panic);
@@ -117,7 +120,8 @@ pub fn init_to(
         if last.dropped.get() > dropped || !shows_errors() {
             to_stderr(panic);
         }
-        // The thread is lost, and the service with it: the process's supervisor starts another one.
+        // Without the thread the service cannot go on, so its supervisor has to start another
+        // process.
         if !CATCHES.get() {
             std::process::exit(exit::PANIC.into());
         }
@@ -153,7 +157,8 @@ pub fn cannot_start(error: &dyn Error) {
     }
 }
 
-/// Records why the process ends while it serves, in the same way.
+/// Records why the process cannot go on serving. If a filter keeps that out of the log, it goes to
+/// stderr.
 pub fn cannot_continue(error: &dyn Error) {
     let error = chain(error);
     if shows_errors() {
@@ -199,7 +204,7 @@ impl Logs {
         Ok(logs)
     }
 
-    /// How many records were dropped, for a registry.
+    /// The counter of dropped records, for a registry.
     pub fn dropped(&self) -> IntCounter {
         self.dropped.clone()
     }
@@ -227,12 +232,13 @@ fn write_records(
     }
 }
 
-/// What a record takes in the queue.
+/// The memory that a record takes in the queue.
 fn size(record: &[u8]) -> usize {
     record.len() + RECORD_OVERHEAD
 }
 
-/// One record on its way to the queue: the formatter writes it in one piece.
+/// Puts a record into the queue, or drops it if the queue is full. The formatter writes each record
+/// with one call.
 impl Write for &Logs {
     fn write(&mut self, record: &[u8]) -> io::Result<usize> {
         let size = size(record);
@@ -280,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limits_are_those_of_the_documentation() {
+    fn the_documentation_states_the_limits() {
         let document = include_str!("../../docs/logs.md").replace('\n', " ");
         for limit in [
             format!("never longer than {} KiB", RECORD_LIMIT >> 10),
@@ -293,7 +299,7 @@ mod tests {
         }
     }
 
-    /// A reader that has stopped reading: each write waits for the gate.
+    /// A stream that nobody reads: each write waits for the gate.
     struct Gate(Receiver<()>);
 
     impl Write for Gate {
@@ -307,8 +313,8 @@ mod tests {
         }
     }
 
-    /// For records of `length` bytes and a reader that has stopped reading: how many are
-    /// kept, of more than twice as many as fit.
+    /// Writes more than twice as many records of `length` bytes as the queue holds, while nobody
+    /// reads them. Returns how many were kept.
     fn kept(length: usize) -> usize {
         let (open, gate) = sync_channel(0);
         let logs = Logs::spawn(Gate(gate)).unwrap();
@@ -328,12 +334,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stops_costs_records_that_are_counted_and_nothing_else() {
+    fn if_nobody_reads_the_log_records_are_dropped_and_counted() {
         assert_eq!(kept(200), QUEUE_BYTES / (200 + RECORD_OVERHEAD));
     }
 
     #[test]
-    fn records_that_wait_are_bounded_in_bytes_however_long_they_are() {
+    fn the_queue_is_bounded_in_bytes_for_short_and_long_records() {
         for length in [1, RECORD_LIMIT] {
             assert_eq!(kept(length), QUEUE_BYTES / (length + RECORD_OVERHEAD));
         }

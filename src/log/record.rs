@@ -1,5 +1,5 @@
-//! Records as JSON: one object per line, with the place where the process runs, and short enough that
-//! no container runtime splits it. `docs/logs.md` is the schema.
+//! Records as JSON: one object per line, with the pod, namespace and node where the process runs,
+//! and short enough that no container runtime splits it. `docs/logs.md` is the schema.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,14 +17,17 @@ use tracing_subscriber::registry::LookupSpan;
 /// (<https://github.com/containerd/containerd/blob/main/internal/cri/io/logger.go>).
 pub const RECORD_LIMIT: usize = 16 << 10;
 
+/// The environment variable with the pod's name.
+pub const POD_NAME: &str = "POD_NAME";
+
 /// Environment variables that Kubernetes' downward API sets, each with its field in every record.
 /// The fields have the names of Prometheus' labels, so that a dashboard can link a series to its
 /// records.
 pub const PLACE: [(&str, &str); 3] =
-    [("POD_NAMESPACE", "namespace"), ("POD_NAME", "pod"), ("NODE_NAME", "node")];
+    [("POD_NAMESPACE", "namespace"), (POD_NAME, "pod"), ("NODE_NAME", "node")];
 
-/// The most bytes that each of them takes in a record. Kubernetes' names have at most 253; elsewhere
-/// these variables may hold anything.
+/// The most bytes that each of them takes in a record. Kubernetes' names have at most 253, but
+/// outside Kubernetes these variables may hold anything.
 pub(super) const NAME_LIMIT: usize = 253;
 
 /// Marks where a text was cut.
@@ -33,12 +36,12 @@ pub const CUT: char = '…';
 /// Formats events as records.
 pub struct JsonRecords {
     format: Format<Json>,
-    /// The known fields of [`PLACE`], each with a comma before it.
+    /// The fields of [`PLACE`] whose values are known, each with a comma before it.
     place: String,
 }
 
 impl JsonRecords {
-    /// Reads the place with `variable`, which looks up an environment variable.
+    /// Reads the fields of [`PLACE`] with `variable`, which looks up an environment variable.
     pub fn new(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let mut place = String::new();
         for (name, field) in PLACE {
@@ -77,7 +80,7 @@ where
     }
 }
 
-/// Cuts the longest texts of a record to one length, at which the record fits into `room`.
+/// Cuts the longest texts of a record to the same length, so that the record fits into `room`.
 fn shorten(record: &str, room: usize) -> serde_json::Result<String> {
     let mut fields: BTreeMap<String, Value> = serde_json::from_str(record)?;
     let mut limit = room;
@@ -88,7 +91,7 @@ fn shorten(record: &str, room: usize) -> serde_json::Result<String> {
             }
         }
         let record = serde_json::to_string(&fields)?;
-        // Everything else is our own names and numbers, and short.
+        // Everything else is short: the names of our own fields, and numbers.
         if record.len() <= room || limit <= 8 {
             return Ok(record);
         }
@@ -167,7 +170,7 @@ mod tests {
         }
     }
 
-    /// What `log` writes in an environment.
+    /// The record that `log` writes in this environment.
     fn record(environment: &[(&str, &[u8])], log: impl FnOnce()) -> String {
         let records = JsonRecords::new(|name| {
             let (_, value) = environment.iter().find(|(variable, _)| *variable == name)?;
@@ -196,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn no_environment_and_no_event_breaks_a_record_or_makes_it_too_long() {
+    fn a_record_is_valid_and_not_too_long_whatever_the_environment_and_the_event() {
         let long = b"\x01\"\n\\".repeat(100_000);
         let environments: [&[(&str, &[u8])]; 3] = [
             &[],
@@ -218,7 +221,7 @@ mod tests {
                     let kept = record[field].as_str().unwrap();
                     assert!(text.starts_with(kept.trim_end_matches(CUT)), "{line}");
                     assert_eq!(kept.ends_with(CUT), kept.trim_end_matches(CUT) != text);
-                    // What is cut is cut for want of room.
+                    // A text is cut only if the record would be too long otherwise.
                     assert!(kept == text || line.len() > RECORD_LIMIT / 2, "{}", line.len());
                 }
                 for (variable, field) in PLACE {

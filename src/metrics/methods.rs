@@ -32,8 +32,8 @@ pub struct Method {
 }
 
 impl Methods {
-    /// Registers the series of each name in `names`, at zero. `bounds` are those of the latency
-    /// buckets, in seconds.
+    /// Registers the series of each method in `names`, at zero. `bounds` are the upper bounds of
+    /// the latency buckets, in seconds.
     pub(super) fn new(registry: &Registry, names: &[&'static str], bounds: &[f64]) -> Result<Self> {
         let replies = Opts::new(
             "zmq_echo_replies_total",
@@ -63,7 +63,7 @@ impl Methods {
         self.series.iter().find(|method| method.name == name)
     }
 
-    /// Counts replies that the kernel has taken.
+    /// Counts replies that the kernel has accepted.
     pub(super) fn replied(&self, replies: u64, label: Label, latency: Duration) {
         let method = &self.series[label.method().min(self.series.len() - 1)];
         let outcome = if label.is_error() { &method.error } else { &method.ok };

@@ -37,7 +37,7 @@ pub const LATENCY_BUCKETS: [f64; 18] = [
     1.0, 2.5, 5.0,
 ];
 
-/// A handle to each series. Cloning is cheap, and the clones share the series.
+/// A handle to each series. Cloning is cheap, and clones share the series.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
@@ -187,8 +187,8 @@ impl LimitMetrics {
 
 /// Counts a socket's events.
 ///
-/// Replies come with one event for all that leave together, so no message costs an atomic
-/// operation.
+/// One event reports all replies that are sent together, so that counting does not cost an atomic
+/// operation per message.
 #[derive(Debug)]
 pub struct SocketObserver {
     metrics: SocketMetrics,

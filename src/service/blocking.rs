@@ -1,4 +1,4 @@
-//! Work that blocks, on threads of its own: a database, a file, a long computation.
+//! Runs work that blocks, such as a database query or a long calculation, on a pool of threads.
 //!
 //! ```
 //! use zmq_echo::service::{Blocking, Call, Rejection};
@@ -8,17 +8,17 @@
 //!     *count += 1;
 //!     Ok([bytes::Bytes::from(format!("{count}: {} bytes", call.payload.bytes()))].into())
 //! };
-//! // Four threads, each with a counter of its own.
+//! // Four threads, each with its own counter.
 //! let service = Blocking::new(4, || Ok(0), counted)?;
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! The queue in front of the threads has no limit of its own: the server's limits for requests
-//! in flight bound it, and what exceeds these waits with the clients.
+//! The queue in front of the threads has no limit of its own. It is bounded by the server's limits
+//! on requests in flight: beyond them, further requests wait in the kernel and at the clients.
 //!
-//! A panic costs its request, and that thread's state, which is made anew. A thread cannot be
-//! stopped: when its client has left or the server shuts down, it finishes what it has begun,
-//! and that work may then be done twice.
+//! A panic costs its request and the state of its thread, which is then created again. A thread
+//! cannot be stopped. If the client has left or the server is shutting down, it still finishes the
+//! request that it has begun. A client that sends the request again gets the work done twice.
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,7 +31,7 @@ use zmtp::Message;
 
 use crate::log;
 
-use super::completions::Completions;
+use super::completions::{Completions, blocking_send};
 use super::in_flight::Ticket;
 use super::interface::{Completion, Service};
 use super::rejection::Rejection;
@@ -44,7 +44,7 @@ pub struct Blocking {
     replies: Completions,
 }
 
-/// The requests that no thread has begun.
+/// The requests that no thread has begun to work on.
 #[derive(Debug, Default)]
 struct Queue {
     calls: Mutex<Calls>,
@@ -54,17 +54,18 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Calls {
     waiting: VecDeque<Call>,
-    /// Threads that wait for a call.
+    /// The number of threads that wait for a call.
     idle: usize,
     closed: bool,
 }
 
 impl Blocking {
-    /// Starts `threads` threads. Each makes a state by `state`, and answers requests by `work`.
+    /// Starts `threads` threads, at least one. Each creates its own state with `state` before its
+    /// first request, and answers requests with `work`.
     ///
     /// # Errors
     ///
-    /// If the first state cannot be made, or a thread not be started.
+    /// The error of `state`, which is called once to try it, or that of starting a thread.
     pub fn new<S: 'static>(
         threads: usize,
         state: impl Fn() -> io::Result<S> + Send + Sync + 'static,
@@ -73,7 +74,7 @@ impl Blocking {
         let queue = Arc::new(Queue::default());
         let (sender, replies) = Completions::channel();
         let pool = Self { queue, replies };
-        // What fails here fails at the start rather than at a request.
+        // Try it now, so that a wrong setting is found at the start and not at the first request.
         drop(state()?);
         let worker = Arc::new((state, work));
         for number in 0..threads.max(1) {
@@ -118,7 +119,7 @@ impl Service for Blocking {
 }
 
 impl Queue {
-    /// Waits for a request, or returns `None` once the pool is gone.
+    /// Waits for a request. Returns `None` once the pool has been dropped.
     fn next(&self) -> Option<Call> {
         let mut calls = self.lock();
         loop {
@@ -135,12 +136,12 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Calls> {
-        // No code that may panic runs under the lock.
+        // No code that may panic runs while the lock is held, so a poisoned lock is impossible.
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One thread: takes requests until the pool is gone.
+/// Runs one thread: works on requests until the pool has been dropped.
 fn run<S>(
     queue: &Queue,
     replies: &mpsc::Sender<Completion>,
@@ -162,13 +163,13 @@ fn run<S>(
             worked: Some((started, Instant::now())),
             token: None,
         };
-        if replies.blocking_send(completion).is_err() {
+        if !blocking_send(replies, completion) {
             return;
         }
     }
 }
 
-/// Works on one request, on a state that no panic has left half changed.
+/// Works on one request. A panic may leave the state half changed, so it is then not used again.
 fn answer<S>(
     state: &mut Option<S>,
     make: &impl Fn() -> io::Result<S>,

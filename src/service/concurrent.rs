@@ -1,8 +1,8 @@
-//! Work that waits: futures on a runtime beside the loop, such as calls of other services.
+//! Runs work that waits, such as calls to other services, as futures on a runtime beside the loop.
 //!
-//! Anything that is a [`tower_service::Service`] over [`Call`] works, with tower's own layers
-//! around it for timeouts, concurrency, load shedding and rate limits. An `async` function is
-//! made into one by [`handler_fn`]:
+//! It takes any [`tower_service::Service`] over [`Call`], so you can wrap yours in tower's layers
+//! for timeouts, concurrency, load shedding and rate limits. [`handler_fn`] makes one from an
+//! `async` function:
 //!
 //! ```
 //! use zmq_echo::service::{Call, Concurrent, Rejection, Replies, handler_fn};
@@ -14,15 +14,15 @@
 //!     Ok(Replies::One(reply.collect()))
 //! }
 //!
-//! // At most 200 at a time.
+//! // At most 200 requests at a time.
 //! let service = Concurrent::new(200, || handler_fn(upper))?;
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! All futures run on one thread of their own, so one must not block: use
-//! [`Blocking`](super::Blocking) for that. When a client leaves, the futures of its requests are
-//! dropped. A panic costs its request. A stream of replies waits for a client that reads slowly, and
-//! counts towards the limit meanwhile.
+//! All futures share one thread, so none of them may block: use [`Blocking`](super::Blocking) for
+//! that. When a client leaves, the futures of its requests are dropped. A panic in a future costs
+//! only its request. A stream of replies waits for a client that reads slowly, and counts towards
+//! the limit meanwhile.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -44,28 +44,29 @@ use zmtp::router::ALLOWANCE;
 
 use crate::log;
 
-use super::completions::Completions;
+use super::completions::{Completions, send};
 use super::in_flight::Ticket;
 use super::interface::{Completion, Service};
 use super::rejection::Rejection;
 use super::request::{Answer, Call, Request};
 
-/// Bytes of a stream's replies that may be on their way to the socket, or wait there for a client
-/// with too many, before the stream is asked for more. It is what every peer may hold.
+/// How many bytes of a stream's replies may be on their way to its client before the stream is
+/// asked for more: those that have not reached the socket, and those that the socket keeps while
+/// the client has too many unread replies. It is as large as each peer's allowance.
 const WINDOW: usize = ALLOWANCE;
 
-/// What a reply costs of that beside its bytes.
+/// How much of the window a reply takes in addition to its bytes.
 const REPLY: usize = 64;
 
-/// Orders that are taken from the loop at a time.
+/// The maximum number of orders that are taken from the loop at once.
 const BATCH: usize = 256;
 
 /// What a request is answered with.
 pub enum Replies {
     /// One reply.
     One(Message),
-    /// Several, in order. An error ends them. The next one is asked for only while the client
-    /// takes them.
+    /// Several replies, in order. An error ends them. The stream is asked for the next reply only
+    /// while the client reads.
     Stream(BoxStream<'static, Result<Message, Rejection>>),
 }
 
@@ -84,14 +85,15 @@ impl fmt::Debug for Replies {
     }
 }
 
-/// Futures that answer requests, on a thread of their own.
+/// A thread that answers requests with futures.
 #[derive(Debug)]
 pub struct Concurrent {
     orders: mpsc::UnboundedSender<Order>,
     replies: Completions,
 }
 
-/// What the loop tells the runtime. Requests in flight bound them.
+/// What the loop tells the runtime. The channel is unbounded, but the limits on requests in flight
+/// also limit the number of orders.
 #[derive(Debug)]
 enum Order {
     Answer(Call),
@@ -99,12 +101,12 @@ enum Order {
 }
 
 impl Concurrent {
-    /// Starts the thread, which makes its service by `make` and runs at most `limit` requests at
+    /// Starts the thread. It creates its service with `make`, and runs at most `limit` requests at
     /// a time.
     ///
     /// # Errors
     ///
-    /// If there can be no thread or no runtime.
+    /// If the thread or the runtime cannot be created.
     pub fn new<S>(limit: usize, make: impl FnOnce() -> S + Send + 'static) -> io::Result<Self>
     where
         S: tower_service::Service<Call, Response = Replies> + 'static,
@@ -124,8 +126,8 @@ impl Service for Concurrent {
     fn call(&mut self, request: Request<'_>) -> Answer {
         let (call, answer) = request.later();
         if self.orders.send(Order::Answer(call)).is_err() {
-            // The service's constructor, or tower's `poll_ready`, has panicked.
-            panic!("the thread of the futures has ended");
+            // `make`, or the service's `poll_ready` or `call`, has panicked.
+            panic!("the thread that runs the futures has ended");
         }
         answer
     }
@@ -143,7 +145,7 @@ impl Service for Concurrent {
     }
 }
 
-/// The runtime's one task: takes orders and drives what they have begun.
+/// The runtime's only task: takes orders and drives the futures that they start.
 async fn dispatch<S>(
     mut service: S,
     limit: usize,
@@ -159,8 +161,8 @@ async fn dispatch<S>(
     let mut taken = Vec::with_capacity(BATCH);
     loop {
         let may_begin = !waiting.is_empty() && running.len() < limit;
-        // Each arm is cancel-safe: `poll_ready` may be called again, and an arm that does not run
-        // takes nothing from its channel or stream.
+        // Each arm is cancel-safe: `poll_ready` may be called again, and `recv_many` and `next`
+        // take nothing from the channel or the stream unless their arm runs.
         tokio::select! {
             count = orders.recv_many(&mut taken, BATCH) => {
                 if count == 0 {
@@ -178,9 +180,9 @@ async fn dispatch<S>(
             }
             ready = poll_fn(|cx| service.poll_ready(cx)), if may_begin => {
                 let mut ready = Some(ready);
-                // What else can begin at once costs no further turn.
+                // Start everything that can start at once, instead of one request per turn.
                 while let Some(now) = ready {
-                    let call = waiting.pop_front().expect("one waits");
+                    let call = waiting.pop_front().expect("a call is waiting");
                     let ticket = call.ticket;
                     let started = Instant::now();
                     let reply = match now {
@@ -191,11 +193,10 @@ async fn dispatch<S>(
                         Err(error) => Err(error.into()),
                     };
                     let mut work = Box::pin(answer(ticket, started, reply, &replies));
-                    // What needs no waiting takes no place among the futures that run. What does
-                    // is polled again as one of them, and is woken by that poll.
+                    // Work that is done after one poll never joins the running futures. Other work
+                    // joins them and is polled again there, which registers the waker that counts.
                     match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
-                        // If the loop has ended, nobody waits for it.
-                        Poll::Ready(done) => drop(replies.send(done).await),
+                        Poll::Ready(done) => send(&replies, done).await,
                         Poll::Pending => {
                             let (handle, registration) = AbortHandle::new_pair();
                             handles.put(ticket, handle);
@@ -214,9 +215,8 @@ async fn dispatch<S>(
                 let mut ended = ended;
                 while let Some((ticket, done)) = ended {
                     handles.take(ticket);
-                    // If the loop has ended, nobody waits for it.
                     if let Ok(completion) = done {
-                        let _ = replies.send(completion).await;
+                        send(&replies, completion).await;
                     }
                     ended = running.next().now_or_never().flatten();
                 }
@@ -225,7 +225,7 @@ async fn dispatch<S>(
     }
 }
 
-/// What ends the futures that run, by the slots of their tickets.
+/// The abort handles of the running futures, indexed by the slots of their tickets.
 #[derive(Default)]
 struct Handles(Vec<Option<(Ticket, AbortHandle)>>);
 
@@ -243,7 +243,7 @@ impl Handles {
     }
 }
 
-/// Drives one request to its end, and returns its last reply. Those before it are sent.
+/// Drives one request to its end, and returns its last reply. Sends those before it to `replies`.
 async fn answer<E: Into<Rejection>>(
     ticket: Ticket,
     started: Instant,
@@ -276,8 +276,7 @@ async fn answer<E: Into<Rejection>>(
                 Some(Ok(message)) => {
                     let token = Some(window.take(room, message.bytes()));
                     let reply = Completion { token, ..completion(Some(Ok(message)), false) };
-                    // If the loop has ended, nobody waits for it.
-                    let _ = replies.send(reply).await;
+                    send(replies, reply).await;
                 }
             }
         }
@@ -291,7 +290,7 @@ async fn answer<E: Into<Rejection>>(
     caught.await.unwrap_or_else(panicked)
 }
 
-/// How much of a stream is on its way to its client.
+/// The part of [`WINDOW`] that a stream has not used.
 struct Window(Arc<Semaphore>);
 
 impl Default for Window {
@@ -304,13 +303,13 @@ impl Window {
     /// Waits until there is room for a reply.
     async fn room(&self) -> OwnedSemaphorePermit {
         let room = Arc::clone(&self.0).acquire_owned().await;
-        room.expect("it is never closed")
+        room.expect("the semaphore is never closed")
     }
 
-    /// Takes the room of a reply of this many bytes, or all that there is if it is larger. It is
-    /// free again when the token is dropped.
+    /// Takes as much room as a reply of `bytes` bytes needs, or all of it if the reply is larger.
+    /// Dropping the token frees the room.
     fn take(&self, mut room: OwnedSemaphorePermit, bytes: usize) -> Box<dyn Any + Send> {
-        // Only this stream takes room, so what is there stays there.
+        // Only this stream takes room, so nobody else takes the available permits meanwhile.
         let more = (bytes + REPLY - 1).min(self.0.available_permits());
         if let Ok(more) = Arc::clone(&self.0).try_acquire_many_owned(more as u32) {
             room.merge(more);
@@ -319,7 +318,7 @@ impl Window {
     }
 }
 
-/// Makes a [`tower_service::Service`] of an `async` function.
+/// Makes a [`tower_service::Service`] from an `async` function.
 pub fn handler_fn<F>(function: F) -> HandlerFn<F> {
     HandlerFn(function)
 }

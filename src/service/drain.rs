@@ -1,4 +1,4 @@
-//! The states of a graceful shutdown, free of any socket and clock.
+//! The states of a graceful shutdown, without a socket or a clock.
 //!
 //! ```text
 //! signal          delay over     all peers quiet or gone,     deadline
@@ -8,33 +8,34 @@
 //!   +-----------------+----------------+-----------------------------+
 //! ```
 //!
-//! The caller owns the clock and the socket: it reports what happens and does
-//! what [`Drain::next`] says.
+//! The caller owns the clock and the socket. It reports what happens and does what
+//! [`Drain::next`] returns.
 
 use std::time::{Duration, Instant};
 
 /// The settings of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainPolicy {
-    /// How long to go on accepting from the signal on, for clients that are still
+    /// How long to keep accepting connections after the signal, for clients that are still
     /// being routed here.
     pub delay: Duration,
     /// Serving ends after this long without a byte of a request or a reply.
     pub quiet: Duration,
-    /// From the signal to the exit, everything included.
+    /// The longest time from the signal to the exit, including the delay and the quiet period.
     pub timeout: Duration,
 }
 
 impl DrainPolicy {
-    /// The part of the timeout that is kept for flushing and closing: a tenth,
-    /// one second at most, so that the last replies get out before the deadline.
+    /// The part of the timeout that is reserved for flushing and closing, so that the last
+    /// replies are sent before the deadline: a tenth, but at most one second.
     pub fn reserve(&self) -> Duration {
         (self.timeout / 10).min(Duration::from_secs(1))
     }
 
-    /// How long before the end of the timeout the watchdog speaks up: enough to
-    /// write a record, and less than what is left of a drain that keeps its times.
-    pub fn last_words(&self) -> Duration {
+    /// How long before the end of the timeout the watchdog ends the process. It is long enough
+    /// to write a log record. It is shorter than the time that [`Drain::close_by`] leaves, so a
+    /// drain that is on time ends before the watchdog acts.
+    pub fn watchdog_margin(&self) -> Duration {
         (self.reserve() / 5).min(Duration::from_millis(20))
     }
 }
@@ -44,14 +45,14 @@ impl DrainPolicy {
 pub enum Ending {
     /// Every peer had been quiet for the quiet period.
     Quiet,
-    /// Nobody was connected any more.
+    /// No peer was connected.
     NoPeers,
-    /// Some peer was not quiet until the deadline was near.
+    /// The deadline was near, and some peer had not been quiet for long enough.
     Deadline,
 }
 
 impl Ending {
-    /// The word for logs.
+    /// The value that the log shows.
     pub const fn as_str(self) -> &'static str {
         match self {
             Ending::Quiet => "quiet",
@@ -61,14 +62,14 @@ impl Ending {
     }
 }
 
-/// What the caller has to do now.
+/// What the caller must do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Go on serving.
+    /// Continue serving.
     Serve,
-    /// Stop listening, leave the connected peers alone, go on serving.
+    /// Stop listening, and continue to serve the connected peers.
     StopListening,
-    /// Flush, close and leave.
+    /// Flush, close and exit.
     Finish(Ending),
 }
 
@@ -78,7 +79,7 @@ enum State {
     Delay {
         signalled: Instant,
     },
-    /// `look_at` is when the peers can have been quiet for long enough at the earliest.
+    /// `look_at` is the earliest time at which all peers can have been quiet for long enough.
     Quiet {
         signalled: Instant,
         stopped_at: Instant,
@@ -86,7 +87,7 @@ enum State {
     },
 }
 
-/// A drain, from before the signal to the moment to close.
+/// A drain, from before the signal until it is time to close.
 #[derive(Debug)]
 pub struct Drain {
     policy: DrainPolicy,
@@ -94,12 +95,12 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Not begun yet.
+    /// A drain that has not begun.
     pub fn new(policy: DrainPolicy) -> Self {
         Self { policy, state: State::Serving }
     }
 
-    /// The signal has come. A second call changes nothing.
+    /// Begins the drain. `now` is the time of the signal. A second call has no effect.
     pub fn begin(&mut self, now: Instant) {
         if self.state == State::Serving {
             self.state = State::Delay { signalled: now };
@@ -111,11 +112,12 @@ impl Drain {
         self.state != State::Serving
     }
 
-    /// What to do now, with `connections` open. Call it after each event, and at
-    /// [`Drain::wake_at`] when there is none.
+    /// Returns what to do now, with `connections` open. Call it after each event, and at
+    /// [`Drain::wake_at`] if there is none.
     ///
-    /// `active_at` says when a byte of a request or a reply moved last, or `None` while a peer
-    /// is busy. It may take a look at every peer, so it is called about once in a quiet period.
+    /// `active_at` returns when a byte of a request or a reply last moved, or `None` while a
+    /// peer is busy. It may have to check every peer, so it is called only about once per quiet
+    /// period.
     pub fn next(
         &mut self,
         now: Instant,
@@ -138,7 +140,7 @@ impl Drain {
                 let active_at = active_at();
                 let next_look = active_at.unwrap_or(now) + self.policy.quiet;
                 if let State::Quiet { look_at, .. } = &mut self.state {
-                    // With a quiet period of zero, too, the loop has its turns in between.
+                    // Even if the quiet period is zero, the loop needs turns in between.
                     *look_at = next_look.max(now + Duration::from_millis(1));
                 }
                 let is_quiet = self.is_quiet(now, active_at);
@@ -148,8 +150,8 @@ impl Drain {
         }
     }
 
-    /// Whether the quiet period has passed since `active_at`, which is `None` while a peer is
-    /// busy, and since listening stopped.
+    /// Whether the quiet period has passed both since `active_at` and since listening stopped.
+    /// `active_at` is `None` while a peer is busy; the answer is then `false`.
     pub fn is_quiet(&self, now: Instant, active_at: Option<Instant>) -> bool {
         match (self.state, active_at) {
             (State::Quiet { stopped_at, .. }, Some(active_at)) => {
@@ -159,8 +161,7 @@ impl Drain {
         }
     }
 
-    /// When [`Drain::next`] will have something new to say if nothing happens
-    /// before, or `None` while nobody has asked for a drain.
+    /// When to call [`Drain::next`] again if nothing happens before. `None` before the signal.
     pub fn wake_at(&self) -> Option<Instant> {
         match self.state {
             State::Serving => None,
@@ -171,19 +172,20 @@ impl Drain {
         }
     }
 
-    /// When flushing and closing must be over: the end of the timeout less a
-    /// little of the reserve, which the last log record and the exit need.
+    /// When flushing and closing must be done: the end of the timeout, minus a quarter of the
+    /// reserve for the final log record and the exit. Before the signal, this assumes that it
+    /// comes `now`.
     pub fn close_by(&self, now: Instant) -> Instant {
         let signalled = self.signalled().unwrap_or(now);
         signalled + self.policy.timeout - self.policy.reserve() / 4
     }
 
-    /// When the process must have ended, or `None` while nobody has asked for a drain.
+    /// When the process must have exited. `None` before the signal.
     pub fn deadline(&self) -> Option<Instant> {
         self.signalled().map(|signalled| signalled + self.policy.timeout)
     }
 
-    /// How long ago the signal came.
+    /// Time since the signal, or zero before it.
     pub fn elapsed(&self, now: Instant) -> Duration {
         self.signalled().map_or(Duration::ZERO, |signalled| now - signalled)
     }
@@ -218,7 +220,7 @@ mod tests {
         start + Duration::from_secs_f64(seconds)
     }
 
-    /// What to do at a time, in seconds, with the last byte at another.
+    /// What to do at `now`, if the last byte moved at `active`. Both are seconds after `start`.
     fn next(drain: &mut Drain, start: Instant, now: f64, peers: usize, active: f64) -> Action {
         drain.next(at(start, now), peers, || Some(at(start, active)))
     }
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_ends_before_the_signal() {
+    fn serving_continues_until_the_signal() {
         let start = Instant::now();
         let mut drain = Drain::new(POLICY);
         assert!(!drain.begun());
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn it_accepts_during_the_delay_even_with_nobody_connected() {
+    fn the_delay_keeps_accepting_even_without_connections() {
         let start = Instant::now();
         let mut drain = begun(start);
         assert_eq!(drain.wake_at(), Some(at(start, 5.0)));
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quiet_period_begins_with_the_last_byte_or_when_listening_stops() {
+    fn the_quiet_period_starts_at_the_last_byte_but_not_before_listening_stops() {
         let start = Instant::now();
         let mut drain = begun(start);
         assert_eq!(next(&mut drain, start, 5.0, 3, 1.0), Action::StopListening);
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_peers_are_looked_at_once_in_a_quiet_period_however_busy_they_are() {
+    fn busy_peers_are_checked_only_once_per_quiet_period() {
         let start = Instant::now();
         let mut drain = begun(start);
         assert_eq!(next(&mut drain, start, 5.0, 1, 5.0), Action::StopListening);
@@ -291,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_without_end_run_into_the_deadline_with_time_left_to_flush() {
+    fn a_peer_that_never_goes_quiet_leaves_time_to_flush_before_the_deadline() {
         let start = Instant::now();
         let mut drain = begun(start);
         assert_eq!(next(&mut drain, start, 5.0, 1, 5.0), Action::StopListening);
@@ -303,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_signal_does_not_start_the_drain_again() {
+    fn a_second_signal_does_not_restart_the_drain() {
         let start = Instant::now();
         let mut drain = begun(start);
         drain.begin(at(start, 4.0));

@@ -1,9 +1,9 @@
-//! The service that this project comes with: replace it with your own.
+//! The service that comes with this project. Replace it with your own.
 
 use super::interface::Service;
 use super::request::{Answer, Request};
 
-/// Replies with what was asked.
+/// Replies to each request with its own payload.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Echo;
 

@@ -3,19 +3,20 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Where the service is in its life.
+/// The phases of the service's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
-    /// The loop has not taken its first turn.
+    /// The loop has not begun its first turn.
     Starting = 0,
     /// Ready for traffic.
     Serving = 1,
-    /// Asked to end: no new traffic, please.
+    /// A signal has come. Clients should send new traffic elsewhere.
     Draining = 2,
 }
 
-/// Written by the loop once a turn, read by the side port at each request.
+/// The loop's phase and its last turn. The loop writes it in every turn, and the side port reads it
+/// when it is asked about the server's health.
 #[derive(Debug)]
 pub struct Health {
     started: Instant,
@@ -25,13 +26,14 @@ pub struct Health {
 }
 
 impl Health {
-    /// An idle loop turns this often.
+    /// How often an idle loop turns.
     pub const TICK: Duration = Duration::from_millis(500);
 
-    /// The longest time between two turns of a working loop on a busy machine.
+    /// A loop that has not turned for longer than this counts as hung. It is twice the tick,
+    /// because the loop may be late on a busy machine.
     pub const TURN_LIMIT: Duration = Self::TICK.saturating_mul(2);
 
-    /// A service that is starting.
+    /// The health of a service that starts at `now`.
     pub fn new(now: Instant) -> Self {
         Self {
             started: now,
@@ -40,17 +42,17 @@ impl Health {
         }
     }
 
-    /// The loop has turned.
+    /// Records that the loop has turned at `now`.
     pub fn turned(&self, now: Instant) {
         self.last_turn.store((now - self.started).as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// The service has come to `phase`.
+    /// Records that the service has entered `phase`.
     pub fn enter(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// Where the service is.
+    /// The current phase.
     pub fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Relaxed) {
             0 => Phase::Starting,
@@ -59,7 +61,7 @@ impl Health {
         }
     }
 
-    /// How long ago the loop turned.
+    /// Time since the loop last turned.
     pub fn since_turn(&self, now: Instant) -> Duration {
         let last_turn =
             self.started + Duration::from_millis(self.last_turn.load(Ordering::Relaxed));

@@ -1,4 +1,5 @@
-//! The requests that are answered later: which connection each came from, and its envelope.
+//! The requests in flight: those that are answered later. Keeps the connection that each came from,
+//! and its envelope.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +7,7 @@ use slab::Slab;
 use zmtp::Message;
 use zmtp::router::{Origin, PeerId};
 
-/// Names a request that is answered later. Unlike a peer's identity it never names another one.
+/// Identifies a request in flight. Unlike a peer's identity, a ticket is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket {
     slot: usize,
@@ -14,13 +15,13 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// A small number that no other request in flight has.
+    /// A small number that no other request in flight has at the same time.
     pub(super) fn slot(self) -> usize {
         self.slot
     }
 }
 
-/// All requests that are answered later.
+/// All requests in flight.
 #[derive(Debug, Default)]
 pub struct InFlight {
     entries: Slab<Entry>,
@@ -28,18 +29,18 @@ pub struct InFlight {
     time_limit: Option<Duration>,
 }
 
-/// One of them.
+/// One request in flight.
 #[derive(Debug)]
 pub(super) struct Entry {
     number: u64,
     pub origin: Origin,
     pub envelope: Message,
-    /// Bytes of the payload.
+    /// The size of the payload.
     pub bytes: usize,
 }
 
 impl InFlight {
-    /// None yet. A request that has waited for `time_limit` is not worth working on.
+    /// Starts without requests. A request that has waited for `time_limit` is not worked on.
     pub(super) fn new(time_limit: Option<Duration>) -> Self {
         Self { time_limit, ..Self::default() }
     }
@@ -51,7 +52,8 @@ impl InFlight {
         Ticket { slot, number }
     }
 
-    /// When a request that was read at `read_at` is not worth working on any more.
+    /// When the time limit of a request that was read at `read_at` ends. `None` if there is no time
+    /// limit.
     pub(super) fn deadline(&self, read_at: Instant) -> Option<Instant> {
         self.time_limit.map(|limit| read_at + limit)
     }
@@ -65,8 +67,8 @@ impl InFlight {
         self.entries.try_remove(ticket.slot)
     }
 
-    /// Takes all that came from a connection, the newest first: if they are cancelled in this
-    /// order, none is begun in the place of another.
+    /// Removes the requests of a connection and returns their tickets, the newest first. If they
+    /// are cancelled in this order, cancelling one never starts another that is cancelled next.
     pub(super) fn remove_of(&mut self, peer: PeerId) -> Vec<Ticket> {
         let mut tickets = self.tickets(|entry| entry.origin.peer == peer);
         tickets.sort_unstable_by_key(|ticket| std::cmp::Reverse(ticket.number));
@@ -74,7 +76,7 @@ impl InFlight {
         tickets
     }
 
-    /// Every ticket.
+    /// The tickets of all requests in flight.
     pub(super) fn all(&self) -> Vec<Ticket> {
         self.tickets(|_| true)
     }
@@ -84,12 +86,12 @@ impl InFlight {
         entries.map(|(slot, entry)| Ticket { slot, number: entry.number }).collect()
     }
 
-    /// How many there are.
+    /// The number of requests in flight.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Whether no request is in flight.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

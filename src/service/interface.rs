@@ -1,7 +1,7 @@
-//! The interface between the poll loop and the work that it is there for.
+//! The interface between the poll loop and the work that a server does.
 //!
-//! A service is a value with a method, [`Service::call`]. For work of microseconds a closure is
-//! enough:
+//! A service has one required method, [`Service::call`]. If the work takes microseconds, a closure
+//! is enough:
 //!
 //! ```
 //! use zmq_echo::service::{Rejection, Request};
@@ -17,9 +17,9 @@
 //! # is_service(upper);
 //! ```
 //!
-//! Whatever takes longer belongs behind [`Blocking`](super::Blocking), a pool of threads, or
-//! [`Concurrent`](super::Concurrent), futures on a runtime of their own: while a call runs, the
-//! loop serves nobody else.
+//! While a call runs, the loop serves no other request. So work that takes longer belongs behind
+//! [`Blocking`](super::Blocking), a pool of threads, or [`Concurrent`](super::Concurrent), which
+//! runs futures on a runtime beside the loop.
 
 use std::any::Any;
 use std::future::{Future, pending};
@@ -33,65 +33,67 @@ use super::request::{Answer, Request};
 
 /// The work of a server.
 pub trait Service {
-    /// Answers a request, or takes it for later. Runs on the loop's thread: while it does,
-    /// nobody else is served.
+    /// Answers a request, or accepts it with [`Request::later`] to answer it later. Runs on the
+    /// loop's thread, and no other request is served meanwhile.
     ///
-    /// If it panics, its client gets an error reply, and a new service takes this one's place.
+    /// If it panics, the client gets an error reply, and a new service replaces this one. With
+    /// `--on-panic exit`, or after too many panics, the process ends instead.
     fn call(&mut self, request: Request<'_>) -> Answer;
 
-    /// Waits for the next reply to a request that was taken for later. Replies to one request
-    /// are sent in this order.
+    /// Waits for the next reply to a request in flight, which is one that was accepted with
+    /// [`Request::later`]. The loop sends the replies to a request in the order in which it gets
+    /// them here.
     ///
-    /// Must be cancel-safe: the loop drops it whenever something else happens first.
+    /// Must be cancel-safe: the loop drops the future whenever another event comes first.
     fn completed(&mut self) -> impl Future<Output = Completion> {
         pending()
     }
 
-    /// The next such reply if there is one already.
+    /// Returns the next such reply if one is ready. Never waits.
     fn try_completed(&mut self) -> Option<Completion> {
         None
     }
 
-    /// Nobody waits for this request any more: its client has left, or has been told that the
-    /// server is shutting down. Replies to it are ignored from now on.
+    /// Cancels a request in flight: its client has left, or is told that the server is shutting
+    /// down. The loop ignores further replies to it.
     fn cancel(&mut self, _ticket: Ticket) {}
 
-    /// The names of the methods by which requests are counted. They are values of a label, so
-    /// there are few of them, and each once. The loop asks once, at the start.
+    /// The names of the methods by which requests are counted. They become values of a metric's
+    /// label, so keep them few and distinct. Called once, at the start.
     fn methods(&self) -> &'static [&'static str] {
         &["any"]
     }
 
-    /// Which of its methods a request asks for: its index in [`Service::methods`]. A request
-    /// with another number is counted as `other`. The loop asks before each [`Service::call`].
+    /// Returns the index in [`Service::methods`] of the method that a request asks for. A request
+    /// with any other number counts as `other`. Called before each [`Service::call`].
     #[inline(always)]
     fn method(&self, _request: &Request<'_>) -> usize {
         0
     }
 
-    /// Whether the service can do its work. If not, probes and checks fail with this text.
+    /// Checks whether the service can do its work. If not, probes and checks fail.
     ///
     /// # Errors
     ///
-    /// What is wrong, in a few words.
+    /// A short text that says what is wrong. Probes and checks are answered with it.
     fn health(&mut self) -> Result<(), String> {
         Ok(())
     }
 }
 
-/// A reply to a request that was taken for later.
+/// A reply to a request in flight, or the end of a stream of replies.
 #[derive(Debug)]
 pub struct Completion {
     /// Which request it answers.
     pub ticket: Ticket,
-    /// The payload or the error; `None` if a stream of replies has ended.
+    /// The payload or an error. `None` if a stream of replies has ended.
     pub reply: Option<Result<Message, Rejection>>,
-    /// Whether no more replies to this request follow.
+    /// Whether this is the last completion of its request.
     pub is_last: bool,
-    /// From when to when the request was worked on, with the last reply.
+    /// When work on the request started and when it ended. Set it in the last completion.
     pub worked: Option<(Instant, Instant)>,
-    /// Dropped once its client has room for more replies. A stream waits for that, so that a
-    /// client which reads slowly slows it down.
+    /// Dropped when the client has room for more replies, or has left. A stream waits for that,
+    /// so a client that reads slowly slows it down.
     pub token: Option<Box<dyn Any + Send>>,
 }
 

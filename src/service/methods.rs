@@ -11,7 +11,7 @@
 //!     let reply = match request.method() {
 //!         UPPER => text.to_ascii_uppercase(),
 //!         LOWER => text.to_ascii_lowercase(),
-//!         _ => unreachable!("other methods are rejected before"),
+//!         _ => unreachable!("`Methods` rejects all other names"),
 //!     };
 //!     request.reply([reply.into()])
 //! });
@@ -34,8 +34,8 @@ pub struct Methods<S> {
 }
 
 impl<S: Service> Methods<S> {
-    /// Passes requests whose first frame is one of these names on to `service`, the name
-    /// included. [`Request::method`] is the index of the name.
+    /// If the first frame of a request is one of `names`, passes the request on to `service`,
+    /// including that frame. [`Request::method`] is then the index of the name.
     pub fn new(names: &'static [&'static str], service: S) -> Self {
         Self { names, service }
     }
@@ -60,7 +60,7 @@ impl<S: Service> Service for Methods<S> {
         request.reject(Rejection::new("unknown_method", text))
     }
 
-    /// Cancel-safe, as the other service's is.
+    /// Cancel-safe, because the inner service's `completed` is.
     async fn completed(&mut self) -> Completion {
         self.service.completed().await
     }

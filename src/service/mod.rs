@@ -1,19 +1,19 @@
-//! The core: one loop over one socket, the service that it calls, and how it ends.
+//! The core: one loop over one socket, the service that it calls, and its shutdown.
 //!
 //! 1. [`echo`]: the service that you replace with your own work.
-//! 2. [`interface`]: what a service is: [`Service`].
-//! 3. [`request`]: what it gets: the payload, and the ways to answer.
-//! 4. [`rejection`]: how a client learns that its request was not answered, and why.
-//! 5. [`time_limit`]: how long a request is worth working on, as its client says.
-//! 6. [`blocking`]: work on a pool of threads.
-//! 7. [`concurrent`]: work in futures, behind tower's layers.
+//! 2. [`interface`]: the trait that every service implements, [`Service`].
+//! 3. [`request`]: what a service receives: the payload, and the ways to answer.
+//! 4. [`rejection`]: the error replies that tell a client why its request was not answered.
+//! 5. [`time_limit`]: how a client says how long its request is worth working on.
+//! 6. [`blocking`]: runs work on a pool of threads.
+//! 7. [`concurrent`]: runs work as futures, behind tower's layers.
 //! 8. [`methods`]: several methods in one service.
-//! 9. [`in_flight`]: the requests that are answered later, and `completions`: the way of their
-//!    replies to the loop.
-//! 10. [`poll_loop`]: takes one event a turn, calls the service and sends replies.
-//! 11. [`turn`]: how long a turn may take, without a clock read for each message.
+//! 9. [`in_flight`]: the requests that are answered later, and `completions`: the channel that
+//!    brings their replies to the loop.
+//! 10. [`poll_loop`]: handles one event per turn, calls the service and sends replies.
+//! 11. [`turn`]: limits the time of a turn without reading the clock for each message.
 //! 12. [`panics`]: how many panics of a service are too many.
-//! 13. [`drain`]: the states of a graceful shutdown, free of any socket.
+//! 13. [`drain`]: the states of a graceful shutdown, without a socket.
 //! 14. [`termination`]: SIGTERM and SIGINT as a byte in a socket, and the watchdog.
 //! 15. [`health`]: what the loop tells the side port about itself.
 

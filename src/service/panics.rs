@@ -3,19 +3,19 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Panics that are caught within [`WINDOW`]. One more ends the process: a service that fails
-/// all the time is better restarted, where an orchestrator sees it.
+/// How many panics within [`WINDOW`] the process survives. One more ends it, because a service that
+/// fails all the time should be restarted by an orchestrator, where people can see it.
 pub const LIMIT: usize = 10;
 
-/// The time in which panics count.
+/// How long a panic counts towards [`LIMIT`].
 pub const WINDOW: Duration = Duration::from_secs(60);
 
-/// The panics of the last minute.
+/// The panics within the last [`WINDOW`].
 #[derive(Debug, Default)]
 pub struct Panics(VecDeque<Instant>);
 
 impl Panics {
-    /// Notes a panic, and says whether the process may go on.
+    /// Records a panic at `now`. Returns whether the process may continue.
     pub fn may_go_on(&mut self, now: Instant) -> bool {
         while self.0.front().is_some_and(|at| now - *at > WINDOW) {
             self.0.pop_front();
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ten_in_a_minute_are_borne_and_no_more() {
+    fn the_eleventh_panic_within_a_minute_ends_the_process() {
         let mut panics = Panics::default();
         let start = Instant::now();
         assert!((0..LIMIT as u32).all(|n| panics.may_go_on(start + n * Duration::from_secs(1))));

@@ -1,7 +1,7 @@
-//! The poll loop: one thread, one turn after the other, each with one event.
+//! The poll loop: one thread that runs one turn after the other, each for one event.
 //!
-//! There is no concurrency in here and no lock. A process that has too much to do
-//! is joined by another replica; one that cannot go on ends and is replaced.
+//! Nothing in here runs concurrently, and there are no locks. If one process has too much to do,
+//! add another replica. If a process cannot continue, it ends, and an orchestrator replaces it.
 
 use std::any::Any;
 use std::error::Error;
@@ -33,33 +33,34 @@ use crate::service::termination::{AsyncTermination, Signal, TerminationSocket};
 use crate::service::time_limit::{self, TIME_LIMIT};
 use crate::service::turn::{Due, TurnClock};
 
-/// While draining the loop turns this often, to notice soon that a peer has left. (Otherwise
-/// each [`Health::TICK`].)
+/// How often the loop turns at least while draining, so that it soon notices that a peer has left.
+/// While serving, it is [`Health::TICK`].
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 
-/// After the drain decides to end, how often it looks whether all that had arrived is read.
+/// After the drain decides to end, how often the loop checks whether everything that had arrived
+/// has been read.
 const LAST_LOOK: Duration = Duration::from_millis(5);
 
-/// How many requests one turn answers at most, so that a flood lets signals,
-/// deadlines and the socket's own tasks have their turn: 256 small echoes take well
-/// under a millisecond. A turn is limited in time as well: [`TurnClock`].
+/// The maximum number of requests that one turn answers, and of finished replies that it sends, so
+/// that a flood does not hold up signals, deadlines and the socket's own work. 256 small echoes
+/// take well under a millisecond. [`TurnClock`] limits the time of a turn as well.
 const BATCH: u64 = 256;
 
-/// A turn that takes this long is reported: everybody has waited for it.
+/// A turn that takes this long is counted and reported, because every peer has waited for it.
 const SLOW_TURN: Duration = Duration::from_millis(100);
 
-/// Slow turns are reported this often at most.
+/// The shortest time between two reports of slow turns.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What a turn of the loop is about.
+/// The event that a turn of the loop handles.
 enum Event {
     /// A request, which is in [`PollLoop::message`].
     Request(Origin),
-    /// A reply to an earlier one.
+    /// A reply to a request in flight.
     Completed(Completion),
     /// A byte from the termination socket.
     Terminate(io::Result<Signal>),
-    /// Nothing has happened for a while.
+    /// The timer, which the loop sets to [`PollLoop::wake_at`].
     Tick,
 }
 
@@ -68,53 +69,54 @@ enum Event {
 pub struct Report {
     /// Why serving ended.
     pub ending: Ending,
-    /// Requests answered from the signal on.
+    /// Requests answered since the signal.
     pub answered: u64,
-    /// Requests and replies that peers lost from the signal on by their own doing: they left,
+    /// Requests and replies that peers lost since the signal through their own fault: they left,
     /// broke the protocol or were closed for another reason.
     pub lost: u64,
-    /// Requests that the service had not finished at the deadline. Their clients were told so.
+    /// Requests that the service had not finished by the deadline. Their clients were sent the
+    /// error `draining`.
     pub unfinished: u64,
-    /// What was received and not answered.
+    /// What was left when the socket was closed: unsent replies and discarded requests.
     pub closed: Closed,
-    /// From the signal to the last connection closed.
+    /// Time from the signal until the last connection was closed.
     pub duration: Duration,
 }
 
-/// What makes serving impossible.
+/// Why the loop cannot serve any more.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopError {
-    /// There is no service to begin with, or none in place of one that has panicked.
-    #[error("the service cannot be made")]
+    /// The service could not be created, at the start or after a panic.
+    #[error("the service could not be created")]
     Service(#[source] ServiceError),
-    /// The termination socket is lost.
+    /// The termination socket cannot be read.
     #[error("the termination socket cannot be read")]
     Termination(#[source] io::Error),
 }
 
-/// Why there is no service.
+/// Why a service could not be created.
 pub type ServiceError = Box<dyn Error + Send + Sync>;
 
 /// The settings of the loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// How it ends.
+    /// How the loop drains after a signal.
     pub drain: DrainPolicy,
-    /// A request that has waited for this long is not worked on any more. It is for services
-    /// that answer later; `None` for no limit.
+    /// A request that is answered later is rejected if it has waited for this long before work on
+    /// it begins. `None` for no limit.
     pub request_deadline: Option<Duration>,
     /// Whether clients may say how long a request is worth working on: see [`time_limit`].
     pub client_deadlines: bool,
-    /// Whether a panic of the service ends the process, rather than only its request.
+    /// Whether a panic of the service ends the process instead of costing only its request.
     pub exit_on_panic: bool,
 }
 
-/// Answers what `socket` receives with a service that `make` makes, until a byte comes from
-/// `termination` and the drain that it starts is over.
+/// Answers the requests that `socket` receives with the service that `make` creates. A byte from
+/// `termination` starts a drain, and the loop returns when the drain is over.
 ///
 /// # Errors
 ///
-/// What makes serving impossible, see [`LoopError`]. One peer's fault does not.
+/// [`LoopError`] if the loop cannot serve any more. A fault of one peer is not an error.
 pub async fn run<O: Observer, S: Service>(
     socket: Router<O>,
     termination: TerminationSocket,
@@ -165,22 +167,22 @@ struct PollLoop<'a, O, S, F> {
     message: Message,
     in_flight: InFlight,
     clock: TurnClock,
-    /// What the request is counted under that the service is at work on, if it is: then a panic
-    /// is its own.
+    /// Set while the loop calls the service: the label of the request. It shows that a panic is the
+    /// service's.
     calling: Option<Label>,
     panics: Panics,
-    /// Kept apart from the metrics during a turn, as an atomic operation for each reply costs.
+    /// Added to the metrics once per batch, because an atomic operation per reply is too slow.
     queue_duration: LocalHistogram,
     work_duration: LocalHistogram,
-    /// Slow turns since the last report, and when that was.
+    /// The number of slow turns since the last report, and the time of that report.
     slow_turns: u64,
     reported_at: Option<Instant>,
     metrics: &'a Metrics,
     health: &'a Health,
-    /// Replies from the signal on that the socket took, and that it did not.
+    /// Replies since the signal: those that the socket accepted, and those whose peer had left.
     replied: u64,
     unreachable: u64,
-    /// Replies, and requests, that were lost with their peers before the signal.
+    /// Replies and requests that had been lost with their peers before the signal.
     gone_before: u64,
     lost_before: u64,
 }
@@ -191,8 +193,8 @@ impl<O: Observer> Peers for Router<O> {
     }
 }
 
-/// What a batch adds to the counters, which other threads read: once a batch, not
-/// once a message.
+/// What a batch adds to the counters. Other threads read those, so they are updated once per batch
+/// and not once per message.
 #[derive(Default)]
 struct Tally {
     client_requests: u64,
@@ -226,9 +228,9 @@ where
         self.health.enter(Phase::Serving);
         let mut alarm = pin!(sleep_until(self.wake_at(Instant::now())));
         loop {
-            // Each arm is cancel-safe: a read from a socket, a timer that stays, `completed`
-            // as [`Service`] asks it to be, and `recv_from`. Biased, so that a flood of
-            // requests cannot keep the others from being seen.
+            // Each arm is cancel-safe: a read from a socket, a timer that is kept, `completed`,
+            // which [`Service`] requires to be, and `recv_from`. `biased` polls the arms in order,
+            // so a flood of requests cannot hide the other events.
             let event = tokio::select! {
                 biased;
                 signal = self.termination.recv(), if !self.drain.begun() => Event::Terminate(signal),
@@ -268,7 +270,7 @@ where
         }
     }
 
-    /// When the loop turns next if nothing happens.
+    /// When the loop turns next if no other event comes.
     fn wake_at(&self, now: Instant) -> TokioInstant {
         let wake_at = match self.drain.wake_at() {
             None => now + Health::TICK,
@@ -287,14 +289,15 @@ where
         info!(signal = signal.name, peers = self.metrics.socket.peers.get(), "draining");
     }
 
-    /// In seconds, by the wall clock as it stands: what scrapes has no other.
+    /// The drain's deadline in seconds. Converted to the wall clock, because it is the only clock
+    /// that a scraper shares with the server.
     fn deadline_in_unix_time(&self) -> f64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = self.drain.deadline().map(|at| at.saturating_duration_since(Instant::now()));
         (now + left.unwrap_or_default()).as_secs_f64()
     }
 
-    /// Answers the request that has come and what is ready behind it, [`BATCH`] requests at most.
+    /// Answers the request from `first` and those that are ready after it, at most [`BATCH`].
     async fn answer_batch(&mut self, first: Origin) -> Result<(), LoopError> {
         let mut tally = Tally::default();
         self.clock.begin(Instant::now());
@@ -309,19 +312,19 @@ where
         if is_cut {
             self.socket.flush_batch();
             self.report_slow_turn();
-            // More may be ready, but signals and the socket's tasks come first.
+            // More may be ready, but first let the runtime see signals, timers and other sockets.
             tokio::task::yield_now().await;
         }
         outcome.map(|_| ())
     }
 
-    /// Answers the request that came from `first` and what is ready behind it. Says whether
-    /// there may be more.
+    /// Answers the request from `first` and those that are ready after it. Returns whether more may
+    /// be ready.
     ///
-    /// This is the inner loop. It is not an `async fn`, every function on a message's path here
-    /// and in [`zmtp::router`] is inlined, and every message reuses the same memory. Moving a
-    /// fresh message would stall the CPU: it would read in one piece what it has just written
-    /// in several.
+    /// This is the inner loop, and it is built for speed. It is not an `async fn`, every function
+    /// on a message's path here and in [`zmtp::router`] is inlined, and all messages reuse the same
+    /// memory. Moving a new message would stall the CPU, which would read in one piece what it has
+    /// just written in several.
     fn answer_ready(&mut self, first: Origin, tally: &mut Tally) -> bool {
         let mut next = Some(first);
         while let Some(origin) = next {
@@ -357,7 +360,7 @@ where
         } else {
             self.call(origin, payload_at, None)
         };
-        // Made anew in each arm, so that none but the cold ones needs it in memory.
+        // Each arm builds its own, so that only the cold arms need it in memory.
         let labelled = || Origin { label: label.number(), ..*origin };
         match kind {
             Kind::Reply => self.send(&labelled(), tally),
@@ -366,8 +369,8 @@ where
         }
     }
 
-    /// Has the service answer a request, unless its deadline has passed. Also returns what the
-    /// request is counted under.
+    /// Passes a request to the service, or rejects it if its deadline has passed. Also returns the
+    /// label under which the request is counted.
     #[inline(always)]
     fn call(
         &mut self,
@@ -396,8 +399,8 @@ where
         (label, answer)
     }
 
-    /// Answers a probe, or a request that begins with a reserved frame. Probes and checks need
-    /// nothing of the service but to be healthy.
+    /// Answers a probe, or a request whose payload begins with a reserved frame. Probes and checks
+    /// are not passed to the service: they fail only if it is unhealthy.
     #[cold]
     #[inline(never)]
     fn answer_reserved(&mut self, origin: &Origin, payload_at: usize) -> (Label, Answer) {
@@ -423,7 +426,7 @@ where
         self.call(origin, payload_at, Some(origin.read_at + limit))
     }
 
-    /// Sends the reply that stands in the request's place.
+    /// Sends the reply, which has replaced the request in the message.
     #[inline(always)]
     fn send(&mut self, origin: &Origin, tally: &mut Tally) {
         match self.socket.send_to(origin, &mut self.message) {
@@ -440,7 +443,7 @@ where
         debug!(%error, "reply not delivered");
     }
 
-    /// Keeps a request's place until the service has answered it.
+    /// Counts a request as in flight, towards the limits of its peer and of the socket.
     #[inline(never)]
     fn hold(&mut self, origin: &Origin, ticket: Ticket) {
         if let Some(entry) = self.in_flight.get(ticket) {
@@ -448,7 +451,7 @@ where
         }
     }
 
-    /// Sends an error reply to the request whose envelope is in the message.
+    /// Rejects the request in the message: sends an error reply with its envelope.
     #[cold]
     #[inline(never)]
     fn reject(
@@ -466,8 +469,8 @@ where
         self.send(&as_error(origin), tally);
     }
 
-    /// Sends replies that are ready, and then takes requests that are: a flood of one must not
-    /// keep the other waiting.
+    /// Sends the replies that are ready, and then answers the requests that are ready. A flood of
+    /// replies must not hold up requests, or the other way round.
     async fn complete_batch(&mut self, first: Completion) -> Result<(), LoopError> {
         let mut next = Some(first);
         let mut left = BATCH;
@@ -484,7 +487,7 @@ where
         }
     }
 
-    /// Sends one reply to a request that was taken for later.
+    /// Sends one reply to a request in flight.
     fn complete(&mut self, completion: Completion) {
         let Completion { ticket, reply, is_last, worked, token } = completion;
         if matches!(&reply, Some(Err(rejection)) if rejection.code == "panicked") {
@@ -515,8 +518,8 @@ where
         }
     }
 
-    /// An adapter has caught a panic, which is recorded already. Too many end the process, as
-    /// those of the service itself do.
+    /// Counts a panic that an adapter has caught and the log has recorded. Too many of them end the
+    /// process, like panics of the service itself.
     fn panicked(&mut self) {
         self.metrics.panics.inc();
         if self.exit_on_panic || !self.panics.may_go_on(Instant::now()) {
@@ -524,15 +527,14 @@ where
         }
     }
 
-    /// Sends an error reply to a request that was taken for later, as [`Self::send_later`] does.
+    /// Sends an error reply to a request in flight. Returns the same as [`Self::send_later`].
     fn reject_later(&mut self, ticket: Ticket, rejection: &Rejection) -> bool {
         self.metrics.rejected.inc();
         debug!(%rejection, "request rejected");
         self.send_later(ticket, rejection.into(), true)
     }
 
-    /// Sends a reply to a request that was taken for later, and says whether its peer is still
-    /// there.
+    /// Sends a reply to a request in flight. Returns whether its peer is still connected.
     fn send_later(&mut self, ticket: Ticket, payload: Message, is_error: bool) -> bool {
         let Some(entry) = self.in_flight.get(ticket) else { return false };
         self.message.clone_from(&entry.envelope);
@@ -542,14 +544,14 @@ where
         sent.map_err(|error| self.not_delivered(&error)).is_ok()
     }
 
-    /// A request that was taken for later needs nothing more.
+    /// Ends a request in flight: it gets no more replies, and no longer counts towards the limits.
     fn settle(&mut self, ticket: Ticket) {
         if let Some(Entry { origin, bytes, .. }) = self.in_flight.remove(ticket) {
             self.socket.release(&origin, bytes);
         }
     }
 
-    /// Gives up the requests of peers that have left.
+    /// Cancels the requests in flight of peers that have left.
     fn cancel_abandoned(&mut self) {
         for peer in self.socket.take_abandoned() {
             for ticket in self.in_flight.remove_of(peer) {
@@ -559,8 +561,8 @@ where
         }
     }
 
-    /// Goes on after a panic of the service, with a new one. The client whose request it was
-    /// gets an error reply. A panic of anything else ends the process, as do too many.
+    /// Continues after a panic of the service, with a new service. The client whose request caused
+    /// it gets an error reply. A panic elsewhere, or one too many, ends the process.
     fn recover(
         &mut self,
         panic: Box<dyn Any + Send>,
@@ -576,7 +578,7 @@ where
             let payload_at = envelope(&self.message);
             self.reject(&origin, payload_at, &Rejection::panicked(), tally);
         }
-        // What the old one had taken for later is lost with it.
+        // The requests that the old service had in flight are lost with it.
         for ticket in self.in_flight.all() {
             self.give_up(ticket, &Rejection::panicked().retryable());
         }
@@ -584,13 +586,13 @@ where
         Ok(true)
     }
 
-    /// Tells a client that its request will not be finished.
+    /// Ends a request in flight with an error, because it will not be finished.
     fn give_up(&mut self, ticket: Ticket, rejection: &Rejection) {
         self.reject_later(ticket, rejection);
         self.settle(ticket);
     }
 
-    /// Counts a turn that has kept everybody waiting, and reports some of them.
+    /// Counts a slow turn, and logs at most one report per [`REPORT_INTERVAL`].
     fn report_slow_turn(&mut self) {
         let elapsed = self.clock.elapsed();
         if elapsed < SLOW_TURN {
@@ -620,14 +622,15 @@ where
         }
     }
 
-    /// Answers what has arrived by now, in a quarter of the time that is left: at the
-    /// deadline there may be no end of it. Says whether there was anything, or still is.
+    /// Answers the requests that have already arrived. Takes at most a quarter of the time that is
+    /// left, because there may be too many to answer them all. Returns whether there were any, or
+    /// some bytes are still unread.
     async fn answer_arrived(&mut self) -> Result<bool, LoopError> {
         let now = Instant::now();
         let until = now + self.drain.close_by(now).saturating_duration_since(now) / 4;
         let mut any = false;
-        // A loop that stood still is late for everything: the runtime may not have heard yet of
-        // what the kernel has. And many peers may have sent something that is no request.
+        // If the loop was stuck, the kernel may have bytes that the runtime has not noticed yet, so
+        // wait for them. Wait only briefly each time, because the bytes may not be a request.
         self.socket.note_arrived();
         while self.socket.has_arrived() && Instant::now() < until {
             let look_at = until.min(Instant::now() + LAST_LOOK);
@@ -641,7 +644,7 @@ where
         Ok(any || self.socket.has_arrived())
     }
 
-    /// Lets every reply out and closes.
+    /// Rejects the requests that are still in flight, sends all replies and closes the socket.
     async fn finish(mut self, ending: Ending) -> Report {
         let unfinished = self.in_flight.all();
         for ticket in &unfinished {
@@ -649,15 +652,17 @@ where
             self.give_up(*ticket, &Rejection::draining());
         }
         let unfinished = unfinished.len() as u64;
-        // A service may take its time to end; its last replies must not wait for that.
+        // The service stays in `self`, so it is dropped only after the last replies are sent.
+        // Dropping it may take long.
         let Self { socket, drain, metrics, health, replied, unreachable, .. } = self;
         let deadline = drain.close_by(Instant::now());
         let closed = turning(health, socket.close(deadline)).await;
-        // Nobody knows whose they were; those of probes are few.
+        // Discarded requests may include a few of probes. It is unknown which, so all of them count
+        // as clients'.
         metrics.client_requests.inc_by(closed.discarded);
         metrics.undeliverable_deadline.inc_by(closed.owed);
         let gone = metrics.socket.undeliverable_peer_gone.get() - self.gone_before;
-        // What the socket took may be lost with its peer, or still lie there.
+        // A reply that the socket accepted may have been lost with its peer, or may be unsent.
         let answered = replied.saturating_sub(gone - unreachable + closed.owed);
         let lost = gone + metrics.socket.lost_requests.get() - self.lost_before;
         let duration = drain.elapsed(Instant::now());
@@ -677,13 +682,13 @@ where
     }
 }
 
-/// Where an error reply to the same request goes, and what it is counted under.
+/// The same origin, with the label under which an error reply is counted.
 fn as_error(origin: &Origin) -> Origin {
     Origin { label: Label::of_number(origin.label).error().number(), ..*origin }
 }
 
-/// Waits for `future` while the loop's turns go on, for liveness stays true until
-/// the last connection is closed.
+/// Waits for `future`, and records turns meanwhile: liveness must not fail before the last
+/// connection is closed.
 async fn turning<T>(health: &Health, future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     loop {

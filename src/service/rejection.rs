@@ -1,20 +1,19 @@
-//! How a client learns that its request was not answered, and why.
+//! The error replies that tell a client why its request was not answered.
 //!
-//! An error reply has the request's envelope and then four frames:
+//! An error reply is the request's envelope, followed by four frames:
 //!
 //! ```text
 //! ERROR marker (16 bytes) | code | text | "retry" or "final"
 //! ```
 //!
-//! Code and text are UTF-8. A payload that begins with a frame of 16 bytes that starts with
-//! [`RESERVED`] is never passed on: a request with one is rejected, and a service that replies
-//! with one has failed. So an error reply cannot be mistaken for a payload, not even for one
-//! that is echoed.
+//! Code and text are UTF-8. A frame of 16 bytes that starts with [`RESERVED`] is reserved, and no
+//! payload may begin with one: such a request is rejected, and a service that sends such a reply
+//! has failed. So no payload looks like an error reply, not even an echoed one.
 //!
-//! There are two other reserved frames. The loop returns a request that begins with [`CHECK`]
-//! without asking the service: clients use it to find out whether a server answers. And
-//! [`time_limit`](super::time_limit) has the frame that says how long a request is worth working
-//! on.
+//! There are two other reserved frames. A payload that begins with [`CHECK`] is not passed to the
+//! service. The loop returns it, or rejects it if the service is unhealthy. Clients use this to
+//! find out whether a server answers. The other frame is in [`time_limit`](super::time_limit): it
+//! says how long a request is worth working on.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,10 +21,10 @@ use std::fmt;
 use bytes::Bytes;
 use zmtp::Message;
 
-/// What every reserved frame starts with.
+/// The prefix of every reserved frame.
 pub const RESERVED: &[u8] = b"\0zmq-echo/";
 
-/// The length of a reserved frame.
+/// The length of a reserved frame, in bytes.
 pub const MARKER: usize = 16;
 
 /// The first payload frame of an error reply.
@@ -34,7 +33,7 @@ pub const ERROR: &[u8; MARKER] = b"\0zmq-echo/error\0";
 /// The first payload frame of a request that only asks whether the server answers.
 pub const CHECK: &[u8; MARKER] = b"\0zmq-echo/check\0";
 
-/// Whether a payload's first frame is reserved.
+/// Whether a frame is reserved.
 #[inline]
 pub fn is_reserved(frame: &[u8]) -> bool {
     frame.len() == MARKER && frame.starts_with(RESERVED)
@@ -43,21 +42,21 @@ pub fn is_reserved(frame: &[u8]) -> bool {
 /// Why a request was not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
-    /// What a program decides by, such as `overloaded`. Lower case, with underscores.
+    /// For programs, such as `overloaded`. Lower case, with underscores.
     pub code: Cow<'static, str>,
-    /// What a person reads.
+    /// For people.
     pub text: String,
     /// Whether the same request may succeed if it is sent again, here or elsewhere.
     pub retry: bool,
 }
 
 impl Rejection {
-    /// The request is wrong: it fails wherever it is sent.
+    /// A final error: the request is wrong and fails wherever it is sent.
     pub fn new(code: &'static str, text: impl Into<String>) -> Self {
         Self { code: Cow::Borrowed(code), text: text.into(), retry: false }
     }
 
-    /// The request may be sent again.
+    /// The same error, but the request may be sent again.
     #[must_use]
     pub fn retryable(self) -> Self {
         Self { retry: true, ..self }
@@ -83,17 +82,17 @@ impl Rejection {
         Self::new("draining", "the server is shutting down").retryable()
     }
 
-    /// `reserved`: the payload begins with a frame that has a meaning of its own.
+    /// `reserved`: the payload begins with a reserved frame.
     pub fn reserved() -> Self {
         Self::new("reserved", "the payload begins with a reserved frame")
     }
 
-    /// `unhealthy`: the service says that it cannot serve.
+    /// `unhealthy`: the service says that it cannot do its work.
     pub fn unhealthy(text: impl Into<String>) -> Self {
         Self::new("unhealthy", text).retryable()
     }
 
-    /// The frames behind the envelope.
+    /// The four frames that follow the envelope.
     pub fn frames(&self) -> [Bytes; 4] {
         [
             Bytes::from_static(ERROR),
@@ -103,7 +102,8 @@ impl Rejection {
         ]
     }
 
-    /// The rejection in a reply's payload, or `None` if it is a payload.
+    /// Reads the rejection from the frames after a reply's envelope. Returns `None` if they are an
+    /// ordinary payload.
     pub fn of_payload<'a>(mut payload: impl Iterator<Item = &'a [u8]>) -> Option<Self> {
         if payload.next()? != ERROR {
             return None;
@@ -122,8 +122,8 @@ impl fmt::Display for Rejection {
 
 impl std::error::Error for Rejection {}
 
-/// An error of a service or of a layer around it. A [`Rejection`] in there stays what it is;
-/// anything else has the code `failed`.
+/// Converts an error of a service or of a layer around it. A [`Rejection`] stays as it is. Any
+/// other error gets the code `failed`, and the request may be sent again.
 impl From<Box<dyn std::error::Error + Send + Sync>> for Rejection {
     fn from(error: Box<dyn std::error::Error + Send + Sync>) -> Self {
         match error.downcast::<Self>() {
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rejection_is_read_as_it_was_written_and_a_payload_is_none() {
+    fn a_rejection_survives_a_round_trip_and_a_payload_is_not_read_as_one() {
         for rejection in [
             Rejection::new("odd", "expected an even length"),
             Rejection::draining(),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn markers_are_reserved_and_nothing_shorter_or_longer_is() {
+    fn only_frames_of_16_bytes_with_the_prefix_are_reserved() {
         assert!(is_reserved(ERROR) && is_reserved(CHECK));
         for frame in [&ERROR[1..], &ERROR[..15], b"\0zmq-echo/error\0\0", b"", b"zmq-echo-probe/1"]
         {

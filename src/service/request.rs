@@ -1,8 +1,9 @@
 //! A request as a service sees it: the payload to work on, and the ways to answer.
 //!
-//! What a client sends may begin with an envelope: all frames up to the first empty one (the
-//! delimiter of a REQ, an id before it, the identities that proxies add). The service does not
-//! see it, and every reply gets it back. A message without an empty frame is all payload.
+//! A client's message may begin with an envelope: all frames up to the first empty one (the
+//! delimiter of a REQ, an id in front of it, the identities that proxies add). The service does not
+//! see the envelope, and each reply returns it. If a message has no empty frame, all of it is
+//! payload.
 
 use std::time::Instant;
 
@@ -14,28 +15,28 @@ use super::in_flight::{InFlight, Ticket};
 use super::rejection::Rejection;
 use crate::metrics::methods::Label;
 
-/// What the loop does about a request. A [`Request`] makes it.
+/// Tells the loop what to do with a request. The methods of [`Request`] create it.
 #[derive(Debug)]
 #[must_use]
 pub struct Answer(pub(super) Kind);
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    /// The reply stands in the request's place.
+    /// The reply has replaced the request in the message.
     Reply,
-    /// The ticket's replies come from [`Service::completed`](super::Service::completed).
+    /// Replies will come from [`Service::completed`](super::Service::completed), with this ticket.
     Later(Ticket),
-    /// An error reply.
+    /// The reply is an error.
     Reject(Rejection),
 }
 
-/// Tells who a request's peer is. The socket implements it.
+/// Looks up the peers of requests. The socket implements it.
 pub(super) trait Peers {
-    /// Who a connection's peer is.
+    /// The peer of a connection, or `None` if it has left.
     fn peer(&self, id: PeerId) -> Option<ConnectedPeer>;
 }
 
-/// One request, to be answered by one of the methods that take it.
+/// One request. To answer it, call one of the methods that take it by value.
 pub struct Request<'a> {
     pub(super) message: &'a mut Message,
     pub(super) payload_at: usize,
@@ -48,60 +49,60 @@ pub struct Request<'a> {
 /// A request that is answered later.
 #[derive(Debug)]
 pub struct Call {
-    /// Which request it is.
+    /// Identifies the request. Each of its [`Completion`](super::Completion)s needs it.
     pub ticket: Ticket,
-    /// The payload, in memory of its own.
+    /// The payload, copied from the socket's read buffer.
     pub payload: Message,
-    /// Which of the service's methods it asks for: see [`Request::method`].
+    /// The index of the method that the request asks for: see [`Request::method`].
     pub method: usize,
-    /// Who sent it, or `None` if it has left.
+    /// The client's address and identity, or `None` if it has left.
     pub peer: Option<ConnectedPeer>,
-    /// When it was read.
+    /// When the request was read.
     pub read_at: Instant,
-    /// When it is not worth working on any more, if ever.
+    /// When the request is no longer worth working on. `None` if it has no deadline.
     pub deadline: Option<Instant>,
 }
 
-/// The number of frames up to the delimiter, the delimiter included.
+/// The number of frames in the envelope, including the delimiter. Zero if there is no envelope.
 #[inline(always)]
 pub(super) fn envelope(message: &Message) -> usize {
     message.frames().iter().position(Bytes::is_empty).map_or(0, |at| at + 1)
 }
 
 impl Request<'_> {
-    /// The frames of the payload. They lie in the socket's read buffer: to keep one, copy it.
+    /// The frames of the payload. They are in the socket's read buffer, so copy what you keep.
     pub fn frames(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         self.message.frames().range(self.payload_at..).map(|frame| &frame[..])
     }
 
-    /// A frame of the payload.
+    /// The payload's frame at `index`, or `None` if the payload has fewer frames.
     pub fn frame(&self, index: usize) -> Option<&[u8]> {
         self.message.frames().get(self.payload_at + index).map(|frame| &frame[..])
     }
 
-    /// A copy of the payload, in memory of its own.
+    /// A copy of the payload, which does not keep the socket's read buffer in memory.
     pub fn payload(&self) -> Message {
         owned(self.frames())
     }
 
-    /// Which of the service's methods it asks for, as
-    /// [`Service::method`](super::Service::method) has said.
+    /// The index of the method that the request asks for, as
+    /// [`Service::method`](super::Service::method) has returned it.
     pub fn method(&self) -> usize {
         Label::of_number(self.origin.label).method()
     }
 
-    /// Who sent it.
+    /// The client's address and identity, or `None` if it has left.
     pub fn peer(&self) -> Option<ConnectedPeer> {
         self.peers.peer(self.origin.peer)
     }
 
-    /// When it was read.
+    /// When the request was read.
     pub fn read_at(&self) -> Instant {
         self.origin.read_at
     }
 
-    /// When it is not worth working on any more, if its client has said so. It was not over when
-    /// the service was called.
+    /// When the request is no longer worth working on, if its client has set a deadline. The
+    /// deadline had not passed when the service was called.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
@@ -112,7 +113,8 @@ impl Request<'_> {
         Answer(Kind::Reply)
     }
 
-    /// Replies with `payload`, which has at least one frame.
+    /// Replies with `payload`. If it has no frame, or begins with a
+    /// [reserved](super::rejection) one, the client gets the error `failed` instead.
     pub fn reply(self, payload: impl Into<Message>) -> Answer {
         let payload = payload.into();
         if let Err(rejection) = check_payload(&payload) {
@@ -129,7 +131,8 @@ impl Request<'_> {
         Answer(Kind::Reject(rejection))
     }
 
-    /// Takes the request for an answer later: what to work on, and what to tell the loop now.
+    /// Accepts the request, to answer it later. Returns the call to work on, and the answer that
+    /// [`Service::call`](super::Service::call) returns to the loop.
     pub fn later(self) -> (Call, Answer) {
         let payload = self.payload();
         let (peer, method) = (self.peer(), self.method());
@@ -144,10 +147,10 @@ impl Request<'_> {
     }
 }
 
-/// Whether a service may reply with this.
+/// Checks whether a service may reply with `payload`.
 pub(super) fn check_payload(payload: &Message) -> Result<(), Rejection> {
     match payload.frames().front() {
-        None => Err(Rejection::failed("the service replied with nothing")),
+        None => Err(Rejection::failed("the service replied without frames")),
         Some(frame) if super::rejection::is_reserved(frame) => {
             Err(Rejection::failed("the service's reply begins with a reserved frame"))
         }
@@ -155,7 +158,7 @@ pub(super) fn check_payload(payload: &Message) -> Result<(), Rejection> {
     }
 }
 
-/// Copies frames into memory of their own. Nothing keeps the socket's read buffer then.
+/// Copies frames, so that they do not keep the socket's read buffer in memory.
 fn owned<'a>(frames: impl Iterator<Item = &'a [u8]>) -> Message {
     frames.map(Bytes::copy_from_slice).collect()
 }
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_envelope_ends_with_the_first_empty_frame() {
+    fn the_envelope_ends_at_the_first_empty_frame() {
         for (frames, payload_at) in [
             (&[&b"payload"[..]][..], 0),
             (&[b"two", b"frames"], 0),

@@ -1,5 +1,5 @@
-//! SIGTERM and SIGINT as a byte in a socket that the poll loop reads like any
-//! other, and the watchdog that ends the process where the loop cannot.
+//! SIGTERM and SIGINT as a byte in a socket that the poll loop reads like any other, and the
+//! watchdog that ends the process if the loop cannot.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
@@ -17,20 +17,20 @@ use crate::exit::Exit;
 use crate::log::Logs;
 use crate::service::drain::DrainPolicy;
 
-/// The signals that ask for a drain, with their names.
+/// The signals that start a drain, with their names.
 const SIGNALS: [(i32, &str); 2] = [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT")];
 
-/// The signals of this process, from [`Termination::register`] on.
+/// The receivers of this process's signals, once [`Termination::register`] has set the handlers.
 #[derive(Debug)]
 pub struct Termination {
-    /// The poll loop's end.
+    /// For the poll loop.
     pub socket: TerminationSocket,
-    /// The watchdog's end.
+    /// Start it with [`Watchdog::spawn`].
     pub watchdog: Watchdog,
 }
 
-/// The socket in which a byte arrives when the process is to end: the read end of
-/// a self-pipe (<https://cr.yp.to/docs/selfpipe.html>).
+/// The socket in which a byte arrives when the process should end. It is the read end of a
+/// self-pipe (<https://cr.yp.to/docs/selfpipe.html>).
 #[derive(Debug)]
 pub struct TerminationSocket {
     stream: UnixStream,
@@ -38,26 +38,27 @@ pub struct TerminationSocket {
     signalled_at: Arc<OnceLock<Instant>>,
 }
 
-/// What the byte stands for.
+/// The signal that sent the byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signal {
-    /// Its name, or `other` where no signal sent the byte.
+    /// `SIGTERM` or `SIGINT`, or `other` if no signal sent the byte.
     pub name: &'static str,
-    /// When it came. The loop may hear of it late, and the timeout runs from here.
+    /// When the watchdog or the loop first saw it. The drain timeout starts here, even if the
+    /// loop sees it late.
     pub at: Instant,
 }
 
 impl Termination {
-    /// Registers the handlers. Call it before anything is bound or spawned: a
-    /// signal that comes before it kills the process the hard way.
+    /// Registers the signal handlers. Call it before anything is bound or spawned: a signal that
+    /// comes earlier kills the process without a drain.
     ///
-    /// The first signal writes a byte. A second one, of either kind, ends the
-    /// process from within the signal handler with 128 + its number, so that it
-    /// works even where every thread is stuck.
+    /// The first signal writes a byte. A second signal of either kind ends the process from
+    /// within the signal handler, with 128 plus its number, so it works even if every thread is
+    /// stuck.
     ///
     /// # Errors
     ///
-    /// What the kernel says: no descriptors left, mostly.
+    /// The kernel's error, most likely that no file descriptors are left.
     pub fn register() -> io::Result<Self> {
         let (socket, socket_writer) = UnixStream::pair()?;
         let (watchdog, watchdog_writer) = UnixStream::pair()?;
@@ -65,8 +66,8 @@ impl Termination {
         let which = Arc::new(AtomicUsize::new(0));
         let signalled_at = Arc::new(OnceLock::new());
         for (signal, _) in SIGNALS {
-            // Actions run in the order of their registration: this one must see
-            // the flag as the signal before left it.
+            // Actions run in the order in which they are registered. This one comes first,
+            // because it must see the flag as the previous signal left it.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&signalled))?;
             flag::register(signal, Arc::clone(&signalled))?;
             flag::register_usize(signal, Arc::clone(&which), signal as usize)?;
@@ -85,17 +86,17 @@ impl Termination {
 }
 
 impl TerminationSocket {
-    /// A socket that gets its byte from whoever holds the other end of `stream`,
-    /// for those who run a poll loop inside a process of their own.
+    /// A socket that receives its byte from the other end of `stream` instead of a signal. Use it
+    /// to run a poll loop inside another program.
     pub fn new(stream: UnixStream) -> Self {
         Self { stream, signal: Arc::default(), signalled_at: Arc::default() }
     }
 
-    /// Hands the socket to the current runtime.
+    /// Registers the socket with the current runtime.
     ///
     /// # Errors
     ///
-    /// What the kernel says of the descriptor.
+    /// The kernel's error for the descriptor.
     pub fn into_async(self) -> io::Result<AsyncTermination> {
         self.stream.set_nonblocking(true)?;
         Ok(AsyncTermination {
@@ -115,14 +116,14 @@ pub struct AsyncTermination {
 }
 
 impl AsyncTermination {
-    /// Waits for the byte. A closed socket counts as one: nobody is left to ask for
-    /// the end.
+    /// Waits for the byte. The end of the stream counts as a byte, because without a writer
+    /// nothing could end the loop any more.
     ///
-    /// Cancel-safe, because reading from a socket is.
+    /// Cancel-safe, because a read from a socket is.
     ///
     /// # Errors
     ///
-    /// What the kernel says of the descriptor.
+    /// The kernel's error for the descriptor.
     pub async fn recv(&mut self) -> io::Result<Signal> {
         let _byte_or_end = self.stream.read(&mut [0]).await?;
         let which = self.signal.load(Ordering::SeqCst);
@@ -132,10 +133,9 @@ impl AsyncTermination {
     }
 }
 
-/// Ends the process when the drain timeout has passed and it still runs: a
-/// handler that does not return, a socket that waits for ever, a log whose reader
-/// has stopped. The orchestrator would do the same with SIGKILL, later and without
-/// a word.
+/// Ends the process if it is still running at the drain timeout, because a handler does not
+/// return, a socket waits forever, or nobody reads the log. The orchestrator would do the same
+/// with SIGKILL, but later and without a log record.
 #[derive(Debug)]
 pub struct Watchdog {
     stream: UnixStream,
@@ -143,8 +143,8 @@ pub struct Watchdog {
     exit: WatchdogExit,
 }
 
-/// The exit code that the watchdog uses: that of a missed deadline until the loop
-/// has said better.
+/// The exit code that the watchdog uses: [`Exit::Deadline`], until the loop has ended and sets its
+/// own.
 #[derive(Debug, Clone)]
 pub struct WatchdogExit(Arc<AtomicU8>);
 
@@ -155,19 +155,19 @@ impl Default for WatchdogExit {
 }
 
 impl WatchdogExit {
-    /// The loop has ended like this; only the way out is left.
+    /// Sets the code. Call it when the loop has ended and only the exit is left.
     pub fn set(&self, exit: Exit) {
         self.0.store(exit.code(), Ordering::SeqCst);
     }
 }
 
 impl Watchdog {
-    /// Starts the thread that waits for the signal and then for the timeout. Call it
-    /// before anything that may take long, as resolving a name does.
+    /// Starts the thread that waits for the signal and then for the timeout. Call it before
+    /// anything that may take long, such as resolving a name.
     ///
     /// # Errors
     ///
-    /// Where no thread can be started.
+    /// If the thread cannot be started.
     pub fn spawn(mut self, policy: DrainPolicy, logs: Logs) -> io::Result<WatchdogExit> {
         let exit = self.exit.clone();
         thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
@@ -175,12 +175,12 @@ impl Watchdog {
                 return;
             }
             let signalled_at = *self.signalled_at.get_or_init(Instant::now);
-            let patience = policy.timeout - policy.last_words();
+            let patience = policy.timeout - policy.watchdog_margin();
             thread::sleep(patience.saturating_sub(signalled_at.elapsed()));
             let code = self.exit.0.load(Ordering::SeqCst);
             let timeout = policy.timeout.as_secs_f64();
             error!(timeout, code, "stuck at the drain deadline: leaving");
-            logs.flush(policy.last_words());
+            logs.flush(policy.watchdog_margin());
             std::process::exit(code.into());
         })?;
         Ok(exit)

@@ -1,14 +1,14 @@
-//! How long a request is worth working on, as its client says.
+//! How a client says how long its request is worth working on.
 //!
-//! Two frames between the envelope and the payload:
+//! It sends two frames between the envelope and the payload:
 //!
 //! ```text
 //! TIME_LIMIT marker (16 bytes) | milliseconds as decimal digits
 //! ```
 //!
-//! The time counts from the moment at which the server reads the request: the clocks of two
-//! hosts do not agree. The marker is a [reserved frame](super::rejection), so no payload can be
-//! taken for it, and the reply does not have these frames.
+//! The time counts from the moment at which the server reads the request, because the clocks of two
+//! hosts do not agree. The marker is a [reserved frame](super::rejection), so a payload cannot be
+//! mistaken for it. The reply does not contain these frames.
 
 use std::time::Duration;
 
@@ -20,17 +20,19 @@ use super::rejection::{MARKER, Rejection};
 /// The first of the two frames.
 pub const TIME_LIMIT: &[u8; MARKER] = b"\0zmq-echo/limit\0";
 
-/// The most digits: a hundred days.
+/// The maximum number of digits, enough for 115 days.
 const DIGITS: usize = 10;
 
-/// The two frames for a request that is worth working on for this long.
+/// The two frames for a request that is worth working on for `limit`. A longer limit than the
+/// digits can express is shortened.
 pub fn frames(limit: Duration) -> [Bytes; 2] {
-    // A limit that is not over yet is not shown as one that is.
+    // Round up, so that a limit that has not passed is never sent as zero.
     let milliseconds = limit.as_nanos().div_ceil(1_000_000).min(10_u128.pow(DIGITS as u32) - 1);
     [Bytes::from_static(TIME_LIMIT), milliseconds.to_string().into()]
 }
 
-/// Takes the two frames out of a message whose payload begins with the marker.
+/// Removes the two frames from a message whose payload begins with the marker, and returns the
+/// limit.
 pub(super) fn take(message: &mut Message, payload_at: usize) -> Result<Duration, Rejection> {
     let digits = message.frames().get(payload_at + 1);
     let limit = digits.and_then(|digits| parse(digits)).ok_or_else(|| {
@@ -53,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_is_read_as_it_was_written_and_its_frames_are_gone() {
+    fn a_limit_survives_a_round_trip_and_its_frames_are_removed() {
         let ms = Duration::from_millis;
         for (limit, read) in [
             (Duration::ZERO, Duration::ZERO),
@@ -70,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_digits_is_rejected() {
+    fn anything_but_1_to_10_digits_is_rejected() {
         for digits in ["", "-1", "+1", "1.5", "12345678901", "1s", " 1"] {
             let mut message =
                 Message::from([TIME_LIMIT.as_slice(), digits.as_bytes()].map(Bytes::from_static));

@@ -1,38 +1,38 @@
-//! How long a turn may take, without a clock read for each message.
+//! Limits the time of a turn without reading the clock for each message.
 //!
-//! An echo takes a tenth of a microsecond and a look at the clock a quarter of that, so the clock
-//! is read every 16 messages at most. A service that turns out to be slower is looked at
-//! more often, down to each message, and stays so until it is fast again.
+//! An echo takes a tenth of a microsecond, and reading the clock a quarter of that. So if messages
+//! are fast, the clock is read only after every 16 messages. If the service is slower, the clock is
+//! read more often, up to once per message, until the service is fast again.
 
 use std::time::{Duration, Instant};
 
-/// The most messages between two looks at the clock.
+/// The maximum number of messages between two looks at the clock.
 const STRIDE: u32 = 16;
 
-/// Messages are to take about this long between two looks.
+/// The time between two looks that the clock aims for.
 const LOOK: Duration = Duration::from_micros(50);
 
-/// Replies that are this old are written, even if their batch goes on.
+/// After this long, queued replies are flushed even if their batch is not done.
 const FLUSH: Duration = Duration::from_micros(200);
 
-/// A turn ends after this, so that signals, timers and other replies are not kept waiting.
+/// A turn ends after this long, so that signals, timers and other replies do not wait for it.
 const LIMIT: Duration = Duration::from_millis(1);
 
-/// What is due.
+/// What to do after a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
-    /// Nothing: go on.
+    /// Continue with the next message.
     Nothing,
-    /// Write the replies.
+    /// Flush the replies, and continue.
     Flush,
     /// End the turn.
     End,
 }
 
-/// The time of one turn after the other.
+/// Measures the time of turns, one after the other.
 #[derive(Debug)]
 pub struct TurnClock {
-    /// Messages between two looks, and until the next one.
+    /// The number of messages between two looks, and the number left until the next one.
     stride: u32,
     left: u32,
     began: Instant,
@@ -41,25 +41,25 @@ pub struct TurnClock {
 }
 
 impl TurnClock {
-    /// Before the first turn.
+    /// A clock before its first turn.
     pub fn new(now: Instant) -> Self {
         Self { stride: 1, left: 1, began: now, flushed: now, looked: now }
     }
 
-    /// A turn begins.
+    /// Begins a turn.
     pub fn begin(&mut self, now: Instant) {
         (self.began, self.flushed, self.looked) = (now, now, now);
         self.left = self.stride;
     }
 
-    /// A message is through. `clock` is read only now and then.
+    /// Call this after each message. `clock` is called only if it is time for a look.
     #[inline(always)]
     pub fn message(&mut self, clock: impl FnOnce() -> Instant) -> Due {
         self.left -= 1;
         if self.left > 0 { Due::Nothing } else { self.look(clock()) }
     }
 
-    /// How long the turn has taken at the last look.
+    /// How long the turn had taken at the last look.
     pub fn elapsed(&self) -> Duration {
         self.looked - self.began
     }
@@ -75,7 +75,7 @@ impl TurnClock {
             stride => (stride * 2).min(STRIDE),
         };
         if took > STRIDE * LOOK {
-            // One message took longer than all of them should.
+            // Some message took longer than all messages between two looks should.
             self.stride = 1;
         }
         self.left = self.stride;
@@ -94,8 +94,8 @@ impl TurnClock {
 mod tests {
     use super::*;
 
-    /// How often the clock is read for messages that each take this long, until `Due::End` or
-    /// for 10,000 messages; and how many messages and flushes that were.
+    /// Runs a turn of messages that take `each`, until `Due::End`. Returns how often the clock was
+    /// read, the number of messages and the number of flushes.
     fn turn(clock: &mut TurnClock, now: &mut Instant, each: Duration) -> (u32, u32, u32) {
         let (mut looks, mut messages, mut flushes) = (0, 0, 0);
         clock.begin(*now);
@@ -115,27 +115,27 @@ mod tests {
     }
 
     #[test]
-    fn fast_messages_share_a_look_at_the_clock() {
+    fn the_clock_is_read_about_once_per_16_fast_messages() {
         let mut now = Instant::now();
         let mut clock = TurnClock::new(now);
         let (looks, messages, flushes) = turn(&mut clock, &mut now, Duration::from_nanos(100));
-        assert!(messages >= 10_000, "{messages} fit into the limit");
+        assert!(messages >= 10_000, "only {messages} messages fit into a turn");
         assert!(looks <= messages / 16 + 8, "{looks} looks for {messages} messages");
         assert!((3..=5).contains(&flushes), "{flushes} flushes in a turn of 1 ms");
     }
 
     #[test]
-    fn slow_messages_get_a_turn_each() {
+    fn each_slow_message_gets_its_own_turn() {
         let mut now = Instant::now();
         let mut clock = TurnClock::new(now);
         turn(&mut clock, &mut now, Duration::from_nanos(100));
-        // The first slow turn may take as many as are between two looks.
+        // The first slow turn may take all messages up to the next look.
         let (_, first, _) = turn(&mut clock, &mut now, Duration::from_millis(50));
         assert!(first <= 16, "{first}");
         for _ in 0..3 {
             assert_eq!(turn(&mut clock, &mut now, Duration::from_millis(50)).1, 1);
         }
-        // And when they are fast again, so are the looks.
+        // When messages are fast again, the looks become rare again.
         for _ in 0..3 {
             turn(&mut clock, &mut now, Duration::from_nanos(100));
         }

@@ -7,8 +7,8 @@ use std::str::FromStr;
 
 use zmtp::endpoint::{BindEndpoint, EndpointError};
 
-/// Where the side port listens: `HOST:PORT`, or `*:PORT` for all interfaces. It is what clients'
-/// endpoint is, without `tcp://`.
+/// Where the side port listens: `HOST:PORT`, or `*:PORT` for all interfaces. The syntax is that of
+/// the endpoint for clients, without `tcp://`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpAddress(BindEndpoint);
 
@@ -17,7 +17,7 @@ impl HttpAddress {
     ///
     /// # Errors
     ///
-    /// The resolver's or the kernel's: no such name, no permission, in use.
+    /// The resolver's or the kernel's error: unknown name, no permission, or address in use.
     pub fn listen(&self) -> io::Result<Vec<TcpListener>> {
         self.0.listen()
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_side_port_takes_what_clients_endpoint_takes_without_its_scheme() {
+    fn the_side_port_accepts_the_same_addresses_as_clients_endpoint_without_the_scheme() {
         for text in ["127.0.0.1:8080", "[::1]:0", "*:8080", "localhost:8080"] {
             assert_eq!(text.parse::<HttpAddress>().unwrap().to_string(), text);
         }

@@ -23,12 +23,12 @@ pub const PATHS: [(&str, &str); 5] = [
 /// An answer, with its whole body in memory.
 pub type Answer = Response<Full<Bytes>>;
 
-/// An answer of one line of text.
+/// An answer with one line of text.
 pub fn line(status: StatusCode, text: String) -> Answer {
     body(status, "text/plain; charset=utf-8", text + "\n")
 }
 
-/// An answer that no client may cache, or guess the type of.
+/// An answer that clients must not cache, and whose type they must not guess.
 pub fn body(status: StatusCode, content_type: &'static str, content: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(content.into()));
     *answer.status_mut() = status;
@@ -39,7 +39,7 @@ pub fn body(status: StatusCode, content_type: &'static str, content: impl Into<B
     answer
 }
 
-/// [`PATHS`] in one line.
+/// The paths of [`PATHS`] in one line.
 pub fn paths() -> String {
     PATHS.map(|(path, _)| path).join(" ")
 }

@@ -1,16 +1,16 @@
-//! The side port's connections, and which of them gives way when there is no room for
-//! the next one.
+//! The side port's connections, and which of them is closed when there is no room for the next
+//! one.
 //!
 //! Serving a client takes milliseconds: it sends its request, the request is answered, and the kernel
 //! takes the answer. Connections that take longer give way, in this order:
 //!
-//! 1. An answer that its client has not read for [`UNREAD_LIMIT`], the oldest first,
-//!    or any unread answer, while there are more of them than [`UNREAD_SHARE`] allows.
-//! 2. A connection that has not sent a whole request, as [`Newcomers`] has it.
-//! 3. An answer that its client has not read yet, the oldest first.
+//! 1. Connections whose client has not read its answer for [`UNREAD_LIMIT`], the oldest first.
+//!    While there are more unread answers than [`UNREAD_SHARE`] allows, their age does not matter.
+//! 2. Connections that have not sent a whole request, in the order that [`Newcomers`] chooses.
+//! 3. All other connections whose client has not read its answer yet, the oldest first.
 //!
-//! A request that is being answered never gives way. If there are only such requests, the next
-//! connection waits: an answer takes [`super::LIVE_LIMIT`] at most.
+//! A connection whose request is being answered never gives way. If there are only such
+//! connections, the next one waits: making an answer takes [`super::LIVE_LIMIT`] at most.
 //!
 //! Nothing here depends on sockets: a connection is an id and a handle that ends it.
 
@@ -24,9 +24,9 @@ use zmtp::newcomers::{Newcomers, Ticket};
 /// others wait for its place. A scrape takes milliseconds.
 pub const UNREAD_LIMIT: Duration = Duration::from_secs(1);
 
-/// Unread answers may hold one in this many connections. Otherwise clients that do not read could
-/// take nearly all places, and a connection that is about to send its request would have to give way
-/// to the next.
+/// If more than one in this many connections waits for its client to read, such a connection gives
+/// way first. Otherwise clients that do not read could take nearly all places, and a connection
+/// that is about to send its request would have to give way to the next.
 const UNREAD_SHARE: usize = 2;
 
 /// Identifies a connection.
@@ -37,13 +37,13 @@ pub type Id = u64;
 enum Stage {
     /// The rest of its request.
     Asking(Ticket),
-    /// Our answer.
+    /// Its answer, which is being made.
     Answering,
-    /// Its client, to read the answer that was made at this time.
+    /// Its client, which has to read the answer that was made at this time.
     Unread(Instant),
 }
 
-/// All open connections, each with an `E` that ends it.
+/// All open connections, each with a handle of type `E` that ends it.
 #[derive(Debug)]
 pub struct Connections<E> {
     most: usize,
@@ -54,7 +54,7 @@ pub struct Connections<E> {
 }
 
 impl<E> Connections<E> {
-    /// No connections yet, and at most this many.
+    /// No connections yet, with room for `most`.
     pub fn new(most: usize) -> Self {
         Self {
             most,
@@ -83,7 +83,7 @@ impl<E> Connections<E> {
         self.enter(id, Stage::Answering);
     }
 
-    /// The connection's answer was made at `now`, and goes to the kernel.
+    /// The connection's answer was made at `now` and is on its way to the kernel.
     pub fn has_its_answer(&mut self, id: Id, now: Instant) {
         self.enter(id, Stage::Unread(now));
     }
@@ -93,7 +93,7 @@ impl<E> Connections<E> {
         self.remove(id);
     }
 
-    /// Removes the connection that gives way at `now`, if one can.
+    /// Removes the connection that gives way at `now`, if there is one, and returns its handle.
     pub fn make_room(&mut self, now: Instant) -> Option<E> {
         let unread = self.unread.first().copied();
         let overdue = unread.filter(|(since, _)| {
@@ -135,7 +135,7 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(1);
 
-    /// Eight connections from one address, which came one after the other.
+    /// Eight connections from one address, opened one after the other.
     fn eight() -> (Connections<Id>, Instant) {
         let start = Instant::now();
         let mut connections = Connections::new(8);
@@ -156,7 +156,7 @@ mod tests {
         connections.has_its_answer(2, now);
         let order: Vec<_> = std::iter::from_fn(|| connections.make_room(now)).collect();
         assert_eq!(order, [3, 4, 6, 7, 2]);
-        assert_eq!(connections.open.len(), 3, "who is being answered stays");
+        assert_eq!(connections.open.len(), 3, "connections whose request is being answered stay");
         assert!(connections.has_room());
     }
 
@@ -174,20 +174,20 @@ mod tests {
     }
 
     #[test]
-    fn unread_answers_hold_half_of_the_connections_at_most_when_others_come() {
+    fn unread_answers_keep_at_most_half_of_the_connections_when_others_arrive() {
         let (mut connections, now) = eight();
         for id in 1..8 {
             connections.has_asked(id);
             connections.has_its_answer(id, now);
         }
-        // The one that is about to ask keeps its place as long as there are too many.
+        // The one that has not sent its request keeps its place while too many answers are unread.
         assert_eq!([(); 3].map(|()| connections.make_room(now)), [Some(1), Some(2), Some(3)]);
         assert_eq!(connections.make_room(now), Some(0));
         assert_eq!(connections.make_room(now), Some(4), "nothing else can give way");
     }
 
     #[test]
-    fn a_crowd_from_one_address_takes_no_place_from_another() {
+    fn many_connections_from_one_address_do_not_displace_one_from_another() {
         let (mut connections, now) = eight();
         assert_eq!(connections.make_room(now), Some(0));
         connections.admit(IpAddr::from([10, 0, 0, 2]), now, |id| id);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_is_forgotten() {
+    fn a_connection_that_has_ended_is_forgotten() {
         let (mut connections, now) = eight();
         connections.has_ended(0);
         connections.has_asked(0);

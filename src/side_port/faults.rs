@@ -28,10 +28,10 @@ pub const PATH: &str = "/faults";
 /// The header that a request needs to switch faults, with the value `1`.
 pub const HEADER: &str = "x-faults";
 
-/// The largest body: many times the length of all faults together.
+/// The largest body that is read. It is many times the length of all faults together.
 const BODY_BYTES: usize = 1 << 10;
 
-/// Answers a request that came from `from`.
+/// Answers a request from the address `from`.
 pub async fn answer(switches: &Switches, request: Request<Incoming>, from: IpAddr) -> Answer {
     match *request.method() {
         Method::GET | Method::HEAD => return line(StatusCode::OK, switches.get().to_string()),
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn another_host_switches_nothing_whatever_it_sends() {
+    fn another_host_cannot_switch_faults_whatever_it_sends() {
         let headers: HeaderMap = [
             (HOST, HeaderValue::from_static("localhost")),
             (HEADER.parse().unwrap(), HeaderValue::from_static("1")),

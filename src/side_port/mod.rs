@@ -1,5 +1,5 @@
-//! The HTTP side port: metrics for a scraper, health checks for orchestrators that prefer HTTP, and a
-//! live page for people.
+//! The HTTP side port: metrics for scrapers, health checks for orchestrators that prefer HTTP, and
+//! a live page for people.
 //!
 //! It has its own thread and runtime, so a scrape is answered while the poll loop is saturated, and a
 //! slow scraper never delays an echo. Untrusted clients are bounded in connections, header bytes and
@@ -61,7 +61,7 @@ pub const LIVE_LIMIT: Duration = Duration::from_millis(500);
 /// their own.
 const LIVE_SHARED: Duration = Duration::from_secs(1);
 
-/// The sources of the side port's answers.
+/// The data behind the side port's answers.
 pub struct SidePort {
     metrics: Metrics,
     health: Arc<Health>,
@@ -74,7 +74,7 @@ pub struct SidePort {
 }
 
 /// Starts the thread that serves `side_port` on `listeners` for as long as the process lives.
-/// Together they have at most this many `connections` at a time.
+/// Together the listeners serve at most this many `connections` at a time.
 ///
 /// # Errors
 ///
@@ -95,7 +95,7 @@ pub fn spawn(
         runtime.block_on(async {
             let each = listeners.into_iter().map(|listener| {
                 let listener =
-                    TcpListener::from_std(listener).expect("the runtime takes a listener");
+                    TcpListener::from_std(listener).expect("the runtime accepts the listener");
                 accept(listener, Arc::clone(&side_port), Arc::clone(&open))
             });
             join_all(each).await;
@@ -122,15 +122,16 @@ async fn accept(listener: TcpListener, side_port: Arc<SidePort>, open: Arc<Open>
 /// The open connections, shared by the loop that accepts and the tasks that serve.
 struct Open {
     connections: std::sync::Mutex<Connections<AbortHandle>>,
-    /// Notified when one of them changes its stage or ends.
+    /// Notified when a connection enters another stage or ends.
     changed: Notify,
 }
 
 impl Open {
-    /// Waits until there is room for another connection. Nearly always, one gives way at once.
+    /// Waits until there is room for another connection. There nearly always is a connection that
+    /// gives way at once.
     async fn make_room(&self) {
         while !self.lock().has_room() {
-            // Requests that have arrived are read before a connection gives way.
+            // Lets other tasks read requests that have arrived, before a connection gives way.
             tokio::task::yield_now().await;
             // Registered before checking, so that no change goes unnoticed.
             let changed = self.changed.notified();
@@ -186,7 +187,7 @@ async fn serve(stream: TcpStream, from: IpAddr, side_port: Arc<SidePort>, place:
         async move {
             place.open.change(|connections| connections.has_asked(place.id));
             let answer = side_port.answer(request, from).await;
-            // If the kernel does not take all of it now, the client has to read first.
+            // If the kernel does not accept all of it now, the client has to read first.
             place.open.change(|connections| connections.has_its_answer(place.id, Instant::now()));
             Ok::<_, Infallible>(answer)
         }
@@ -196,7 +197,7 @@ async fn serve(stream: TcpStream, from: IpAddr, side_port: Arc<SidePort>, place:
         // An idle connection that waits for the next request would need a bound as well.
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // Errors are the client's own doing.
+    // Any error is the client's own doing.
     let _ = tokio::time::timeout(CONNECTION_LIMIT, connection).await;
 }
 
@@ -251,7 +252,7 @@ impl SidePort {
                 Ok(round_trip) => {
                     return Ok(format!("alive, echoed in {}", milliseconds(round_trip)));
                 }
-                // The listener may have closed under the echo.
+                // A drain may have closed the listener during the echo.
                 Err(_) if self.health.phase() == Phase::Draining => {}
                 Err(reason) => return Err(format!("not alive: {reason}")),
             }

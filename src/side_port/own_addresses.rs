@@ -1,13 +1,13 @@
-//! The addresses at which this host reaches its own listeners.
+//! The addresses at which this host can connect to its own listeners.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use socket2::SockRef;
 
-/// The addresses at which this host reaches listeners of its own.
+/// The addresses at which this host may be able to connect to its own listeners.
 ///
-/// They are candidates, among which [`OwnAddresses::reachable`] chooses, because `lo` may have no
+/// [`OwnAddresses::reachable`] chooses one of them for each connection, because `lo` may have no
 /// `::1`, or lose it.
 #[derive(Debug, Clone)]
 pub struct OwnAddresses {
@@ -22,7 +22,7 @@ impl OwnAddresses {
     ///
     /// # Errors
     ///
-    /// If the kernel does not say where a listener listens.
+    /// If the kernel does not tell a listener's address.
     pub fn of(listeners: &[TcpListener]) -> io::Result<Self> {
         let mut own = Self { port: 0, candidates: Vec::new(), any_ipv6: false };
         for listener in listeners {
@@ -35,7 +35,7 @@ impl OwnAddresses {
                 IpAddr::V6(_) => {
                     own.any_ipv6 = true;
                     own.candidates.push(loopback(Ipv6Addr::LOCALHOST.into()));
-                    // Otherwise another process may have this port on IPv4.
+                    // If the listener is for IPv6 only, another process may have this port on IPv4.
                     if !SockRef::from(listener).only_v6()? {
                         own.candidates.push(loopback(Ipv4Addr::LOCALHOST.into()));
                     }
@@ -57,8 +57,8 @@ impl OwnAddresses {
     }
 }
 
-/// Whether this host has the address. Connecting to it would not tell: without a `::1` on `lo`, the
-/// kernel may send the connection to the default gateway.
+/// Whether this host has the address. Trying to connect would not show that: without a `::1` on
+/// `lo`, the kernel may send the connection to the default gateway.
 fn is_own(address: SocketAddr) -> bool {
     let mut any_port = address;
     any_port.set_port(0);
@@ -85,10 +85,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listener_is_reached_at_its_own_address_or_at_loopback_if_it_is_on_all() {
+    fn a_listener_is_reached_at_its_own_address_or_at_loopback_if_it_is_on_all_interfaces() {
         let reached = |listener: TcpListener| {
             let reached = OwnAddresses::of(&[listener.try_clone().unwrap()]).unwrap().reachable();
-            TcpStream::connect(reached).expect("it is reached");
+            TcpStream::connect(reached).expect("the listener can be reached");
             reached.ip()
         };
         assert_eq!(reached(open("0.0.0.0:0".parse().unwrap()).unwrap()), Ipv4Addr::LOCALHOST);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_on_ipv6_alone_is_not_reached_over_ipv4() {
+    fn a_listener_on_ipv6_only_is_not_reached_over_ipv4() {
         let listener = Socket::new(Domain::IPV6, Type::STREAM, None);
         let listener = listener.expect("missing: a kernel with IPv6");
         listener.set_only_v6(true).unwrap();

@@ -1,7 +1,7 @@
 //! The answer to `/`: a live page for a browser, a few lines of text for other clients.
 //!
 //! The page is one file that loads no other, so it works even if only the side port can be reached.
-//! It reads `/metrics` as a scraper does, so that there is one source of numbers.
+//! It reads `/metrics` as a scraper does, so its numbers are the same as a scraper's.
 
 use hyper::StatusCode;
 use hyper::body::Bytes;
@@ -29,12 +29,13 @@ pub struct Page {
 }
 
 impl Page {
-    /// The page of the `instance` of that name.
+    /// The page of the pod or host named `instance`.
     pub fn new(instance: &str) -> Self {
         Self { html: html(instance).into(), text: text(instance).into() }
     }
 
-    /// The page if the request asks for HTML by name, as every browser's does; otherwise the text.
+    /// Returns the page if the request asks for HTML by name, as browsers do, and the text
+    /// otherwise.
     pub fn answer(&self, request: &HeaderMap) -> Answer {
         let mut answer = if accepts_html(request) {
             body(StatusCode::OK, "text/html; charset=utf-8", self.html.clone())
@@ -70,7 +71,7 @@ fn html(instance: &str) -> String {
         .replace("{{version}}", &escaped(VERSION))
         .replace("{{revision}}", &escaped(REVISION))
         .replace("{{links}}", &PATHS.map(link).concat())
-        // Last, because only the instance could contain braces.
+        // Last, because a name with braces could look like another placeholder.
         .replace("{{instance}}", &escaped(instance))
 }
 

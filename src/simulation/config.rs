@@ -1,4 +1,4 @@
-//! The flags of the echo server: those of every server, and of the simulation.
+//! The flags of the echo server: those of every server, and those of the simulation.
 
 use std::ffi::OsString;
 use std::num::NonZeroU32;
@@ -27,7 +27,7 @@ pub struct EchoConfig {
     pub simulation: SimulationConfig,
 }
 
-/// The flags of the simulation, which is off at their defaults.
+/// The flags of the simulation. Their defaults turn it off.
 #[derive(Debug, Clone, Args)]
 pub struct SimulationConfig {
     /// Simulate work: how long each request takes, such as 5ms
@@ -111,7 +111,7 @@ impl SimulationConfig {
         Work { duration: self.work, jitter: self.work_jitter, mode: self.work_mode }
     }
 
-    /// What the side port may switch, if it may.
+    /// The faults that the side port may switch, or `None` without `--faults`.
     pub fn switches(&self) -> Option<Switches> {
         self.faults.then(Switches::default)
     }

@@ -1,4 +1,4 @@
-//! The echo behind simulated work and faults.
+//! The echo with simulated work and faults.
 
 use std::borrow::Cow;
 use std::io;
@@ -14,8 +14,8 @@ use crate::service::{
     Answer, Blocking, Call, Completion, Echo, Rejection, Request, Service, Ticket,
 };
 
-/// The code with which a thread tells the service that a request gets no reply. It never leaves
-/// the process.
+/// The error code by which a thread tells the service that a request gets no reply. It never
+/// leaves the process.
 const SILENT: &str = "silent";
 
 /// An echo on a pool of threads, each of which works on one request at a time.
@@ -25,8 +25,8 @@ pub struct SimulatedEcho {
 }
 
 impl SimulatedEcho {
-    /// An echo with this `work` for each request on as many `threads`, and with the faults that
-    /// `switches` say.
+    /// An echo that does this `work` for each request, on this many `threads`, and has the faults
+    /// in `switches`.
     ///
     /// # Errors
     ///
@@ -48,7 +48,7 @@ impl Service for SimulatedEcho {
         self.pool.call(request)
     }
 
-    /// Cancel-safe, as the pool's is.
+    /// Cancel-safe, because the pool's is.
     async fn completed(&mut self) -> Completion {
         silenced(self.pool.completed().await)
     }
@@ -82,7 +82,7 @@ fn answer(
     }
 }
 
-/// A request that gets no reply ends as a stream without one.
+/// Ends a request that gets no reply, as a stream of replies ends.
 fn silenced(completion: Completion) -> Completion {
     match completion.reply {
         Some(Err(Rejection { code: Cow::Borrowed(SILENT), .. })) => {

@@ -10,27 +10,27 @@ use fastrand::Rng;
 use super::share::Share;
 use crate::units::parse_duration;
 
-/// The longest delay: longer than any client waits, and short enough for a drain's deadline to
-/// be the larger one in a demonstration.
+/// The longest delay. It is longer than any client waits, and short enough for a demonstration to
+/// set a longer deadline for the drain.
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 
-/// The most panics that may be ordered at a time: each is a record with its backtrace.
+/// Maximum number of panics that can be ordered at once. Each logs a record with a backtrace.
 const MOST_PANICS: u32 = 100;
 
-/// What goes wrong. As text, `delay=200ms errors=10% silence=0% panics=1`.
+/// The faults to simulate. As text, `delay=200ms errors=10% silence=0% panics=1`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Faults {
-    /// How much longer each request takes.
+    /// The time that is added to each request.
     pub delay: Duration,
-    /// How many requests are answered with an error, which says that a retry makes sense.
+    /// The share of requests that are answered with an error, which is marked as retryable.
     pub errors: Share,
-    /// How many requests are not answered at all.
+    /// The share of requests that are not answered at all.
     pub silence: Share,
-    /// How many requests from now on end in a panic, one each.
+    /// How many of the next requests end in a panic.
     pub panics: u32,
 }
 
-/// What becomes of one request once it has been worked on.
+/// How a request ends after the work on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Its echo.
@@ -43,22 +43,23 @@ pub enum Outcome {
     Panic,
 }
 
-/// The faults that are in force, shared by the threads that work and the one that switches.
+/// The faults in force, shared by the threads that work on requests and the side port, which
+/// switches them.
 #[derive(Debug, Clone, Default)]
 pub struct Switches(Arc<Mutex<Faults>>);
 
 impl Switches {
-    /// What is in force.
+    /// The faults in force.
     pub fn get(&self) -> Faults {
         *self.lock()
     }
 
-    /// Replaces all of it.
+    /// Replaces all faults.
     pub fn set(&self, faults: Faults) {
         *self.lock() = faults;
     }
 
-    /// Draws how much longer a request takes, and what becomes of it then.
+    /// Draws how much longer a request takes, and how it ends.
     pub fn draw(&self, rng: &mut Rng) -> (Duration, Outcome) {
         let mut faults = self.lock();
         let drawn = rng.f64();
@@ -83,7 +84,8 @@ impl Switches {
 impl FromStr for Faults {
     type Err = String;
 
-    /// Pairs, separated by `&` or white space. What is not named is off.
+    /// Parses pairs such as `errors=10%`, separated by `&` or white space. Faults that are not
+    /// named are off.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut faults = Self::default();
         let mut named = Vec::new();
@@ -124,7 +126,7 @@ fn delay(text: &str) -> Result<Duration, String> {
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the space within: `1s 500ms` would be two pairs.
+        // Without the space in the delay, because `1s 500ms` would be parsed as two pairs.
         let delay = humantime::format_duration(self.delay).to_string().replace(' ', "");
         let Self { errors, silence, panics, .. } = self;
         write!(f, "delay={delay} errors={errors} silence={silence} panics={panics}")
@@ -136,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_are_shown_as_they_are_parsed_and_what_is_not_named_is_off() {
+    fn faults_are_shown_as_they_are_parsed_and_those_not_named_are_off() {
         assert_eq!("".parse(), Ok(Faults::default()));
         for text in [
             "delay=0s errors=0% silence=0% panics=0",
@@ -149,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_fault_is_refused_with_what_would_be_right() {
+    fn a_wrong_fault_is_rejected_with_what_was_expected() {
         for (text, right) in [
             ("delay=5", "delay: "),
             ("delay=2m", "delay: expected 1m at most"),
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_kept_and_each_panic_is_one_requests() {
+    fn faults_hit_their_share_of_requests_and_each_panic_hits_one() {
         let switches = Switches::default();
         let mut rng = Rng::with_seed(1);
         assert_eq!(switches.draw(&mut rng), (Duration::ZERO, Outcome::Echo));

@@ -1,13 +1,13 @@
-//! An echo that takes time and fails when it is told to, for demonstrations and tests.
+//! An echo that takes time and fails on demand, for demonstrations and tests.
 //!
 //! The plain echo answers so fast that autoscaling, retries, alerts and drains can hardly be
 //! shown with it. This one has the flags `--work` and `--faults`. Without them the binary serves
 //! the plain [`Echo`](crate::service::Echo) and runs no code from this folder.
 //!
-//! 1. [`config`]: the flags, beside those of every server.
+//! 1. [`config`]: the flags of the simulation, added to those of every server.
 //! 2. [`work`]: how long a request takes, and whether it sleeps or burns CPU.
 //! 3. [`faults`]: what goes wrong. The side port switches it while the server runs.
-//! 4. [`share`]: a percentage, as a flag and a fault have it.
+//! 4. [`share`]: a percentage, for flags and faults.
 //! 5. [`echo`]: the service.
 
 pub mod config;

@@ -1,16 +1,16 @@
-//! A share of something, as people write it.
+//! A share of the requests or of a duration, as people write it.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// 0 % to 100 %.
+/// A share from 0 % to 100 %.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Default)]
 pub struct Share {
     percent: f64,
 }
 
 impl Share {
-    /// From 0 to 1.
+    /// The share as a number from 0 to 1.
     pub fn fraction(self) -> f64 {
         self.percent / 100.0
     }
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_is_a_percentage_and_nothing_else() {
+    fn only_a_percentage_from_0_to_100_is_a_share() {
         for (text, fraction) in [("0%", 0.0), ("20%", 0.2), ("0.5%", 0.005), ("100 %", 1.0)] {
             assert_eq!(text.parse::<Share>().unwrap().fraction(), fraction, "{text}");
         }

@@ -11,14 +11,14 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::share::Share;
 
-/// How long work takes, and how.
+/// How long the work on a request takes, and whether it waits or computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Work {
-    /// The mean.
+    /// The mean duration.
     pub duration: Duration,
-    /// How far one request may lie from the mean, to either side.
+    /// How far one request may deviate from the mean, as a share of it.
     pub jitter: Share,
-    /// Whether it waits or computes.
+    /// Whether the work waits or computes.
     pub mode: WorkMode,
 }
 
@@ -42,20 +42,20 @@ impl Work {
         }
     }
 
-    /// Evenly from the mean less the jitter to the mean plus the jitter.
+    /// Draws a duration evenly from the mean minus the jitter to the mean plus the jitter.
     fn draw(&self, rng: &mut Rng) -> Duration {
         let jitter = self.jitter.fraction() * (2.0 * rng.f64() - 1.0);
         self.duration.mul_f64(1.0 + jitter)
     }
 }
 
-/// Takes CPU time of this thread. Time on the clock would be no measure: where threads share a
-/// CPU, each would do less work than it says, and more load would cost nothing.
+/// Uses this much CPU time of this thread. Wall-clock time would be the wrong measure: if threads
+/// share a CPU, each would do less work than it claims, and more load would cost nothing.
 fn burn(duration: Duration) {
     let end = cpu_time() + duration;
     let mut state = 1_u64;
     while cpu_time() < end {
-        // Some microseconds, so that most of the time is not spent on the clock.
+        // Takes a few microseconds, so that reading the clock does not take most of the time.
         for _ in 0..4096 {
             state = black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
         }

@@ -18,27 +18,28 @@ pub const NAME: &str = "zmq-echo";
 pub const IMAGE: &str = "zmq-echo:0.1.0";
 pub const NEXT_IMAGE: &str = "zmq-echo:next";
 
-/// A cluster that has the images and no namespace `zmq-echo`.
+/// A cluster that has the images, and had no namespace `zmq-echo` when the test began.
 pub struct Cluster {
     proxy: Proxy,
     node_exec: Option<Vec<String>>,
     crds: Vec<PathBuf>,
-    /// Images in place of those in manifests, by the name without a tag.
+    /// Images to use instead of those in the manifests, which are named without a tag.
     pub images: Vec<(String, String)>,
     /// Images of programs that some scenarios need.
     pub attacker_image: Option<String>,
     pub pyzmq_image: Option<String>,
-    /// Where the manifests of metrics-server and of KEDA are.
+    /// The directories of the Go modules of metrics-server and KEDA, which contain their manifests.
     pub metrics_server: Option<PathBuf>,
     pub keda: Option<PathBuf>,
-    /// Instead of the autoscalers' own time before they take pods away, in seconds.
+    /// How long autoscalers wait before they remove pods, in seconds, instead of the time in the
+    /// manifests.
     pub window: Option<u32>,
-    /// A scenario has left the local overlay as it found it.
+    /// Whether a scenario has left the local overlay for the next one, as it is in the manifests.
     pub is_local: AtomicBool,
 }
 
 impl Cluster {
-    /// Finds the cluster and hands it the images; the error says what to do.
+    /// Finds the cluster and loads the images into it. The error says what to do.
     pub fn connect(options: &Options) -> Result<Self, String> {
         let version = try_kubectl(&["version", "--output", "json"])?;
         let version: Json = serde_json::from_str(&version).map_err(|error| error.to_string())?;
@@ -46,10 +47,11 @@ impl Cluster {
         println!("Kubernetes {} by {context}", version["serverVersion"]["gitVersion"]);
         if try_kubectl(&["get", "namespace", NAME]).is_ok() {
             return Err(format!(
-                "the cluster has a namespace {NAME} already, which this test would delete; \
-                 if it is left from a run that was killed: kubectl delete namespace {NAME}"
+                "the cluster already has a namespace {NAME}, which this test would delete; \
+                 if a killed run left it, delete it first: kubectl delete namespace {NAME}"
             ));
         }
+        remove_ours();
         let others = options.image.iter().map(|(_, image)| image.as_str());
         let others = others.chain(options.attacker_image.as_deref());
         let others = others.chain(options.pyzmq_image.as_deref());
@@ -75,14 +77,14 @@ impl Cluster {
         })
     }
 
-    /// Takes away what a scenario has left for the next one.
+    /// Deletes the local overlay if a scenario has left it for the next one.
     pub fn clear(&self) {
         if self.is_local.swap(false, Ordering::Relaxed) {
             drop(Removed(NAME.to_owned()));
         }
     }
 
-    /// The image for one in a manifest, if another one is to be taken.
+    /// The image to use instead of one in a manifest, if `--image` names one.
     pub fn image_for(&self, manifests: &str) -> Option<&str> {
         let end = manifests.rfind('/').map_or(0, |slash| slash + 1);
         let name = manifests[end..].split([':', '@']).next().unwrap_or_default();
@@ -91,8 +93,8 @@ impl Cluster {
         found.map(|(_, to)| to.as_str())
     }
 
-    /// Creates the resources that components need and the cluster does not have; they are removed
-    /// with this.
+    /// Creates the definitions of custom resources that components need, unless the cluster has
+    /// them. They are deleted when this is dropped.
     #[track_caller]
     pub fn needs_crds(&self) {
         for (name, file) in CRDS {
@@ -101,27 +103,27 @@ impl Cluster {
             }
             let paths = self.crds.iter().map(|directory| directory.join(file));
             let path = paths.into_iter().find(|path| path.exists()).unwrap_or_else(|| {
-                panic!("the cluster has no {name}, and no directory of --crds has {file}")
+                panic!("the cluster has no {name}, and no --crds directory contains {file}")
             });
-            kubectl(&["create", "--filename", path.to_str().expect("text")]);
+            kubectl(&["create", "--filename", path.to_str().expect("the path is UTF-8")]);
             kubectl(&["label", "crd", name, OURS]);
             kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", name]);
         }
     }
 
-    /// An object of the API by its path, such as `/api/v1/namespaces/default/pods`.
+    /// Returns the object at a path of the API, such as `/api/v1/namespaces/default/pods`.
     #[track_caller]
     pub fn get(&self, path: &str) -> Json {
         let text = self.read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
     }
 
-    /// What the API answers to a GET.
+    /// Returns the API's answer to a GET request.
     pub fn read(&self, path: &str) -> Result<String, String> {
         self.proxy.read(path)
     }
 
-    /// A connection of its own to the same API, for another thread.
+    /// Returns a reader of the same API, for another thread.
     pub fn reader(&self) -> Reader {
         Reader { base: self.proxy.base.clone() }
     }
@@ -145,7 +147,7 @@ impl Cluster {
         items
     }
 
-    /// The pods of the server that are not about to end.
+    /// The pods of the server that are not terminating.
     #[track_caller]
     pub fn servers(&self) -> Vec<Json> {
         let mut pods = self.list("pods", SERVER);
@@ -153,7 +155,7 @@ impl Cluster {
         pods
     }
 
-    /// Those of them that are ready.
+    /// The pods of the server that are ready and not terminating.
     #[track_caller]
     pub fn ready_servers(&self) -> Vec<Json> {
         let mut pods = self.servers();
@@ -161,7 +163,7 @@ impl Cluster {
         pods
     }
 
-    /// Waits until as many servers are ready, and no other pod of theirs is there any more.
+    /// Waits until there are exactly `count` pods of the server, all of them ready.
     #[track_caller]
     pub fn wait_for_servers(&self, count: usize) -> Vec<Json> {
         wait_for(&format!("{count} servers are ready"), || {
@@ -176,7 +178,8 @@ impl Cluster {
         kubectl(&["rollout", "status", "deployment/zmq-echo", "--timeout=240s"]);
     }
 
-    /// Asks for an eviction; whether it was granted. Refused is what would leave too few.
+    /// Requests an eviction, and returns whether it was granted. It is refused if it would violate
+    /// the disruption budget.
     #[track_caller]
     pub fn evict(&self, pod: &str) -> bool {
         let eviction = json!({
@@ -192,22 +195,22 @@ impl Cluster {
         }
     }
 
-    /// Runs a command on the node, with root's rights.
+    /// Runs a command on the node, as root.
     #[track_caller]
     pub fn on_node(&self, command: &[&str]) -> String {
         let Some(words) = &self.node_exec else {
-            panic!("this needs the node: name a command for it with --node-exec")
+            panic!("this scenario runs commands on the node: say how with --node-exec")
         };
         let output = Command::new(&words[0]).args(&words[1..]).args(command).output();
         let output = output.unwrap_or_else(|error| panic!("{words:?}: {error}"));
         text(output).unwrap_or_else(|error| panic!("on the node, {command:?}: {error}"))
     }
 
-    /// Sends a signal to the server in a pod, from the node, as the kernel would.
+    /// Sends a signal to the server's process in a pod, from the node.
     #[track_caller]
     pub fn signal(&self, pod: &Json, signal: &str) {
-        let uid = pod["metadata"]["uid"].as_str().expect("a uid");
-        // The name of the control group has the uid in it, with dashes or underscores.
+        let uid = pod["metadata"]["uid"].as_str().expect("the pod has a uid");
+        // The name of the control group contains the uid, with dashes or underscores.
         let pattern = uid.replace('-', "[-_]");
         let script = format!(
             "for process in /proc/[0-9]*; do \
@@ -218,32 +221,49 @@ impl Cluster {
              done"
         );
         let found = self.on_node(&["sh", "-c", &script]);
-        assert_eq!(found.lines().count(), 1, "the processes of {}: {found:?}", name(pod));
+        assert_eq!(
+            found.lines().count(),
+            1,
+            "expected one server process in {}: {found:?}",
+            name(pod)
+        );
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Err(error) = try_kubectl(&["delete", "crd", "--selector", OURS]) {
+        remove_ours();
+    }
+}
+
+/// Deletes everything with the test's label, from this run or from one that was killed.
+fn remove_ours() {
+    for (namespace, kinds) in [
+        ("kube-system", "deployments,services,serviceaccounts,rolebindings"),
+        (NAME, "apiservices,namespaces,clusterroles,clusterrolebindings,customresourcedefinitions"),
+    ] {
+        let args =
+            ["delete", kinds, "--namespace", namespace, "--selector", OURS, "--timeout=240s"];
+        if let Err(error) = try_kubectl(&args) {
             eprintln!("cannot delete what the test has created: {error}");
         }
     }
 }
 
-/// The label of what the test creates outside its namespace.
+/// The label of everything that the test creates outside its namespace.
 pub const OURS: &str = "zmq-echo/cluster-test=true";
 
-/// The resources of components, each with the file that defines it.
+/// The custom resources that components need, each with the file that defines it.
 const CRDS: [(&str, &str); 3] = [
     ("podmonitors.monitoring.coreos.com", "monitoring.coreos.com_podmonitors.yaml"),
     ("prometheusrules.monitoring.coreos.com", "monitoring.coreos.com_prometheusrules.yaml"),
     ("scaledobjects.keda.sh", "keda.sh_scaledobjects.yaml"),
 ];
 
-/// Which pods are servers.
+/// The label selector of the server's pods.
 pub const SERVER: &str = "app.kubernetes.io/name=zmq-echo";
 
-/// `kubectl proxy`, which ends with this.
+/// `kubectl proxy`, which is stopped when this is dropped.
 struct Proxy {
     process: Child,
     base: String,
@@ -257,7 +277,7 @@ impl Proxy {
             .spawn()
             .expect("kubectl starts");
         let mut line = String::new();
-        let stdout = process.stdout.take().expect("it is piped");
+        let stdout = process.stdout.take().expect("stdout is piped");
         BufReader::new(stdout).read_line(&mut line).expect("kubectl proxy prints its address");
         let address = line.trim().rsplit(' ').next().unwrap_or_default();
         assert!(address.contains(':'), "kubectl proxy: {line}");
@@ -283,7 +303,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// What the API answers to a GET within a few seconds.
+    /// Returns the API's answer to a GET request, which must arrive within a few seconds.
     pub fn read(&self, path: &str) -> Result<String, String> {
         let mut text = String::new();
         let mut stream = self.open(path, Some(Duration::from_secs(5)))?;
@@ -291,7 +311,7 @@ impl Reader {
         Ok(text)
     }
 
-    /// The same as a stream that may go on for ever.
+    /// Returns the answer as a stream, which may never end.
     pub fn follow(&self, path: &str) -> Result<impl BufRead + use<>, String> {
         Ok(BufReader::new(self.open(path, None)?))
     }
@@ -314,7 +334,7 @@ impl Reader {
     }
 }
 
-/// `kubectl` in the namespace of the service.
+/// Runs `kubectl` in the namespace of the service.
 #[track_caller]
 pub fn kubectl(args: &[&str]) -> String {
     try_kubectl(args).unwrap_or_else(|error| panic!("kubectl {}: {error}", args.join(" ")))
@@ -338,12 +358,12 @@ pub fn apply_in(namespace: &str, objects: &[Json]) {
         .unwrap_or_else(|error| panic!("kubectl apply: {error}"));
 }
 
-/// `kubectl` with something to read, in the namespace of the service.
+/// Runs `kubectl` with `input` on stdin, in the namespace of the service.
 pub fn with_stdin(args: &[&str], input: &str) -> Result<String, String> {
     anywhere_with_stdin(&[&["--namespace", NAME], args].concat(), input)
 }
 
-/// The same in the namespaces that the objects name.
+/// Like [`with_stdin`], but in the namespaces that the objects name.
 pub fn anywhere_with_stdin(args: &[&str], input: &str) -> Result<String, String> {
     let mut process = Command::new("kubectl")
         .args(args)
@@ -352,13 +372,13 @@ pub fn anywhere_with_stdin(args: &[&str], input: &str) -> Result<String, String>
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| format!("kubectl: {error}"))?;
-    let mut stdin = process.stdin.take().expect("it is piped");
+    let mut stdin = process.stdin.take().expect("stdin is piped");
     stdin.write_all(input.as_bytes()).map_err(|error| error.to_string())?;
     drop(stdin);
     text(process.wait_with_output().map_err(|error| error.to_string())?)
 }
 
-/// What a command has written, or why it failed.
+/// The output of a command, or why it failed.
 fn text(output: Output) -> Result<String, String> {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     match output.status.success() {
@@ -372,7 +392,7 @@ fn words(command: &str) -> Vec<String> {
 }
 
 pub fn name(object: &Json) -> &str {
-    object["metadata"]["name"].as_str().expect("a name")
+    object["metadata"]["name"].as_str().expect("the object has a name")
 }
 
 /// The names of pods.

@@ -1,39 +1,41 @@
-//! An attack on one server: pods with a program that takes as much memory there as it gets, at
-//! every limit of the formula in `docs/operations.md` at the same time.
+//! An attack on one server: a pod whose programs make the server hold as much memory as it allows,
+//! at every limit of the memory formula in `docs/operations.md` at the same time.
 
 use serde_json::json;
 
 use crate::api::{Cluster, apply_in, kubectl};
-use crate::neighbour::{NAME, Neighbour, pod, restricted};
+use crate::other_namespace::{NAME, OtherNamespace, pod, restricted};
 use crate::wait_for;
 
-/// Kinds of peers, with how many of each there are: more together than the server allows, and more
-/// scrapes than its side port holds.
+/// The kinds of attacking peers, and how many there are of each. Together they are more than the
+/// server allows, and there are more scrapes than its side port has room for.
 const PEERS: [(&str, u32); 5] =
     [("readers", 400), ("halves", 300), ("frames", 100), ("silent", 500), ("idle", 500)];
 const SCRAPES: (&str, u32) = ("scrapes", 300);
 
-/// The attackers, who go with this.
+/// A running attack, which ends when this is dropped.
 pub struct Attack {
-    _neighbour: Neighbour,
+    _other: OtherNamespace,
 }
 
 impl Attack {
-    /// Starts one that goes on for some seconds, from a namespace whose pods may do as much as the
-    /// policies allow anyone.
+    /// Starts an attack that lasts this many `seconds`. It comes from a namespace with all labels
+    /// that the network policies let in.
     #[track_caller]
     pub fn start(cluster: &Cluster, ip: &str, seconds: u32) -> Self {
         let image = cluster.attacker_image.as_deref();
-        let image = image.expect("an image of the attacker: name one with --attacker-image");
-        let neighbour = Neighbour::create();
-        neighbour.label("zmq-echo/clients=true");
-        neighbour.label("zmq-echo/monitoring=true");
+        let image =
+            image.expect("this needs an image of the attacker: name one with --attacker-image");
+        let other = OtherNamespace::create();
+        other.label("zmq-echo/clients=true");
+        other.label("zmq-echo/monitoring=true");
         let container = |(kind, count): (&str, u32), port: u16| {
             let mut container = restricted(kind);
             container["image"] = json!(image);
             let address = format!("{ip}:{port}");
             container["args"] = json!([kind, count.to_string(), seconds.to_string(), address]);
-            // The server, its probe and its clients are to have a part of the node as well.
+            // Limited, so that the server, its probe and its clients get CPU time on the node as
+            // well.
             container["resources"] = json!({"limits": {"cpu": "150m"}, "requests": {"cpu": "20m"}});
             container
         };
@@ -41,16 +43,16 @@ impl Attack {
         containers.push(container(SCRAPES, 8080));
         let attackers = pod("attacker", NAME, &[("zmq-echo/client", "true")], containers);
         apply_in(NAME, &[attackers]);
-        Self { _neighbour: neighbour }
+        Self { _other: other }
     }
 
-    /// Waits until it is over, and shows what each kind has done.
+    /// Waits until the attack is over, and prints what each kind of attacker has done.
     #[track_caller]
     pub fn wait(&self, cluster: &Cluster) {
         let path = format!("/api/v1/namespaces/{NAME}/pods/attacker");
         wait_for("the attack is over", || {
             let phase = &cluster.get(&path)["status"]["phase"];
-            assert_ne!(phase, "Failed", "the attackers have ended");
+            assert_ne!(phase, "Failed", "the attackers failed");
             (phase == "Succeeded").then_some(())
         });
         let logs = ["logs", "attacker", "--namespace", NAME, "--all-containers"];

@@ -1,5 +1,6 @@
-//! What autoscalers ask: metrics-server, prometheus-adapter and KEDA. Each is installed from its
-//! own manifests if the cluster does not have its API, and is removed with what this returns.
+//! The programs that autoscalers get their metrics from: metrics-server, prometheus-adapter and
+//! KEDA. Each is installed from its own manifests if the cluster lacks its API, and is removed when
+//! the returned value is dropped.
 
 use std::fs;
 use std::path::Path;
@@ -11,18 +12,20 @@ use crate::api::{Cluster, OURS, anywhere_with_stdin, kubectl, name, try_kubectl}
 use crate::manifests::{self, build_kustomization, use_images};
 use crate::wait_within;
 
-/// The first start of these takes longer than the deadlines of a scenario allow for.
+/// Time limit for these programs to start. Their first start may take longer than a scenario's
+/// usual deadline.
 const READY: Duration = Duration::from_secs(300);
 
 /// The namespace of prometheus-adapter, if it is installed.
 const ADAPTER: &str = "zmq-echo-adapter";
 
-/// What was installed, if anything had to be.
+/// The objects that were installed, if any. They are deleted when this is dropped.
 pub struct Installed(Vec<Json>);
 
 impl Drop for Installed {
     fn drop(&mut self) {
-        // The namespaces last: what is in them goes first, and with it what KEDA has to finish.
+        // Namespaces are deleted last, so that everything in them, and whatever KEDA has to clean
+        // up, is gone before.
         let (namespaces, others): (Vec<_>, Vec<_>) =
             self.0.drain(..).partition(|object| object["kind"] == "Namespace");
         for objects in [others, namespaces] {
@@ -40,26 +43,28 @@ fn list(objects: &[Json]) -> String {
     json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()
 }
 
-/// Applies objects, unless the cluster has the API that they are for, and waits until it answers.
+/// Applies objects, unless the cluster already has the API that they provide, and waits until the
+/// API is available.
 #[track_caller]
 fn install(cluster: &Cluster, api: &str, objects: impl FnOnce() -> Vec<Json>) -> Installed {
     if try_kubectl(&["get", "apiservice", api]).is_ok() {
-        println!("  {api}: the cluster's own");
+        println!("  {api}: the cluster has it already");
         return Installed(Vec::new());
     }
     let mut objects = objects();
-    let (label, value) = OURS.split_once('=').expect("a label");
+    let (label, value) = OURS.split_once('=').expect("the label has a value");
     for object in &mut objects {
         object["metadata"]["labels"][label] = json!(value);
         use_images(cluster, object);
     }
-    // Namespaces and definitions before what needs them.
+    // Namespaces and definitions come before the objects that need them.
     let comes_first = |object: &Json| {
         u8::from(object["kind"] != "Namespace" && object["kind"] != "CustomResourceDefinition")
     };
     objects.sort_by_key(comes_first);
     let installed = Installed(objects);
-    // By the server: a definition of KEDA's is too large for the note that kubectl would keep on it.
+    // Applied by the server, because one of KEDA's definitions is too large for the annotation that
+    // kubectl adds otherwise.
     let args = ["apply", "--server-side", "--force-conflicts", "--filename", "-"];
     anywhere_with_stdin(&args, &list(&installed.0))
         .unwrap_or_else(|error| panic!("{api}: {error}"));
@@ -73,11 +78,11 @@ fn install(cluster: &Cluster, api: &str, objects: impl FnOnce() -> Vec<Json>) ->
 #[track_caller]
 fn module<'a>(directory: Option<&'a Path>, flag: &str) -> &'a Path {
     directory.unwrap_or_else(|| {
-        panic!("the cluster lacks it: name the directory of its Go module with {flag}")
+        panic!("the cluster lacks this program: name the directory of its Go module with {flag}")
     })
 }
 
-/// The objects of a kustomization in a directory of a module.
+/// Builds the objects of a kustomization in a directory of a Go module.
 #[track_caller]
 fn of_module(name: &str, directory: &Path) -> Vec<Json> {
     let directory = fs::canonicalize(directory)
@@ -97,16 +102,16 @@ pub fn metrics_server(cluster: &Cluster) -> Installed {
             if object["kind"] == "Deployment" {
                 let args =
                     object["spec"]["template"]["spec"]["containers"][0]["args"].as_array_mut();
-                // The kubelets of kind, and of `.ci/cluster`, have certificates that no pod knows.
-                args.expect("flags").push(json!("--kubelet-insecure-tls"));
+                // metrics-server cannot verify the kubelet's certificate on kind and `.ci/cluster`.
+                args.expect("the container has args").push(json!("--kubelet-insecure-tls"));
             }
         }
         objects
     })
 }
 
-/// KEDA without its admission webhooks, as its release for small clusters has it. Its namespace is
-/// let in by Prometheus.
+/// Installs KEDA without its admission webhooks, as its minimal release does. The label on its
+/// namespace lets it reach Prometheus.
 pub fn keda(cluster: &Cluster) -> Installed {
     install(cluster, "v1beta1.external.metrics.k8s.io", || {
         let directory = module(cluster.keda.as_deref(), "--keda");
@@ -120,8 +125,8 @@ pub fn keda(cluster: &Cluster) -> Installed {
     })
 }
 
-/// prometheus-adapter with the values that `k8s/components/hpa` has for its chart, as the chart
-/// makes a configuration of them.
+/// Installs prometheus-adapter with the configuration that its Helm chart would make of the values
+/// in `k8s/components/hpa`.
 pub fn prometheus_adapter(cluster: &Cluster) -> Installed {
     install(cluster, "v1beta1.custom.metrics.k8s.io", || {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -132,8 +137,9 @@ pub fn prometheus_adapter(cluster: &Cluster) -> Installed {
         let values = manifests::parse(&values).remove(0);
         assert_eq!(values["rules"]["default"], false);
         let prometheus = &values["prometheus"];
-        let text =
-            |value: &Json| value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned();
+        let text = |value: &Json| {
+            value.as_str().unwrap_or_else(|| panic!("not a string: {value}")).to_owned()
+        };
         let url = format!(
             "{}:{}{}",
             text(&prometheus["url"]),
@@ -150,7 +156,7 @@ pub fn prometheus_adapter(cluster: &Cluster) -> Installed {
             }
             if object["kind"] == "Deployment" {
                 let args = &mut object["spec"]["template"]["spec"]["containers"][0]["args"];
-                let args = args.as_array_mut().expect("flags");
+                let args = args.as_array_mut().expect("the container has args");
                 args.push(json!(format!("--prometheus-url={url}")));
                 args.push(json!(format!("--metrics-relist-interval={interval}")));
             }
@@ -167,7 +173,7 @@ pub fn prometheus_adapter(cluster: &Cluster) -> Installed {
     })
 }
 
-/// Whether the autoscaler of the service knows every metric that it asks for.
+/// Whether the autoscaler of the service gets the metrics that it asks for.
 pub fn knows_its_metrics() -> bool {
     let condition = "jsonpath={.status.conditions[?(@.type==\"ScalingActive\")].status}";
     kubectl(&["get", "hpa", "zmq-echo", "--output", condition]) == "True"

@@ -1,5 +1,5 @@
-//! What every server says of itself while a scenario runs: its counters until its last scrape,
-//! and its log to the end.
+//! Watches every server while a scenario runs: its counters until its last scrape, and its log to
+//! the end.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -15,7 +15,7 @@ use crate::api::{Cluster, NAME, Reader, SERVER, container, name};
 use crate::load::Outcome;
 use crate::wait_for;
 
-/// Between two scrapes of one server.
+/// The pause between two scrapes of one server.
 const PERIOD: Duration = Duration::from_millis(250);
 
 /// Follows every server from its start to its end.
@@ -24,35 +24,37 @@ pub struct Fleet {
     servers: Arc<Mutex<BTreeMap<String, Arc<Watched>>>>,
     is_over: Arc<AtomicBool>,
     attacked: Option<String>,
+    killed: Option<String>,
     watcher: Option<JoinHandle<()>>,
 }
 
-/// One run of one server: another one begins when its container restarts.
+/// One run of one server. Another one begins when its container restarts.
 struct Watched {
     pod: String,
     ip: String,
-    /// The API has said that it is about to end.
+    /// Whether the API says that the pod is terminating.
     is_ending: AtomicBool,
     is_gone: AtomicBool,
     is_scraped: AtomicBool,
+    is_read: AtomicBool,
     counts: Mutex<Counts>,
     log: Mutex<Vec<String>>,
 }
 
-/// Requests of clients.
+/// The requests of clients that a server has counted.
 #[derive(Default, Clone, Copy)]
 struct Counts {
-    /// Before the scenario, by which the others are lowered.
+    /// Before the scenario. They are subtracted from the others.
     before: u64,
-    /// At the last scrape of all.
+    /// At the last scrape.
     last: u64,
-    /// At the last scrape before it began to drain.
+    /// At the last scrape before the server began to drain.
     serving: u64,
     /// At the first scrape after that.
     draining: Option<u64>,
 }
 
-/// How a server ended, as its log tells.
+/// How a server ended, according to its log.
 enum End {
     StillServes,
     Drained(Json),
@@ -64,7 +66,7 @@ impl Fleet {
         let reader = cluster.reader();
         let servers = Arc::new(Mutex::new(BTreeMap::new()));
         let is_over = Arc::new(AtomicBool::new(false));
-        // What the servers of an earlier scenario have counted is no part of this one.
+        // What the servers have counted in earlier scenarios does not belong to this one.
         notice(&reader, &mut servers.lock().unwrap());
         for server in servers.lock().unwrap().values() {
             server.start_from_here(&reader);
@@ -79,29 +81,41 @@ impl Fleet {
                 }
             })
         };
-        Self { reader, servers, is_over, attacked: None, watcher: Some(watcher) }
+        Self { reader, servers, is_over, attacked: None, killed: None, watcher: Some(watcher) }
     }
 
-    /// A pod that others ask as well, as often as they like: what it has counted says nothing about
-    /// the loads.
+    /// Names a pod whose process may end without a drain. Every other server that has served must
+    /// drain.
+    pub fn is_killed(&mut self, pod: &Json) {
+        self.killed = Some(name(pod).to_owned());
+    }
+
+    /// Names a pod that gets an unknown number of requests from others as well, so that its
+    /// counters say nothing about the loads.
     pub fn is_attacked(&mut self, pod: &Json) {
         self.attacked = Some(name(pod).to_owned());
     }
 
-    /// After the loads have ended: holds what they got answered to what the servers counted, and
-    /// prints what became of each server.
+    /// Call this after the loads have ended. It checks that the requests that were answered agree
+    /// with those that the servers counted, and prints how each server ended.
     ///
-    /// The two agree exactly, unless there is a reason. An attempt whose reply did not come was made
-    /// again, and the server may have counted both. What a server was asked between its last scrape
-    /// and the signal that began its drain is only known to lie between two scrapes. And nobody knows
-    /// what a server that was killed has answered since its last scrape.
+    /// The numbers must agree exactly, with three exceptions. If an attempt got no reply, it was
+    /// made again, and the servers may have counted both. A server's count at the signal that began
+    /// its drain is only known to lie between those of two scrapes. And what a killed server has
+    /// answered since its last scrape is unknown.
     #[track_caller]
     pub fn accounts_for(mut self, loads: &[Outcome]) {
-        // The last scrapes of those that still serve.
+        // Marks the servers that are gone, so that `end` scrapes only those that still serve.
         notice(&self.reader, &mut self.servers.lock().unwrap());
         self.end();
-        // No lock is held while something is asserted.
+        // Copied, so that no lock is held when an assertion fails.
         let servers: Vec<_> = self.servers.lock().unwrap().values().cloned().collect();
+        wait_for("the logs of ended servers have been read to the end", || {
+            let is_read = |server: &Arc<Watched>| {
+                !server.is_gone.load(Ordering::Relaxed) || server.is_read.load(Ordering::Relaxed)
+            };
+            servers.iter().all(is_read).then_some(())
+        });
         let sum = |of: fn(&Outcome) -> u64| loads.iter().map(of).sum::<u64>();
         let answered = sum(|load| load.number("answered"));
         let retried = sum(|load| load.number("retried"));
@@ -120,7 +134,12 @@ impl Fleet {
                         "drained: {reason}, answered {answered}, discarded {discarded}, lost {lost}"
                     )
                 }
-                End::Killed => "killed".to_owned(),
+                End::Killed => {
+                    let may_be = !server.is_scraped.load(Ordering::Relaxed)
+                        || [&self.killed, &self.attacked].contains(&&Some(server.pod.clone()));
+                    assert!(may_be, "{} has ended without a drain", server.pod);
+                    "killed".to_owned()
+                }
             };
             let is_attacked = self.attacked.as_ref() == Some(&server.pod);
             let (from, to) = if is_attacked { (0, u64::MAX) } else { server.count() };
@@ -138,16 +157,19 @@ impl Fleet {
             "  loads: {answered} answered, {probes} probes before, {retried} retried; \
              servers: {least} to {most_text} requests"
         );
-        // A retry may have been counted twice, and so may the check of an endpoint after it.
-        assert!(least <= answered + probes + 2 * retried, "more requests than were made");
-        assert!(most >= answered + probes, "fewer requests than were answered");
+        // Each retry may have added two requests: the first attempt, and a check of the endpoint.
+        assert!(
+            least <= answered + probes + 2 * retried,
+            "the servers counted more requests than were made"
+        );
+        assert!(most >= answered + probes, "the servers counted fewer requests than were answered");
         assert!(
             discarded <= retried,
-            "{discarded} requests were thrown away, {retried} made again"
+            "the servers discarded {discarded} requests, but only {retried} were made again"
         );
     }
 
-    /// Ends the watch; the servers' last figures stay.
+    /// Ends the watch, with a last scrape of the servers that still serve.
     fn end(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
         if let Some(watcher) = self.watcher.take() {
@@ -170,7 +192,7 @@ impl Drop for Fleet {
     }
 }
 
-/// Starts to watch what is new, and marks what is gone.
+/// Starts to watch new servers, and marks those that are gone.
 fn notice(reader: &Reader, servers: &mut BTreeMap<String, Arc<Watched>>) {
     let path = format!("/api/v1/namespaces/{NAME}/pods?labelSelector={SERVER}");
     let Ok(text) = reader.read(&path) else { return };
@@ -196,6 +218,7 @@ fn notice(reader: &Reader, servers: &mut BTreeMap<String, Arc<Watched>>) {
             is_ending: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
             is_scraped: AtomicBool::new(false),
+            is_read: AtomicBool::new(false),
             counts: Mutex::default(),
             log: Mutex::default(),
         });
@@ -218,10 +241,10 @@ fn notice(reader: &Reader, servers: &mut BTreeMap<String, Arc<Watched>>) {
 }
 
 impl Watched {
-    /// Nobody asks it for anything yet.
+    /// Sets the count at which a scenario begins, while nobody sends requests yet.
     #[track_caller]
     fn start_from_here(&self, reader: &Reader) {
-        wait_for("it is scraped", || {
+        wait_for("a server is scraped", || {
             self.scrape(reader);
             self.is_scraped.load(Ordering::Relaxed).then_some(())
         });
@@ -248,7 +271,7 @@ impl Watched {
         };
         let Some(requests) = value("zmq_echo_requests_total", Some("client")) else { return };
         let mut counts = self.counts.lock().unwrap();
-        // The scrape may have met the next run of a container that was restarted.
+        // A lower count is that of the next run, if the container has just restarted.
         if requests < counts.last {
             return;
         }
@@ -264,10 +287,12 @@ impl Watched {
     fn follow(&self, reader: &Reader) {
         let path =
             format!("/api/v1/namespaces/{NAME}/pods/{}/log?container=server&follow=true", self.pod);
-        let Ok(lines) = reader.follow(&path) else { return };
-        for line in lines.lines().map_while(Result::ok) {
-            self.log.lock().unwrap().push(line);
+        if let Ok(lines) = reader.follow(&path) {
+            for line in lines.lines().map_while(Result::ok) {
+                self.log.lock().unwrap().push(line);
+            }
         }
+        self.is_read.store(true, Ordering::Relaxed);
     }
 
     fn end(&self) -> End {
@@ -280,13 +305,14 @@ impl Watched {
         }
     }
 
-    /// How many requests of clients it has received, at least and at most.
+    /// How many requests of clients the server has received, at least and at most.
     fn count(&self) -> (u64, u64) {
         let Counts { before, last, serving, draining } = *self.counts.lock().unwrap();
         let (least, most) = match self.end() {
             End::StillServes => (last, last),
             End::Killed => (last, u64::MAX),
-            // After a force deletion the API forgets the pod before it ends, so it was not scraped again.
+            // After a forced deletion the API forgets the pod before its process ends, so the last
+            // requests were not scraped.
             End::Drained(_) if !self.is_ending.load(Ordering::Relaxed) => (last, u64::MAX),
             End::Drained(record) => {
                 let drained = record["answered"].as_u64().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! The load generator as the Job of the manifests.
+//! The load generator, run as the Job of the manifests.
 
 use std::io::BufRead;
 use std::thread::{self, JoinHandle};
@@ -8,35 +8,33 @@ use serde_json::{Value as Json, json};
 use crate::api::{Cluster, NAME, apply, container, kubectl, name};
 use crate::wait_for;
 
-/// The flag of its source, if the manifests' own is not meant.
+/// The flag that says where the load generator finds endpoints.
 const DISCOVER: &str = "--discover";
 
-/// A load that goes on until it is told to end.
+/// A load, which goes on until it is told to end.
 pub struct Load {
     name: String,
     probes: u64,
     log: JoinHandle<Vec<String>>,
 }
 
-/// What it says at its end.
+/// The result of a load.
 pub struct Outcome {
     pub result: Json,
-    /// Requests that others have made: a probe counts as a client if it comes from another host than
-    /// the server's.
+    /// Requests of probes beside the load. A server counts a probe from another host as a client.
     pub probes: u64,
 }
 
 impl Load {
-    /// Starts the Job, asking for its result in JSON and for a longer run than any scenario
-    /// takes, and waits until replies come. Its requests for CPU are its own.
+    /// Starts the Job, and waits until its requests are answered. It prints its result as JSON, and
+    /// would run for longer than any scenario takes. Its CPU requests are those of the manifest.
     #[track_caller]
     pub fn start(cluster: &Cluster, job: &Json) -> Self {
         Self::start_with(cluster, job, "zmq-echo-load", None, &[])
     }
 
-    /// Starts it under another name, with other values of some of its flags, and, if a source is
-    /// given, on other endpoints: those to discover by a URL with `k8s` or `dns`, or one that it is
-    /// told.
+    /// Starts the Job under another name and with other values of some flags. `source` replaces its
+    /// endpoints: either a URL with `k8s` or `dns`, by which it discovers them, or one endpoint.
     #[track_caller]
     pub fn start_with(
         cluster: &Cluster,
@@ -48,7 +46,7 @@ impl Load {
         let mut job = job.clone();
         job["metadata"]["name"] = json!(called);
         let args = &mut job["spec"]["template"]["spec"]["containers"][0]["args"];
-        let args = args.as_array_mut().expect("the load has flags");
+        let args = args.as_array_mut().expect("the Job has args");
         set(args, "--duration", "50m");
         set(args, "--output", "json");
         flags.iter().for_each(|(flag, value)| set(args, flag, value));
@@ -60,7 +58,8 @@ impl Load {
             }
         }
         let rate = args.iter().position(|arg| arg == "--rate").and_then(|at| args.get(at + 1));
-        let rate: u64 = rate.and_then(|rate| rate.as_str()?.parse().ok()).expect("a rate");
+        let rate: u64 =
+            rate.and_then(|rate| rate.as_str()?.parse().ok()).expect("the Job has a rate");
         job["spec"]["activeDeadlineSeconds"] = json!(3600);
         let waiting = job["spec"]["template"]["spec"]["initContainers"].as_array();
         let probes = waiting.map_or(0, Vec::len) as u64;
@@ -80,14 +79,15 @@ impl Load {
         load
     }
 
-    /// Ends it as Kubernetes ends every pod; its result, in which no request has failed.
+    /// Ends the load as Kubernetes ends every pod, checks that no request has failed, and returns
+    /// its result.
     #[track_caller]
     pub fn finish(self) -> Outcome {
         kubectl(&["delete", "job", &self.name, "--wait=false"]);
         let lines = self.log.join().expect("the log can be read");
         let result = lines.iter().rev().find(|line| line.starts_with('{'));
         let result = result.unwrap_or_else(|| panic!("no result: {}", lines.join("\n")));
-        let result: Json = serde_json::from_str(result).expect("JSON");
+        let result: Json = serde_json::from_str(result).expect("the result is JSON");
         let outcome = Outcome { result, probes: self.probes };
         println!(
             "  {}: answered {}, retried {}, failed {}, {:.0}/s, p50 {:.2} ms, p99 {:.2} ms, max {:.0} ms",
@@ -95,7 +95,7 @@ impl Load {
             outcome.number("answered"),
             outcome.number("retried"),
             outcome.number("failed"),
-            outcome.result["achieved_rate"].as_f64().expect("a number"),
+            outcome.result["achieved_rate"].as_f64().expect("the rate is a number"),
             outcome.latency("p50"),
             outcome.latency("p99"),
             outcome.latency("max"),
@@ -109,10 +109,10 @@ impl Load {
 impl Outcome {
     #[track_caller]
     pub fn number(&self, field: &str) -> u64 {
-        self.result[field].as_u64().unwrap_or_else(|| panic!("no {field}"))
+        self.result[field].as_u64().unwrap_or_else(|| panic!("the result has no {field}"))
     }
 
-    /// In milliseconds.
+    /// A latency, in milliseconds.
     fn latency(&self, field: &str) -> f64 {
         self.result["latency"][field].as_f64().unwrap_or(f64::NAN) * 1000.0
     }
@@ -130,8 +130,8 @@ fn answered(cluster: &Cluster) -> u64 {
     counts.sum::<f64>() as u64
 }
 
-/// Reads the log of a load from now on, until its container has ended. It writes a line every few
-/// seconds, so this returns soon, with everything after it still to come.
+/// Reads the log of a load in another thread, until its container has ended. This returns when the
+/// API begins to answer, which is soon, because the load writes a line every few seconds.
 #[track_caller]
 pub fn follow(cluster: &Cluster, namespace: &str, pod: &str) -> JoinHandle<Vec<String>> {
     let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/log?container=load&follow=true");

@@ -1,9 +1,9 @@
-//! The manifests on the real cluster that `KUBECONFIG` names: under load, with pods that are
-//! replaced, killed and frozen. `tests/cluster/README.md` says how to run it on kind, on
-//! minikube or on a cluster of your own; `.ci/cluster` starts a node where there is no Docker.
+//! Tests the manifests under load on the real cluster that `KUBECONFIG` names, while pods are
+//! replaced, killed and frozen. `tests/cluster/README.md` says how to run it on kind, on minikube
+//! or on a cluster of your own. If there is no Docker, `.ci/cluster` starts a node.
 //!
-//! The scenarios run one after the other, because each has the namespace `zmq-echo` to itself.
-//! So this is a program of its own instead of functions that run side by side.
+//! The scenarios run one after the other, because each needs the namespace `zmq-echo` to itself. So
+//! this test has a `main` of its own instead of `#[test]` functions, which would run in parallel.
 
 mod api;
 mod attack;
@@ -14,7 +14,7 @@ mod manifests;
 #[allow(dead_code, reason = "shared with the test `observability`")]
 #[path = "../observability/names.rs"]
 mod names;
-mod neighbour;
+mod other_namespace;
 mod plot;
 mod prometheus;
 #[path = "../observability/queries.rs"]
@@ -30,30 +30,31 @@ use clap::Parser;
 
 use api::{Cluster, NAME};
 
-/// Everything but a rollout of many pods is done within this, on a machine that is busy.
+/// Time limit for one step of a scenario. Even on a busy machine, everything except a rollout of
+/// many pods takes less.
 pub const DEADLINE: Duration = Duration::from_secs(240);
 
 /// Runs the scenarios on the cluster that KUBECONFIG names.
 #[derive(Parser)]
 #[command(name = "cargo test --test cluster --")]
 pub struct Options {
-    /// Hands an image to the cluster; the image's name is added to it. Such as `kind load
-    /// docker-image` or `minikube image load`
+    /// The command that loads an image into the cluster, such as `kind load docker-image` or
+    /// `minikube image load`; the image's name is appended to it
     #[arg(long, env = "ZMQ_ECHO_CLUSTER_LOAD_IMAGE")]
     load_image: String,
 
-    /// Runs a command on the node, which is added to it: `docker exec kind-control-plane`.
-    /// Without it the scenarios that need the node fail
+    /// The command that runs another one on the node, as root, such as `docker exec
+    /// kind-control-plane`. Without it, the scenarios that need the node fail
     #[arg(long, env = "ZMQ_ECHO_CLUSTER_NODE_EXEC")]
     node_exec: Option<String>,
 
-    /// A directory with definitions of resources that the cluster may lack: those of the Prometheus
-    /// operator and of KEDA. They are removed at the end. May be given more than once
+    /// A directory with the definitions of the Prometheus operator's or KEDA's resources, if the
+    /// cluster lacks them. They are deleted at the end. May be given more than once
     #[arg(long)]
     crds: Vec<PathBuf>,
 
-    /// Another image for one in the manifests, if the cluster cannot pull that one:
-    /// `quay.io/prometheus/prometheus=my/prometheus:1`. May be given more than once
+    /// An image to use instead of one in the manifests, if the cluster cannot pull that one, such
+    /// as `quay.io/prometheus/prometheus=my/prometheus:1`. May be given more than once
     #[arg(long, value_parser = replacement)]
     image: Vec<(String, String)>,
 
@@ -65,8 +66,8 @@ pub struct Options {
     #[arg(long)]
     pyzmq_image: Option<String>,
 
-    /// The directory of metrics-server's Go module, which has its manifests. It is installed
-    /// for the scenarios on scaling if the cluster has no API of this kind
+    /// The directory of metrics-server's Go module, which contains its manifests. The scenarios on
+    /// scaling install it if the cluster lacks its API
     #[arg(long)]
     metrics_server: Option<PathBuf>,
 
@@ -74,8 +75,8 @@ pub struct Options {
     #[arg(long)]
     keda: Option<PathBuf>,
 
-    /// For how long an autoscaler waits before it takes pods away, in seconds, instead of the
-    /// time in the manifests. For a quick look
+    /// How many seconds an autoscaler waits before it removes pods, instead of the time in the
+    /// manifests, for a quick look
     #[arg(long)]
     window: Option<u32>,
 
@@ -91,19 +92,19 @@ pub struct Options {
     names: Vec<String>,
 }
 
-/// `FROM=TO`.
+/// Parses `FROM=TO`.
 fn replacement(text: &str) -> Result<(String, String), String> {
     let (from, to) = text.split_once('=').ok_or("expected FROM=TO")?;
     Ok((from.to_owned(), to.to_owned()))
 }
 
-/// Waits on a condition and returns what it found.
+/// Waits until `find` finds something, and returns that.
 #[track_caller]
 pub fn wait_for<T>(what: &str, find: impl FnMut() -> Option<T>) -> T {
     wait_within(DEADLINE, what, find)
 }
 
-/// The same with a deadline of its own.
+/// Like [`wait_for`], but with another time limit.
 #[track_caller]
 pub fn wait_within<T>(limit: Duration, what: &str, mut find: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
@@ -111,7 +112,7 @@ pub fn wait_within<T>(limit: Duration, what: &str, mut find: impl FnMut() -> Opt
         if let Some(found) = find() {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited {limit:?} until {what}");
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(200));
     }
 }
@@ -128,7 +129,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if chosen.is_empty() {
-        eprintln!("no scenario has such a name; --list names them all");
+        eprintln!("no scenario has such a name; --list prints all names");
         return ExitCode::FAILURE;
     }
     let cluster = match Cluster::connect(&options) {

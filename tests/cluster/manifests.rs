@@ -1,4 +1,4 @@
-//! What kustomize makes of `k8s/`, and the few things that a test changes in it.
+//! The objects that kustomize builds from `k8s/`, and the few changes that the test makes to them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,34 +8,35 @@ use serde_json::{Value as Json, json};
 
 use crate::api::{Cluster, SERVER, apply, kubectl, try_kubectl};
 
-/// The objects of a directory below `k8s/`.
+/// Builds the objects of a directory below `k8s/`.
 #[track_caller]
 pub fn build(directory: &str) -> Vec<Json> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("k8s").join(directory);
-    parse(&kubectl(&["kustomize", path.to_str().expect("text")]))
+    parse(&kubectl(&["kustomize", path.to_str().expect("the path is UTF-8")]))
 }
 
-/// The objects of a kustomization that is written for the test; its paths start at `k8s/`.
+/// Builds the objects of a kustomization that is written for the test. Its paths begin with `k8s/`.
 #[track_caller]
 pub fn build_kustomization(name: &str, kustomization: &str) -> Vec<Json> {
     let directory = work(name);
     fs::create_dir_all(&directory).expect("the target directory can be written");
     let k8s = from_work(name, &Path::new(env!("CARGO_MANIFEST_DIR")).join("k8s"));
     let kustomization = kustomization.replace("k8s/", &format!("{k8s}/"));
-    fs::write(directory.join("kustomization.yaml"), kustomization).expect("it can be written");
-    parse(&kubectl(&["kustomize", directory.to_str().expect("text")]))
+    fs::write(directory.join("kustomization.yaml"), kustomization)
+        .expect("the file can be written");
+    parse(&kubectl(&["kustomize", directory.to_str().expect("the path is UTF-8")]))
 }
 
-/// Where a kustomization of the test is.
+/// The directory of a kustomization that is written for the test.
 fn work(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster").join(name)
 }
 
-/// The way to a directory from the kustomization of this name: kustomize takes no absolute one,
-/// and follows no link.
+/// The relative path to a directory from the kustomization of this name. kustomize accepts no
+/// absolute path and follows no link.
 pub fn from_work(name: &str, directory: &Path) -> String {
     let up = "../".repeat(work(name).components().count() - 1);
-    let directory = directory.to_str().expect("text");
+    let directory = directory.to_str().expect("the path is UTF-8");
     format!("{up}{}", directory.trim_start_matches('/'))
 }
 
@@ -43,15 +44,15 @@ pub fn parse(yaml: &str) -> Vec<Json> {
     serde_saphyr::from_multiple(yaml).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Takes one object out of others.
+/// Removes the object of this kind, and returns it.
 #[track_caller]
 pub fn take(objects: &mut Vec<Json>, kind: &str) -> Json {
     let at = objects.iter().position(|object| object["kind"] == kind);
     objects.remove(at.unwrap_or_else(|| panic!("no {kind}")))
 }
 
-/// Lets the pods of an object ask for no more than a share of a core: three servers, the load
-/// and what a cluster runs beside them have two cores here.
+/// Lowers the CPU requests of an object's pods, because three servers, the load and the cluster's
+/// own pods have to fit on two cores.
 pub fn ask_for_little(object: &mut Json) {
     let Some(containers) = object.pointer_mut("/spec/template/spec/containers") else { return };
     for container in containers.as_array_mut().into_iter().flatten() {
@@ -59,7 +60,7 @@ pub fn ask_for_little(object: &mut Json) {
     }
 }
 
-/// Takes the images that the cluster can get, if it cannot get those in the manifests.
+/// Replaces the images that the cluster cannot pull, as `--image` says.
 pub fn use_images(cluster: &Cluster, object: &mut Json) {
     let Some(containers) = object.pointer_mut("/spec/template/spec/containers") else { return };
     for container in containers.as_array_mut().into_iter().flatten() {
@@ -71,8 +72,8 @@ pub fn use_images(cluster: &Cluster, object: &mut Json) {
     }
 }
 
-/// What the local overlay makes, applied without its Job, with three servers ready. Each scenario
-/// finds it as it is in the manifests. The next one takes it over, unless this one has failed.
+/// The local overlay, applied without its Job, with three servers ready. Each scenario begins with
+/// it as it is in the manifests. It is kept for the next scenario, unless this one fails.
 pub struct Deployed<'a> {
     cluster: &'a Cluster,
     pub job: Json,
@@ -100,7 +101,7 @@ impl Drop for Deployed<'_> {
     }
 }
 
-/// Deletes a namespace when it goes.
+/// A namespace, which is deleted when this is dropped.
 pub struct Removed(pub String);
 
 impl Drop for Removed {
@@ -110,8 +111,9 @@ impl Drop for Removed {
         if std::thread::panicking() {
             show(kubectl);
         }
-        // The pods first, and at once: their drain has been watched. A namespace that finds pods in
-        // it looks again after half of their grace period.
+        // The pods are deleted first and almost at once, because nobody watches their drain any
+        // more. Kubernetes would check a namespace with pods again only after half of their grace
+        // period.
         let _ = kubectl(&["delete", "deployments,jobs", "--all"]);
         let _ = kubectl(&["delete", "pods", "--all", "--grace-period=1"]);
         let deleted = kubectl(&["delete", "namespace", &self.0, "--timeout=240s"]);
@@ -121,7 +123,7 @@ impl Drop for Removed {
     }
 }
 
-/// What a person would look at first after a failure.
+/// Prints what a person would look at first after a failure.
 fn show(kubectl: impl Fn(&[&str]) -> Result<String, String>) {
     for args in [
         &["get", "pods,endpointslices,jobs", "--output", "wide"][..],

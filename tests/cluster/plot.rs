@@ -1,30 +1,30 @@
-//! What autoscalers saw and did, as one SVG: a column for each, with load, metric and replicas
-//! over time. It can be read on a light and on a dark page.
+//! Draws what autoscalers saw and did, as one SVG: a column for each, with load, metric and
+//! replicas over time. It is readable on light and dark pages.
 
 use std::fmt::Write;
 
 use serde_json::{Value as Json, json};
 
-/// What was recorded of one autoscaler.
+/// The recorded samples of one autoscaler.
 pub struct Record {
     pub title: String,
-    /// That of its metric.
+    /// The unit of its metric.
     pub unit: String,
     pub target: f64,
-    /// When much load was over, in seconds after it began.
+    /// When the high load ended, in seconds after it began.
     pub ended: f64,
     pub samples: Vec<Sample>,
 }
 
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// In seconds after much load began.
+    /// The time of the sample, in seconds after the high load began.
     pub at: f64,
-    /// Requests/s, as they are sent.
+    /// Requests/s that are sent.
     pub load: f64,
-    /// As the autoscaler has it: the mean of the pods.
+    /// The value that the autoscaler sees, which is the mean over the pods.
     pub metric: Option<f64>,
-    /// Replicas.
+    /// The number of replicas that the Deployment asks for.
     pub wanted: usize,
     pub ready: usize,
 }
@@ -64,7 +64,7 @@ impl Record {
         }
     }
 
-    /// For a spreadsheet.
+    /// The samples as CSV, for a spreadsheet.
     pub fn csv(&self) -> String {
         let mut csv = format!("seconds,requests_per_second,metric ({}),wanted,ready\n", self.unit);
         for Sample { at, load, metric, wanted, ready } in &self.samples {
@@ -97,7 +97,7 @@ svg { --page: #fff; --text: #1f2328; --note: #59636e; --grid: #d8dee4; --zero: #
 .wanted { fill: none; stroke: var(--replicas); stroke-width: 2.5 } \
 .ready { fill: none; stroke: var(--replicas); stroke-width: 1.5; stroke-dasharray: 2 3 }";
 
-/// The three panels of one record, from its left edge on.
+/// The three panels of one record, which begin at the `left` edge.
 struct Column<'a> {
     record: &'a Record,
     left: f64,
@@ -106,13 +106,13 @@ struct Column<'a> {
     svg: &'a mut String,
 }
 
-/// One of the three, with its own axis upwards.
+/// One of the three panels, with its own vertical axis.
 struct Panel {
     top: f64,
     most: f64,
 }
 
-/// The picture.
+/// Draws all records into one picture.
 pub fn svg(records: &[Record]) -> String {
     let columns = records.len() as f64;
     let width = LEFT + columns * COLUMN + (columns - 1.0).max(0.0) * BETWEEN + 20.0;
@@ -139,27 +139,34 @@ impl Column<'_> {
         self.text("title", self.left, 24.0, "start", &record.title);
         let most = |value: fn(&Sample) -> f64| samples.iter().map(value).fold(0.0, f64::max);
 
-        let load = self.panel(0, "Load, requests/s", most(|sample| sample.load));
+        let load = self.panel(0, "Load, requests/s", most(|sample| sample.load), 0.0);
         self.steps("sent", &load, |sample| sample.load);
 
         let highest = most(|sample| sample.metric.unwrap_or(0.0)).max(record.target);
-        let each = self.panel(1, &format!("Each replica, {}", record.unit), highest);
+        let each = self.panel(1, &format!("Each replica, {}", record.unit), highest, 0.0);
         let y = each.y(record.target);
         let (left, right) = (self.left, self.left + COLUMN);
         self.add(&format!("<path class=\"target\" d=\"M{left} {y:.1}H{right}\"/>"));
-        self.text("target-text", right, y - 5.0, "end", &format!("target {}", record.target));
+        self.text(
+            "target-text",
+            right,
+            y - 5.0,
+            "end",
+            &format!("target {}", rounded(record.target)),
+        );
         self.metric(&each);
 
         let highest = most(|sample| sample.wanted.max(sample.ready) as f64);
-        let replicas = self.panel(2, "Replicas: wanted, and ready (dotted)", highest);
+        let replicas = self.panel(2, "Replicas: wanted, and ready (dotted)", highest, 1.0);
         self.steps("wanted", &replicas, |sample| sample.wanted as f64);
         self.steps("ready", &replicas, |sample| sample.ready as f64);
     }
 
-    /// Title, grid and axes of a panel, with the time of much load behind them.
-    fn panel(&mut self, number: u8, title: &str, most: f64) -> Panel {
+    /// Draws title, grid and axes of a panel, with the time of the high load shaded. Grid lines are
+    /// at least `apart` apart.
+    fn panel(&mut self, number: u8, title: &str, most: f64, apart: f64) -> Panel {
         let top = TOP + f64::from(number) * (PANEL + GAP);
-        let tick = tick(most);
+        let tick = tick(most).max(apart);
         let panel = Panel { top, most: (most / tick).ceil() * tick };
         let (left, right) = (self.left, self.left + COLUMN);
         let (begun, ended) = (self.x(0.0), self.x(self.record.ended));
@@ -173,8 +180,7 @@ impl Column<'_> {
             let y = panel.y(value);
             let class = if line == 0 { "zero" } else { "grid" };
             self.add(&format!("<path class=\"{class}\" d=\"M{left} {y:.1}H{right}\"/>"));
-            let value = (value * 1000.0).round() / 1000.0;
-            self.text("note", left - 6.0, y + 4.0, "end", &value.to_string());
+            self.text("note", left - 6.0, y + 4.0, "end", &rounded(value).to_string());
         }
         for minute in (self.first / 60.0).ceil() as i32..=(self.last / 60.0) as i32 {
             if minute % 2 == 0 {
@@ -198,7 +204,7 @@ impl Column<'_> {
         self.add(&format!("<path class=\"{class}\" d=\"{path}\"/>"));
     }
 
-    /// With a gap where the autoscaler had no value.
+    /// Draws the metric, with a gap while the autoscaler had no value.
     fn metric(&mut self, panel: &Panel) {
         let mut path = String::new();
         let mut is_new = true;
@@ -235,7 +241,11 @@ impl Panel {
     }
 }
 
-/// Such a step that three to six of them reach `most`: 1, 2 or 5 and zeros.
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+/// The distance between grid lines: 1, 2 or 5 with zeros, so that three to six of them reach `most`.
 fn tick(most: f64) -> f64 {
     let most = most.max(1e-3);
     let power = 10f64.powf(most.log10().floor());

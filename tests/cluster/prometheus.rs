@@ -1,4 +1,4 @@
-//! The Prometheus of the component, asked through the API.
+//! The Prometheus of `k8s/components/prometheus`, queried through the API of Kubernetes.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Waits until it answers.
+    /// Waits until Prometheus answers.
     #[track_caller]
     pub fn of(cluster: &Cluster) -> Self {
         let prometheus = Self { reader: cluster.reader() };
@@ -20,7 +20,7 @@ impl Prometheus {
         prometheus
     }
 
-    /// What a path of its API has as its data.
+    /// Returns the data at a path of Prometheus's API.
     pub fn get(&self, path: &str) -> Result<Json, String> {
         let path = format!(
             "/api/v1/namespaces/{NAME}/services/http:zmq-echo-prometheus:9090/proxy/api/v1/{path}"
@@ -33,7 +33,7 @@ impl Prometheus {
         }
     }
 
-    /// The series that an expression has now.
+    /// Evaluates an expression, and returns the series of the result.
     pub fn query(&self, expression: &str) -> Result<Vec<Json>, String> {
         let mut data = self.get(&format!("query?query={}", encoded(expression)))?;
         match data["result"].take() {
@@ -42,7 +42,7 @@ impl Prometheus {
         }
     }
 
-    /// The series that a selector had within the last minutes.
+    /// Returns the series that a selector has matched within the last ten minutes.
     pub fn series(&self, selector: &str) -> Result<Vec<Json>, String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
         let path =
@@ -54,7 +54,7 @@ impl Prometheus {
     }
 }
 
-/// As a URL has it.
+/// Percent-encodes a text for a URL.
 fn encoded(text: &str) -> String {
     let byte = |byte: u8| match byte.is_ascii_alphanumeric() {
         true => char::from(byte).to_string(),

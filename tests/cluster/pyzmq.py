@@ -1,5 +1,5 @@
-# A plain client: pyzmq's REQ socket on one name. As its guide says, a request without a reply
-# is sent again by a new socket. It ends at SIGTERM and says what it has done.
+# A plain client: one REQ socket of pyzmq, connected to one name. If a request gets no reply, a
+# new socket sends it again, as the ZeroMQ guide recommends. On SIGTERM it prints its counts.
 import json
 import signal
 import sys

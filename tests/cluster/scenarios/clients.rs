@@ -6,10 +6,10 @@ use crate::api::{Cluster, NAME, apply, kubectl, try_kubectl};
 use crate::fleet::Fleet;
 use crate::load::{Load, Outcome, follow};
 use crate::manifests::Deployed;
-use crate::neighbour::{pod, restricted};
+use crate::other_namespace::{pod, restricted};
 use crate::wait_for;
 
-/// The three ways to find it at the same time: one restart is enough for all.
+/// Tests three ways to find the service at the same time, because one restart is enough for all.
 pub fn restart(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
     let fleet = Fleet::watch(cluster);
@@ -19,7 +19,7 @@ pub fn restart(cluster: &Cluster) {
     let loads = [
         start("by-cluster-ip", Some("tcp://zmq-echo:5555")),
         start("by-headless-name", Some("dns://zmq-echo-headless:5555")),
-        // As the Job in the manifests: by EndpointSlices, with the rights of its Role.
+        // As the Job in the manifests does: by EndpointSlices, with the permissions of its Role.
         start("by-endpoint-slices", None),
     ];
     kubectl(&["rollout", "restart", "deployment/zmq-echo"]);
@@ -28,12 +28,13 @@ pub fn restart(cluster: &Cluster) {
     fleet.accounts_for(&loads.map(Load::finish));
 }
 
-/// A client that knows nothing of this project or of Kubernetes.
+/// Tests a client that knows nothing about this project or Kubernetes.
 pub fn pyzmq(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
     let fleet = Fleet::watch(cluster);
     let image = cluster.pyzmq_image.as_deref();
-    let image = image.expect("an image with Python and pyzmq: name one with --pyzmq-image");
+    let image =
+        image.expect("this needs an image with Python and pyzmq: name one with --pyzmq-image");
     let mut container = restricted("load");
     container["image"] = json!(image);
     container["command"] =
@@ -52,18 +53,19 @@ pub fn pyzmq(cluster: &Cluster) {
     cluster.wait_for_servers(3);
     kubectl(&["delete", "pod", "pyzmq", "--wait=false"]);
     let lines = log.join().expect("the log can be read");
-    let result = lines.last().expect("a result");
+    let result = lines.last().expect("the client printed a result");
     println!("  pyzmq: {result}");
-    let result: Json = serde_json::from_str(result).expect("JSON");
+    let result: Json = serde_json::from_str(result).expect("the result is JSON");
     let outcome = Outcome { result, probes: 0 };
     assert_eq!(outcome.number("answered"), outcome.number("due"));
-    // It has one connection, which each of the three pods may end once.
-    assert!(outcome.number("retried") <= 3, "more requests were lost than connections");
+    // The client has one connection, which each of the three pods may end once.
+    assert!(outcome.number("retried") <= 3, "more requests were lost than pods were replaced");
     fleet.accounts_for(&[outcome]);
     drop(deployed);
 }
 
-/// The rollouts of other scenarios are followed with these rights; no other is there.
+/// The loads of other scenarios show that these permissions are enough. This shows that there are
+/// no others.
 pub fn rights(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
     let account = format!("system:serviceaccount:{NAME}:zmq-echo-load");

@@ -1,4 +1,4 @@
-//! Pods that end without being asked.
+//! Failures: of pods, by an attack, and of the kubelet.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,12 +12,13 @@ use crate::load::Load;
 use crate::manifests::Deployed;
 use crate::wait_for;
 
-/// Long enough for the cluster to call the node not ready, and with it the endpoints on it.
+/// Long enough for the cluster to mark the node, and the endpoints on it, as not ready.
 const KUBELET_DOWN: Duration = Duration::from_secs(120);
 
-/// Waits until the container of a pod has been replaced and serves again; how it ended.
+/// Waits until the container of a pod has been replaced and is ready. Returns how the old one
+/// ended.
 fn replaced(cluster: &Cluster, before: &Json) -> Json {
-    wait_for("its container is replaced", || {
+    wait_for("the container is replaced", || {
         let pods = cluster.servers();
         let pod = pods.iter().find(|found| name(found) == name(before))?;
         (restarts(pod) > restarts(before) && is_ready(pod))
@@ -27,9 +28,10 @@ fn replaced(cluster: &Cluster, before: &Json) -> Json {
 
 pub fn killed(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
-    let fleet = Fleet::watch(cluster);
+    let mut fleet = Fleet::watch(cluster);
     let load = Load::start(cluster, &deployed.job);
     let pod = cluster.servers().remove(0);
+    fleet.is_killed(&pod);
     let start = Instant::now();
     cluster.signal(&pod, "KILL");
     let last = replaced(cluster, &pod);
@@ -42,9 +44,10 @@ pub fn killed(cluster: &Cluster) {
 
 pub fn force_deleted(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
-    let fleet = Fleet::watch(cluster);
+    let mut fleet = Fleet::watch(cluster);
     let load = Load::start(cluster, &deployed.job);
     let pod = cluster.servers().remove(0);
+    fleet.is_killed(&pod);
     kubectl(&["delete", "pod", name(&pod), "--force", "--grace-period=0"]);
     let after = cluster.wait_for_servers(3);
     assert!(after.iter().all(|other| name(other) != name(&pod)));
@@ -54,9 +57,10 @@ pub fn force_deleted(cluster: &Cluster) {
 
 pub fn frozen(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
-    let fleet = Fleet::watch(cluster);
+    let mut fleet = Fleet::watch(cluster);
     let load = Load::start(cluster, &deployed.job);
     let pod = cluster.servers().remove(0);
+    fleet.is_killed(&pod);
     let start = Instant::now();
     cluster.signal(&pod, "STOP");
     let last = replaced(cluster, &pod);
@@ -67,17 +71,18 @@ pub fn frozen(cluster: &Cluster) {
         event["involvedObject"]["name"] == pod["metadata"]["name"]
             && event["message"].to_string().contains("Liveness probe failed")
     };
-    let event = events.iter().find(is_of_probe).expect("an event says why");
+    let event = events.iter().find(is_of_probe).expect("an event reports the failed probe");
     println!("  {}", event["message"]);
     cluster.wait_for_servers(3);
     let outcome = load.finish();
     fleet.accounts_for(&[outcome]);
 }
 
-/// For as long as three probes, the last of which would end the pod, and then some.
+/// Duration of the attack in seconds: longer than three failed probes, after which the kubelet
+/// would restart the container.
 const ATTACKED: u32 = 45;
 
-/// All of one pod's memory is asked for at the same time, within the limits of its manifest.
+/// Attacks one pod at all of its limits at the same time, with the limits that the manifest sets.
 pub fn attacked(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
     let mut fleet = Fleet::watch(cluster);
@@ -103,14 +108,15 @@ pub fn attacked(cluster: &Cluster) {
     assert!(peers > 0.9, "the attack did not reach the limit of peers");
     assert!(buffers > 0.8, "the attack did not reach the limit of the buffers");
     let after = cluster.ready_servers();
-    let after = after.iter().find(|pod| name(pod) == name(&server)).expect("it is ready");
+    let after = after.iter().find(|pod| name(pod) == name(&server)).expect("the pod is ready");
     assert_eq!(restarts(after), restarts(&server), "{}", container(after)["lastState"]);
     drop(attack);
     let outcome = load.finish();
     fleet.accounts_for(&[outcome]);
 }
 
-/// Below what its limits add up to, the kernel kills it, and Kubernetes says so.
+/// If the container's memory limit is below what the server's own limits add up to, the kernel
+/// kills the server, and Kubernetes says so.
 pub fn out_of_memory(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
     let mut fleet = Fleet::watch(cluster);
@@ -126,9 +132,9 @@ pub fn out_of_memory(cluster: &Cluster) {
     let server = cluster.wait_for_servers(3).remove(0);
     fleet.is_attacked(&server);
     let attack = Attack::start(cluster, address(&server), ATTACKED);
-    let last = wait_for("it is killed", || {
+    let last = wait_for("the server is killed", || {
         let pods = cluster.servers();
-        let pod = pods.iter().find(|pod| name(pod) == name(&server)).expect("it is there");
+        let pod = pods.iter().find(|pod| name(pod) == name(&server)).expect("the pod exists");
         let last = &container(pod)["lastState"]["terminated"];
         (!last.is_null()).then(|| last.clone())
     });
@@ -143,14 +149,15 @@ pub fn out_of_memory(cluster: &Cluster) {
     fleet.accounts_for(&[outcome]);
 }
 
-/// Two cores are for attackers, too.
+/// A low rate and a long timeout, because the attackers use the same two cores.
 const UNDER_ATTACK: [(&str, &str); 2] = [("--rate", "500"), ("--timeout", "5s")];
 
 fn address(pod: &Json) -> &str {
-    pod["status"]["podIP"].as_str().expect("an address")
+    pod["status"]["podIP"].as_str().expect("the pod has an address")
 }
 
-/// Peers and their limit, bytes in buffers and their limit. All 0 if it does not say.
+/// The number of peers and its limit, the bytes in buffers and their limit. All are 0 if the server
+/// does not answer.
 fn figures(cluster: &Cluster, pod: &Json) -> [f64; 4] {
     let path = format!("/api/v1/namespaces/{NAME}/pods/{}:8080/proxy/metrics", name(pod));
     let metrics = cluster.read(&path).unwrap_or_default();
@@ -161,7 +168,7 @@ fn figures(cluster: &Cluster, pod: &Json) -> [f64; 4] {
     })
 }
 
-/// The memory of a pod that counts towards its limit, in MiB, as the kubelet has it.
+/// The memory of a pod that counts towards its limit, in MiB, according to the kubelet.
 fn working_set(cluster: &Cluster, pod: &Json) -> Option<f64> {
     let node = pod["spec"]["nodeName"].as_str()?;
     let summary = cluster.read(&format!("/api/v1/nodes/{node}/proxy/stats/summary")).ok()?;
@@ -181,7 +188,7 @@ pub fn kubelet_down(cluster: &Cluster) {
     let load = Load::start(cluster, &deployed.job);
     cluster.on_node(&["pkill", "-STOP", "-x", "kubelet"]);
     let running = Kubelet(cluster);
-    // What the time is for is the passing of time.
+    // There is no condition to wait for: the kubelet has to be down for this long.
     thread::sleep(KUBELET_DOWN);
     println!("  {} of {} servers are called ready", cluster.ready_servers().len(), before.len());
     drop(running);
@@ -191,7 +198,7 @@ pub fn kubelet_down(cluster: &Cluster) {
     fleet.accounts_for(&[outcome]);
 }
 
-/// Lets the kubelet go on when it goes.
+/// A stopped kubelet, which continues when this is dropped.
 struct Kubelet<'a>(&'a Cluster);
 
 impl Drop for Kubelet<'_> {

@@ -1,4 +1,4 @@
-//! What people and collectors read.
+//! Logs and statuses, as collectors and people read them.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use crate::load::Load;
 use crate::manifests::Deployed;
 use crate::wait_for;
 
-/// The files of the pods' logs on a node, where every collector looks for them.
+/// The directory of the pods' logs on a node, where every collector looks for them.
 const FILES: &str = "/var/log/pods";
 
 pub fn on_the_node(cluster: &Cluster) {
@@ -26,19 +26,19 @@ pub fn on_the_node(cluster: &Cluster) {
     fleet.accounts_for(&[outcome]);
 }
 
-/// The records of a server in the node's files, of all runs of its container.
+/// The records of a server in the node's files, from all runs of its container.
 #[track_caller]
 fn records(cluster: &Cluster, pod: &Json) -> Vec<Json> {
-    let uid = pod["metadata"]["uid"].as_str().expect("a uid");
+    let uid = pod["metadata"]["uid"].as_str().expect("the pod has a uid");
     let script = format!("cat {FILES}/{NAME}_{}_{uid}/server/*.log", name(pod));
     let text = cluster.on_node(&["sh", "-c", &script]);
     let record = |line: &str| {
-        // As the container runtime writes it: time, stream, whole or part, text.
+        // The container runtime writes the time, the stream, F for a full line, and the text.
         let fields: Vec<_> = line.splitn(4, ' ').collect();
         let [_, stream, whole, record] = fields[..] else { panic!("{line}") };
         assert_eq!((stream, whole), ("stdout", "F"), "{line}");
         let record: Json = serde_json::from_str(record)
-            .unwrap_or_else(|error| panic!("one record a line: {error}: {line}"));
+            .unwrap_or_else(|error| panic!("a line is not a record: {error}: {line}"));
         assert_eq!(record["pod"], pod["metadata"]["name"], "{line}");
         assert_eq!(record["namespace"], NAME, "{line}");
         assert_eq!(record["node"], pod["spec"]["nodeName"], "{line}");
@@ -50,28 +50,30 @@ fn records(cluster: &Cluster, pod: &Json) -> Vec<Json> {
 /// The process ends at the panic, and the container starts again.
 pub fn panic(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
-    let fleet = Fleet::watch(cluster);
+    let mut fleet = Fleet::watch(cluster);
     kubectl(&["set", "env", "deployment/zmq-echo", "ZMQ_ECHO_ON_PANIC=exit"]);
     cluster.wait_for_rollout();
     let server = cluster.wait_for_servers(3).remove(0);
+    fleet.is_killed(&server);
     let load = Load::start(cluster, &deployed.job);
     panics_once(&server);
-    let after = wait_for("it has started again", || {
+    let after = wait_for("the container has restarted", || {
         let pods = cluster.ready_servers();
         pods.into_iter().find(|pod| name(pod) == name(&server) && restarts(pod) == 1)
     });
     let last = &container(&after)["lastState"]["terminated"];
     println!("  {}", last["message"]);
     assert_eq!(last["exitCode"], 101, "{last}");
-    // The end of its log, of which a status takes 2 KiB.
+    // The message is the end of the log, of which a status holds 2 KiB.
     let message = last["message"].as_str().unwrap_or_default();
     assert!(message.contains("\"panicked\"") && message.ends_with("}\n"), "{last}");
 
     let records = records(cluster, &server);
     let panics: Vec<_> = records.iter().filter(|record| record["message"] == "panicked").collect();
-    let [panic] = panics[..] else { panic!("one record of one panic: {panics:?}") };
+    let [panic] = panics[..] else { panic!("expected one record of the panic: {panics:?}") };
     assert_eq!(panic["level"], "ERROR", "{panic}");
-    assert!(panic["backtrace"].as_str().is_some_and(|text| text.contains('\n')), "{panic}");
+    let backtrace = panic["backtrace"].as_str().unwrap_or_default();
+    assert!(backtrace.contains('\n') && backtrace.contains(" zmq_echo::"), "no names: {panic}");
     kubectl(&["set", "env", "deployment/zmq-echo", "ZMQ_ECHO_ON_PANIC-"]);
     cluster.wait_for_rollout();
     cluster.wait_for_servers(3);
@@ -79,8 +81,8 @@ pub fn panic(cluster: &Cluster) {
     fleet.accounts_for(&[outcome]);
 }
 
-/// Lets the next request of a server panic. That can be asked for from its own host only, which is
-/// where a forwarded port ends.
+/// Makes the server's next request panic. Only the server's own host may order that, so the request
+/// goes through a forwarded port, which ends there.
 #[track_caller]
 fn panics_once(server: &Json) {
     let mut forwarding = Command::new("kubectl")
@@ -89,11 +91,11 @@ fn panics_once(server: &Json) {
         .spawn()
         .expect("kubectl starts");
     let mut line = String::new();
-    // Kept open, for it has more to say.
-    let mut stdout = BufReader::new(forwarding.stdout.take().expect("it is piped"));
+    // Kept open, so that kubectl can go on writing.
+    let mut stdout = BufReader::new(forwarding.stdout.take().expect("stdout is piped"));
     stdout.read_line(&mut line).expect("kubectl says where it listens");
     // Forwarding from 127.0.0.1:PORT -> 8080
-    let address = line.split_whitespace().nth(2).expect("an address");
+    let address = line.split_whitespace().nth(2).expect("the line has an address");
     let answer =
         ureq::post(format!("http://{address}/faults")).header("X-Faults", "1").send("panics=1");
     let _ = forwarding.kill();

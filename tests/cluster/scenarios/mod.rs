@@ -1,4 +1,4 @@
-//! The scenarios, each with the promise that it holds a cluster to.
+//! The scenarios. The name of each one states the promise that it tests.
 
 mod clients;
 mod failures;
@@ -13,15 +13,15 @@ use crate::api::Cluster;
 
 type Scenario = fn(&Cluster);
 
-/// All of them, in the order in which they run.
+/// All scenarios, in the order in which they run.
 pub const ALL: [(&str, Scenario); 25] = [
-    ("overlays::each_becomes_ready_and_differs_in_nothing", overlays::overlays),
-    ("overlays::every_combination_of_components_does_too", overlays::combinations),
+    ("overlays::each_becomes_ready_as_applied", overlays::overlays),
+    ("overlays::every_combination_of_components_becomes_ready_as_applied", overlays::combinations),
     ("overlays::zones_are_spread_over_if_nodes_have_one", overlays::zones),
-    ("policies::they_let_in_and_out_what_they_say", policies::enforced),
+    ("policies::only_permitted_connections_succeed", policies::enforced),
     ("rollout::a_restart_fails_no_request", rollout::restart),
-    ("rollout::a_new_image_and_its_undoing_fail_no_request", rollout::new_image),
-    ("rollout::a_broken_one_harms_nobody_and_is_undone", rollout::broken),
+    ("rollout::a_new_image_and_its_rollback_fail_no_request", rollout::new_image),
+    ("rollout::a_broken_rollout_fails_no_request_and_is_rolled_back", rollout::broken),
     ("rollout::evictions_keep_the_disruption_budget", rollout::eviction),
     ("clients::cluster_ip_headless_name_and_slices_survive_a_restart", clients::restart),
     ("clients::pyzmq_behind_the_cluster_ip_survives_a_restart", clients::pyzmq),
@@ -30,8 +30,11 @@ pub const ALL: [(&str, Scenario); 25] = [
     ("failures::a_force_deleted_pod_is_replaced", failures::force_deleted),
     ("failures::a_frozen_process_is_replaced", failures::frozen),
     ("failures::an_attack_at_every_limit_kills_no_pod", failures::attacked),
-    ("failures::a_memory_limit_below_the_sum_is_a_kill_that_can_be_seen", failures::out_of_memory),
-    ("failures::a_kubelet_that_is_down_for_two_minutes_harms_nobody", failures::kubelet_down),
+    (
+        "failures::a_memory_limit_below_the_formula_is_reported_as_oom_killed",
+        failures::out_of_memory,
+    ),
+    ("failures::a_kubelet_that_is_down_for_two_minutes_fails_no_request", failures::kubelet_down),
     ("logs::a_collector_finds_every_record_on_the_node", logs::on_the_node),
     ("logs::a_panic_is_one_record_and_the_pod_says_how_it_ended", logs::panic),
     ("logs::a_pod_that_cannot_start_says_why_in_its_status", logs::last_message),
@@ -39,10 +42,10 @@ pub const ALL: [(&str, Scenario); 25] = [
     ("scaling::an_hpa_follows_the_cpu", scaling::hpa_on_cpu),
     ("scaling::an_hpa_follows_the_requests", scaling::hpa_on_requests),
     ("scaling::keda_follows_the_requests", scaling::keda),
-    ("prometheus::it_finds_every_pod_and_every_expression_its_series", prometheus::sees_everything),
+    ("prometheus::every_pod_is_found_and_every_expression_has_series", prometheus::sees_everything),
 ];
 
-/// Whether a scenario runs only with `--all`, or if it is named.
+/// Whether a scenario runs only with `--all` or if the command line names it.
 pub fn takes_long(name: &str) -> bool {
     name.starts_with("scaling::") || name.starts_with("prometheus::")
 }

@@ -1,4 +1,4 @@
-//! Every overlay, and every combination of components that may be combined, on the cluster.
+//! Every overlay, and every permitted combination of components, on the cluster.
 
 use std::thread;
 
@@ -11,12 +11,12 @@ use crate::load::follow;
 use crate::manifests::{Removed, ask_for_little, build, build_kustomization, use_images};
 use crate::wait_for;
 
-/// Components of which one excludes the others.
+/// Components of one list exclude each other.
 const METRICS: [Option<&str>; 3] = [None, Some("prometheus"), Some("monitoring")];
 const AUTOSCALERS: [Option<&str>; 3] = [None, Some("hpa"), Some("keda")];
 const LOAD: [Option<&str>; 2] = [None, Some("load")];
 
-/// The namespace of the overlays is written in them.
+/// One after the other, because all overlays name the same namespace.
 pub fn overlays(cluster: &Cluster) {
     cluster.needs_crds();
     cluster.clear();
@@ -25,7 +25,7 @@ pub fn overlays(cluster: &Cluster) {
     }
 }
 
-/// Each in a namespace of its own, those with the same metrics at the same time.
+/// Each combination has a namespace of its own. Those with the same metrics run at the same time.
 pub fn combinations(cluster: &Cluster) {
     cluster.needs_crds();
     cluster.clear();
@@ -39,7 +39,7 @@ pub fn combinations(cluster: &Cluster) {
                 })
                 .collect();
             let failed = running.into_iter().filter_map(|one| one.join().err()).count();
-            assert_eq!(failed, 0, "combinations that are not well");
+            assert_eq!(failed, 0, "some combinations failed");
         });
     }
 }
@@ -56,7 +56,8 @@ fn combination(cluster: &Cluster, chosen: Vec<&str>) {
     becomes_ready(cluster, &namespace, &called, build_kustomization(&called, &kustomization));
 }
 
-/// Spreading over zones needs nodes that have one: those without get one for the time of this.
+/// Spreading over zones needs nodes that have a zone. Nodes without one get one during this
+/// scenario.
 pub fn zones(cluster: &Cluster) {
     cluster.clear();
     let zone = Zone::label();
@@ -68,7 +69,7 @@ pub fn zones(cluster: &Cluster) {
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// The nodes that had no zone, which lose it again.
+/// The nodes that had no zone. They lose it again when this is dropped.
 struct Zone(Vec<String>);
 
 impl Zone {
@@ -92,9 +93,9 @@ impl Drop for Zone {
     }
 }
 
-/// Applies objects, changed only in what they ask of the CPU and in the names of images that the
-/// cluster cannot pull. Every Deployment becomes available, a load is answered, and nothing
-/// differs afterwards from what was applied.
+/// Applies objects, changed only in their CPU requests and in images that the cluster cannot pull.
+/// Checks that every Deployment becomes available, that the Job's requests are answered if there is
+/// a Job, and that nothing in the cluster differs from what was applied.
 #[track_caller]
 fn becomes_ready(cluster: &Cluster, namespace: &str, called: &str, mut objects: Vec<Json>) {
     for object in &mut objects {
@@ -135,7 +136,7 @@ fn becomes_ready(cluster: &Cluster, namespace: &str, called: &str, mut objects: 
     drop(removed);
 }
 
-/// Ends the Job, as it is in the manifests, and reads its table.
+/// Ends the Job, which runs as the manifests say, and checks its table.
 #[track_caller]
 fn load_fails_no_request(cluster: &Cluster, namespace: &str, called: &str, pod: &str) {
     let log = follow(cluster, namespace, pod);
@@ -144,7 +145,7 @@ fn load_fails_no_request(cluster: &Cluster, namespace: &str, called: &str, pod: 
     assert!(log.iter().any(|line| is_failed(line, "0")), "{called}: {}", log.join("\n"));
 }
 
-/// Whether a line of the table counts the failed requests as this.
+/// Whether a line of the table says that this many requests failed.
 fn is_failed(line: &str, count: &str) -> bool {
     let mut words = line.split_whitespace();
     words.next() == Some("failed") && words.next() == Some(count)

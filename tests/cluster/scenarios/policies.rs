@@ -8,7 +8,7 @@ use crate::api::{Cluster, NAME, apply, apply_in, is_ready, kubectl, name};
 use crate::fleet::Fleet;
 use crate::load::Load;
 use crate::manifests::{Deployed, build, build_kustomization};
-use crate::neighbour::{NAME as NEIGHBOUR, Neighbour, pod, restricted};
+use crate::other_namespace::{NAME as OTHER, OtherNamespace, pod, restricted};
 use crate::wait_for;
 
 const CLIENT: (&str, &str) = ("zmq-echo/client", "true");
@@ -16,24 +16,26 @@ const CLIENT: (&str, &str) = ("zmq-echo/client", "true");
 pub fn enforced(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
     let fleet = Fleet::watch(cluster);
-    // The load has the label, and looks names up and asks the API under its own policy.
+    // The load has the clients' label. It resolves names and asks the API under a policy of its
+    // own.
     let load = Load::start(cluster, &deployed.job);
     let server = cluster.servers().remove(0);
-    let ip = server["status"]["podIP"].as_str().expect("an address");
+    let ip = server["status"]["podIP"].as_str().expect("the pod has an address");
     let (zeromq, http) = (&format!("tcp://{ip}:5555"), &format!("tcp://{ip}:8080"));
 
     let probes = Probes { cluster, server: zeromq, echoes: Cell::new(0) };
-    // Everything that is denied is tried beside something that is allowed: the rules are in force.
-    let other = Neighbour::create();
+    // Denied connections are tried next to allowed ones, so that a network that is down is not
+    // taken for a policy.
+    let other = OtherNamespace::create();
     probes.expect("a client with the label", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
     probes.expect("a client without the label", NAME, &[], &[(zeromq, false), (http, false)]);
     let from_other = |what: &str, labels: &[_], endpoints: &[_]| {
-        probes.expect(what, NEIGHBOUR, labels, endpoints);
+        probes.expect(what, OTHER, labels, endpoints);
     };
     from_other("a namespace without a label", &[CLIENT], &[(zeromq, false), (http, false)]);
     other.label("zmq-echo/clients=true");
     from_other("a namespace with clients", &[CLIENT], &[(zeromq, true), (http, false)]);
-    from_other("a pod without the label there", &[], &[(zeromq, false), (http, false)]);
+    from_other("a pod without the label in that namespace", &[], &[(zeromq, false), (http, false)]);
     other.label("zmq-echo/monitoring=true");
     from_other("a namespace that monitors", &[], &[(zeromq, false), (http, true)]);
 
@@ -41,7 +43,7 @@ pub fn enforced(cluster: &Cluster) {
     prometheus_of_the_component_is_let_in(&probes, http);
     drop(other);
 
-    // With the policy that lets clients in taken away, the one that denies everything is left.
+    // Without the policy that lets clients in, the one that denies everything is left.
     let mut outcome = load.finish();
     outcome.probes += probes.echoes.get();
     fleet.accounts_for(&[outcome]);
@@ -51,14 +53,29 @@ pub fn enforced(cluster: &Cluster) {
     };
     let policy = policies.iter().find(is_servers).expect("the servers' policy").clone();
     kubectl(&["delete", "networkpolicy", "zmq-echo-server"]);
-    probes.expect("everybody is denied", NAME, &[CLIENT], &[(zeromq, false), (http, false)]);
-    assert_eq!(cluster.ready_servers().len(), 3, "probes pass if nobody else does");
+    probes.expect(
+        "a client without that policy",
+        NAME,
+        &[CLIENT],
+        &[(zeromq, false), (http, false)],
+    );
+    assert_eq!(
+        cluster.ready_servers().len(),
+        3,
+        "the kubelet's probes pass even if all clients are denied"
+    );
     apply(&[policy]);
-    probes.expect("let in again", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
+    probes.expect(
+        "a client with the policy again",
+        NAME,
+        &[CLIENT],
+        &[(zeromq, true), (http, false)],
+    );
 }
 
-/// To the servers, to the ports of name servers and of API servers wherever they are, and nowhere
-/// else. Two servers in the other namespace, which has no policy, listen at ports of each kind.
+/// The Job may connect to the servers, to the ports of name servers and API servers on any host,
+/// and to nothing else. Two servers in the other namespace, which has no policy, listen at ports of
+/// each kind.
 #[track_caller]
 fn job_is_let_out_as_far_as_it_must(probes: &Probes, http: &str) {
     let Probes { cluster, server: zeromq, .. } = *probes;
@@ -75,7 +92,7 @@ fn job_is_let_out_as_far_as_it_must(probes: &Probes, http: &str) {
     let (api_server, server) = (&at(&second, 8443), &at(&second, 5555));
     probes.expect(
         "a pod without a policy",
-        NEIGHBOUR,
+        OTHER,
         &[],
         &[(name_server, true), (none, true), (api_server, true), (server, true)],
     );
@@ -96,7 +113,7 @@ fn job_is_let_out_as_far_as_it_must(probes: &Probes, http: &str) {
     );
 }
 
-/// With the policies of the component; before them it is nobody in particular.
+/// The component's policies let its Prometheus in. Without them it is a pod like any other.
 #[track_caller]
 fn prometheus_of_the_component_is_let_in(probes: &Probes, http: &str) {
     let zeromq = probes.server;
@@ -108,27 +125,27 @@ fn prometheus_of_the_component_is_let_in(probes: &Probes, http: &str) {
     policies.retain(|object| object["kind"] == "NetworkPolicy");
     apply(&policies);
     probes.expect("Prometheus", NAME, &labels, &[(http, true), (zeromq, false)]);
-    probes.expect("others beside it", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
+    probes.expect("a client beside Prometheus", NAME, &[CLIENT], &[(zeromq, true), (http, false)]);
     for policy in &policies {
         kubectl(&["delete", "networkpolicy", name(policy)]);
     }
 }
 
-/// By which the Job's policy finds its pods.
+/// The labels by which the Job's policy selects its pods.
 const JOB: ((&str, &str), (&str, &str)) =
     (("app.kubernetes.io/name", "zmq-echo-load"), ("app.kubernetes.io/instance", "zmq-echo"));
 
-/// Probes of one server, among others.
+/// Probes of one server, and of other endpoints.
 struct Probes<'a> {
     cluster: &'a Cluster,
     server: &'a str,
-    /// How often it was asked: to it a probe from another host is a client.
+    /// How many probes the server has answered. It counts those from another host as clients.
     echoes: Cell<u64>,
 }
 
 impl Probes<'_> {
-    /// Waits until a pod with these labels gets a connection to exactly those endpoints that are
-    /// marked: the rules for a pod may be in force only some time after it has started.
+    /// Waits until a pod with these labels can connect to exactly those endpoints that are marked
+    /// with `true`. The rules for a pod may take effect only some time after it has started.
     #[track_caller]
     fn expect(
         &self,
@@ -140,7 +157,7 @@ impl Probes<'_> {
         let names: Vec<_> = endpoints.iter().map(|(endpoint, _)| *endpoint).collect();
         let expected: Vec<_> = endpoints.iter().map(|(_, connects)| *connects).collect();
         let mut last = Vec::new();
-        wait_for(&format!("{what} connects as it should: {endpoints:?}"), || {
+        wait_for(&format!("{what} connects only where it may: {endpoints:?}"), || {
             last = self.connects(namespace, labels, &names);
             if last != expected {
                 println!("  {what}, not yet: {last:?}");
@@ -154,9 +171,9 @@ impl Probes<'_> {
         );
     }
 
-    /// To which endpoints a pod with these labels gets a connection: each of its containers runs the
-    /// probe on one of them. The probe's line says at which step it failed; a port at which nobody
-    /// shakes hands is a connection all the same.
+    /// Returns to which endpoints a pod with these labels can connect. Each of its containers runs
+    /// the probe on one endpoint, and the probe's output says at which step it failed. A connection
+    /// counts even if the handshake fails.
     #[track_caller]
     fn connects(&self, namespace: &str, labels: &[(&str, &str)], endpoints: &[&str]) -> Vec<bool> {
         let containers = endpoints.iter().enumerate().map(|(number, endpoint)| {
@@ -181,8 +198,8 @@ impl Probes<'_> {
         });
         kubectl(&["delete", "pod", "probe", "--namespace", namespace]);
         let number = |status: &Json| -> usize {
-            let name = status["name"].as_str().expect("a name");
-            name.trim_start_matches("probe-").parse().expect("a number")
+            let name = status["name"].as_str().expect("the status has a name");
+            name.trim_start_matches("probe-").parse().expect("the name ends with a number")
         };
         ended.sort_by_key(number);
         let is_connected = |(status, endpoint): (&Json, &&str)| {
@@ -201,8 +218,8 @@ fn count(list: &[bool], value: bool) -> usize {
     list.iter().filter(|one| **one == value).count()
 }
 
-/// Lets the probes begin a while after their pod. The rules for what a pod may send are made when
-/// its address is known, and until then it is let out everywhere.
+/// Delays the probes after the start of their pod. The rules for what a pod may send are made when
+/// its address is known, and until then it may connect to everything.
 fn first_of_all() -> Json {
     let mut container = restricted("first");
     container["restartPolicy"] = json!("Always");
@@ -211,17 +228,18 @@ fn first_of_all() -> Json {
     container
 }
 
-/// Starts a server in the other namespace that listens at two ports; its address.
+/// Starts a server in the other namespace that listens at two ports, and returns its address.
 #[track_caller]
 fn listens(cluster: &Cluster, called: &str, zeromq: u16, http: u16) -> String {
     let mut container = restricted("server");
     container["args"] =
         json!(["--bind", format!("tcp://*:{zeromq}"), "--http", format!("*:{http}")]);
     container["readinessProbe"] = json!({"tcpSocket": {"port": zeromq}, "periodSeconds": 1});
-    apply_in(NEIGHBOUR, &[pod(called, NEIGHBOUR, &[], vec![container])]);
-    let path = format!("/api/v1/namespaces/{NEIGHBOUR}/pods/{called}");
+    apply_in(OTHER, &[pod(called, OTHER, &[], vec![container])]);
+    let path = format!("/api/v1/namespaces/{OTHER}/pods/{called}");
     wait_for("the other server is ready", || {
         let pod = cluster.get(&path);
-        is_ready(&pod).then(|| pod["status"]["podIP"].as_str().expect("an address").to_owned())
+        is_ready(&pod)
+            .then(|| pod["status"]["podIP"].as_str().expect("the pod has an address").to_owned())
     })
 }

@@ -1,4 +1,4 @@
-//! The component's own Prometheus, on the pods that it finds by itself.
+//! The component's own Prometheus, with the pods that it discovers.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,15 +36,15 @@ pub fn sees_everything(cluster: &Cluster) {
     let prometheus = Prometheus::of(cluster);
 
     finds_each_pod_once(&prometheus, &names(&servers));
-    // Rates need two scrapes, and what is recorded is recorded once in a minute.
+    // Rates need two scrapes, and recording rules are evaluated once a minute.
     wait_for("every rule has been evaluated after the load began", || {
         let requests = prometheus.query("namespace:zmq_echo_requests:rate2m > 100").ok()?;
         (!requests.is_empty()).then_some(())
     });
     every_rule_is_evaluated(&prometheus);
     let expressions = expressions();
-    // The rules of a group are evaluated one after the other, and what the last of them records is
-    // there a moment later.
+    // The rules of a group are evaluated one after the other, so the result of the last one appears
+    // a moment later.
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let faults: Vec<_> =
@@ -65,7 +65,8 @@ pub fn sees_everything(cluster: &Cluster) {
     drop(removed);
 }
 
-/// By their annotations; each is up, and known by the labels that the rules and panels use.
+/// Checks that Prometheus finds each pod by its annotations, that each is up, and that it has the
+/// labels that the rules and panels use.
 #[track_caller]
 fn finds_each_pod_once(prometheus: &Prometheus, pods: &[String]) {
     let targets = wait_for("every target was scraped", || {
@@ -80,7 +81,7 @@ fn finds_each_pod_once(prometheus: &Prometheus, pods: &[String]) {
         let labels = &target["labels"];
         assert_eq!(labels["job"], NAME, "{target}");
         assert_eq!(labels["namespace"], NAME, "{target}");
-        found.push(labels["pod"].as_str().expect("a pod").to_owned());
+        found.push(labels["pod"].as_str().expect("the target has a pod label").to_owned());
     }
     found.sort_unstable();
     let mut pods = pods.to_vec();
@@ -97,7 +98,7 @@ fn every_rule_is_evaluated(prometheus: &Prometheus) {
     assert!(unwell.is_empty(), "{}", unwell.join("\n"));
 }
 
-/// Those of the rules and of the dashboard, from the files that a cluster gets.
+/// The expressions of the rules and of the dashboard, from the files that are deployed.
 #[track_caller]
 fn expressions() -> Vec<Expression> {
     let read = |path: &str| {
@@ -110,8 +111,9 @@ fn expressions() -> Vec<Expression> {
     all
 }
 
-/// What an expression does not find: series for each selector in it, and a value for itself. An
-/// alert has none as long as all is well. Nobody measures what kube-state-metrics would.
+/// What is missing for an expression: series for a selector in it, or a value. An alert needs no
+/// value, because it has none as long as all is well. Series of other exporters, such as
+/// kube-state-metrics, are not expected, because none runs here.
 fn faults(prometheus: &Prometheus, expression: &Expression) -> BTreeSet<String> {
     let mut faults = BTreeSet::new();
     let mut fault = |text: String| {

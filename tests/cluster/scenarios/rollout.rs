@@ -1,4 +1,4 @@
-//! Every pod is replaced, on purpose.
+//! Planned replacements of all pods: rollouts and evictions.
 
 use crate::api::{Cluster, NEXT_IMAGE, container, kubectl, name, names, restarts};
 use crate::fleet::Fleet;
@@ -58,7 +58,7 @@ pub fn broken(cluster: &Cluster) {
     kubectl(&["rollout", "undo", "deployment/zmq-echo"]);
     cluster.wait_for_rollout();
     let after = names(&cluster.wait_for_servers(3));
-    assert_eq!(ready, after, "pods that were well have been replaced");
+    assert_eq!(ready, after, "healthy pods have been replaced");
     let outcome = load.finish();
     fleet.accounts_for(&[outcome]);
 }
@@ -68,12 +68,15 @@ pub fn eviction(cluster: &Cluster) {
     let fleet = Fleet::watch(cluster);
     let before = names(&cluster.servers());
     let load = Load::start(cluster, &deployed.job);
-    let (first, rest) = before.split_first().expect("three pods");
-    assert!(cluster.evict(first), "with three ready pods one may go");
-    assert!(!cluster.evict(&rest[0]), "a second one went beside the first");
+    let (first, rest) = before.split_first().expect("there are three pods");
+    assert!(cluster.evict(first), "with three ready pods, one may be evicted");
+    assert!(!cluster.evict(&rest[0]), "a second pod was evicted together with the first");
     for pod in rest {
-        wait_for("the next pod may go", || {
-            assert!(cluster.ready_servers().len() >= 2, "fewer than the budget leaves");
+        wait_for("the next pod may be evicted", || {
+            assert!(
+                cluster.ready_servers().len() >= 2,
+                "fewer pods are ready than the budget allows"
+            );
             cluster.evict(pod).then_some(())
         });
     }

@@ -1,5 +1,5 @@
-//! More servers under more load and fewer after it: by hand, and by each autoscaler that the
-//! components are for. What an autoscaler sees and does is recorded, and drawn.
+//! Scales the servers up under more load and down after it: by hand, and with each autoscaler that
+//! has a component. What an autoscaler sees and does is recorded and drawn.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,8 +30,8 @@ pub fn by_hand(cluster: &Cluster) {
     fleet.accounts_for(&[outcome]);
 }
 
-/// On a cluster that has metrics-server alone, so the autoscaler keeps its first metric only. Two
-/// cores do not carry three loops that use 0.7 of a core each, so this starts at one. Each request
+/// The cluster has only metrics-server, so the autoscaler keeps only its first metric. Two cores
+/// cannot run three loops that use 0.7 of a core each, so this starts with one server. Each request
 /// takes 2 ms of CPU.
 pub fn hpa_on_cpu(cluster: &Cluster) {
     let patches = "
@@ -61,7 +61,7 @@ pub fn hpa_on_cpu(cluster: &Cluster) {
     drop(metrics_server);
 }
 
-/// With the target and the limits that the overlay `autoscaled` gives to KEDA.
+/// The autoscaler gets the target and the limit that the overlay `autoscaled` gives to KEDA.
 pub fn hpa_on_requests(cluster: &Cluster) {
     let patches = "
   - target: {kind: HorizontalPodAutoscaler}
@@ -87,7 +87,7 @@ pub fn hpa_on_requests(cluster: &Cluster) {
     drop((adapter, metrics_server));
 }
 
-/// The overlay `autoscaled` as it is.
+/// Uses the overlay `autoscaled` unchanged.
 pub fn keda(cluster: &Cluster) {
     let run = Run {
         name: "keda",
@@ -105,31 +105,32 @@ pub fn keda(cluster: &Cluster) {
     drop((keda, metrics_server));
 }
 
-/// A load in three phases: little, much, little.
+/// A load in three phases: low, high, low.
 struct Run {
     name: &'static str,
     title: &'static str,
-    /// That of the autoscaler's metrics which is to ask for more.
+    /// The metric by which the autoscaler must ask for more replicas.
     metric: &'static str,
     unit: &'static str,
-    /// Requests/s from the beginning to the end, and what comes on top of them.
+    /// Requests/s from beginning to end, and those that the high load adds.
     base: u32,
     burst: u32,
-    /// At little load, at least at much load, and at most.
+    /// The number of replicas at low load, the least number at high load, and the maximum.
     replicas: (usize, usize, usize),
 }
 
-/// How long there is much load at least: longer than rates look back, so that they show all of it.
+/// The least duration of the high load. It is longer than rates look back, so they reach its full
+/// value.
 const BURST: Duration = Duration::from_secs(180);
 
-/// How long programs that scale may take for what they do, beside the times in the manifests.
+/// How long autoscalers may take in addition to the times in the manifests.
 const PATIENCE: Duration = Duration::from_secs(420);
 
-/// Between two samples.
+/// The pause between two samples.
 const PERIOD: Duration = Duration::from_secs(5);
 
 impl Run {
-    /// The local overlay with some more.
+    /// Builds the local overlay with more components and patches.
     fn with_components(&self, components: &str, patches: &str) -> Vec<Json> {
         let kustomization = format!(
             "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
@@ -158,7 +159,7 @@ impl Run {
             (knows_its_metrics() && metric(&autoscaler, self.metric).is_some()).then_some(())
         });
         let down = cluster.window.map_or_else(
-            || window(&autoscaler(&cluster.reader()).expect("it is there")),
+            || window(&autoscaler(&cluster.reader()).expect("the autoscaler exists")),
             |seconds| Duration::from_secs(seconds.into()),
         );
 
@@ -173,6 +174,8 @@ impl Run {
             let _end = OnDrop(|| recorder.is_over.store(true, Ordering::Relaxed));
             scope.spawn(|| recorder.run());
             recorder.set_load(self.base);
+            // The picture needs some samples from before and after the high load.
+            thread::sleep(6 * PERIOD);
             let burst = start("burst", self.burst);
             recorder.set_load(self.base + self.burst);
             let began = Instant::now();
@@ -181,19 +184,18 @@ impl Run {
                 (cluster.ready_servers().len() >= enough).then_some(())
             });
             println!("  {enough} servers after {:.0} s", began.elapsed().as_secs_f64());
-            // What the time is for is the passing of time.
+            // There is no condition to wait for: the high load has to last this long.
             thread::sleep(BURST.saturating_sub(began.elapsed()));
-            let burst = burst.finish();
             recorder.set_load(self.base);
             let end = recorder.now();
+            let burst = burst.finish();
             wait_within(down + PATIENCE, &format!("{least} servers are left"), || {
                 let wanted = recorder.last_wanted();
                 (wanted == least && cluster.list("pods", crate::api::SERVER).len() == least)
                     .then_some(())
             });
             println!("  {least} servers {:.0} s after the load", recorder.now() - end);
-            // The last state is to be seen.
-            thread::sleep(2 * PERIOD);
+            thread::sleep(6 * PERIOD);
             (recorder.record(self, begin, end), [base.finish(), burst])
         });
         record.keep(self.name);
@@ -208,7 +210,7 @@ impl Run {
     }
 }
 
-/// Another time before pods are taken away, if one is given.
+/// Changes the time before pods are removed, if `--window` says so.
 fn shorten(object: &mut Json, window: Option<u32>) {
     let Some(window) = window else { return };
     for path in [
@@ -228,17 +230,17 @@ fn autoscaler(reader: &Reader) -> Option<Json> {
 
 fn window(autoscaler: &Json) -> Duration {
     let seconds = &autoscaler["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"];
-    Duration::from_secs(seconds.as_u64().expect("a time in the manifests"))
+    Duration::from_secs(seconds.as_u64().expect("the manifests set a time"))
 }
 
-/// What a metric of an autoscaler is called there: those of the cluster's resources by the
-/// resource, all others by themselves.
+/// Whether a metric of an autoscaler has this name. A metric of a resource, such as the CPU, has
+/// the resource's name.
 fn is_called(metric: &Json, name: &str) -> bool {
     metric["resource"]["name"] == name
         || ["pods", "external"].iter().any(|kind| metric[kind]["metric"]["name"] == name)
 }
 
-/// The value and the target of a metric for each pod.
+/// The current value of a metric per pod, and its target.
 fn metric(autoscaler: &Json, name: &str) -> Option<(f64, f64)> {
     let find =
         |list: &Json| list.as_array()?.iter().find(|metric| is_called(metric, name)).cloned();
@@ -250,7 +252,7 @@ fn metric(autoscaler: &Json, name: &str) -> Option<(f64, f64)> {
     Some((current, value(&find(&autoscaler["spec"]["metrics"])?, "target")?))
 }
 
-/// A quantity such as `10k`, `853m` or `1000`.
+/// Parses a quantity such as `10k`, `853m` or `1000`.
 fn quantity(text: &str) -> Option<f64> {
     let units = [("n", 1e-9), ("u", 1e-6), ("m", 1e-3), ("k", 1e3), ("M", 1e6), ("", 1.0)];
     let (number, factor) =
@@ -258,7 +260,7 @@ fn quantity(text: &str) -> Option<f64> {
     Some(number.parse::<f64>().ok()? * factor)
 }
 
-/// Takes a sample from time to time.
+/// Takes a sample every [`PERIOD`].
 struct Recorder {
     reader: Reader,
     metric: &'static str,
@@ -321,7 +323,7 @@ impl Recorder {
         self.samples.lock().unwrap().last().map_or(0, |sample| sample.wanted)
     }
 
-    /// Times are from the beginning of much load on.
+    /// The record, with times counted from the beginning of the high load.
     fn record(&self, run: &Run, begin: f64, end: f64) -> Record {
         let mut samples = self.samples.lock().unwrap().clone();
         for sample in &mut samples {
@@ -338,43 +340,52 @@ impl Recorder {
 }
 
 impl Record {
-    /// Leaves it beside what cargo builds, as JSON and CSV, and draws all that are there.
+    /// Writes the record to cargo's target directory, as JSON and CSV, and draws all records that
+    /// are there.
     #[track_caller]
     fn keep(&self, name: &str) {
         let directory = artefacts();
-        fs::write(directory.join(format!("{name}.json")), self.json().to_string()).expect("a file");
-        fs::write(directory.join(format!("{name}.csv")), self.csv()).expect("a file");
+        fs::write(directory.join(format!("{name}.json")), self.json().to_string())
+            .expect("it can be written");
+        fs::write(directory.join(format!("{name}.csv")), self.csv()).expect("it can be written");
         let records: Vec<_> = ["hpa-cpu", "hpa-requests", "keda"]
             .iter()
             .filter_map(|name| fs::read_to_string(directory.join(format!("{name}.json"))).ok())
-            .map(|text| Self::from_json(&serde_json::from_str(&text).expect("JSON")))
+            .map(|text| Self::from_json(&serde_json::from_str(&text).expect("a record is JSON")))
             .collect();
         let picture = directory.join("scaling.svg");
-        fs::write(&picture, plot::svg(&records)).expect("a file");
+        fs::write(&picture, plot::svg(&records)).expect("it can be written");
         println!("  {}", picture.display());
     }
 
-    /// A pod that was asked for stays for the window of the autoscaler.
+    /// Checks that no replica is removed before the autoscaler's window has passed.
     #[track_caller]
     fn takes_nothing_away_within(&self, window: f64) {
         let pairs = self.samples.windows(2);
         let fewer = pairs.filter(|pair| pair[1].wanted < pair[0].wanted).map(|pair| pair[1].at);
-        let first = fewer.into_iter().next().expect("fewer servers after the load");
-        // The autoscaler looks every 15 s, at figures that may be as old again.
-        assert!(first >= self.ended + window - 45.0, "fewer servers {first:.0} s after the start");
+        let first =
+            fewer.into_iter().next().expect("the autoscaler removed servers after the load");
+        // The autoscaler looks every 15 s, at values that may be just as old, and samples have
+        // gaps.
+        assert!(
+            first >= self.ended + window - 45.0,
+            "servers were removed {first:.0} s after the high load began"
+        );
     }
 
-    /// It was above its target when more were asked for.
+    /// Checks that the metric was above its target when the autoscaler asked for more replicas.
     #[track_caller]
     fn asks_for_more_by_its_metric(&self) {
         let mut pairs = self.samples.windows(2);
-        let more = pairs.rfind(|pair| pair[1].wanted > pair[0].wanted).expect("more servers");
+        let more = pairs
+            .rfind(|pair| pair[1].wanted > pair[0].wanted)
+            .expect("the autoscaler added servers");
         let until = more[1].at + 15.0;
         let seen = self.samples.iter().filter(|sample| sample.at <= until);
         let highest = seen.filter_map(|sample| sample.metric).fold(0.0, f64::max);
         assert!(
             highest > self.target,
-            "{highest} of {}: another metric asked for more",
+            "the metric reached {highest} of {}, so another one asked for more replicas",
             self.target
         );
     }

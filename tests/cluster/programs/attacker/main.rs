@@ -37,7 +37,8 @@ fn main() {
             let peer = match place {
                 Some(peer) => peer,
                 None => {
-                    let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else {
+                    let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1))
+                    else {
                         continue;
                     };
                     stream.set_nonblocking(true).expect("a socket");
@@ -107,7 +108,7 @@ fn frame(body: &[u8], more: bool) -> Vec<u8> {
 
 struct Peer {
     stream: TcpStream,
-    /// Of what it says, so many bytes.
+    /// How many bytes it has sent.
     said: usize,
 }
 
@@ -131,7 +132,7 @@ impl Peer {
         Ok(self.said - start)
     }
 
-    /// Without reading: what it was sent stays where it is.
+    /// Whether the connection is still open. Replies stay unread in the kernel.
     fn is_open(&self) -> std::io::Result<()> {
         match self.stream.peek(&mut [0]) {
             Ok(0) => Err(ErrorKind::UnexpectedEof.into()),

@@ -1,22 +1,22 @@
-//! Another namespace, and pods in it that are no part of the service.
+//! Another namespace, and pods that are not part of the service.
 
 use serde_json::{Map, Value as Json, json};
 
 use crate::api::{IMAGE, OURS, kubectl, try_kubectl};
 
-/// Beside the service's own.
+/// The name of the other namespace.
 pub const NAME: &str = "zmq-echo-other";
 
-/// The namespace, which is deleted at the end.
-pub struct Neighbour;
+/// The other namespace, which is deleted when this is dropped.
+pub struct OtherNamespace;
 
-impl Neighbour {
+impl OtherNamespace {
     #[track_caller]
     pub fn create() -> Self {
         kubectl(&["create", "namespace", NAME]);
-        let neighbour = Self;
-        neighbour.label(OURS);
-        neighbour
+        let other = Self;
+        other.label(OURS);
+        other
     }
 
     #[track_caller]
@@ -25,7 +25,7 @@ impl Neighbour {
     }
 }
 
-impl Drop for Neighbour {
+impl Drop for OtherNamespace {
     fn drop(&mut self) {
         let _ = try_kubectl(&["delete", "pods", "--all", "--namespace", NAME, "--grace-period=1"]);
         if let Err(error) = try_kubectl(&["delete", "namespace", NAME, "--timeout=240s"]) {
@@ -34,7 +34,7 @@ impl Drop for Neighbour {
     }
 }
 
-/// A container of the service's image with no rights.
+/// A container with the service's image and no privileges.
 pub fn restricted(name: &str) -> Json {
     json!({
         "name": name,
@@ -49,7 +49,7 @@ pub fn restricted(name: &str) -> Json {
     })
 }
 
-/// A pod that ends for good.
+/// A pod that is not started again when its containers have ended.
 pub fn pod(name: &str, namespace: &str, labels: &[(&str, &str)], containers: Vec<Json>) -> Json {
     let labels: Map<String, Json> =
         labels.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
