@@ -46,7 +46,7 @@ fn a_pod_has_a_token_only_if_its_account_has_rights() {
             document["kind"].as_str().is_some_and(|kind| kind.ends_with("RoleBinding"))
         });
         let bound: BTreeSet<_> = bindings
-            .flat_map(|binding| binding["the binding has subjects"].as_array().expect("subjects"))
+            .flat_map(|binding| binding["subjects"].as_array().expect("the binding has subjects"))
             .map(|subject| subject["name"].as_str().expect("the subject has a name"))
             .collect();
         for pod in variant.pods() {
