@@ -63,7 +63,7 @@ fn plan(args: &[&str]) -> BTreeMap<String, BTreeSet<String>> {
         // Two versions of a crate count as one.
         plan.entry(name.to_owned()).or_default().extend(features.map(str::to_owned));
     }
-    assert!(plan.contains_key("tokio"), "{text}");
+    assert!(plan.contains_key("tokio"), "cargo tree does not list tokio: {text}");
     plan
 }
 

@@ -122,7 +122,10 @@ fn the_collector_parses_every_field_of_the_servers_records() {
         let written: Json =
             serde_json::from_str(line).unwrap_or_else(|e| panic!("not a record: {e}: {line}"));
         let (written, parsed) = (written.as_object().unwrap(), parsed.as_object().unwrap());
-        assert!(written.keys().eq(parsed.keys()), "{line}: {parsed:?}");
+        assert!(
+            written.keys().eq(parsed.keys()),
+            "the collector found other fields in {line}: {parsed:?}"
+        );
         for (field, value) in written {
             assert!(is_same(value, &parsed[field]), "{field} of {line}: {}", parsed[field]);
         }
@@ -248,6 +251,9 @@ mod panic {
         assert_eq!(record["panic"], MESSAGE);
         assert_eq!(record["thread"], "doomed");
         let backtrace = record["backtrace"].as_str().unwrap();
-        assert!(backtrace.lines().count() > 5 && backtrace.contains("panic"), "{backtrace}");
+        assert!(
+            backtrace.lines().count() > 5 && backtrace.contains("panic"),
+            "the backtrace is incomplete: {backtrace}"
+        );
     }
 }

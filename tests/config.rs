@@ -82,7 +82,10 @@ pub fn assert_rejected(program: &str, refused: &[(&str, &str, &str)]) {
         let output = output_of_a_rejection(&mut command, &format!("{flag} {value}"));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{flag} {value}: {stderr}");
-        assert!(stderr.contains(flag) && stderr.contains(right), "{flag} {value}: {stderr}");
+        assert!(
+            stderr.contains(flag) && stderr.contains(right),
+            "the message about {flag} {value} lacks `{right}`: {stderr}"
+        );
         assert!(output.stdout.is_empty(), "{flag} {value} printed to stdout");
     }
 }
@@ -132,7 +135,10 @@ pub fn assert_rejected_in_the_environment(
         let output = output_of_a_rejection(&mut command, &format!("{variable} {value}"));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{variable}: {stderr}");
-        assert!(stderr.contains(variable) && stderr.contains(right), "{variable}: {stderr}");
+        assert!(
+            stderr.contains(variable) && stderr.contains(right),
+            "the message about {variable} lacks `{right}`: {stderr}"
+        );
         checked += 1;
     }
     let with_values = parser.get_arguments().filter(|arg| arg.get_long().is_some()).count();
@@ -150,7 +156,10 @@ fn an_unknown_argument_gets_no_misleading_tip() {
         stderr
     };
     for program in [SERVER, PROBE, &LOAD] {
-        assert!(!said(program, "--concurrency").contains("tip:"), "{program}");
+        assert!(
+            !said(program, "--concurrency").contains("tip:"),
+            "{program} gives a misleading tip"
+        );
     }
     let endpoint = "tcp://127.0.0.1:5555";
     let right = |flag| format!("tip: endpoints follow a flag: --{flag} {endpoint}");
@@ -351,7 +360,11 @@ fn by_the_memory_formula_the_default_limits_stay_under_160_mib() {
     // The process without clients, as in `zmtp::router`'s formula, and its queued log records.
     let rest = (6 << 20) + zmq_echo::log::QUEUE_BYTES;
     let config = ServerConfig::parse_args(["zmq-echo-server"]).unwrap();
-    assert!(config.limits().most_memory() + rest < 160 << 20, "{}", config.limits().most_memory());
+    assert!(
+        config.limits().most_memory() + rest < 160 << 20,
+        "the default limits allow {} bytes without the rest of the process",
+        config.limits().most_memory()
+    );
 }
 
 #[test]
@@ -383,9 +396,12 @@ fn help_shows_every_default_and_variable_and_the_exit_codes() {
             let names = arg.get_long().map_or_else(place, flag);
             let (_, about) = names.iter().find_map(|name| help.split_once(name)).unwrap();
             let about = about.split("\n      --").next().unwrap().replace("\n          ", " ");
-            assert!(about.contains("[env: ZMQ_ECHO_"), "{about}");
+            assert!(about.contains("[env: ZMQ_ECHO_"), "the help names no variable: {about}");
             let Some(default) = arg.get_default_values().first() else { continue };
-            assert!(about.contains(&format!("[default: {}]", default.display())), "{about}");
+            assert!(
+                about.contains(&format!("[default: {}]", default.display())),
+                "the help shows no default: {about}"
+            );
             assert!(
                 about.contains("The default"),
                 "the help gives no reason for the default: {about}"

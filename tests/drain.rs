@@ -31,7 +31,7 @@ fn without_connected_clients_it_exits_at_once() {
         for field in ["answered", "owed", "owed_bytes", "discarded", "discarded_bytes", "lost"] {
             assert_eq!(drained[field], 0, "{field}");
         }
-        assert!(drained["duration"].is_f64(), "{drained}");
+        assert!(drained["duration"].is_f64(), "the record has no duration: {drained}");
     }
 }
 
@@ -54,7 +54,10 @@ async fn a_drain_serves_connected_peers_until_they_are_quiet() {
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "quiet");
     assert_eq!(drained["answered"], 3);
-    assert!(drained["duration"].as_f64().unwrap() >= 5.0, "{drained}");
+    assert!(
+        drained["duration"].as_f64().unwrap() >= 5.0,
+        "the drain ended before its quiet period: {drained}"
+    );
 }
 
 #[tokio::test]
@@ -70,7 +73,7 @@ async fn the_drain_deadline_is_shown_from_the_signal_on() {
     let earliest = before + 60.0;
     // A millisecond for the text, which has no more digits than it needs.
     let range = earliest - 0.001..=unix_time() + 60.001;
-    assert!(range.contains(&server.metric(deadline)), "{range:?}");
+    assert!(range.contains(&server.metric(deadline)), "the deadline is not in {range:?}");
 }
 
 #[tokio::test]
@@ -85,7 +88,10 @@ async fn during_the_drain_delay_it_still_accepts() {
     assert_eq!(server.wait_with(dealer).await, 0);
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["answered"], 1);
-    assert!(drained["duration"].as_f64().unwrap() >= 5.0, "{drained}");
+    assert!(
+        drained["duration"].as_f64().unwrap() >= 5.0,
+        "the drain ended before its delay: {drained}"
+    );
 }
 
 #[tokio::test]
@@ -135,7 +141,10 @@ async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
         drained["answered"].as_u64().unwrap() >= echoes,
         "the client got {echoes} replies, the record reports fewer: {drained}"
     );
-    assert!(drained["duration"].as_f64().unwrap() >= 4.0, "{drained}");
+    assert!(
+        drained["duration"].as_f64().unwrap() >= 4.0,
+        "the drain ended before its deadline: {drained}"
+    );
 }
 
 #[test]
@@ -149,8 +158,11 @@ fn an_endless_flood_leaves_requests_unanswered_and_exits_4() {
     assert_eq!(server.wait(), 4);
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "deadline");
-    assert!(!is_clean(&drained), "{drained}");
-    assert!(drained["answered"].as_u64().unwrap() > 0, "{drained}");
+    assert!(!is_clean(&drained), "the flood left no request unanswered: {drained}");
+    assert!(
+        drained["answered"].as_u64().unwrap() > 0,
+        "nothing was answered during the drain: {drained}"
+    );
     writing.join().unwrap();
     let _ = reading.join().unwrap();
 }
@@ -224,7 +236,10 @@ async fn unread_replies_make_it_exit_4_at_the_deadline() {
     let mut asked = 0;
     while server.find_record("drained").is_none() {
         match live(&server) {
-            Ok(text) => assert!(text.starts_with("HTTP/1.1 200"), "{text}"),
+            Ok(text) => assert!(
+                text.starts_with("HTTP/1.1 200"),
+                "/livez fails while replies wait to be read: {text}"
+            ),
             Err(_) => break,
         }
         asked += 1;
@@ -232,8 +247,11 @@ async fn unread_replies_make_it_exit_4_at_the_deadline() {
     assert!(asked > 0, "the server exited before its liveness was checked once");
     assert_eq!(server.wait(), 4);
     let drained = server.wait_for_record("drained");
-    assert!(drained["owed"].as_u64().unwrap() > 0, "{drained}");
-    assert!(drained["owed_bytes"].as_u64().unwrap() > 0, "{drained}");
+    assert!(drained["owed"].as_u64().unwrap() > 0, "the record shows no owed replies: {drained}");
+    assert!(
+        drained["owed_bytes"].as_u64().unwrap() > 0,
+        "the record shows no owed bytes: {drained}"
+    );
     drop(stuck);
 }
 

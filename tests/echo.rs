@@ -108,7 +108,7 @@ async fn a_tcp_probe_is_neither_counted_as_a_fault_nor_logged() {
     assert_eq!(server.metric("zmq_echo_connections_total{outcome=\"failed\"}"), 0.0);
     assert!(
         !server.lines().iter().any(|line| line.contains("handshake failed")),
-        "{:?}",
+        "a TCP probe was logged: {:?}",
         server.lines()
     );
 }

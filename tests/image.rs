@@ -199,7 +199,7 @@ impl Load {
         self.process.stdout().read_to_string(&mut text).expect("text");
         assert_eq!(self.process.wait(), code, "{text}");
         let result: Json = serde_json::from_str(&text).expect("JSON");
-        assert_eq!(result["failed"], 0, "{text}");
+        assert_eq!(result["failed"], 0, "requests failed: {text}");
         assert_eq!(result["answered"], result["due"], "{text}");
         result
     }

@@ -142,7 +142,10 @@ fn a_closed_loop_gets_every_reply_and_the_server_counts_the_same_requests() {
     let server = Server::start(&[]);
     let run = result(0, &[&server.endpoint, "--rate", "max", "--duration", "1s"]);
     let answered = number(&run["answered"]);
-    assert!(answered >= 256.0 && run["rate"].is_null(), "{run}");
+    assert!(
+        answered >= 256.0 && run["rate"].is_null(),
+        "the closed loop answered too little or has a rate: {run}"
+    );
     assert_eq!(answered, number(&run["sent"]), "{run}");
     let requests = server.metric(r#"zmq_echo_requests_total{source="client"}"#);
     assert_eq!(requests, answered + number(&run["retried"]));
@@ -159,7 +162,10 @@ fn the_result_adds_up() {
     assert_eq!(sum(&run["failures"], "count"), number(&run["failed"]));
     assert_eq!(sum(&run["timeline"], "answered"), answered);
     assert_eq!(sum(&run["endpoints"], "answered"), answered);
-    assert!((sum(&run["endpoints"], "share") - 1.0).abs() < 1e-9, "{run}");
+    assert!(
+        (sum(&run["endpoints"], "share") - 1.0).abs() < 1e-9,
+        "the shares do not add up to 1: {run}"
+    );
     let of = |server: &Server| server.metric(r#"zmq_echo_requests_total{source="client"}"#);
     for share in run["endpoints"].as_array().unwrap() {
         let server = servers.iter().find(|server| share["endpoint"] == *server.endpoint);
@@ -219,7 +225,7 @@ fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
     std::fs::remove_dir_all(directory).unwrap();
     let (_, embedded) = page.split_once(r#"id="result">"#).expect("the page embeds the result");
     let (embedded, script) = embedded.split_once("</script>").expect("the embedded result ends");
-    assert!(!embedded.contains('<'), "{embedded}");
+    assert!(!embedded.contains('<'), "the embedded result is not escaped: {embedded}");
     assert_eq!(serde_json::from_str::<Json>(embedded).expect("JSON"), run);
     assert!(run["command"].as_str().unwrap().contains("</script>.html"), "{}", run["command"]);
     assert_eq!(script.matches("<script").count(), 1, "the page has more than its own script");
@@ -332,9 +338,9 @@ fn requests_that_could_not_be_sent_count_as_failed() {
         let failure = failures.iter().find(|failure| failure["kind"] == kind);
         failure.map_or(0.0, |failure| number(&failure["count"]))
     };
-    assert!(count("unsent") >= 50.0, "{run}");
+    assert!(count("unsent") >= 50.0, "too few requests count as unsent: {run}");
     assert_eq!(number(&run["sent"]) + count("unsent"), 100.0, "{run}");
-    assert!(number(&run["most_waiting"]) >= 50.0, "{run}");
+    assert!(number(&run["most_waiting"]) >= 50.0, "the longest queue is too short: {run}");
 }
 
 #[test]
@@ -345,7 +351,10 @@ fn the_median_of_a_known_delay_is_that_delay_in_both_loops() {
         wait_until("the median is about the server's delay", || {
             let run =
                 result(0, &[&endpoint, "--rate", rate, "--duration", "1s", "--in-flight", "8"]);
-            assert!(number(&run["latency"]["min"]) >= 0.02, "{rate}: {run}");
+            assert!(
+                number(&run["latency"]["min"]) >= 0.02,
+                "with rate {rate}, a latency is below the server's delay: {run}"
+            );
             number(&run["latency"]["p50"]) < 0.2
         });
     }
@@ -356,14 +365,30 @@ fn an_open_loop_sees_a_stall_that_a_closed_one_hides() {
     let args = ["--duration", "3s", "--connections", "1"];
     let endpoint = server_with(Behaviour::StallsOnce);
     let open = result(0, &[&[&*endpoint, "--rate", "500"], &args[..]].concat());
-    assert!(number(&open["latency"]["max"]) >= 0.9, "{}", open["latency"]);
-    assert!(number(&open["latency"]["p90"]) >= 0.5, "{}", open["latency"]);
+    assert!(
+        number(&open["latency"]["max"]) >= 0.9,
+        "the open loop does not see the stall: {}",
+        open["latency"]
+    );
+    assert!(
+        number(&open["latency"]["p90"]) >= 0.5,
+        "the open loop does not count the queue during the stall: {}",
+        open["latency"]
+    );
     let endpoint = server_with(Behaviour::StallsOnce);
     let closed =
         result(0, &[&[&*endpoint, "--rate", "max", "--in-flight", "1"], &args[..]].concat());
-    assert!(number(&closed["latency"]["max"]) >= 0.9, "{}", closed["latency"]);
+    assert!(
+        number(&closed["latency"]["max"]) >= 0.9,
+        "the closed loop does not see the stall at all: {}",
+        closed["latency"]
+    );
     // In its remaining two seconds, it makes more than ten requests on any machine.
-    assert!(number(&closed["latency"]["p90"]) < 0.5, "{}", closed["latency"]);
+    assert!(
+        number(&closed["latency"]["p90"]) < 0.5,
+        "the closed loop counts the stall more than once: {}",
+        closed["latency"]
+    );
 }
 
 #[test]
@@ -418,8 +443,11 @@ fn endpoints_that_come_and_go_in_dns_cause_no_failure() {
             .iter()
             .any(|change| change["endpoint"] == *server.endpoint && change["what"] == what)
     };
-    assert!(seen(&second, "came") && seen(&first, "gone"), "{changes:?}");
-    assert!(!seen(&second, "gone"), "{changes:?}");
+    assert!(
+        seen(&second, "came") && seen(&first, "gone"),
+        "the change in DNS is not in the result: {changes:?}"
+    );
+    assert!(!seen(&second, "gone"), "an endpoint that stayed counts as gone: {changes:?}");
     assert_eq!(sum(&result["endpoints"], "answered"), number(&result["sent"]));
 }
 

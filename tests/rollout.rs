@@ -298,7 +298,10 @@ impl Rollout {
         let drained = old.wait_for_record("drained");
         assert_eq!((&drained["owed"], &drained["discarded"]), (&0.into(), &0.into()), "{drained}");
         // A client that kept sending would keep the server alive until its deadline.
-        assert_ne!(drained["reason"], "deadline", "{drained}");
+        assert_ne!(
+            drained["reason"], "deadline",
+            "the client kept sending until the deadline of the drain: {drained}"
+        );
         self.bring_another(at);
     }
 

@@ -37,7 +37,7 @@ fn ask(client: &mut TcpStream, id: &str, payload: &str) {
 /// Returns the id of a reply and its payload as text.
 fn answer(client: &mut TcpStream) -> (String, String) {
     let frames = raw::read_message(client);
-    assert!(frames[1].is_empty(), "{frames:?}");
+    assert!(frames[1].is_empty(), "the reply has no delimiter: {frames:?}");
     let text = |frame: &Vec<u8>| String::from_utf8_lossy(frame).into_owned();
     (text(&frames[0]), text(&frames[2]))
 }
@@ -56,7 +56,7 @@ fn end(mut running: Loop, clients: impl IntoIterator<Item = TcpStream>) {
     clients.into_iter().for_each(raw::leave_when_closed);
     let report = running.thread.join().unwrap();
     assert_eq!(report.unfinished, 0, "{report:?}");
-    assert!(report.closed.is_clean(), "{report:?}");
+    assert!(report.closed.is_clean(), "the drain lost or owed something: {report:?}");
 }
 
 /// A service on threads whose work ends when the test says so. It panics at the payload `panic`.
@@ -214,7 +214,10 @@ fn a_late_reply_never_reaches_another_connection_of_the_same_identity() {
     ask(&mut new, "1", "slow");
     ask(&mut new, "2", "slow");
     let ids = [answer(&mut new).0, answer(&mut new).0];
-    assert!(ids.contains(&"1".to_owned()) && ids.contains(&"2".to_owned()), "{ids:?}");
+    assert!(
+        ids.contains(&"1".to_owned()) && ids.contains(&"2".to_owned()),
+        "a late reply was delivered to the new connection: {ids:?}"
+    );
     assert_eq!(running.metrics.socket.undeliverable_peer_gone.get(), 1);
     end(running, [new]);
 }

@@ -174,7 +174,10 @@ fn cpu_time_is_fractional_and_never_decreases() {
         seen.last() > Some(&1.5)
     });
     seen.dedup();
-    assert!(seen.len() > 2 && seen.iter().any(|seconds| seconds.fract() != 0.0), "{seen:?}");
+    assert!(
+        seen.len() > 2 && seen.iter().any(|seconds| seconds.fract() != 0.0),
+        "the CPU time has no fractions: {seen:?}"
+    );
 }
 
 #[test]
@@ -190,7 +193,7 @@ fn cpu_time_matches_the_kernels_figure_for_all_threads() {
     let after = server.cpu_time() + STEP;
     assert!(
         (before.as_secs_f64()..=after.as_secs_f64()).contains(&shown),
-        "{before:?} {shown} {after:?}"
+        "{shown} is not between the kernel's figures {before:?} and {after:?}"
     );
 }
 
@@ -231,7 +234,10 @@ fn only_the_known_paths_are_served() {
     }
     let (status, body) = server.get("/metricsx");
     assert_eq!(status, 404);
-    assert!(PATHS.iter().all(|(path, _)| body.contains(path)), "{body}");
+    assert!(
+        PATHS.iter().all(|(path, _)| body.contains(path)),
+        "the response to an unknown path does not list all paths: {body}"
+    );
 }
 
 /// Returns the head and body of `/` for this `Accept` header.
@@ -254,7 +260,10 @@ fn browsers_get_the_page_and_other_clients_get_text() {
         assert!(page.starts_with("<!doctype html>") && !page.contains("{{"), "{accept}: {page}");
         assert!(page.contains(VERSION) && page.contains(REVISION));
         let linked = |path| page.contains(&format!("href=\".{path}\""));
-        assert!(PATHS.iter().all(|(path, _)| linked(path)), "{page}");
+        assert!(
+            PATHS.iter().all(|(path, _)| linked(path)),
+            "the page does not link all paths: {page}"
+        );
     }
     for accept in ["*/*", "", "text/*", "text/plain", "text/html;q=0, */*", "text/html5"] {
         let (head, text) = index(&server, accept);
@@ -320,7 +329,7 @@ fn every_series_that_the_page_names_exists() {
     let named: BTreeSet<_> = words
         .filter(|word| word.starts_with("zmq_echo_") || word.starts_with("process_"))
         .collect();
-    assert!(named.len() > 20, "{named:?}");
+    assert!(named.len() > 20, "too few series were found on the page: {named:?}");
     for name in named {
         let is_sample =
             |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));

@@ -218,7 +218,10 @@ fn a_web_page_cannot_switch_faults() {
     ];
     let (status, answer) = http(&server, &preflight, "");
     assert_eq!(status, 405, "{answer}");
-    assert!(!answer.to_lowercase().contains("access-control-"), "{answer}");
+    assert!(
+        !answer.to_lowercase().contains("access-control-"),
+        "the response allows other origins: {answer}"
+    );
     assert_eq!(server.get("/faults"), (200, OFF.to_owned()));
     assert!(server.find_record("faults switched").is_none());
 }
@@ -235,7 +238,7 @@ fn a_wrong_fault_is_rejected_with_an_example_and_changes_nothing() {
     ] {
         let (status, answer) = http(&server, &[POST, HOST, HEADER], body);
         assert_eq!(status, 400, "{body}: {answer}");
-        assert!(answer.contains(right), "{answer}");
+        assert!(answer.contains(right), "the response lacks `{right}`: {answer}");
     }
     let shown = "delay=5ms errors=10% silence=0% panics=0\n";
     assert_eq!(server.get("/faults"), (200, shown.to_owned()));

@@ -219,7 +219,7 @@ async fn uncollected_replies_are_bounded_over_all_connections() {
         // Replies in progress count too: one that does not fit closes its connection.
         let expected =
             matches!(error, RequestError::ReplyMemory { .. } | RequestError::Disconnected { .. });
-        assert!(expected, "{error}");
+        assert!(expected, "unexpected error: {error}");
     }
     assert!(
         client.client.request(vec![1; SIZE].into()).await.is_ok(),

@@ -51,7 +51,10 @@ async fn a_permanent_error_is_returned_at_once_and_a_temporary_one_is_retried_el
     }
     for _ in 0..20 {
         let reply = client.request("busy at one").await.unwrap();
-        assert!(reply.payload.starts_with(b"other"), "{reply:?}");
+        assert!(
+            reply.payload.starts_with(b"other"),
+            "the request was not retried at the other server: {reply:?}"
+        );
     }
     match client.request("busy everywhere").await {
         Err(RequestError::Rejected { rejection, attempts, .. }) => {

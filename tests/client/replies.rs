@@ -99,6 +99,9 @@ async fn an_error_names_the_endpoint_the_attempts_and_the_time() {
     assert!(text.ends_with(" ms, attempts 1"), "{text}");
     assert_eq!(error.kind(), "timed_out");
     let RequestError::TimedOut { elapsed, .. } = error else { panic!("{error}") };
-    assert!(elapsed >= hasty().timeout, "{elapsed:?}");
+    assert!(
+        elapsed >= hasty().timeout,
+        "the error reports less time than the timeout: {elapsed:?}"
+    );
     assert_eq!(client.metric("zmq_echo_client_requests_total{outcome=\"timed_out\"}"), 1.0);
 }

@@ -81,7 +81,10 @@ async fn a_partly_written_request_counts_as_not_sent() {
     let first = first.await.unwrap().unwrap_err();
     assert!(matches!(first, RequestError::Disconnected { .. }), "{first}");
     let large = large.await.unwrap().unwrap_err();
-    assert!(matches!(large, RequestError::NotSent { .. }), "{large}");
+    assert!(
+        matches!(large, RequestError::NotSent { .. }),
+        "a partly written request does not count as unsent: {large}"
+    );
 }
 
 #[tokio::test]

@@ -54,7 +54,10 @@ fn assert_all_answered(server: &mut Server) -> Json {
     }
     assert_eq!(code, 0, "{drained}");
     assert_ne!(drained["reason"], "deadline", "{drained}");
-    assert!(drained.get("undelivered").is_none(), "{drained}");
+    assert!(
+        drained.get("undelivered").is_none(),
+        "the record reports undelivered requests: {drained}"
+    );
     drained
 }
 
@@ -91,7 +94,10 @@ fn a_client_that_reads_slowly_gets_all_replies_to_what_it_pipelined() {
     drop(peer);
     let drained = assert_all_answered(&mut server);
     // The first requests were answered before the signal.
-    assert!(drained["answered"].as_u64().unwrap() > REQUESTS as u64 / 2, "{drained}");
+    assert!(
+        drained["answered"].as_u64().unwrap() > REQUESTS as u64 / 2,
+        "too few requests were answered during the drain: {drained}"
+    );
 }
 
 #[test]
@@ -260,9 +266,15 @@ fn replies_that_a_connected_peer_does_not_read_are_owed_and_make_it_exit_4() {
         drained["owed"].as_u64().unwrap() >= pending,
         "the record reports fewer than the {pending} owed replies: {drained}"
     );
-    assert!(drained["owed_bytes"].as_u64().unwrap() >= pending * (64 << 10), "{drained}");
+    assert!(
+        drained["owed_bytes"].as_u64().unwrap() >= pending * (64 << 10),
+        "the record reports fewer bytes than are owed: {drained}"
+    );
     // Its next requests are in the server's kernel, because the server stopped reading from it.
-    assert!(drained["discarded_bytes"].as_u64().unwrap() > 0, "{drained}");
+    assert!(
+        drained["discarded_bytes"].as_u64().unwrap() > 0,
+        "the record reports no discarded bytes: {drained}"
+    );
     assert_eq!(drained["lost"], 0, "{drained}");
     drop(stuck);
 }

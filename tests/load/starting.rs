@@ -131,7 +131,10 @@ fn endpoints_that_fail_for_different_reasons_are_told_apart_and_many_are_counted
     let many = starts(&many.iter().map(String::as_str).collect::<Vec<_>>(), None);
     let line = last_line(two);
     for (endpoint, reason) in [(one, "connection refused"), (other, "the server closed")] {
-        assert!(line.contains(&format!("{endpoint}: {reason}")), "{line}");
+        assert!(
+            line.contains(&format!("{endpoint}: {reason}")),
+            "the line does not name {endpoint} with its reason: {line}"
+        );
     }
     let line = last_line(many);
     assert!(line.contains(", and 5 more after 5s: connection refused; is the"), "{line}");
@@ -352,7 +355,10 @@ fn an_endpoint_that_comes_during_the_run_and_is_never_reached_is_in_the_result()
     assert_eq!(run.wait(), 3);
     let never = format!("tcp://127.0.0.9:{port}");
     let shares = result["endpoints"].as_array().unwrap();
-    assert!(shares.iter().any(|share| share["endpoint"] == *never), "{shares:?}");
+    assert!(
+        shares.iter().any(|share| share["endpoint"] == *never),
+        "the unreached endpoint is not in the result: {shares:?}"
+    );
 }
 
 #[test]

@@ -324,7 +324,7 @@ fn the_dashboard_is_as_readable_with_thirty_pods_as_with_three() {
     for panel in panels().iter().filter(|panel| panel["type"] == "timeseries") {
         let legend = &panel["options"]["legend"];
         assert_eq!(legend["displayMode"], "table", "{}", panel["title"]);
-        assert!(legend["sortBy"].is_string(), "{}", panel["title"]);
+        assert!(legend["sortBy"].is_string(), "{} is not sorted", panel["title"]);
         for target in list(&panel["targets"]) {
             if text(&target["legendFormat"]).contains("pod}}") {
                 assert!(

@@ -60,7 +60,11 @@ fn a_terminating_pod_accepts_until_clients_know_about_it() {
 fn clients_know_a_new_pod_before_the_next_old_one_terminates() {
     for server in Server::all() {
         let ready = server.deployment.spec.min_ready_seconds.unwrap_or(0);
-        assert!(ready >= i32::try_from(HEARD.as_secs()).unwrap(), "{}", server.variant);
+        assert!(
+            ready >= i32::try_from(HEARD.as_secs()).unwrap(),
+            "{}: the rollout continues before clients know the new pod",
+            server.variant
+        );
     }
 }
 
@@ -69,7 +73,11 @@ fn a_rollout_is_not_given_up_while_a_node_is_being_added() {
     // Cloud providers' autoscalers wait up to a quarter of an hour for a node.
     for server in Server::all() {
         let deadline = server.deployment.spec.progress_deadline_seconds;
-        assert!(deadline >= Some(900), "{}", server.variant);
+        assert!(
+            deadline >= Some(900),
+            "{}: the rollout is given up before a node can be added",
+            server.variant
+        );
     }
 }
 
@@ -82,11 +90,19 @@ fn a_server_that_hangs_is_replaced_within_45_s() {
             .expect("the liveness probe has a grace period of its own");
         let noticed = liveness.period_seconds.unwrap() * liveness.failure_threshold.unwrap();
         // The last probe gives up by itself, long before its timeout.
-        assert!(i64::from(noticed) + grace < 45, "{}", server.variant);
+        assert!(
+            i64::from(noticed) + grace < 45,
+            "{}: a hanging server is not replaced within 45 s",
+            server.variant
+        );
         let grace = Duration::from_secs(u64::try_from(grace).unwrap());
         // The preStop sleep counts towards the grace period. If it took all of it, SIGTERM would
         // never be sent.
-        assert!(grace > pre_stop(&server) + SPARE, "{}", server.variant);
+        assert!(
+            grace > pre_stop(&server) + SPARE,
+            "{}: the preStop sleep leaves no time for SIGTERM",
+            server.variant
+        );
     }
 }
 

@@ -129,14 +129,17 @@ fn the_release_label_is_documented_and_reaches_what_the_operator_selects() {
         .collect();
     assert_eq!(of_the_operator.len(), 2);
     for document in of_the_operator {
-        assert!(document["metadata"]["labels"]["release"].is_string(), "{document}");
+        assert!(
+            document["metadata"]["labels"]["release"].is_string(),
+            "the object has no release label: {document}"
+        );
     }
     let kubernetes = include_str!("../../docs/kubernetes.md");
     let (monitoring, _) = component_file("monitoring/kustomization.yaml");
     let (monitor, _) = component_file("monitoring/pod-monitor.yaml");
     let alert = page.split("### ZmqEchoNoReplicaSeen\n").nth(1).unwrap();
     for text in [kubernetes, &monitoring, &monitor, alert] {
-        assert!(text.contains("`release`"), "{text}");
+        assert!(text.contains("`release`"), "the file does not explain the label: {text}");
     }
 }
 
@@ -179,7 +182,11 @@ fn scrapes_are_frequent_enough_to_see_a_drain_and_time_out_before_the_next() {
     assert!(seconds("scrape_timeout") < seconds("scrape_interval"));
     for server in crate::build::Server::all() {
         let drain = crate::server::config(&server).drain_timeout;
-        assert!(seconds("scrape_interval") * 4 <= drain, "{}", server.variant);
+        assert!(
+            seconds("scrape_interval") * 4 <= drain,
+            "{}: a drain may be over before it is scraped",
+            server.variant
+        );
     }
 }
 

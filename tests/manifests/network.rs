@@ -78,7 +78,11 @@ fn all_traffic_that_no_policy_names_is_denied() {
         assert_eq!(spec.policy_types, Some(vec!["Ingress".to_owned(), "Egress".to_owned()]));
         assert_eq!((spec.ingress, spec.egress), (None, None));
         for pod in variant.pods() {
-            assert!(selects(spec.pod_selector.as_ref().unwrap(), &pod), "{}", pod.origin);
+            assert!(
+                selects(spec.pod_selector.as_ref().unwrap(), &pod),
+                "{} is not covered by the policy",
+                pod.origin
+            );
         }
     }
 }
@@ -127,7 +131,11 @@ fn no_pod_is_admitted_without_a_label() {
                     .into_iter()
                     .flatten()
                     .flat_map(|one| one.match_labels.iter().flatten());
-                assert!(labels.count() > 0, "{}: {peer:?}", variant.name);
+                assert!(
+                    labels.count() > 0,
+                    "{}: a selector without labels admits everyone: {peer:?}",
+                    variant.name
+                );
             }
         }
     }

@@ -66,7 +66,7 @@ fn with_the_component_for_openshift_no_pod_fixes_a_user_and_none_may_be_root() {
     let pods = build_beside("overlays", "openshift", &kustomization).pods();
     assert_eq!(pods.len(), 3);
     for pod in pods {
-        assert!(!fixes_a_user(&pod.spec), "{}", pod.origin);
+        assert!(!fixes_a_user(&pod.spec), "{} fixes a user, which OpenShift rejects", pod.origin);
         assert_eq!(
             pod.spec.security_context.unwrap().run_as_non_root,
             Some(true),

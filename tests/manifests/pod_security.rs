@@ -243,7 +243,11 @@ fn no_weaker_app_armor_profile() {
     for pod in pods() {
         let annotations = pod.metadata.annotations.unwrap_or_default();
         let old = "container.apparmor.security.beta.kubernetes.io/";
-        assert!(!annotations.keys().any(|name| name.starts_with(old)), "{}", pod.origin);
+        assert!(
+            !annotations.keys().any(|name| name.starts_with(old)),
+            "{} has an annotation for AppArmor",
+            pod.origin
+        );
     }
 }
 
@@ -407,7 +411,7 @@ fn a_user_is_fixed_only_for_an_image_that_names_its_user() {
     let dockerfile = include_str!("../../Dockerfile");
     let user = dockerfile.lines().rev().find_map(|line| line.strip_prefix("USER ")).unwrap();
     for number in user.split(':') {
-        assert!(number.parse::<u32>().unwrap() > 0, "{user}");
+        assert!(number.parse::<u32>().unwrap() > 0, "the image runs as root: {user}");
     }
     every_pod(
         |pod| {

@@ -106,7 +106,11 @@ fn the_probe_reports_before_the_kubelet_gives_up_on_it() {
 #[test]
 fn one_slow_moment_does_not_restart_a_pod() {
     for server in Server::all() {
-        assert!(liveness(&server).failure_threshold >= Some(3), "{}", server.variant);
+        assert!(
+            liveness(&server).failure_threshold >= Some(3),
+            "{}: a single failed probe restarts a pod",
+            server.variant
+        );
     }
 }
 
@@ -135,7 +139,11 @@ fn a_server_that_fails_to_start_is_noticed_before_the_rollouts_deadline() {
         let (period, threshold) =
             (startup.period_seconds.unwrap(), startup.failure_threshold.unwrap());
         let progress = server.deployment.spec.progress_deadline_seconds;
-        assert!(period * threshold < progress.unwrap(), "{}", server.variant);
+        assert!(
+            period * threshold < progress.unwrap(),
+            "{}: the startup probe outlasts the rollout's deadline",
+            server.variant
+        );
     }
 }
 

@@ -104,7 +104,7 @@ fn with_an_autoscaler_the_deployment_sets_no_replicas() {
             variant.documents.iter().filter(|document| document["kind"] == kind).count()
         };
         let autoscalers = count("HorizontalPodAutoscaler") + count("ScaledObject");
-        assert!(autoscalers <= 1, "{}", variant.name);
+        assert!(autoscalers <= 1, "{} has more than one autoscaler", variant.name);
         let replicas = variant.server().deployment.spec.replicas;
         let expected = if autoscalers == 0 { base } else { None };
         assert_eq!(replicas, expected, "{}", variant.name);
@@ -175,7 +175,10 @@ fn an_outage_of_prometheus_does_not_scale_down() {
     for trigger in queries(&object) {
         let metadata = &trigger["metadata"];
         assert_eq!(metadata["ignoreNullValues"], "false");
-        assert!(!metadata["query"].as_str().unwrap().contains("vector("), "{metadata}");
+        assert!(
+            !metadata["query"].as_str().unwrap().contains("vector("),
+            "the query replaces missing data: {metadata}"
+        );
     }
     let fallback = &object["fallback"];
     assert_eq!(fallback["behavior"], "currentReplicasIfHigher");
@@ -265,9 +268,12 @@ fn with_a_name_prefix_and_another_namespace_everything_still_finds_its_target() 
     for document in &built.documents {
         places.iter().filter_map(|at| document.pointer(at)).for_each(|at| strings(at, &mut named));
     }
-    assert!(named.iter().any(|name| name == "blue-zmq-echo-headless"), "{named:?}");
+    assert!(
+        named.iter().any(|name| name == "blue-zmq-echo-headless"),
+        "no variable names the prefixed Service: {named:?}"
+    );
     for name in named {
-        assert!(!old.contains(&name), "{name}");
+        assert!(!old.contains(&name), "the old name {name} is still used");
     }
 }
 
@@ -291,7 +297,10 @@ fn the_address_of_prometheus_is_set_in_one_place() {
         assert_eq!(metadata["serverAddress"], "http://prometheus-operated.monitoring.svc:9090");
         let query = metadata["query"].as_str().unwrap();
         let count = query.matches("namespace=\"my-namespace\"").count();
-        assert!(count > 0 && count == query.matches("namespace=").count(), "{query}");
+        assert!(
+            count > 0 && count == query.matches("namespace=").count(),
+            "a metric in the query is not limited to the namespace: {query}"
+        );
     }
     assert!(!built.documents.iter().any(|one| one["metadata"]["name"] == "zmq-echo-keda"));
 }
@@ -309,7 +318,10 @@ fn metric_of(rule: &Value) -> String {
     let (series, matchers) = rule["seriesQuery"].as_str().unwrap().split_once('{').unwrap();
     for label in ["namespace", "pod"] {
         // Without these labels, nothing says which pod the metric belongs to.
-        assert!(matchers.contains(&format!("{label}!=\"\"")), "{matchers}");
+        assert!(
+            matchers.contains(&format!("{label}!=\"\"")),
+            "the matchers do not require {label}: {matchers}"
+        );
         assert_eq!(rule["resources"]["overrides"][label]["resource"], label);
     }
     let matches = rule["name"]["matches"].as_str().unwrap();
@@ -388,7 +400,10 @@ fn both_components_say_that_the_adapter_is_on_its_way_to_deprecation() {
         ["hpa/kustomization.yaml", "hpa/prometheus-adapter-values.yaml", "keda/kustomization.yaml"]
     {
         let (text, _) = component_file(file);
-        assert!(text.contains("on its way to deprecation"), "{file}");
+        assert!(
+            text.contains("on its way to deprecation"),
+            "{file} does not mention the deprecation"
+        );
     }
 }
 

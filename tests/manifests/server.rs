@@ -111,7 +111,7 @@ fn the_annotations_lead_a_scraper_to_the_metrics() {
         assert_eq!(annotation("scrape"), asks, "{}", server.variant);
         assert_eq!(annotation("port"), Some(server.port("http").to_string()));
         let path = annotation("path").expect("the annotation names a path");
-        assert!(PATHS.iter().any(|(known, _)| *known == path), "{path}");
+        assert!(PATHS.iter().any(|(known, _)| *known == path), "the server has no path {path}");
         let (status, text) = run(&server).get(&path);
         assert!(
             status == 200 && text.contains("zmq_echo_requests_total"),

@@ -131,9 +131,9 @@ fn rates_and_percentiles_cover_the_time_between_two_scrapes() {
     let near = |is: Option<f64>, due: f64| is.is_some_and(|is| (is / due - 1.0).abs() < 1e-9);
     for row in &rows {
         assert_eq!(row[REQUESTS], Some(1000.0));
-        assert!(near(row[RATE], 1000.0 / row[SECONDS].unwrap()), "{row:?}");
-        assert!(near(row[P50], 0.001 + 0.001 * 100.0 / 500.0), "{row:?}");
-        assert!(near(row[P50 + 1], 0.002 + 0.002 * 90.0 / 95.0), "{row:?}");
+        assert!(near(row[RATE], 1000.0 / row[SECONDS].unwrap()), "the rate is wrong: {row:?}");
+        assert!(near(row[P50], 0.001 + 0.001 * 100.0 / 500.0), "p50 is wrong: {row:?}");
+        assert!(near(row[P50 + 1], 0.002 + 0.002 * 90.0 / 95.0), "p99 is wrong: {row:?}");
         assert_eq!(row[P50 + 2], Some(f64::INFINITY), "{row:?}");
     }
     // The large figures cover a longer time, but here all values are the same.

@@ -154,8 +154,14 @@ fn the_probe_and_the_side_port_answer_as_the_readme_says() {
         assert!(output.status.success(), "the command `{one}` failed: {output:?}");
         said += &String::from_utf8(output.stdout).unwrap();
     }
-    assert!(said.contains(": echoed in ") && said.contains("alive, echoed in "), "{said}");
-    assert!(said.contains("zmq_echo_requests_total{source=\"probe\"} "), "{said}");
+    assert!(
+        said.contains(": echoed in ") && said.contains("alive, echoed in "),
+        "the commands did not print both echoes: {said}"
+    );
+    assert!(
+        said.contains("zmq_echo_requests_total{source=\"probe\"} "),
+        "the commands did not print the metrics: {said}"
+    );
 }
 
 #[test]
@@ -257,7 +263,7 @@ fn one_of_three_servers_is_restarted_under_load_and_all_are_stopped_as_the_readm
         is_up(8082) && sample(&scrape(SocketAddr::from((host, 8082))), requests) > Some(10.0)
     });
     let status = shell(&restart).stdout(Stdio::null()).status().unwrap();
-    assert!(status.success(), "{status}");
+    assert!(status.success(), "the documented restart failed: {status}");
     wait_until("the second server has restarted", || is_up(5552));
     let mut table = String::new();
     load.stdout().read_to_string(&mut table).unwrap();
