@@ -25,7 +25,7 @@ const REQUEST: usize = 64;
 /// A server and a well-behaved peer that was connected before the attack.
 struct Attacked {
     server: Server,
-    neighbour: TcpStream,
+    well_behaved: TcpStream,
     baseline: Duration,
 }
 
@@ -44,10 +44,10 @@ impl Attacked {
 
     fn new(server: Server) -> Self {
         raise_open_files();
-        let mut neighbour = raw::dealer(server.address(), 0, b"neighbour");
-        median_echo(&mut neighbour, 100);
-        let baseline = median_echo(&mut neighbour, 200);
-        Self { server, neighbour, baseline }
+        let mut well_behaved = raw::dealer(server.address(), 0, b"well-behaved");
+        median_echo(&mut well_behaved, 100);
+        let baseline = median_echo(&mut well_behaved, 200);
+        Self { server, well_behaved, baseline }
     }
 
     fn failures(&self, reason: &str) -> f64 {
@@ -72,11 +72,11 @@ impl Attacked {
     /// before. Other work on the machine can delay either side for a while, so this measures again
     /// until it holds. An attack that really slows the server down does not stop doing so.
     #[track_caller]
-    fn serves_its_neighbour(&mut self) {
+    fn assert_serves_others(&mut self) {
         let bound = 10 * self.baseline + Duration::from_millis(50);
-        wait_until("an echo takes about as long as before", || {
-            let now = median_echo(&mut self.neighbour, 50);
-            eprintln!("neighbour: {now:?}, before {:?}", self.baseline);
+        wait_until("during the attack, an echo takes about as long as before", || {
+            let now = median_echo(&mut self.well_behaved, 50);
+            eprintln!("echo of the well-behaved peer: {now:?}, before {:?}", self.baseline);
             now <= bound
         });
     }
@@ -84,12 +84,15 @@ impl Attacked {
     /// After the attack: memory has stayed within its bound, the probe succeeds, the well-behaved
     /// peer is still served, and the log contains only lifecycle records of the server.
     #[track_caller]
-    fn is_unharmed(&mut self) {
-        self.serves_its_neighbour();
+    fn assert_unharmed(&mut self) {
+        self.assert_serves_others();
         let (peak, now) = (self.memory("VmHWM"), self.memory("VmRSS"));
         eprintln!("memory: {} KiB at most, {} KiB at the end", peak >> 10, now >> 10);
-        assert!(peak < MEMORY, "{peak} bytes were resident");
-        self.passes_its_probe();
+        assert!(
+            peak < MEMORY,
+            "the server exceeded its memory bound: {peak} bytes were resident at the peak"
+        );
+        self.assert_probe_succeeds();
         for line in self.lines() {
             // A busy machine can make any turn slow.
             let own = [
@@ -97,18 +100,21 @@ impl Attacked {
                 "\"peer limit lowered to fit the limit on open files\"",
                 "\"slow turns: the service blocks the loop\"",
             ];
-            assert!(own.iter().any(|own| line.contains(own)), "a stranger's doing: {line}");
+            assert!(
+                own.iter().any(|own| line.contains(own)),
+                "untrusted peers caused this log line: {line}"
+            );
         }
         assert!(self.server.is_running());
     }
 
     #[track_caller]
-    fn passes_its_probe(&self) {
+    fn assert_probe_succeeds(&self) {
         let output = command(PROBE)
             .args(["--endpoint", &self.endpoint, "--timeout", "20s"])
             .output()
-            .expect("the probe runs");
-        assert!(output.status.success(), "{output:?}");
+            .expect("the probe can be run");
+        assert!(output.status.success(), "the probe failed: {output:?}");
     }
 }
 

@@ -1,9 +1,9 @@
-//! What `cargo run` compiles before the server serves: nothing that only the client needs.
+//! What `cargo run` compiles before the server starts: nothing that only the client needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-/// Crates that only the client needs, or that come with those. A star stands for any ending.
+/// Crates that only the client needs, directly or indirectly. A star stands for any ending.
 const OF_THE_CLIENT: [&str; 8] = [
     "kube*",
     "k8s-openapi",
@@ -63,7 +63,7 @@ fn plan(args: &[&str]) -> BTreeMap<String, BTreeSet<String>> {
         // Two versions of a crate count as one.
         plan.entry(name.to_owned()).or_default().extend(features.map(str::to_owned));
     }
-    assert!(plan.contains_key("tokio"), "{text}");
+    assert!(plan.contains_key("tokio"), "cargo tree does not list tokio: {text}");
     plan
 }
 
@@ -75,7 +75,7 @@ fn cargo_run_does_not_compile_crates_that_only_the_client_needs() {
                 Some(start) => name.starts_with(start),
                 None => name == pattern,
             };
-            assert!(!is_one, "{name}");
+            assert!(!is_one, "the server's build compiles {name}, which only the client needs");
         }
     }
 }
@@ -87,9 +87,12 @@ fn the_client_widens_the_features_of_the_servers_crates_only_where_its_crates_ne
     for (name, features) in &alone {
         let more: Vec<_> = with_client[name].difference(features).map(String::as_str).collect();
         match known.remove(name.as_str()) {
-            Some("*") => assert!(!more.is_empty(), "{name} is not widened"),
+            Some("*") => assert!(
+                !more.is_empty(),
+                "the list is outdated: {name} has no more features with the client"
+            ),
             expected => assert_eq!(more.join(" "), expected.unwrap_or_default(), "{name}"),
         }
     }
-    assert!(known.is_empty(), "not compiled for the server: {known:?}");
+    assert!(known.is_empty(), "the list is outdated: the server does not compile {known:?}");
 }

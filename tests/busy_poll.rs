@@ -21,5 +21,5 @@ fn a_server_without_requests_sleeps_even_if_it_may_spin_for_long() {
     for _ in 0..1000 {
         raw::echoes(&mut peer, &raw::frame(b"again", false));
     }
-    server.rests();
+    server.wait_until_idle();
 }

@@ -29,9 +29,9 @@ use zmtp::endpoint::ConnectEndpoint;
 use crate::support::{DEADLINE, Server, parse_metrics, sample, until};
 
 /// A source that publishes what the test tells it.
-struct Told(watch::Receiver<Endpoints>);
+struct TestSource(watch::Receiver<Endpoints>);
 
-impl Discovery for Told {
+impl Discovery for TestSource {
     fn follow(mut self: Box<Self>, endpoints: watch::Sender<Endpoints>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             loop {
@@ -44,16 +44,16 @@ impl Discovery for Told {
     }
 }
 
-/// The test's end of a [`Told`].
-struct Teller(watch::Sender<Endpoints>);
+/// The test's handle to a [`TestSource`]: it sets what the source publishes.
+struct Publisher(watch::Sender<Endpoints>);
 
-impl Teller {
+impl Publisher {
     fn new() -> (Self, Box<dyn Discovery>) {
         let (sender, receiver) = watch::channel(Endpoints::new());
-        (Self(sender), Box::new(Told(receiver)))
+        (Self(sender), Box::new(TestSource(receiver)))
     }
 
-    fn say(&self, endpoints: &[(&str, EndpointState)]) {
+    fn publish(&self, endpoints: &[(&str, EndpointState)]) {
         let known = |state| Endpoint::new(state, Vec::new());
         let parsed = endpoints.iter().map(|(endpoint, state)| (parse(endpoint), known(*state)));
         self.0.send_replace(parsed.collect());
@@ -114,7 +114,7 @@ impl Counted {
     async fn wait_for_answers(&self, more: f64) {
         let answered = || self.metric("zmq_echo_client_requests_total{outcome=\"answered\"}");
         let goal = answered() + more;
-        until("they are answered", || answered() >= goal).await;
+        until("the expected number of requests is answered", || answered() >= goal).await;
     }
 
     async fn wait_for_state(&self, endpoint: &str, state: Option<State>) {
@@ -150,13 +150,17 @@ impl Counted {
         let callers: Vec<_> = callers.collect();
         done.await;
         stop.send_replace(true);
-        join_all(callers).await.into_iter().flat_map(|got| got.expect("no panic")).collect()
+        join_all(callers)
+            .await
+            .into_iter()
+            .flat_map(|got| got.expect("no caller panicked"))
+            .collect()
     }
 }
 
 /// Starts a server without blocking the runtime that the client runs on.
 async fn started() -> Server {
-    tokio::task::spawn_blocking(|| Server::start(&[])).await.expect("it starts")
+    tokio::task::spawn_blocking(|| Server::start(&[])).await.expect("the server starts")
 }
 
 /// The outcome of one request.
@@ -228,7 +232,8 @@ async fn closing_waits_for_open_requests_then_disconnects() {
     client.client.ready().await;
     server.stop();
     let asked = client.spawn("asked before");
-    until("it is outstanding", || client.outstanding(&server.endpoint) == 1).await;
+    until("the request is open at the endpoint", || client.outstanding(&server.endpoint) == 1)
+        .await;
     let closing = tokio::spawn(client.client.clone().close());
     client.wait_for_state(&server.endpoint, Some(State::Draining)).await;
     assert!(matches!(client.request("too late").await, Err(RequestError::Closed)));
@@ -250,6 +255,6 @@ async fn dropping_the_last_handle_disconnects_and_resets_its_gauges() {
         let gauges = families.iter().filter(|family| family.name().contains("client_endpoints"));
         gauges.map(|family| family.get_metric()[0].get_gauge().get_value()).sum::<f64>()
     };
-    until("the gauges are back", || gauges() == 0.0).await;
+    until("the gauges of the dropped client are back at 0", || gauges() == 0.0).await;
     server.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
 }

@@ -40,7 +40,7 @@ impl Collector {
         let mut child = syslog_ng.stdin(Stdio::piped()).spawn().unwrap_or_else(|error| {
             panic!("syslog-ng: {error}; it is in Debian's package syslog-ng-core")
         });
-        let stdin = child.stdin.take().expect("a pipe");
+        let stdin = child.stdin.take().expect("stdin is a pipe");
         let collector = Self { process: Process(child), directory };
         let program = program.stdout(stdin).spawn().expect("the program starts");
         (collector, Process(program))
@@ -67,7 +67,7 @@ impl Collector {
 
     fn wait_for(&self, field: &str, value: &str) -> Json {
         wait_until(&format!("{field} {value} is collected"), || self.find(field, value).is_some());
-        self.find(field, value).expect("it was there")
+        self.find(field, value).expect("it was found a moment ago")
     }
 
     /// Waits until it has read everything and exited. Also returns the lines that were not records.
@@ -91,7 +91,7 @@ fn server() -> Command {
 /// Whether the collector has found a field's value. It keeps every value as text, with six decimal
 /// places.
 fn is_same(written: &Json, parsed: &Json) -> bool {
-    let parsed = parsed.as_str().unwrap_or_else(|| panic!("{parsed} is no text"));
+    let parsed = parsed.as_str().unwrap_or_else(|| panic!("{parsed} is not text"));
     match written {
         Json::String(text) => text == parsed,
         Json::Number(number) if number.is_f64() => {
@@ -119,9 +119,13 @@ fn the_collector_parses_every_field_of_the_servers_records() {
     let (collected, others) = collector.finish();
     assert_eq!(others, "");
     for (line, parsed) in &collected {
-        let written: Json = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        let written: Json =
+            serde_json::from_str(line).unwrap_or_else(|e| panic!("not a record: {e}: {line}"));
         let (written, parsed) = (written.as_object().unwrap(), parsed.as_object().unwrap());
-        assert!(written.keys().eq(parsed.keys()), "{line}: {parsed:?}");
+        assert!(
+            written.keys().eq(parsed.keys()),
+            "the collector found other fields in {line}: {parsed:?}"
+        );
         for (field, value) in written {
             assert!(is_same(value, &parsed[field]), "{field} of {line}: {}", parsed[field]);
         }
@@ -135,15 +139,18 @@ fn the_collector_parses_every_field_of_the_servers_records() {
             let holds = |(_, record): &(String, Json)| {
                 record["identity"] == *identity && record["message"] == message
             };
-            assert!(collected.iter().any(holds), "no `{message}` of {identity}");
+            assert!(
+                collected.iter().any(holds),
+                "the record `{message}` of {identity} was not collected"
+            );
         }
     }
     assert_eq!(collected.last().expect("records").1["message"], "drained");
 }
 
 fn address(listening: &Json) -> std::net::SocketAddr {
-    let endpoint = listening["endpoint"].as_str().expect("an endpoint");
-    endpoint.strip_prefix("tcp://").expect("tcp").parse().expect("an address")
+    let endpoint = listening["endpoint"].as_str().expect("the record names the endpoint");
+    endpoint.strip_prefix("tcp://").expect("a tcp endpoint").parse().expect("an address")
 }
 
 #[test]
@@ -156,28 +163,32 @@ fn if_the_collector_stops_reading_records_are_dropped_and_counted_but_echoes_go_
     collector.process.signal(Signal::STOP);
     let mut peer = raw::connect(address, b"chatty");
     let requests = raw::frame(b"x", false).repeat(1000);
-    wait_until("records are dropped", || {
+    wait_until("records are dropped once the collector has stopped", || {
         raw::echoes(&mut peer, &requests);
         dropped() > 0.0
     });
-    // The server goes on while the collector is stopped.
+    // The server continues while the collector is stopped.
     let before = dropped();
     raw::echoes(&mut peer, &requests);
-    wait_until("it is alive", || get(http, "/livez").0 == 200);
+    wait_until("/livez answers 200 while the collector is stopped", || {
+        get(http, "/livez").0 == 200
+    });
     let probe = command(PROBE)
         .args(["--timeout", "10s", "--endpoint", listening["endpoint"].as_str().unwrap()])
         .status();
     assert_eq!(probe.unwrap().code(), Some(0));
-    assert!(dropped() >= before + 1000.0, "the queue had no room for these either");
+    assert!(dropped() >= before + 1000.0, "fewer than 1000 further records were dropped");
     drop(peer);
 
     // The collector may also start reading again.
     collector.process.signal(Signal::CONT);
-    wait_until("there is room for a record again", || {
+    wait_until("records are collected again", || {
         drop(raw::connect(address, b"later"));
         collector.find("identity", "later").is_some()
     });
-    wait_until("all peers have left", || sample(&scrape(http), "zmq_echo_peers") == Some(0.0));
+    wait_until("all peers are disconnected", || {
+        sample(&scrape(http), "zmq_echo_peers") == Some(0.0)
+    });
     let metrics = scrape(http);
     server.signal(Signal::TERM);
     assert_eq!(server.wait(), 0);
@@ -186,7 +197,7 @@ fn if_the_collector_stops_reading_records_are_dropped_and_counted_but_echoes_go_
         of_name
             .map(|sample| match sample.value {
                 prometheus_parse::Value::Counter(value) => value,
-                _ => panic!("{name} is no counter"),
+                _ => panic!("{name} is not a counter"),
             })
             .sum::<f64>()
     };
@@ -204,7 +215,7 @@ fn if_the_collector_stops_reading_records_are_dropped_and_counted_but_echoes_go_
     assert_eq!(records + total("zmq_echo_log_records_dropped_total"), 1.0 + caused);
 }
 
-/// A panic in this test binary, which runs one of its own tests.
+/// A panic in this test binary, which the test starts again as a child process.
 mod panic {
     use super::*;
 
@@ -228,15 +239,21 @@ mod panic {
         let (collector, mut child) = Collector::behind(child, "panic");
         assert_eq!(child.wait(), 101);
         let (collected, others) = collector.finish();
-        // The harness's, with an empty line before it, which syslog-ng leaves out.
+        // The first line is the test harness's. It is preceded by an empty line, which syslog-ng
+        // omits.
         assert_eq!(others, "running 1 test\n");
-        let [(line, record)] = &collected[..] else { panic!("not one record: {collected:?}") };
+        let [(line, record)] = &collected[..] else {
+            panic!("expected exactly one record: {collected:?}")
+        };
         assert!(line.len() < log::RECORD_LIMIT);
         assert_eq!(record["message"], "panicked");
         assert_eq!(record["level"], "ERROR");
         assert_eq!(record["panic"], MESSAGE);
         assert_eq!(record["thread"], "doomed");
         let backtrace = record["backtrace"].as_str().unwrap();
-        assert!(backtrace.lines().count() > 5 && backtrace.contains("panic"), "{backtrace}");
+        assert!(
+            backtrace.lines().count() > 5 && backtrace.contains("panic"),
+            "the backtrace is incomplete: {backtrace}"
+        );
     }
 }

@@ -71,19 +71,22 @@ const REFUSED: [(&str, &str, &str); 51] = [
 
 #[test]
 fn a_wrong_value_is_rejected_with_an_example_of_a_correct_one() {
-    refuses(SERVER, &REFUSED);
+    assert_rejected(SERVER, &REFUSED);
 }
 
 /// Checks that a program rejects a value of a flag with a message that has this part.
-pub fn refuses(program: &str, refused: &[(&str, &str, &str)]) {
+pub fn assert_rejected(program: &str, refused: &[(&str, &str, &str)]) {
     for (flag, value, right) in refused {
         let mut command = command(program);
         command.arg(format!("{flag}={value}"));
         let output = output_of_a_rejection(&mut command, &format!("{flag} {value}"));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{flag} {value}: {stderr}");
-        assert!(stderr.contains(flag) && stderr.contains(right), "{flag} {value}: {stderr}");
-        assert!(output.stdout.is_empty(), "{flag} {value}");
+        assert!(
+            stderr.contains(flag) && stderr.contains(right),
+            "the message about {flag} {value} lacks `{right}`: {stderr}"
+        );
+        assert!(output.stdout.is_empty(), "{flag} {value} printed to stdout");
     }
 }
 
@@ -107,11 +110,11 @@ fn output_of_a_rejection(command: &mut Command, what: &str) -> Output {
 
 #[test]
 fn every_flag_is_an_environment_variable_that_a_wrong_value_names() {
-    refuses_from_the_environment(SERVER, "ZMQ_ECHO", &EchoConfig::command(), &REFUSED);
+    assert_rejected_in_the_environment(SERVER, "ZMQ_ECHO", &EchoConfig::command(), &REFUSED);
 }
 
 /// Checks that every flag of a program has its environment variable, with a value that is rejected.
-pub fn refuses_from_the_environment(
+pub fn assert_rejected_in_the_environment(
     program: &str,
     prefix: &str,
     parser: &clap::Command,
@@ -126,17 +129,20 @@ pub fn refuses_from_the_environment(
         let (_, value, right) = refused
             .iter()
             .find(|(refused, ..)| *refused == flag)
-            .unwrap_or_else(|| panic!("no value in the list that {flag} refuses"));
+            .unwrap_or_else(|| panic!("the list has no rejected value for {flag}"));
         let mut command = command(program);
         command.env(variable, value);
         let output = output_of_a_rejection(&mut command, &format!("{variable} {value}"));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{variable}: {stderr}");
-        assert!(stderr.contains(variable) && stderr.contains(right), "{variable}: {stderr}");
+        assert!(
+            stderr.contains(variable) && stderr.contains(right),
+            "the message about {variable} lacks `{right}`: {stderr}"
+        );
         checked += 1;
     }
     let with_values = parser.get_arguments().filter(|arg| arg.get_long().is_some()).count();
-    assert_eq!(checked, with_values, "a flag without an environment variable");
+    assert_eq!(checked, with_values, "not every flag with a value has an environment variable");
 }
 
 #[test]
@@ -150,7 +156,10 @@ fn an_unknown_argument_gets_no_misleading_tip() {
         stderr
     };
     for program in [SERVER, PROBE, &LOAD] {
-        assert!(!said(program, "--concurrency").contains("tip:"), "{program}");
+        assert!(
+            !said(program, "--concurrency").contains("tip:"),
+            "{program} gives a misleading tip"
+        );
     }
     let endpoint = "tcp://127.0.0.1:5555";
     let right = |flag| format!("tip: endpoints follow a flag: --{flag} {endpoint}");
@@ -189,7 +198,10 @@ fn an_address_that_is_not_available_is_reported_with_the_flag_to_change() {
         assert_eq!(record["message"], "cannot start");
         let error = record["error"].as_str().unwrap();
         assert!(error.starts_with(&format!("{begin} {value}: ")), "{error}");
-        assert!(error.contains(end) && error.contains(flag), "{error}");
+        assert!(
+            error.contains(end) && error.contains(flag),
+            "the error does not name the cause and {flag}: {error}"
+        );
     }
 }
 
@@ -223,7 +235,7 @@ fn the_side_port_listens_on_every_address_of_a_name() {
     }
     for address in addresses {
         // The record comes before the loop's first turn.
-        wait_until(&format!("{address} is ready"), || {
+        wait_until(&format!("the server is ready at {address}"), || {
             crate::support::get(address, "/readyz").0 == 200
         });
     }
@@ -316,7 +328,7 @@ fn the_defaults_are_the_documented_ones() {
         ("work", "0s"),
         ("faults", "false"),
     ] {
-        assert_eq!(default(flag), expected, "--{flag}");
+        assert_eq!(default(flag), expected, "the default of --{flag}");
     }
     let buckets = default("latency-buckets");
     assert!(buckets.starts_with("0.00001,") && buckets.ends_with(",5"), "{buckets}");
@@ -330,10 +342,10 @@ fn nothing_is_simulated_unless_a_flag_says_so() {
     };
     let others = ["--work-mode", "burn", "--work-jitter", "20%", "--work-threads", "8"];
     for args in [&[][..], &others, &["--work", "0s"], &["--faults=false"]] {
-        assert!(!is_on(args), "{args:?}");
+        assert!(!is_on(args), "{args:?} must not simulate anything");
     }
     for args in [&["--work", "1us"][..], &["--faults"], &["--faults=true"]] {
-        assert!(is_on(args), "{args:?}");
+        assert!(is_on(args), "{args:?} must simulate something");
     }
 }
 
@@ -348,7 +360,11 @@ fn by_the_memory_formula_the_default_limits_stay_under_160_mib() {
     // The process without clients, as in `zmtp::router`'s formula, and its queued log records.
     let rest = (6 << 20) + zmq_echo::log::QUEUE_BYTES;
     let config = ServerConfig::parse_args(["zmq-echo-server"]).unwrap();
-    assert!(config.limits().most_memory() + rest < 160 << 20, "{}", config.limits().most_memory());
+    assert!(
+        config.limits().most_memory() + rest < 160 << 20,
+        "the default limits allow {} bytes without the rest of the process",
+        config.limits().most_memory()
+    );
 }
 
 #[test]
@@ -368,7 +384,10 @@ fn help_shows_every_default_and_variable_and_the_exit_codes() {
     ] {
         let help = command.clone().render_long_help().to_string();
         for (code, _) in codes {
-            assert!(help.contains(&format!("\n  {code}")), "{code}: {help}");
+            assert!(
+                help.contains(&format!("\n  {code}")),
+                "the help lacks exit code {code}: {help}"
+            );
         }
         for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
             let place = || vec![format!("  [{}]...", arg.get_value_names().unwrap()[0])];
@@ -377,10 +396,16 @@ fn help_shows_every_default_and_variable_and_the_exit_codes() {
             let names = arg.get_long().map_or_else(place, flag);
             let (_, about) = names.iter().find_map(|name| help.split_once(name)).unwrap();
             let about = about.split("\n      --").next().unwrap().replace("\n          ", " ");
-            assert!(about.contains("[env: ZMQ_ECHO_"), "{about}");
+            assert!(about.contains("[env: ZMQ_ECHO_"), "the help names no variable: {about}");
             let Some(default) = arg.get_default_values().first() else { continue };
-            assert!(about.contains(&format!("[default: {}]", default.display())), "{about}");
-            assert!(about.contains("The default"), "no reason for the default: {about}");
+            assert!(
+                about.contains(&format!("[default: {}]", default.display())),
+                "the help shows no default: {about}"
+            );
+            assert!(
+                about.contains("The default"),
+                "the help gives no reason for the default: {about}"
+            );
         }
     }
 }
@@ -389,12 +414,12 @@ fn help_shows_every_default_and_variable_and_the_exit_codes() {
 fn the_exit_code_tables_match_the_code() {
     let codes = exit::SERVER.map(|(code, _)| code);
     for exit in [Exit::Answered, Exit::Failed, Exit::Deadline] {
-        assert!(codes.contains(&&*exit.code().to_string()), "{exit:?}");
+        assert!(codes.contains(&&*exit.code().to_string()), "the table lacks {exit:?}");
     }
     assert!(codes.contains(&&*exit::PANIC.to_string()));
     let codes = exit::LOAD.map(|(code, _)| code);
     for exit in [Exit::Answered, Exit::Failed, Exit::Interrupted] {
-        assert!(codes.contains(&&*exit.code().to_string()), "{exit:?}");
+        assert!(codes.contains(&&*exit.code().to_string()), "the table lacks {exit:?}");
     }
 }
 

@@ -52,23 +52,28 @@ fn every_test_named_in_the_conformance_table_exists() {
         assert!(tests_of(&source(file)).contains(name), "{file} has no test {name}");
         named += 1;
     }
-    assert!(named > 50, "{named}: the tables were not read");
+    assert!(named > 50, "only {named} tests found: the tables were not read");
 }
 
 #[test]
 fn every_row_of_the_conformance_table_has_a_test_or_a_reason() {
     for row in rows() {
-        let [requirement, kept, tests] = row[..] else { panic!("not three cells: {row:?}") };
+        let [requirement, kept, tests] = row[..] else {
+            panic!("a row must have three cells: {row:?}")
+        };
         let (word, reason) = kept.split_once(':').unwrap_or((kept, ""));
         match word.split([' ', ',']).next().unwrap() {
-            "yes" => assert!(tests_in(tests).next().is_some(), "no test: {requirement}"),
+            "yes" => assert!(
+                tests_in(tests).next().is_some(),
+                "the requirement counts as kept but names no test: {requirement}"
+            ),
             "in" | "no" | "n/a" => {
                 assert!(
                     !reason.is_empty() || kept.contains("(deviation "),
                     "no reason: {requirement}"
                 );
             }
-            _ => panic!("neither yes, in part, no nor n/a: {kept}"),
+            _ => panic!("expected yes, in part, no or n/a, not {kept}"),
         }
     }
     for number in TABLES.split("(deviation ").skip(1).map(|rest| &rest[..1]) {

@@ -20,7 +20,7 @@ async fn client_of(api: &ApiServer, config: ClientConfig) -> Client {
     let source = ApiServer::source(&api.kubeconfig()).await;
     let metrics = ClientMetrics::new(&Registry::new()).unwrap();
     let client = Client::new(config, Box::new(source), metrics);
-    timeout(DEADLINE, client.ready()).await.expect("an endpoint is usable");
+    timeout(DEADLINE, client.ready()).await.expect("an endpoint becomes usable");
     client
 }
 
@@ -56,7 +56,7 @@ impl Load {
         let replies = self.task.await.unwrap();
         assert!(!replies.is_empty());
         for reply in replies {
-            assert_eq!(reply.expect("an answer").attempts, 1);
+            assert_eq!(reply.expect("every request is answered").attempts, 1);
         }
     }
 }
@@ -67,7 +67,7 @@ fn answered(client: &Client) -> u64 {
 
 async fn until_more_are_answered(client: &Client) {
     let before = answered(client);
-    until("more requests are answered", || answered(client) > before + 50).await;
+    until("50 more requests are answered", || answered(client) > before + 50).await;
 }
 
 /// Waits until the client is connected to `count` usable endpoints, for all of which `holds` is
@@ -79,14 +79,14 @@ async fn until_used(client: &Client, count: usize, holds: impl Fn(&Endpoint) -> 
     };
     let mut changes = client.changes();
     let used = timeout(DEADLINE, changes.wait_for(are_used));
-    used.await.expect("the endpoints are used").unwrap();
+    used.await.expect("the client uses the expected endpoints").unwrap();
 }
 
 #[tokio::test]
 async fn an_ipv6_endpoint_of_an_endpoint_slice_answers() {
     let server = Server::start_on("tcp://[::1]:0", &[]);
     let api = ApiServer::start();
-    api.say(server.address(), Condition::Ready);
+    api.set(server.address(), Condition::Ready);
     let client = client_of(&api, patient()).await;
     let reply = client.request("a".into()).await.unwrap();
     assert_eq!(reply.endpoint.to_string(), server.endpoint);
@@ -104,7 +104,7 @@ async fn a_pod_that_listens_on_one_of_its_two_addresses_answers() {
     for bind in ["tcp://127.0.0.1:0", "tcp://[::1]:0"] {
         let (_server, addresses) = listens_on(bind);
         let api = ApiServer::start();
-        api.say_pod(Some("1"), &addresses, Condition::Ready);
+        api.set_pod(Some("1"), &addresses, Condition::Ready);
         let client = client_of(&api, patient()).await;
         let reply = client.request("a".into()).await.unwrap();
         assert_eq!(reply.endpoint.to_string(), format!("tcp://{}", addresses[0]), "{bind}");
@@ -119,8 +119,8 @@ async fn a_pod_with_two_addresses_counts_once_and_gets_one_share() {
     let port = dual.address().port();
     let addresses = [(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()];
     let api = ApiServer::start();
-    api.say_pod(Some("1"), &addresses, Condition::Ready);
-    api.say_pod(Some("2"), &[single.address()], Condition::Ready);
+    api.set_pod(Some("1"), &addresses, Condition::Ready);
+    api.set_pod(Some("2"), &[single.address()], Condition::Ready);
     let client = client_of(&api, patient()).await;
     until_used(&client, 2, |_| true).await;
     assert_eq!(client.endpoints().len(), 2);
@@ -129,24 +129,27 @@ async fn a_pod_with_two_addresses_counts_once_and_gets_one_share() {
     }
     let shares: Vec<_> = client.endpoints().iter().map(|status| status.answered).collect();
     // If the address counted as two endpoints of three, it would get 667.
-    assert!(shares.iter().all(|share| (420..=580).contains(share)), "{shares:?}");
+    assert!(
+        shares.iter().all(|share| (420..=580).contains(share)),
+        "the pods do not get equal shares: {shares:?}"
+    );
 }
 
 /// Three servers keep answering while the API reports `condition` for all of them.
 async fn answer_while_all_are(condition: Condition) {
     let servers: Vec<_> = (0..3).map(|_| Server::start(&[])).collect();
     let api = ApiServer::start();
-    servers.iter().for_each(|server| api.say(server.address(), Condition::Ready));
+    servers.iter().for_each(|server| api.set(server.address(), Condition::Ready));
     let client = client_of(&api, patient()).await;
     until_used(&client, 3, |known| !known.doubtful).await;
     let load = Load::start(&client);
-    servers.iter().for_each(|server| api.say(server.address(), condition));
+    servers.iter().for_each(|server| api.set(server.address(), condition));
     until_used(&client, 3, |known| known.doubtful).await;
     until_more_are_answered(&client).await;
     // A client that starts now uses them too.
     let another = client_of(&api, patient()).await;
     another.request("a".into()).await.unwrap();
-    servers.iter().for_each(|server| api.say(server.address(), Condition::Ready));
+    servers.iter().for_each(|server| api.set(server.address(), Condition::Ready));
     until_used(&client, 3, |known| !known.doubtful).await;
     until_more_are_answered(&client).await;
     load.expect_no_loss().await;
@@ -167,12 +170,12 @@ async fn if_no_pod_is_surely_ready_those_that_answer_are_used() {
     let (server, mut dead) = (Server::start(&[]), Server::start(&[]));
     let api = ApiServer::start();
     for pod in [&server, &dead] {
-        api.say(pod.address(), Condition::NotReady);
+        api.set(pod.address(), Condition::NotReady);
     }
     let client = client_of(&api, patient()).await;
     until_used(&client, 2, |known| known.doubtful).await;
     dead.signal(Signal::KILL);
-    until("it is dead", || !dead.is_running()).await;
+    until("the killed server has exited", || !dead.is_running()).await;
     until_used(&client, 1, |known| known.doubtful).await;
     let load = Load::start(&client);
     until_more_are_answered(&client).await;
@@ -184,24 +187,24 @@ async fn an_evicted_replica_answers_until_its_replacement_is_ready() {
     let old = Server::start(&[]);
     let replacement = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let api = ApiServer::start();
-    api.say(old.address(), Condition::Ready);
+    api.set(old.address(), Condition::Ready);
     let client = client_of(&api, patient()).await;
     let load = Load::start(&client);
     until_more_are_answered(&client).await;
-    api.say(old.address(), Condition::Terminating);
+    api.set(old.address(), Condition::Terminating);
     old.signal(Signal::TERM);
     until_used(&client, 1, |known| known.doubtful).await;
     until_more_are_answered(&client).await;
-    api.say(replacement, Condition::NotReady);
+    api.set(replacement, Condition::NotReady);
     // Its readiness probe fails while it drains.
-    api.say(old.address(), Condition::Stopping);
-    until("the replacement is known", || client.endpoints().len() == 2).await;
+    api.set(old.address(), Condition::Stopping);
+    until("the client knows the replacement", || client.endpoints().len() == 2).await;
     until_more_are_answered(&client).await;
     let _new = Server::start_on(&format!("tcp://{replacement}"), &[]);
-    api.say(replacement, Condition::Ready);
+    api.set(replacement, Condition::Ready);
     until_used(&client, 1, |known| !known.doubtful).await;
-    until("the old one is drained", || old.find_record("drained").is_some()).await;
-    api.forget(old.address());
+    until("the evicted server has drained", || old.find_record("drained").is_some()).await;
+    api.remove(old.address());
     until_more_are_answered(&client).await;
     load.expect_no_loss().await;
 }

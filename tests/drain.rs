@@ -21,14 +21,17 @@ fn without_connected_clients_it_exits_at_once() {
         let signalled = Instant::now();
         server.signal(signal);
         assert_eq!(server.wait(), 0);
-        assert!(signalled.elapsed() < Duration::from_secs(50), "it waited for the quiet period");
+        assert!(
+            signalled.elapsed() < Duration::from_secs(50),
+            "with no client connected, the drain still waited for the quiet period"
+        );
         assert_eq!(server.wait_for_record("draining")["signal"], name);
         let drained = server.wait_for_record("drained");
         assert_eq!(drained["reason"], "no_peers");
         for field in ["answered", "owed", "owed_bytes", "discarded", "discarded_bytes", "lost"] {
             assert_eq!(drained[field], 0, "{field}");
         }
-        assert!(drained["duration"].is_f64(), "{drained}");
+        assert!(drained["duration"].is_f64(), "the record has no duration: {drained}");
     }
 }
 
@@ -42,7 +45,7 @@ async fn a_drain_serves_connected_peers_until_they_are_quiet() {
     let refused = TcpStream::connect(server.address()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     assert_eq!(server.get("/readyz"), (503, "draining\n".to_owned()));
-    wait_until("it is alive", || server.get("/livez").0 == 200);
+    wait_until("/livez answers 200 during the drain", || server.get("/livez").0 == 200);
     assert_eq!(server.metric("zmq_echo_draining"), 1.0);
     for _ in 0..3 {
         assert_eq!(echo(&mut dealer, "while draining".into()).await, [b"while draining"]);
@@ -51,7 +54,10 @@ async fn a_drain_serves_connected_peers_until_they_are_quiet() {
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "quiet");
     assert_eq!(drained["answered"], 3);
-    assert!(drained["duration"].as_f64().unwrap() >= 5.0, "{drained}");
+    assert!(
+        drained["duration"].as_f64().unwrap() >= 5.0,
+        "the drain ended before its quiet period: {drained}"
+    );
 }
 
 #[tokio::test]
@@ -67,7 +73,7 @@ async fn the_drain_deadline_is_shown_from_the_signal_on() {
     let earliest = before + 60.0;
     // A millisecond for the text, which has no more digits than it needs.
     let range = earliest - 0.001..=unix_time() + 60.001;
-    assert!(range.contains(&server.metric(deadline)), "{range:?}");
+    assert!(range.contains(&server.metric(deadline)), "the deadline is not in {range:?}");
 }
 
 #[tokio::test]
@@ -82,7 +88,10 @@ async fn during_the_drain_delay_it_still_accepts() {
     assert_eq!(server.wait_with(dealer).await, 0);
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["answered"], 1);
-    assert!(drained["duration"].as_f64().unwrap() >= 5.0, "{drained}");
+    assert!(
+        drained["duration"].as_f64().unwrap() >= 5.0,
+        "the drain ended before its delay: {drained}"
+    );
 }
 
 #[tokio::test]
@@ -123,9 +132,19 @@ async fn a_client_that_never_stops_is_cut_off_at_the_deadline() {
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "deadline");
     // The last request may have arrived too late to be answered.
-    assert_eq!(code, if is_clean(&drained) { 0 } else { 4 }, "{drained}");
-    assert!(drained["answered"].as_u64().unwrap() >= echoes, "{echoes} echoes: {drained}");
-    assert!(drained["duration"].as_f64().unwrap() >= 4.0, "{drained}");
+    assert_eq!(
+        code,
+        if is_clean(&drained) { 0 } else { 4 },
+        "the exit code does not match the record: {drained}"
+    );
+    assert!(
+        drained["answered"].as_u64().unwrap() >= echoes,
+        "the client got {echoes} replies, the record reports fewer: {drained}"
+    );
+    assert!(
+        drained["duration"].as_f64().unwrap() >= 4.0,
+        "the drain ended before its deadline: {drained}"
+    );
 }
 
 #[test]
@@ -139,8 +158,11 @@ fn an_endless_flood_leaves_requests_unanswered_and_exits_4() {
     assert_eq!(server.wait(), 4);
     let drained = server.wait_for_record("drained");
     assert_eq!(drained["reason"], "deadline");
-    assert!(!is_clean(&drained), "{drained}");
-    assert!(drained["answered"].as_u64().unwrap() > 0, "{drained}");
+    assert!(!is_clean(&drained), "the flood left no request unanswered: {drained}");
+    assert!(
+        drained["answered"].as_u64().unwrap() > 0,
+        "nothing was answered during the drain: {drained}"
+    );
     writing.join().unwrap();
     let _ = reading.join().unwrap();
 }
@@ -214,16 +236,22 @@ async fn unread_replies_make_it_exit_4_at_the_deadline() {
     let mut asked = 0;
     while server.find_record("drained").is_none() {
         match live(&server) {
-            Ok(text) => assert!(text.starts_with("HTTP/1.1 200"), "{text}"),
+            Ok(text) => assert!(
+                text.starts_with("HTTP/1.1 200"),
+                "/livez fails while replies wait to be read: {text}"
+            ),
             Err(_) => break,
         }
         asked += 1;
     }
-    assert!(asked > 0, "it ended before it could be asked");
+    assert!(asked > 0, "the server exited before its liveness was checked once");
     assert_eq!(server.wait(), 4);
     let drained = server.wait_for_record("drained");
-    assert!(drained["owed"].as_u64().unwrap() > 0, "{drained}");
-    assert!(drained["owed_bytes"].as_u64().unwrap() > 0, "{drained}");
+    assert!(drained["owed"].as_u64().unwrap() > 0, "the record shows no owed replies: {drained}");
+    assert!(
+        drained["owed_bytes"].as_u64().unwrap() > 0,
+        "the record shows no owed bytes: {drained}"
+    );
     drop(stuck);
 }
 
@@ -305,7 +333,7 @@ mod stuck {
                 .env(TIMEOUT, timeout),
         );
         let mut stdout = child.stdout();
-        wait_until("the child is stuck", || {
+        wait_until("the child reports that its loop is stuck", || {
             let mut line = String::new();
             stdout.read_line(&mut line).unwrap();
             line.contains("\"stuck\"")
@@ -319,7 +347,7 @@ mod stuck {
         child.signal(Signal::TERM);
         // The effect of the first signal is not visible from outside, so the second one is repeated
         // until it has worked.
-        wait_until("the second signal is seen", || {
+        wait_until("the second signal ends the stuck process", || {
             child.signal(Signal::INT);
             std::thread::sleep(Duration::from_millis(20));
             !child.is_running()
@@ -335,7 +363,7 @@ mod stuck {
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).unwrap();
         let mut records = rest.lines().filter_map(|line| serde_json::from_str(line).ok());
-        let record: serde_json::Value = records.next().expect("a record");
+        let record: serde_json::Value = records.next().expect("the watchdog logs a record");
         assert_eq!(record["message"], "stuck at the drain deadline: leaving");
         assert_eq!(record["timeout"], 0.3);
         assert_documented(&record, false);

@@ -1,4 +1,4 @@
-//! Whatever a client sends comes back whole, and to that client.
+//! Every message that a client sends comes back unchanged, to that client only.
 
 use zeromq::{ReqSocket, Socket, SocketSend};
 use zmtp::Dealer;
@@ -108,7 +108,7 @@ async fn a_tcp_probe_is_neither_counted_as_a_fault_nor_logged() {
     assert_eq!(server.metric("zmq_echo_connections_total{outcome=\"failed\"}"), 0.0);
     assert!(
         !server.lines().iter().any(|line| line.contains("handshake failed")),
-        "{:?}",
+        "a TCP probe was logged: {:?}",
         server.lines()
     );
 }
@@ -126,5 +126,5 @@ async fn a_wildcard_endpoint_serves_on_every_loopback_address() {
         req.connect(&format!("tcp://{host}:{}", address.port())).await.unwrap();
         assert_eq!(echo(&mut req, "hello".into()).await, [b"hello"]);
     }
-    server.is_alive();
+    server.wait_until_alive();
 }

@@ -1,4 +1,4 @@
-//! Each example, as a process with a client.
+//! Runs each example as a process, with a client.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use zmq_echo::service::Rejection;
 use crate::support::built::EXAMPLES;
 use crate::support::{Server, command, raw, wait_until};
 
-/// An example on its own ports, with this environment variable.
+/// Starts an example on its own ports, with this environment variable.
 fn start(name: &str, variable: Option<(&str, &str)>) -> Server {
     start_with(name, variable, &[])
 }
@@ -113,14 +113,16 @@ fn requests_are_counted_by_method_and_outcome_from_the_first_scrape_on() {
         ("wait", [2.0, 1.0, 3.0]),
         ("other", [0.0, 1.0, 1.0]),
     ] {
-        wait_until(&format!("{method} is counted"), || counted(&server, method) == expected);
+        wait_until(&format!("the replies of {method} are counted"), || {
+            counted(&server, method) == expected
+        });
     }
     let (_, text) = server.get("/metrics");
-    assert!(!text.contains("multiply"), "what a client sends is in no label: {text}");
+    assert!(!text.contains("multiply"), "a name that the client sent became a label: {text}");
     end(server, client);
 }
 
-/// The 99th percentile of the latency of a method that takes no time, while 100 clients keep ten
+/// The 99th percentile of the latency of a method that does no work, while 100 clients keep ten
 /// threads busy with requests of 50 ms.
 fn latency_beside_slow_clients() -> Duration {
     let server = start("methods", None);
@@ -156,7 +158,7 @@ fn latency_beside_slow_clients() -> Duration {
 #[test]
 fn with_a_hundred_slow_clients_a_fast_method_takes_less_than_one_unit_of_slow_work() {
     // A busy machine may be slower, so the test tries again.
-    wait_until("the fast method is fast", || {
+    wait_until("the fast method is not delayed by slow clients", || {
         let latency = latency_beside_slow_clients();
         eprintln!("99th percentile: {latency:?}");
         latency < Duration::from_millis(50)
@@ -174,11 +176,11 @@ fn a_database_counts_on_four_threads_and_keeps_its_counts() {
     for _ in 0..100 {
         ask(&mut client, &["apples"]);
     }
-    // Four threads handle them, so their order is open.
+    // Four threads handle the requests, so their order is undefined.
     let mut counts: Vec<u32> =
         (0..100).map(|_| answer(&mut client).unwrap().parse().unwrap()).collect();
     counts.sort_unstable();
-    assert!(counts.iter().copied().eq(1..=100), "{counts:?}");
+    assert!(counts.iter().copied().eq(1..=100), "the counts are not 1 to 100: {counts:?}");
     end(server, client);
     let server = start("counter", Some(("COUNTER_DB", database)));
     let mut client = raw::connect(server.address(), b"");
@@ -219,7 +221,7 @@ fn a_stream_waits_for_a_stalled_reader_and_then_delivers_every_item() {
         }
     }
     let held = server.metric("zmq_echo_buffered_bytes");
-    assert!(held < 64.0 * 1024.0, "{held} bytes wait for a reader that has stopped");
+    assert!(held < 64.0 * 1024.0, "{held} bytes are queued for a client that has stopped reading");
     for number in 1..=ITEMS {
         assert_eq!(answer(&mut stopped), Ok(number.to_string()));
     }
@@ -281,8 +283,8 @@ fn two_hundred_calls_to_another_service_run_concurrently() {
         }
     }
     // One after the other, they would take ten seconds.
-    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
-    assert!(most.load(SeqCst) > 20, "{most:?} at a time");
+    assert!(started.elapsed() < Duration::from_secs(8), "200 calls took {:?}", started.elapsed());
+    assert!(most.load(SeqCst) > 20, "at most {most:?} calls ran at the same time");
     let [mut client, ..] = clients;
     assert_eq!(asked(&mut client, &["/lost"]), Err("failed".to_owned()));
     assert_eq!(asked(&mut client, &["no path"]), Err("invalid_argument".to_owned()));
@@ -295,6 +297,10 @@ fn an_example_fits_on_two_screens() {
     for file in std::fs::read_dir(folder).unwrap() {
         let path = file.unwrap().path();
         let lines = std::fs::read_to_string(&path).unwrap().lines().count();
-        assert!(lines < 100, "{}: {lines} lines", path.display());
+        assert!(
+            lines < 100,
+            "{}: {lines} lines; an example must fit on two screens",
+            path.display()
+        );
     }
 }

@@ -51,18 +51,21 @@ const DEPLOYMENT: &str = include_str!("../k8s/base/deployment.yaml");
 fn podman(args: &[&str]) -> String {
     let Output { status, stdout, stderr } = try_podman(args);
     let stderr = String::from_utf8_lossy(&stderr);
-    assert!(status.success(), "podman {args:?}: {status}: {stderr}");
+    assert!(status.success(), "podman {args:?} failed with {status}: {stderr}");
     String::from_utf8(stdout).expect("text").trim().to_owned()
 }
 
 fn try_podman(args: &[&str]) -> Output {
-    command("podman").args(args).output().unwrap_or_else(|error| panic!("needs podman: {error}"))
+    command("podman")
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("this test needs podman: {error}"))
 }
 
 /// The arguments of `podman run` for the image, under a name.
 fn run<'a>(name: &'a str, options: &[&'a str], args: &[&'a str]) -> Vec<&'a str> {
     let exists = try_podman(&["image", "exists", IMAGE]).status.success();
-    assert!(exists, "needs the image {IMAGE}: .ci/image builds it");
+    assert!(exists, "this test needs the image {IMAGE}; .ci/image builds it");
     // Never pull, because that could test another image.
     let run = ["run", "--rm", "--pull=never", "--log-driver=none", "--name", name];
     [&run[..], &RESTRICTED, options, &[IMAGE], args].concat()
@@ -126,7 +129,7 @@ impl Container {
         run_image.args(run(&name.0, options, &[]));
         let mut container = Self { server: Server::spawn(run_image), name };
         let ip = container.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}");
-        let ip: IpAddr = ip.parse().expect("an address on a network");
+        let ip: IpAddr = ip.parse().expect("the container has an address");
         container.server.pid = container.inspect("{{.State.Pid}}").parse().expect("a number");
         container.server.endpoint = format!("tcp://{}", SocketAddr::new(ip, 5555));
         container.server.http = SocketAddr::new(ip, 8080);
@@ -140,7 +143,7 @@ impl Container {
 
     /// Runs the probe in the container, as an exec probe does.
     #[track_caller]
-    fn passes_its_probe(&self) {
+    fn assert_probe_succeeds(&self) {
         podman(&["exec", &self.name.0, "/zmq-echo-probe", "--timeout", "20s"]);
     }
 
@@ -153,9 +156,10 @@ impl Container {
 
     /// A line of `/proc/<pid>/status`.
     fn status(&self, line: &str) -> String {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("it runs");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))
+            .expect("the server is running");
         let line = status.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(":\t"));
-        line.expect("the line").to_owned()
+        line.expect("/proc/PID/status has the line").to_owned()
     }
 }
 
@@ -195,7 +199,7 @@ impl Load {
         self.process.stdout().read_to_string(&mut text).expect("text");
         assert_eq!(self.process.wait(), code, "{text}");
         let result: Json = serde_json::from_str(&text).expect("JSON");
-        assert_eq!(result["failed"], 0, "{text}");
+        assert_eq!(result["failed"], 0, "requests failed: {text}");
         assert_eq!(result["answered"], result["due"], "{text}");
         result
     }
@@ -259,7 +263,7 @@ fn the_image_holds_the_binaries_and_nothing_else() {
     assert_eq!(found, binaries());
     let size = image()["Size"].as_u64().expect("a number");
     eprintln!("the image takes {size} bytes");
-    assert!(size < LARGEST, "{size} bytes");
+    assert!(size < LARGEST, "the image has grown to {size} bytes; the limit is {LARGEST}");
 }
 
 #[test]
@@ -339,12 +343,12 @@ fn the_image_serves_unprivileged_on_a_read_only_root() {
         .args(["--endpoint", &container.endpoint, "--timeout", "20s"])
         .output()
         .expect("the probe runs");
-    assert!(probe.status.success(), "{probe:?}");
-    container.passes_its_probe();
+    assert!(probe.status.success(), "the probe failed: {probe:?}");
+    container.assert_probe_succeeds();
     // Only the probe in the container is on the server's own host.
     assert_eq!(container.metric("zmq_echo_requests_total{source=\"probe\"}"), 1.0);
     assert_eq!(container.metric("zmq_echo_requests_total{source=\"client\"}"), 1.0);
-    container.is_alive();
+    container.wait_until_alive();
     assert_eq!(container.get("/readyz").0, 200);
 }
 
@@ -397,10 +401,10 @@ fn the_images_stop_signal_drains_the_server_and_it_exits_0() {
 #[test]
 fn the_idle_image_uses_less_than_ten_mebibytes() {
     let container = Container::start(&[]);
-    container.passes_its_probe();
+    container.assert_probe_succeeds();
     let resident = container.memory("VmRSS");
     eprintln!("{} KiB are resident", resident >> 10);
-    assert!(resident < IDLE, "{resident} bytes");
+    assert!(resident < IDLE, "an idle server uses {resident} bytes; the limit is {IDLE}");
 }
 
 #[test]
@@ -438,7 +442,7 @@ fn the_load_generator_in_the_image_queries_the_clusters_api_over_tls() {
     let option = network.option();
     let server = Container::start(&[&option]);
     let api = Api::start(server.http.ip());
-    // The name stands in no certificate but the API's own, and the account is where
+    // The certificate is valid only for the API's own name, and the account is mounted where the
     // kubelet mounts it.
     let host = format!("--add-host={API}:{}", network.gateway());
     let address = format!("--env=KUBERNETES_SERVICE_HOST={API}");
@@ -459,7 +463,8 @@ struct MemoryGroup {
 
 impl MemoryGroup {
     fn of(pid: u32) -> Self {
-        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it runs");
+        let groups =
+            fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("the server is running");
         let path = |controllers: &str| {
             let path = groups.lines().find_map(|line| line.split_once(controllers))?.1;
             Some(path.trim_start_matches('/').to_owned())
@@ -490,7 +495,7 @@ impl MemoryGroup {
     fn count_sockets(&self, limit: u64) {
         if self.sockets_apart {
             let file = self.directory.join("memory.kmem.tcp.limit_in_bytes");
-            fs::write(file, limit.to_string()).expect("sockets are counted");
+            fs::write(file, limit.to_string()).expect("the kernel can count the memory of sockets");
         }
     }
 
@@ -515,17 +520,21 @@ fn two_hundred_peers_that_send_and_do_not_read_do_not_exceed_the_deployments_mem
     let options: Vec<&str> = env.iter().map(String::as_str).chain([memory.as_str()]).collect();
     let container = Container::start(&options);
     let group = MemoryGroup::of(container.pid);
-    assert_eq!(group.limit(), limit, "podman has set no limit");
+    assert_eq!(group.limit(), limit, "podman did not set the Deployment's memory limit");
     group.count_sockets(limit);
 
     let mut peers = raw::crowd(container.address(), 200);
     let request = raw::frame(&[3; 64 << 10], false);
     container.flood_until_stuck(&mut peers, &request);
-    container.passes_its_probe();
+    container.assert_probe_succeeds();
     let most = group.most();
     eprintln!("{} KiB at most, of {} KiB", most >> 10, limit >> 10);
-    assert!(most < limit, "{most} bytes of {limit}");
+    assert!(most < limit, "the server used {most} bytes; the Deployment's limit is {limit}");
     drop(peers);
-    wait_until("it has room again", || container.metric("zmq_echo_peers") == 0.0);
-    assert_eq!(container.inspect("{{.State.Pid}}"), container.pid.to_string(), "it was replaced");
+    wait_until("all peers are disconnected", || container.metric("zmq_echo_peers") == 0.0);
+    assert_eq!(
+        container.inspect("{{.State.Pid}}"),
+        container.pid.to_string(),
+        "the server did not survive: it was restarted"
+    );
 }

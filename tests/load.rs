@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo_client::load::config::LoadConfig;
 
-use crate::config::{refuses, refuses_from_the_environment};
+use crate::config::{assert_rejected, assert_rejected_in_the_environment};
 use crate::log_schema::assert_text_documented;
 use crate::simulation::switch;
 use crate::support::built::LOAD;
@@ -42,7 +42,7 @@ fn result(code: i32, args: &[&str]) -> Json {
 }
 
 fn number(value: &Json) -> f64 {
-    value.as_f64().unwrap_or_else(|| panic!("no number: {value}"))
+    value.as_f64().unwrap_or_else(|| panic!("not a number: {value}"))
 }
 
 fn sum(list: &Json, field: &str) -> f64 {
@@ -51,7 +51,7 @@ fn sum(list: &Json, field: &str) -> f64 {
 
 /// How a ROUTER treats its messages.
 #[derive(Clone, Copy)]
-enum Manner {
+enum Behaviour {
     /// Replies, and each reply takes this long.
     Delays(Duration),
     /// Replies at once, except during one second that starts one second after the first request.
@@ -62,21 +62,21 @@ enum Manner {
     IsSilent,
 }
 
-/// The endpoint of a server with this behaviour, which stops when the tests end.
-fn server_that(manner: Manner) -> String {
+/// Starts a server with this behaviour, which runs until the tests end. Returns its endpoint.
+fn server_with(behaviour: Behaviour) -> String {
     let (sender, endpoint) = std::sync::mpsc::channel();
     thread::spawn(move || {
         runtime().block_on(async {
             let mut socket = RouterSocket::new();
             let endpoint = socket.bind("tcp://127.0.0.1:0").await.unwrap();
             sender.send(endpoint.to_string()).unwrap();
-            serve(socket, manner).await;
+            serve(socket, behaviour).await;
         });
     });
     endpoint.recv().expect("the server binds")
 }
 
-async fn serve(mut socket: RouterSocket, manner: Manner) {
+async fn serve(mut socket: RouterSocket, behaviour: Behaviour) {
     let mut replies: VecDeque<(Instant, ZmqMessage)> = VecDeque::new();
     let mut stall = None;
     loop {
@@ -85,11 +85,11 @@ async fn serve(mut socket: RouterSocket, manner: Manner) {
             message = socket.recv() => {
                 let Ok(message) = message else { continue };
                 let now = Instant::now();
-                match manner {
-                    Manner::Delays(delay) => replies.push_back((now + delay, message)),
-                    Manner::Alters => replies.push_back((now, altered(message))),
-                    Manner::IsSilent => {}
-                    Manner::StallsOnce => {
+                match behaviour {
+                    Behaviour::Delays(delay) => replies.push_back((now + delay, message)),
+                    Behaviour::Alters => replies.push_back((now, altered(message))),
+                    Behaviour::IsSilent => {}
+                    Behaviour::StallsOnce => {
                         if now >= *stall.get_or_insert(now + Duration::from_secs(1)) {
                             stall = Some(now + Duration::from_secs(3600));
                             sleep(Duration::from_secs(1)).await;
@@ -99,7 +99,7 @@ async fn serve(mut socket: RouterSocket, manner: Manner) {
                 }
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                let (_, reply) = replies.pop_front().expect("there is one that is due");
+                let (_, reply) = replies.pop_front().expect("a reply is due");
                 let _ = socket.send(reply).await;
             }
         }
@@ -109,16 +109,16 @@ async fn serve(mut socket: RouterSocket, manner: Manner) {
 fn altered(message: ZmqMessage) -> ZmqMessage {
     let mut frames = message.into_vec();
     let mut last = frames.pop().expect("a frame").to_vec();
-    *last.last_mut().expect("a byte") ^= 1;
+    *last.last_mut().expect("the frame is not empty") ^= 1;
     frames.push(last.into());
-    ZmqMessage::try_from(frames).expect("frames")
+    ZmqMessage::try_from(frames).expect("a message has at least one frame")
 }
 
 #[test]
 fn an_open_loop_keeps_the_rate_and_the_server_counts_the_same_requests() {
     let args = ["--rate", "400", "--duration", "2s", "--size", "16-4KiB"];
     // A busy machine may not keep the rate, so the test tries again.
-    wait_until("a run keeps its rate", || {
+    wait_until("a run sends at its rate", || {
         let server = Server::start(&[]);
         let run = result(0, &[&[&*server.endpoint], &args[..]].concat());
         assert_eq!((number(&run["sent"]), number(&run["answered"])), (800.0, 800.0), "{run}");
@@ -126,10 +126,13 @@ fn an_open_loop_keeps_the_rate_and_the_server_counts_the_same_requests() {
         let requests = server.metric(r#"zmq_echo_requests_total{source="client"}"#);
         assert_eq!(requests, number(&run["sent"]) + number(&run["retried"]));
         let received = server.metric("zmq_echo_received_bytes_total") / 800.0;
-        assert!((1024.0..3072.0).contains(&received), "{received} bytes: not drawn evenly");
+        assert!(
+            (1024.0..3072.0).contains(&received),
+            "sizes are not drawn evenly: {received} bytes"
+        );
         // The last request is due one period before the end.
         let rate = number(&run["achieved_rate"]);
-        assert!(rate <= 401.0, "{rate} requests/s of 400");
+        assert!(rate <= 401.0, "{rate} requests/s are more than the rate of 400");
         rate >= 380.0
     });
 }
@@ -139,7 +142,10 @@ fn a_closed_loop_gets_every_reply_and_the_server_counts_the_same_requests() {
     let server = Server::start(&[]);
     let run = result(0, &[&server.endpoint, "--rate", "max", "--duration", "1s"]);
     let answered = number(&run["answered"]);
-    assert!(answered >= 256.0 && run["rate"].is_null(), "{run}");
+    assert!(
+        answered >= 256.0 && run["rate"].is_null(),
+        "the closed loop answered too little or has a rate: {run}"
+    );
     assert_eq!(answered, number(&run["sent"]), "{run}");
     let requests = server.metric(r#"zmq_echo_requests_total{source="client"}"#);
     assert_eq!(requests, answered + number(&run["retried"]));
@@ -156,11 +162,17 @@ fn the_result_adds_up() {
     assert_eq!(sum(&run["failures"], "count"), number(&run["failed"]));
     assert_eq!(sum(&run["timeline"], "answered"), answered);
     assert_eq!(sum(&run["endpoints"], "answered"), answered);
-    assert!((sum(&run["endpoints"], "share") - 1.0).abs() < 1e-9, "{run}");
+    assert!(
+        (sum(&run["endpoints"], "share") - 1.0).abs() < 1e-9,
+        "the shares do not add up to 1: {run}"
+    );
     let of = |server: &Server| server.metric(r#"zmq_echo_requests_total{source="client"}"#);
     for share in run["endpoints"].as_array().unwrap() {
         let server = servers.iter().find(|server| share["endpoint"] == *server.endpoint);
-        assert_eq!(number(&share["answered"]), of(server.expect("one of the two")));
+        assert_eq!(
+            number(&share["answered"]),
+            of(server.expect("the endpoint is one of the two servers"))
+        );
     }
     let latency = &run["latency"];
     let rising = ["min", "p50", "p90", "p99", "p99_9", "p99_99", "max"];
@@ -177,7 +189,10 @@ fn the_table_has_the_counts_the_percentiles_and_the_endpoints() {
     let table = String::from_utf8(output.stdout).unwrap();
     let row = |name: &str| {
         let row = table.lines().find(|line| line.trim_start().starts_with(name));
-        row.unwrap_or_else(|| panic!("no {name} in {table}")).split_whitespace().nth(1).unwrap()
+        row.unwrap_or_else(|| panic!("the table has no row {name}: {table}"))
+            .split_whitespace()
+            .nth(1)
+            .unwrap()
     };
     assert_eq!([row("sent"), row("answered"), row("failed")], ["100", "100", "0"]);
     assert_eq!(row(&server.endpoint), "100");
@@ -208,22 +223,22 @@ fn the_report_is_one_file_with_the_figures_of_the_json_and_names_no_other() {
     );
     let page = std::fs::read_to_string(&path).unwrap();
     std::fs::remove_dir_all(directory).unwrap();
-    let (_, embedded) = page.split_once(r#"id="result">"#).expect("a place for the result");
-    let (embedded, script) = embedded.split_once("</script>").expect("its end");
-    assert!(!embedded.contains('<'), "{embedded}");
+    let (_, embedded) = page.split_once(r#"id="result">"#).expect("the page embeds the result");
+    let (embedded, script) = embedded.split_once("</script>").expect("the embedded result ends");
+    assert!(!embedded.contains('<'), "the embedded result is not escaped: {embedded}");
     assert_eq!(serde_json::from_str::<Json>(embedded).expect("JSON"), run);
     assert!(run["command"].as_str().unwrap().contains("</script>.html"), "{}", run["command"]);
-    assert_eq!(script.matches("<script").count(), 1, "the page's own script and no other");
+    assert_eq!(script.matches("<script").count(), 1, "the page has more than its own script");
     let outside = page.replace("http://www.w3.org/2000/svg", "");
     for mark in ["http:", "https:", "src=", "@import", "url(", "fetch(", "\"//"] {
-        assert!(!outside.contains(mark), "{mark} in the page");
+        assert!(!outside.contains(mark), "the page names another file: {mark}");
     }
     assert_eq!(outside.matches("href=").count(), outside.matches("href=\"data:,\"").count());
 }
 
 #[test]
 fn an_altered_reply_fails_the_run_unless_failures_are_allowed() {
-    let endpoint = server_that(Manner::Alters);
+    let endpoint = server_with(Behaviour::Alters);
     let args = [&*endpoint, "--rate", "100", "--duration", "1s"];
     let run = result(1, &args);
     assert_eq!((number(&run["answered"]), number(&run["failed"])), (0.0, 100.0), "{run}");
@@ -235,7 +250,7 @@ fn an_altered_reply_fails_the_run_unless_failures_are_allowed() {
 
 #[test]
 fn a_reply_is_compared_with_the_expected_one() {
-    let endpoint = server_that(Manner::Alters);
+    let endpoint = server_with(Behaviour::Alters);
     let server = Server::start(&[]);
     let args = ["--rate", "100", "--duration", "500ms", "--payload-template", "order {n}"];
     for (endpoint, expect, failure) in [
@@ -266,7 +281,7 @@ fn the_payload_of_every_request_can_come_from_a_file() {
     assert_eq!((number(&run["answered"]), requests), (50.0, 50.0), "{run}");
     // The client's envelope adds a few bytes.
     let received = server.metric("zmq_echo_received_bytes_total") / requests;
-    assert!((10_000.0..10_100.0).contains(&received), "{received}");
+    assert!((10_000.0..10_100.0).contains(&received), "{received} bytes do not match the files");
     std::fs::remove_file(path).unwrap();
 }
 
@@ -298,7 +313,7 @@ fn an_error_reply_is_retried_and_counted_whatever_reply_is_expected() {
 
 #[test]
 fn requests_that_could_not_be_sent_count_as_failed() {
-    let endpoint = server_that(Manner::IsSilent);
+    let endpoint = server_with(Behaviour::IsSilent);
     let run = result(
         1,
         &[
@@ -323,20 +338,23 @@ fn requests_that_could_not_be_sent_count_as_failed() {
         let failure = failures.iter().find(|failure| failure["kind"] == kind);
         failure.map_or(0.0, |failure| number(&failure["count"]))
     };
-    assert!(count("unsent") >= 50.0, "{run}");
+    assert!(count("unsent") >= 50.0, "too few requests count as unsent: {run}");
     assert_eq!(number(&run["sent"]) + count("unsent"), 100.0, "{run}");
-    assert!(number(&run["most_waiting"]) >= 50.0, "{run}");
+    assert!(number(&run["most_waiting"]) >= 50.0, "the longest queue is too short: {run}");
 }
 
 #[test]
 fn the_median_of_a_known_delay_is_that_delay_in_both_loops() {
-    let endpoint = server_that(Manner::Delays(Duration::from_millis(20)));
+    let endpoint = server_with(Behaviour::Delays(Duration::from_millis(20)));
     for rate in ["200", "max"] {
         // A busy machine may add its own delay, so the test tries again.
-        wait_until("the median is about the delay", || {
+        wait_until("the median is about the server's delay", || {
             let run =
                 result(0, &[&endpoint, "--rate", rate, "--duration", "1s", "--in-flight", "8"]);
-            assert!(number(&run["latency"]["min"]) >= 0.02, "{rate}: {run}");
+            assert!(
+                number(&run["latency"]["min"]) >= 0.02,
+                "with rate {rate}, a latency is below the server's delay: {run}"
+            );
             number(&run["latency"]["p50"]) < 0.2
         });
     }
@@ -345,16 +363,32 @@ fn the_median_of_a_known_delay_is_that_delay_in_both_loops() {
 #[test]
 fn an_open_loop_sees_a_stall_that_a_closed_one_hides() {
     let args = ["--duration", "3s", "--connections", "1"];
-    let endpoint = server_that(Manner::StallsOnce);
+    let endpoint = server_with(Behaviour::StallsOnce);
     let open = result(0, &[&[&*endpoint, "--rate", "500"], &args[..]].concat());
-    assert!(number(&open["latency"]["max"]) >= 0.9, "{}", open["latency"]);
-    assert!(number(&open["latency"]["p90"]) >= 0.5, "{}", open["latency"]);
-    let endpoint = server_that(Manner::StallsOnce);
+    assert!(
+        number(&open["latency"]["max"]) >= 0.9,
+        "the open loop does not see the stall: {}",
+        open["latency"]
+    );
+    assert!(
+        number(&open["latency"]["p90"]) >= 0.5,
+        "the open loop does not count the queue during the stall: {}",
+        open["latency"]
+    );
+    let endpoint = server_with(Behaviour::StallsOnce);
     let closed =
         result(0, &[&[&*endpoint, "--rate", "max", "--in-flight", "1"], &args[..]].concat());
-    assert!(number(&closed["latency"]["max"]) >= 0.9, "{}", closed["latency"]);
+    assert!(
+        number(&closed["latency"]["max"]) >= 0.9,
+        "the closed loop does not see the stall at all: {}",
+        closed["latency"]
+    );
     // In its remaining two seconds, it makes more than ten requests on any machine.
-    assert!(number(&closed["latency"]["p90"]) < 0.5, "{}", closed["latency"]);
+    assert!(
+        number(&closed["latency"]["p90"]) < 0.5,
+        "the closed loop counts the stall more than once: {}",
+        closed["latency"]
+    );
 }
 
 #[test]
@@ -409,8 +443,11 @@ fn endpoints_that_come_and_go_in_dns_cause_no_failure() {
             .iter()
             .any(|change| change["endpoint"] == *server.endpoint && change["what"] == what)
     };
-    assert!(seen(&second, "came") && seen(&first, "gone"), "{changes:?}");
-    assert!(!seen(&second, "gone"), "{changes:?}");
+    assert!(
+        seen(&second, "came") && seen(&first, "gone"),
+        "the change in DNS is not in the result: {changes:?}"
+    );
+    assert!(!seen(&second, "gone"), "an endpoint that stayed counts as gone: {changes:?}");
     assert_eq!(sum(&result["endpoints"], "answered"), number(&result["sent"]));
 }
 
@@ -424,7 +461,10 @@ fn the_log_is_documented_text_on_stderr() {
     // On a machine that stalls, there may be a progress line.
     log.lines().filter(|line| !line.contains(", p50 ")).for_each(assert_text_documented);
     for message in ["endpoint added", "connected", "cannot connect"] {
-        assert!(log.contains(&format!(": {message} endpoint=")), "no `{message}` in {log}");
+        assert!(
+            log.contains(&format!(": {message} endpoint=")),
+            "`{message}` is not logged: {log}"
+        );
     }
     assert!(!String::from_utf8(output.stdout).unwrap().contains(" zmq_echo::"));
 }
@@ -457,7 +497,7 @@ fn a_second_signal_ends_it_at_once() {
     // From here on, nothing is answered, so the first signal would wait.
     server.stop();
     // The kernel may merge two signals that come close together.
-    wait_until("the second signal has ended it", || {
+    wait_until("the second signal ends the run", || {
         run.signal(Signal::INT);
         !run.is_running()
     });
@@ -484,7 +524,7 @@ fn without_a_terminal_progress_is_a_line_now_and_then() {
     assert_eq!(run.wait(), 3);
 }
 
-/// A value that each flag rejects, and a part of the message.
+/// A value that each flag rejects, and part of the message.
 const REFUSED: [(&str, &str, &str); 26] = [
     ("--discover", "zmq-echo", "such as dns://zmq-echo-headless:5555"),
     ("--rate", "0", "expected 1 to 10000000 requests per second, such as 5000, or max"),
@@ -519,8 +559,8 @@ const REFUSED: [(&str, &str, &str); 26] = [
 ];
 
 #[test]
-fn a_wrong_flag_is_refused_with_what_would_be_right() {
-    refuses(&LOAD, &REFUSED);
+fn a_wrong_value_is_rejected_with_an_example_of_a_correct_one() {
+    assert_rejected(&LOAD, &REFUSED);
     let output = load(&["--connections", "4096", "--in-flight", "100"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
@@ -529,7 +569,7 @@ fn a_wrong_flag_is_refused_with_what_would_be_right() {
 
 #[test]
 fn every_flag_is_an_environment_variable_too() {
-    refuses_from_the_environment(&LOAD, "ZMQ_ECHO_LOAD", &LoadConfig::command(), &REFUSED);
+    assert_rejected_in_the_environment(&LOAD, "ZMQ_ECHO_LOAD", &LoadConfig::command(), &REFUSED);
 }
 
 #[test]

@@ -18,7 +18,8 @@ use self::documented::{LOGS, Records, SECTIONS, documented, documented_in, types
 use crate::support::tables::table_of;
 use crate::support::{EVERY_RECORD, POD, SERVER, Server, command, raw};
 
-/// Holds one record as text. Names alone: in text values have no types.
+/// Checks that a record in text form is documented. Only names are checked, because values in text
+/// have no types.
 #[track_caller]
 pub fn assert_text_documented(line: &str) {
     let parts = line.split_once(' ').and_then(|(_, rest)| rest.trim_start().split_once(' '));
@@ -33,7 +34,7 @@ pub fn assert_text_documented(line: &str) {
     let holds = documented().iter().any(|((message, module), record)| {
         module == target && says(message) && *record == (level.to_owned(), found.clone())
     });
-    assert!(holds, "it is not in docs/logs.md: {line}");
+    assert!(holds, "docs/logs.md does not document this record: {line}");
 }
 
 #[test]
@@ -50,14 +51,18 @@ fn records_of(files: Vec<PathBuf>) -> Records {
         // A module's own tests are at its end.
         let source = source.split("#[cfg(test)]\nmod tests").next().unwrap();
         for unseen in ["event!(", "span!(", "#[instrument", "tracing::instrument"] {
-            assert!(!source.contains(unseen), "{unseen} in {}: not looked for", file.display());
+            assert!(
+                !source.contains(unseen),
+                "this test does not look for {unseen}, which is in {}",
+                file.display()
+            );
         }
         for (level, arguments) in invocations(source) {
             let (message, fields) = record(arguments);
             let name = (message, target(&file));
             let before = found.insert(name.clone(), (level.to_owned(), fields.clone()));
             let same = before.is_none_or(|(_, before)| before == fields);
-            assert!(same, "{name:?} has other fields in another place");
+            assert!(same, "{name:?} is logged in two places with different fields");
         }
     }
     found
@@ -66,7 +71,7 @@ fn records_of(files: Vec<PathBuf>) -> Records {
 #[test]
 fn the_documented_examples_are_valid_records() {
     let [json, text] = ["```json\n", "```text\n"].map(|start| {
-        let (_, rest) = LOGS.split_once(start).expect("an example");
+        let (_, rest) = LOGS.split_once(start).expect("docs/logs.md has an example");
         rest.split_once("\n```").expect("its end").0
     });
     assert_documented(&serde_json::from_str(json).unwrap(), true);
@@ -79,7 +84,7 @@ fn the_documented_fields_match_the_records() {
     let fields = types("## Fields");
     assert_eq!(fields.keys().cloned().collect::<BTreeSet<_>>(), used);
     for field in types("## Every record").keys() {
-        assert!(!used.contains(field), "{field} would stand in a record twice");
+        assert!(!used.contains(field), "{field} would appear twice in a record");
     }
     let levels: BTreeSet<_> = documented().into_values().map(|(level, _)| level).collect();
     let rows = table_of(LOGS, "## Levels", "| level | what");
@@ -132,7 +137,7 @@ fn invocations(source: &str) -> Vec<(&'static str, &str)> {
             let line = source[..at].rsplit('\n').next().unwrap();
             if !line.trim_start().starts_with("//") && !line.ends_with(char::is_alphanumeric) {
                 let arguments = &source[at + call.len()..];
-                let end = ends(arguments, ')').next().expect("a closing bracket");
+                let end = ends(arguments, ')').next().expect("the macro's closing parenthesis");
                 found.push((level, &arguments[..end]));
             }
         }
@@ -168,10 +173,10 @@ fn record(arguments: &str) -> (String, BTreeSet<String>) {
     // The last comma may be a trailing one.
     parts.retain(|part| !part.is_empty());
     let message = parts.pop().expect("a message").trim_matches('"');
-    assert!(!message.contains('{'), "`{message}` is no constant");
+    assert!(!message.contains('{'), "`{message}` is not a constant");
     let names = parts.into_iter().map(|part| {
         let name = part.split('=').next().unwrap().trim().trim_start_matches(['%', '?']);
-        assert!(name.chars().all(|c| c.is_alphanumeric() || c == '_'), "`{part}` is no field");
+        assert!(name.chars().all(|c| c.is_alphanumeric() || c == '_'), "`{part}` is not a field");
         name.to_owned()
     });
     (message.to_owned(), names.collect())
@@ -186,9 +191,9 @@ fn every_record_of_a_servers_life_is_documented() {
     shell.args(["--log-level", EVERY_RECORD, "--drain-quiet", "100ms"]);
     shell.envs(POD.map(|(variable, _, value)| (variable, value)));
     let mut server = Server::spawn(shell);
-    let mut stranger = TcpStream::connect(server.address()).unwrap();
-    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    let _ = stranger.read_to_end(&mut Vec::new());
+    let mut untrusted = TcpStream::connect(server.address()).unwrap();
+    untrusted.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let _ = untrusted.read_to_end(&mut Vec::new());
     let mut peer = raw::connect(server.address(), b"peer");
     raw::echoes(&mut peer, &raw::frame(b"hello", false));
     server.signal(Signal::TERM);
@@ -215,6 +220,6 @@ fn every_record_of_a_servers_life_is_documented() {
         "drained",
     ];
     for message in life {
-        assert!(messages.contains(message), "no `{message}` in {messages:?}");
+        assert!(messages.contains(message), "`{message}` was not logged: {messages:?}");
     }
 }

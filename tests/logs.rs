@@ -33,14 +33,14 @@ fn provoke(server: &Server) {
 fn every_line_is_one_json_record_whatever_a_peer_sends() {
     let server = Server::start(&["--log-level", EVERY_RECORD]);
     provoke(&server);
-    wait_until("the requests are logged", || {
+    wait_until("the requests are logged at trace level", || {
         server.lines().iter().filter(|line| line.contains("\"request\"")).count() >= NASTY.len()
     });
     for line in server.lines() {
-        let record: Json =
-            serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let record: Json = serde_json::from_str(&line)
+            .unwrap_or_else(|error| panic!("not a JSON record: {error}: {line}"));
         for field in ["timestamp", "level", "target", "message"] {
-            assert!(record[field].is_string(), "no {field}: {line}");
+            assert!(record[field].is_string(), "the record has no {field}: {line}");
         }
         let timestamp = record["timestamp"].as_str().unwrap();
         // RFC 3339, UTC, microseconds: 2026-01-31T12:34:56.123456Z
@@ -69,8 +69,11 @@ fn every_line_is_one_text_record_whatever_a_peer_sends() {
     assert_eq!(child.wait(), 0);
     assert!(text.lines().count() > NASTY.len());
     for line in text.lines() {
-        assert_eq!(line.as_bytes()[26], b'Z', "no time at the start: {line}");
-        assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
+        assert_eq!(line.as_bytes()[26], b'Z', "the line does not start with a time: {line}");
+        assert!(
+            !line.contains(|c: char| c.is_control()),
+            "the line has a control character: {line:?}"
+        );
     }
 }
 
@@ -115,7 +118,7 @@ fn if_nobody_reads_stdout_records_are_dropped_but_echoes_go_on() {
     let http = listening["http"].as_str().unwrap().parse().unwrap();
     let mut peer = raw::connect(address, b"chatty");
     let mut dropped = 0.0;
-    wait_until("records are dropped", || {
+    wait_until("records are dropped once nobody reads stdout", || {
         peer.write_all(&raw::frame(b"x", false).repeat(1000)).unwrap();
         for _ in 0..1000 {
             assert_eq!(raw::read_frame(&mut peer).1, b"x");
@@ -148,11 +151,11 @@ fn an_error_at_the_start_is_one_record_that_names_what_failed() {
         let output = command(SERVER).args(&whole).output().unwrap();
         let stdout = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stdout}");
-        let record: Json =
-            serde_json::from_str(stdout.trim()).unwrap_or_else(|error| panic!("{error}: {stdout}"));
+        let record: Json = serde_json::from_str(stdout.trim())
+            .unwrap_or_else(|error| panic!("stdout is not one JSON record: {error}: {stdout}"));
         assert_documented(&record, false);
         let error = record["error"].as_str().unwrap();
-        assert!(error.contains(named), "{error}");
+        assert!(error.contains(named), "the error does not name {named}: {error}");
         assert!(error.contains("os error") || error.contains("lookup"), "{error}");
     }
 }
@@ -170,7 +173,7 @@ fn the_reason_for_exiting_is_printed_even_with_logging_off() {
     }
 }
 
-/// A panic in this test binary, which runs one of its own tests.
+/// A panic in this test binary, which the test starts again as a child process.
 mod panic {
     use super::*;
 
@@ -220,7 +223,9 @@ mod panic {
             // The harness writes lines of its own.
             let records: Vec<Json> =
                 stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-            let [record] = &records[..] else { panic!("{} records: {stdout}", records.len()) };
+            let [record] = &records[..] else {
+                panic!("expected one record, got {}: {stdout}", records.len())
+            };
             assert_documented(record, long);
             assert_eq!(record["message"], "panicked");
             assert_eq!(record["thread"], "doomed");

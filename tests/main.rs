@@ -1,5 +1,5 @@
-//! Integration tests: real sockets, real processes, real signals. Each is named
-//! after the promise that it keeps.
+//! Integration tests: real sockets, real processes, real signals. Each test is named after the
+//! promise that it keeps.
 
 mod attacks;
 mod build_plan;

@@ -1,4 +1,4 @@
-//! The manual pages and shell completions are written, and name every flag.
+//! Manual pages and shell completions are generated, and name every flag.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,7 @@ use zmq_echo_client::load::config::LoadConfig;
 use crate::support::built::EXAMPLES;
 use crate::support::command;
 
-/// How a flag is written in a file.
+/// How a kind of file writes a flag.
 type Spelling = fn(&str) -> String;
 
 /// The names of a program's files.

@@ -1,4 +1,5 @@
-//! `new-project` makes a project whose name is changed everywhere, and rejects what cannot work.
+//! `new-project` makes a project with its own name everywhere, and rejects names and folders that
+//! cannot work.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,13 +7,13 @@ use std::process::{Command, Output};
 
 use crate::side_port::hash_of;
 
-/// A folder of this test alone, which goes with it.
+/// A folder for one test, which is removed at its end.
 struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
         let name = format!("new-project-{name}-{}", std::process::id());
-        // Links resolved, as the script names it.
+        // With links resolved, because the script prints the folder like that.
         let folder = std::env::temp_dir().canonicalize().unwrap().join(name);
         fs::create_dir(&folder).unwrap();
         Self(folder)
@@ -41,25 +42,25 @@ fn run(program: impl AsRef<Path>, arguments: &[&str], folder: &Path) -> Output {
     output.unwrap_or_else(|error| panic!("{}: {error}", program.as_ref().display()))
 }
 
-/// What a command says that has to succeed.
+/// Runs a command that must succeed, and returns its output.
 fn succeed(program: &str, arguments: &[&str], folder: &Path) -> String {
     let output = run(program, arguments, folder);
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{program} {arguments:?}: {stdout}{stderr}");
+    assert!(output.status.success(), "{program} {arguments:?} failed: {stdout}{stderr}");
     stdout
 }
 
-/// Makes a project of that name in a folder, and returns what the script says.
+/// Makes a project with this name in a folder, and returns the output of the script.
 fn make(name: &str, folder: &Path) -> String {
     let script = root().join("new-project");
     succeed(script.to_str().unwrap(), &[name, folder.to_str().unwrap()], root())
 }
 
-/// Every tracked file of a project, by its path in there.
+/// Every tracked file of a project: its path in the project, and its content.
 fn files(project: &Path) -> Vec<(String, Vec<u8>)> {
     let listed = succeed("git", &["ls-files", "-z"], project);
-    // A link names no project: its target is a file by itself.
+    // A link contains no name: its target is a file of its own.
     let is_file = |path: &&str| !path.is_empty() && !project.join(path).is_symlink();
     let paths = listed.split('\0').filter(is_file);
     paths.map(|path| (path.to_owned(), fs::read(project.join(path)).unwrap())).collect()
@@ -90,7 +91,10 @@ fn a_new_project_has_its_own_name_everywhere_and_cargo_accepts_it() {
         let files = files(&project);
         let mut attributions = Vec::new();
         for (path, content) in &files {
-            assert!(!has_old_name(path.as_bytes()), "{name}: {path}");
+            assert!(
+                !has_old_name(path.as_bytes()),
+                "{name}: the path still has the old name: {path}"
+            );
             for line in content.split(|byte| *byte == b'\n').filter(|line| has_old_name(line)) {
                 attributions.push((path.as_str(), String::from_utf8_lossy(line).into_owned()));
             }
@@ -116,13 +120,13 @@ fn a_new_project_has_its_own_name_everywhere_and_cargo_accepts_it() {
         for (path, part) in expected {
             assert!(text(path).contains(&part), "{name}: {path} lacks {part}");
         }
-        marker_has_16_bytes(&text("src/service/rejection.rs"));
+        assert_markers_have_16_bytes(&text("src/service/rejection.rs"));
         let policy = text("src/side_port/page.rs");
         for tag in ["script", "style"] {
             let hash = hash_of(&text("src/side_port/status.html"), tag);
             assert!(policy.contains(&format!("{tag}-src 'sha256-{hash}'")), "{name}: {tag}");
         }
-        what_is_for_this_project_only_is_left_out(&files);
+        assert_own_parts_are_left_out(&files);
 
         for lock in ["Cargo.lock", "fuzz/Cargo.lock"] {
             let packages = names_of_packages(&text(lock));
@@ -141,7 +145,7 @@ fn a_new_project_has_its_own_name_everywhere_and_cargo_accepts_it() {
 }
 
 /// Each marker is a byte string, such as `b"\0quotes--/error\0"`.
-fn marker_has_16_bytes(source: &str) {
+fn assert_markers_have_16_bytes(source: &str) {
     for constant in ["ERROR", "CHECK"] {
         let (_, rest) = source.split_once(&format!("pub const {constant}: ")).unwrap();
         let marker = rest.split('"').nth(1).unwrap().replace("\\0", "0");
@@ -149,16 +153,22 @@ fn marker_has_16_bytes(source: &str) {
     }
 }
 
-fn what_is_for_this_project_only_is_left_out(files: &[(String, Vec<u8>)]) {
+fn assert_own_parts_are_left_out(files: &[(String, Vec<u8>)]) {
     for (path, content) in files {
-        assert!(!path.contains("new_project") && path != "new-project", "{path}");
+        assert!(
+            !path.contains("new_project") && path != "new-project",
+            "{path} is only for this project"
+        );
         let text = String::from_utf8_lossy(content);
-        assert!(!text.contains("new-project") && !text.contains("mod new_project"), "{path}");
+        assert!(
+            !text.contains("new-project") && !text.contains("mod new_project"),
+            "{path} still mentions the script new-project"
+        );
         if path == "docs/performance.md" || path == "compare/RESULTS.md" {
             assert!(text.contains("\nNot measured yet"), "{path}");
             assert!(!text.contains("| libzmq |"), "{path}");
         }
-        // The promise that links there is not yet measured.
+        // The README's link to a measurement that the new project does not have yet.
         if path == "README.md" {
             assert!(!text.contains("docs/performance.md"), "{path}");
         }
@@ -179,13 +189,14 @@ fn names_of_packages(lock: &str) -> Vec<String> {
     names.map(|name| name.trim_end_matches('"').to_owned()).collect()
 }
 
-/// Runs the script, which has to fail and to leave nothing behind, and returns its reason.
-fn refused(script: &Path, name: &str, folder: &Path) -> String {
+/// Runs the script, which must fail and leave nothing behind. Returns its output, which names the
+/// reason.
+fn assert_refused(script: &Path, name: &str, folder: &Path) -> String {
     let before = folder.exists();
     let output = run(script, &[name, folder.to_str().unwrap()], script.parent().unwrap());
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{name}: {stderr}");
-    assert_eq!(folder.exists(), before, "{name}");
+    assert_eq!(folder.exists(), before, "{name}: the script left a folder behind");
     stderr
 }
 
@@ -205,12 +216,12 @@ fn a_project_name_that_cannot_work_everywhere_is_rejected_with_the_reason() {
         ("not a string in YAML", &["yes", "null"]),
         ("belongs to Kubernetes", &["default", "kubernetes", "kube-system"]),
         ("others", &["cargo", "process", "process-x"]),
-        // The last one because of kube-client and its like.
+        // The last one stands for dependencies such as kube-client.
         ("is a dependency", &["tokio", "futures-util", "zmtp-sockets", "prometheus", "kube"]),
         ("it is the name of a module", &["probe", "support", "proto", "poll-loop"]),
     ] {
         for name in names {
-            let said = refused(&root().join("new-project"), name, &project);
+            let said = assert_refused(&root().join("new-project"), name, &project);
             assert!(said.contains(reason), "{name}: {said}");
         }
     }
@@ -228,12 +239,15 @@ fn a_folder_that_is_not_empty_or_lies_in_the_checkout_is_rejected_and_left_alone
     let folder = Folder::new("folders");
     let script = root().join("new-project");
     fs::write(folder.0.join("precious"), "1").unwrap();
-    assert!(refused(&script, "quotes", &folder.0).contains("not an empty folder"));
-    assert!(refused(&script, "quotes", &folder.0.join("precious")).contains("not an empty folder"));
+    assert!(assert_refused(&script, "quotes", &folder.0).contains("not an empty folder"));
+    assert!(
+        assert_refused(&script, "quotes", &folder.0.join("precious"))
+            .contains("not an empty folder")
+    );
     assert_eq!(fs::read_to_string(folder.0.join("precious")).unwrap(), "1");
 
     let inside = root().join("target/quotes");
-    assert!(refused(&script, "quotes", &inside).contains("inside this checkout"));
+    assert!(assert_refused(&script, "quotes", &inside).contains("inside this checkout"));
 
     let empty = folder.0.join("empty");
     fs::create_dir(&empty).unwrap();
@@ -248,9 +262,9 @@ fn a_copy_that_is_not_a_checkout_is_rejected() {
     let script = unpacked.join("new-project");
     fs::copy(root().join("new-project"), &script).unwrap();
     let project = folder.0.join("project");
-    assert!(refused(&script, "quotes", &project).contains("not a git checkout"));
+    assert!(assert_refused(&script, "quotes", &project).contains("not a git checkout"));
 
-    // Inside of another project's checkout.
+    // Inside another project's checkout.
     succeed("git", &["init", "--quiet"], &folder.0);
-    assert!(refused(&script, "quotes", &project).contains("not a checkout of this project"));
+    assert!(assert_refused(&script, "quotes", &project).contains("not a checkout of this project"));
 }

@@ -1,4 +1,4 @@
-//! The poll loop inside the test's own process, with other services, on the real socket.
+//! Runs the poll loop in the test's own process, with other services, on the real socket.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -48,7 +48,7 @@ pub fn start_with_timeout<S: Service + 'static>(
     start_with(make, timeout, None)
 }
 
-/// A loop whose requests have a deadline too.
+/// A loop whose requests also have a deadline.
 pub fn start_with<S: Service + 'static>(
     mut make: impl FnMut() -> S + Send + 'static,
     timeout: Duration,
@@ -131,7 +131,8 @@ fn a_service_cannot_reply_with_nothing_or_with_a_lookalike_of_an_error() {
 
 #[test]
 fn checks_are_answered_without_the_service_and_other_reserved_payloads_are_rejected() {
-    let mut running = start(|| |_: Request<'_>| -> Answer { panic!("it was asked") });
+    let mut running =
+        start(|| |_: Request<'_>| -> Answer { panic!("a check reached the service") });
     let mut client = raw::connect(running.address, b"");
     client.write_all(&raw::frame(CHECK, false)).unwrap();
     assert_eq!(raw::read_message(&mut client), [CHECK.to_vec()]);
@@ -175,7 +176,7 @@ fn every_request_is_counted_with_its_bytes_even_if_the_drain_leaves_it_unanswere
     running.termination.write_all(b"x").unwrap();
     let report = running.thread.join().unwrap();
     assert_eq!(report.ending, Ending::Deadline);
-    assert!(!report.closed.is_clean(), "{report:?}");
+    assert!(!report.closed.is_clean(), "the drain answered every request: {report:?}");
     let requests = running.metrics.client_requests.get();
     assert_eq!(running.metrics.socket.received_bytes.get(), requests * 5);
 }

@@ -38,23 +38,27 @@ fn read_request(stream: &mut TcpStream) -> Vec<u8> {
     payload
 }
 
-/// Runs the probe with a short limit, for peers that let it pass.
+/// The probe fails at its limit of two seconds, because of a peer that never answers.
 #[track_caller]
-fn says_no_at_the_limit(address: SocketAddr, step: &str, reason: &str) {
-    let after = says_no(address, "2s", step, reason);
-    assert!(after >= 2000.0, "{after} ms");
+fn fails_at_the_limit(address: SocketAddr, step: &str, reason: &str) {
+    let after = fails_with(address, "2s", step, reason);
+    assert!(after >= 2000.0, "the probe gave up early, after {after} ms");
 }
 
-/// Runs the probe with a limit that only a hang would reach.
+/// The probe fails long before its limit, which it would reach only if it hung.
 #[track_caller]
-fn says_no_at_once(address: SocketAddr, step: &str, reason: &str) {
-    let after = says_no(address, "1h", step, reason);
-    assert!(after < DEADLINE.as_secs_f64() * 1000.0, "{after} ms");
+fn fails_before_the_limit(address: SocketAddr, step: &str, reason: &str) {
+    let after = fails_with(address, "1h", step, reason);
+    assert!(
+        after < DEADLINE.as_secs_f64() * 1000.0,
+        "the probe waited {after} ms although the failure was certain"
+    );
 }
 
-/// Returns the milliseconds that the probe reports.
+/// The probe fails with this step and reason on one line of stderr. Returns the milliseconds that
+/// it reports.
 #[track_caller]
-fn says_no(address: SocketAddr, limit: &str, step: &str, reason: &str) -> f64 {
+fn fails_with(address: SocketAddr, limit: &str, step: &str, reason: &str) -> f64 {
     let output = probe(&format!("tcp://{address}"), &["--timeout", limit]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
@@ -63,7 +67,7 @@ fn says_no(address: SocketAddr, limit: &str, step: &str, reason: &str) -> f64 {
     let said = stderr.strip_prefix(&format!("tcp://{address}: {step} failed after "));
     let (after, said) =
         said.and_then(|said| said.split_once(" ms: ")).unwrap_or_else(|| panic!("{stderr}"));
-    assert!(said.contains(reason), "{stderr}");
+    assert!(said.contains(reason), "the reason is not `{reason}`: {stderr}");
     after.parse().unwrap()
 }
 
@@ -95,7 +99,7 @@ fn the_probe_fails_before_its_limit_if_nothing_listens() {
     // Bound, so that no other process gets the port, but not listening.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    says_no(socket.local_addr().unwrap().as_socket().unwrap(), "30s", "connect", "refused");
+    fails_with(socket.local_addr().unwrap().as_socket().unwrap(), "30s", "connect", "refused");
     let output = probe("tcp://no-such-host.invalid:5555", &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("connect failed"));
@@ -103,13 +107,13 @@ fn the_probe_fails_before_its_limit_if_nothing_listens() {
 
 #[test]
 fn the_probe_fails_if_the_peer_stays_silent() {
-    says_no_at_the_limit(peer(|_| {}), "handshake", "connected, but no handshake within 2s");
+    fails_at_the_limit(peer(|_| {}), "handshake", "connected, but no handshake within 2s");
 }
 
 #[test]
 fn the_probe_fails_if_the_peer_hangs_up() {
     let hangs_up = |stream: TcpStream| stream.shutdown(std::net::Shutdown::Both).unwrap();
-    says_no_at_once(peer(hangs_up), "handshake", "closed the connection in the handshake");
+    fails_before_the_limit(peer(hangs_up), "handshake", "closed the connection in the handshake");
 }
 
 #[test]
@@ -127,7 +131,7 @@ fn the_probe_fails_if_the_handshake_hangs() {
     // All at once, because each one waits for its whole limit.
     thread::scope(|scope| {
         for peer in [peer(half), peer(whole), peer(trickled)] {
-            scope.spawn(move || says_no_at_the_limit(peer, "handshake", "no handshake"));
+            scope.spawn(move || fails_at_the_limit(peer, "handshake", "no handshake"));
         }
     });
 }
@@ -135,10 +139,10 @@ fn the_probe_fails_if_the_handshake_hangs() {
 #[test]
 fn the_probe_fails_if_the_handshake_is_garbage() {
     let garbage = |mut stream: TcpStream| drop(stream.write_all(&[b'x'; 200]));
-    says_no_at_once(peer(garbage), "handshake", "does not speak ZMTP");
+    fails_before_the_limit(peer(garbage), "handshake", "does not speak ZMTP");
     let http = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nyou are not a browser, are you? 0123456789";
     let http = |mut stream: TcpStream| drop(stream.write_all(http));
-    says_no_at_once(peer(http), "handshake", "does not speak ZMTP");
+    fails_before_the_limit(peer(http), "handshake", "does not speak ZMTP");
 }
 
 #[test]
@@ -148,7 +152,7 @@ fn the_probe_fails_if_the_request_is_not_answered() {
             read_request(&mut stream);
         }
     };
-    says_no(peer(silent), "5s", "receive", "no reply");
+    fails_with(peer(silent), "5s", "receive", "no reply");
 }
 
 #[test]
@@ -159,7 +163,7 @@ fn the_probe_fails_if_the_peer_hangs_up_on_the_request() {
             stream.shutdown(std::net::Shutdown::Both).unwrap();
         }
     };
-    says_no_at_once(peer(hangs_up), "receive", "closed");
+    fails_before_the_limit(peer(hangs_up), "receive", "closed");
 }
 
 /// A peer that replies to each request with the result of `reply` for its payload.
@@ -175,19 +179,19 @@ fn answering(reply: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
 #[test]
 fn the_probe_fails_on_another_payload() {
     let another = |_| raw::message(&[&b""[..], CHECK, b"yes, yes"]);
-    says_no_at_once(answering(another), "verify", "not the payload that was sent");
+    fails_before_the_limit(answering(another), "verify", "not the payload that was sent");
     let shorter = |payload: Vec<u8>| raw::message(&[b"", CHECK, &payload[1..]]);
-    says_no_at_once(answering(shorter), "verify", "not the payload that was sent");
+    fails_before_the_limit(answering(shorter), "verify", "not the payload that was sent");
 }
 
 #[test]
 fn the_probe_fails_if_its_payload_comes_in_other_frames() {
     let more = |payload: Vec<u8>| raw::message(&[b"", CHECK, &payload, b"and more"]);
-    says_no_at_once(answering(more), "verify", "the reply has 4 frames, the request had 3");
+    fails_before_the_limit(answering(more), "verify", "the reply has 4 frames, the request had 3");
     let bare = |payload: Vec<u8>| raw::frame(&payload, false);
-    says_no_at_once(answering(bare), "verify", "the reply has 1 frames, the request had 3");
+    fails_before_the_limit(answering(bare), "verify", "the reply has 1 frames, the request had 3");
     let half = |payload: Vec<u8>| raw::frame(&payload, false)[..20].to_vec();
-    says_no(answering(half), "5s", "receive", "no reply");
+    fails_with(answering(half), "5s", "receive", "no reply");
 }
 
 #[test]
@@ -200,7 +204,7 @@ fn the_probe_fails_on_endless_frames() {
             }
         });
     };
-    says_no_at_once(peer(endless), "receive", "larger than 4096 bytes");
+    fails_before_the_limit(peer(endless), "receive", "larger than 4096 bytes");
 }
 
 #[test]
@@ -213,7 +217,7 @@ fn the_probe_fails_at_its_limit_on_endless_commands() {
             }
         });
     };
-    says_no_at_the_limit(peer(endless), "receive", "no reply");
+    fails_at_the_limit(peer(endless), "receive", "no reply");
 }
 
 #[test]
@@ -221,13 +225,13 @@ fn the_probe_fails_at_once_on_an_impossible_frame_size() {
     let in_the_handshake = |mut stream: TcpStream| {
         let _ = stream.write_all(&[raw::greeting(0), raw::announced(4, 1 << 47)].concat());
     };
-    says_no_at_once(peer(in_the_handshake), "handshake", "metadata");
+    fails_before_the_limit(peer(in_the_handshake), "handshake", "metadata");
     let behind_it = |mut stream: TcpStream| {
         if raw::welcome(&mut stream).is_ok() {
             let _ = stream.write_all(&raw::announced(0, 1 << 47));
         }
     };
-    says_no_at_once(peer(behind_it), "receive", "larger than 4096 bytes");
+    fails_before_the_limit(peer(behind_it), "receive", "larger than 4096 bytes");
 }
 
 #[test]
@@ -256,14 +260,14 @@ fn no_two_probes_send_the_same_payload() {
         assert_eq!(output.status.code(), Some(0), "{output:?}");
     }
     let [first, second] = [seen.recv().unwrap(), seen.recv().unwrap()];
-    assert_ne!(first.0, second.0, "one identity for two probes");
-    assert_ne!(first.1, second.1, "one payload for two probes");
+    assert_ne!(first.0, second.0, "two probes used the same identity");
+    assert_ne!(first.1, second.1, "two probes sent the same payload");
     let announced = String::from_utf8_lossy(&first.0).into_owned();
     assert!(announced.contains(PROBE_IDENTITY), "{announced}");
 }
 
 #[test]
-fn a_wrong_flag_is_refused_with_what_would_be_right() {
+fn a_wrong_value_is_rejected_with_an_example_of_a_correct_one() {
     for (args, right) in [
         (["--endpoint", "localhost:5555"], "expected tcp://HOST:PORT"),
         (["--endpoint", "tcp://*:5555"], "a client needs a host"),

@@ -128,7 +128,7 @@ fn the_documented_client_series_match_its_registry() {
 #[test]
 fn the_documented_client_program_is_the_one_that_a_test_runs() {
     let program = |text: &'static str, fence: &str| {
-        let (_, rest) = text.split_once(fence).expect("the program");
+        let (_, rest) = text.split_once(fence).expect("the document has the program");
         let lines = rest.lines().map(|line| line.trim_start_matches("//!").trim());
         let shown = lines.take_while(|line| *line != "```").filter(|line| !line.starts_with("# "));
         shown.skip(1).collect::<Vec<_>>()
@@ -141,16 +141,19 @@ fn the_documented_client_program_is_the_one_that_a_test_runs() {
         assert_eq!(program(document, fence), run);
         assert_eq!(program(document, "```toml"), dependencies);
     }
-    assert!(run.len() <= 24, "{} lines", run.len());
+    assert!(run.len() <= 24, "the program has {} lines", run.len());
 }
 
 /// A project of your own has no such section.
 #[test]
 fn the_service_in_the_readme_is_an_example() {
     let Some((_, section)) = README.split_once("\n## Make it your own\n") else { return };
-    let (_, block) = section.split_once("```rust\n").expect("a service");
-    let (service, _) = block.split_once("```").expect("an end");
-    assert!(include_str!("../examples/echo.rs").contains(service), "{service}");
+    let (_, block) = section.split_once("```rust\n").expect("the section has a service");
+    let (service, _) = block.split_once("```").expect("the block ends");
+    assert!(
+        include_str!("../examples/echo.rs").contains(service),
+        "the service is not in examples/echo.rs: {service}"
+    );
 }
 
 /// The lines of a program without its comments. Imports are apart and sorted, because another name
@@ -192,7 +195,7 @@ fn the_documented_reasons_match_the_socket() {
 fn every_file_that_the_readme_links_to_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for row in table_of(DEVELOPMENT, "## Where each pattern lives", "| pattern | file |") {
-        assert!(root.join(&row[1]).is_file(), "{}", row[1]);
+        assert!(root.join(&row[1]).is_file(), "{} does not exist", row[1]);
     }
     let libraries = [
         include_str!("../src/lib.rs"),

@@ -1,4 +1,4 @@
-//! `--version` names the commit that a program was built from.
+//! `--version` names the commit that a program was built from, for every program.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ fn succeeds(mut command: Command) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// A folder outside every checkout, which is removed with its test.
+/// A folder outside every checkout, which is removed at the end of the test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -103,7 +103,7 @@ fn the_commit_comes_from_the_environment_the_package_or_git() {
         succeeds(git(&place, arguments));
     }
     let commit = succeeds(git(&place, &["rev-parse", "--short=12", "HEAD"]));
-    // Without a change of the sources, nothing is built again.
+    // Unless the sources change, nothing is built again.
     fs::write(place.join("README.md"), "").unwrap();
     let (said, revision) = run(&place, "");
     assert_eq!(revision, commit);

@@ -31,12 +31,12 @@ const MOST: usize = 500;
 /// That must not look like silence before the client knows about the drain.
 const QUIET: &str = "3s";
 
-/// How long a stopped server has sent no reply before it is killed. By then, its earlier replies
-/// have been read.
+/// How long a stopped server must have sent no reply before it is killed. By then, the client has
+/// read its earlier replies.
 const SILENCE: Duration = Duration::from_millis(200);
 
-/// How many requests each server answers before the next step. So every server has its share, and
-/// every step of a rollout happens under load.
+/// How many requests each server must answer before the next step, so that every server gets its
+/// share and every step of a rollout happens under load.
 const SHARE: u64 = 500;
 
 const NAME: &str = "zmq-echo-headless.test.";
@@ -98,7 +98,7 @@ impl Cluster {
 
     fn ready(&mut self, address: SocketAddr) {
         match self {
-            Self::Api(api) => api.say(address, Condition::Ready),
+            Self::Api(api) => api.set(address, Condition::Ready),
             Self::Dns { ready, .. } => {
                 ready.insert(address.ip());
             }
@@ -108,7 +108,7 @@ impl Cluster {
 
     fn terminating(&mut self, address: SocketAddr) {
         match self {
-            Self::Api(api) => api.say(address, Condition::Terminating),
+            Self::Api(api) => api.set(address, Condition::Terminating),
             Self::Dns { ready, .. } => {
                 ready.remove(&address.ip());
             }
@@ -118,8 +118,8 @@ impl Cluster {
 
     fn gone(&mut self, address: SocketAddr) {
         match self {
-            Self::Api(api) => api.forget(address),
-            // It was removed from the answer earlier, or is removed now.
+            Self::Api(api) => api.remove(address),
+            // It may already have been removed from the answer.
             Self::Dns { .. } => self.terminating(address),
         }
     }
@@ -164,7 +164,7 @@ fn common_port() -> u16 {
             return port;
         }
     }
-    panic!("no port is free on six addresses");
+    panic!("found no port that is free on all addresses");
 }
 
 /// One request of the load and its outcome.
@@ -179,7 +179,7 @@ impl Request {
     /// The service's reply, and the number of attempts it took.
     #[track_caller]
     fn answered(&self) -> u32 {
-        let reply = self.reply.as_ref().unwrap_or_else(|error| panic!("failed: {error}"));
+        let reply = self.reply.as_ref().unwrap_or_else(|error| panic!("a request failed: {error}"));
         assert_eq!(reply.payload, self.payload);
         reply.attempts
     }
@@ -205,13 +205,13 @@ impl Load {
                 run(client, stopped).await
             })
         });
-        Self { client: given.recv().expect("a client"), stop, thread }
+        Self { client: given.recv().expect("the client starts"), stop, thread }
     }
 
     /// Ends the load and waits for all of its requests.
     fn stop(self) -> Vec<Request> {
         self.stop.send_replace(true);
-        self.thread.join().expect("no panic")
+        self.thread.join().expect("the load does not panic")
     }
 
     fn state(&self, server: &Server) -> Option<State> {
@@ -219,7 +219,7 @@ impl Load {
     }
 
     fn wait_until_used(&self, server: &Server) {
-        wait_until("the new server has its share", || {
+        wait_until("the new server answers its share of requests", || {
             self.state(server) == Some(State::Ready)
                 && self.of(server, |status| status.answered) >= Some(SHARE)
         });
@@ -268,7 +268,7 @@ async fn run(client: Client, stopped: watch::Receiver<bool>) -> Vec<Request> {
     }
     let mut ended = Vec::new();
     for request in requests {
-        ended.push(request.await.expect("no panic"));
+        ended.push(request.await.expect("the request does not panic"));
     }
     ended
 }
@@ -298,7 +298,10 @@ impl Rollout {
         let drained = old.wait_for_record("drained");
         assert_eq!((&drained["owed"], &drained["discarded"]), (&0.into(), &0.into()), "{drained}");
         // A client that kept sending would keep the server alive until its deadline.
-        assert_ne!(drained["reason"], "deadline", "{drained}");
+        assert_ne!(
+            drained["reason"], "deadline",
+            "the client kept sending until the deadline of the drain: {drained}"
+        );
         self.bring_another(at);
     }
 
@@ -309,7 +312,7 @@ impl Rollout {
         let began = Instant::now();
         old.stop();
         let (mut answered, mut since) = (None, began);
-        wait_until("requests are in flight on it", || {
+        wait_until("requests are in flight on the stopped server", || {
             let now = self.load.of(old, |status| status.answered);
             if std::mem::replace(&mut answered, now) != now {
                 since = Instant::now();
@@ -317,8 +320,10 @@ impl Rollout {
             since.elapsed() > SILENCE && self.load.of(old, |status| status.outstanding) > Some(0)
         });
         old.signal(Signal::KILL);
-        wait_until("the process ends", || !old.is_running());
-        wait_until("the client has noticed", || self.load.state(old) != Some(State::Ready));
+        wait_until("the killed server has exited", || !old.is_running());
+        wait_until("the client notices that the server was killed", || {
+            self.load.state(old) != Some(State::Ready)
+        });
         let noticed = Instant::now();
         self.bring_another(at);
         (began, noticed)
@@ -340,7 +345,7 @@ fn roll(cluster: Cluster) {
     let requests = rollout.load.stop();
     let sent_again = requests.iter().filter(|request| request.answered() > 1).count();
     eprintln!("{} requests, {sent_again} sent again", requests.len());
-    assert_eq!(sent_again, 0, "of {}", requests.len());
+    assert_eq!(sent_again, 0, "requests were sent again, of {}", requests.len());
 }
 
 #[test]
@@ -372,10 +377,17 @@ fn kill(cluster: Cluster) {
     for request in &again {
         assert_eq!(request.answered(), 2);
         let known = deaths.iter().any(|death| in_flight(request, death));
-        assert!(known, "{} was not in flight there", request.payload);
+        assert!(
+            known,
+            "{} was sent again although it was not in flight on a killed server",
+            request.payload
+        );
     }
     for death in &deaths {
-        assert!(again.iter().any(|request| in_flight(request, death)), "nothing was in flight");
+        assert!(
+            again.iter().any(|request| in_flight(request, death)),
+            "no request was in flight when a server was killed"
+        );
     }
 }
 

@@ -37,7 +37,7 @@ fn ask(client: &mut TcpStream, id: &str, payload: &str) {
 /// Returns the id of a reply and its payload as text.
 fn answer(client: &mut TcpStream) -> (String, String) {
     let frames = raw::read_message(client);
-    assert!(frames[1].is_empty(), "{frames:?}");
+    assert!(frames[1].is_empty(), "the reply has no delimiter: {frames:?}");
     let text = |frame: &Vec<u8>| String::from_utf8_lossy(frame).into_owned();
     (text(&frames[0]), text(&frames[2]))
 }
@@ -46,7 +46,7 @@ fn answer(client: &mut TcpStream) -> (String, String) {
 fn error(client: &mut TcpStream) -> (String, String) {
     let frames = raw::read_message(client);
     let rejection = Rejection::of_payload(frames[2..].iter().map(|frame| &frame[..]));
-    let code = rejection.unwrap_or_else(|| panic!("no error: {frames:?}")).code;
+    let code = rejection.unwrap_or_else(|| panic!("not an error reply: {frames:?}")).code;
     (String::from_utf8_lossy(&frames[0]).into_owned(), code.into_owned())
 }
 
@@ -56,7 +56,7 @@ fn end(mut running: Loop, clients: impl IntoIterator<Item = TcpStream>) {
     clients.into_iter().for_each(raw::leave_when_closed);
     let report = running.thread.join().unwrap();
     assert_eq!(report.unfinished, 0, "{report:?}");
-    assert!(report.closed.is_clean(), "{report:?}");
+    assert!(report.closed.is_clean(), "the drain lost or owed something: {report:?}");
 }
 
 /// A service on threads whose work ends when the test says so. It panics at the payload `panic`.
@@ -66,7 +66,7 @@ fn gated(threads: usize, gate: &'static Gate) -> Blocking {
         let asked = first(call);
         gate.begun.fetch_add(1, SeqCst);
         if asked == "panic" {
-            panic!("as asked");
+            panic!("requested by the client");
         }
         if asked != "fast" {
             gate.wait();
@@ -110,16 +110,16 @@ fn slow_work_on_threads_does_not_delay_other_clients() {
     let mut slow = raw::connect(running.address, b"slow");
     let mut fast = raw::connect(running.address, b"fast");
     ask(&mut slow, "1", "slow");
-    wait_until("a thread is at work", || gate.begun.load(SeqCst) == 1);
+    wait_until("a thread works on the request", || gate.begun.load(SeqCst) == 1);
     for id in ["a", "b", "c"] {
         ask(&mut fast, id, "fast");
         assert_eq!(answer(&mut fast).0, id);
     }
     // The gauge is set at the end of a turn.
-    wait_until("the slow one is in flight", || running.metrics.in_flight.get() == 1);
+    wait_until("the slow request is in flight", || running.metrics.in_flight.get() == 1);
     gate.open();
     assert_eq!(answer(&mut slow), ("1".to_owned(), "slow 1".to_owned()));
-    wait_until("nothing is in flight", || running.metrics.in_flight.get() == 0);
+    wait_until("no request is in flight", || running.metrics.in_flight.get() == 0);
     assert_eq!(running.metrics.work_duration.get_sample_count(), 4);
     assert_eq!(running.metrics.queue_duration.get_sample_count(), 4);
     end(running, [slow, fast]);
@@ -149,7 +149,7 @@ fn an_inline_panic_fails_its_request_and_recreates_the_service() {
         move |request: Request<'_>| -> Answer {
             count += 1;
             match request.frame(0) {
-                Some(b"panic") => panic!("as asked"),
+                Some(b"panic") => panic!("requested by the client"),
                 _ => request.reply(text(&count.to_string())),
             }
         }
@@ -170,14 +170,18 @@ fn an_inline_panic_fails_its_request_and_recreates_the_service() {
 
 #[test]
 fn more_panics_than_ten_in_a_minute_end_the_loop() {
-    let running = start(|| |_: Request<'_>| -> Answer { panic!("as always") });
+    let running = start(|| |_: Request<'_>| -> Answer { panic!("on every request") });
     let mut client = raw::connect(running.address, b"");
     for _ in 0..10 {
         ask(&mut client, "1", "hello");
         assert_eq!(error(&mut client).1, "panicked");
     }
     ask(&mut client, "1", "hello");
-    assert!(running.thread.join().is_err(), "the panic goes on: {}", exit::PANIC);
+    assert!(
+        running.thread.join().is_err(),
+        "after ten panics, the next one must end the loop with exit code {}",
+        exit::PANIC
+    );
 }
 
 #[test]
@@ -199,9 +203,9 @@ fn a_late_reply_never_reaches_another_connection_of_the_same_identity() {
     let running = start(move || gated(2, gate));
     let mut old = raw::connect(running.address, b"me");
     ask(&mut old, "old", "slow");
-    wait_until("a thread is at work", || gate.begun.load(SeqCst) == 1);
+    wait_until("a thread works on the request", || gate.begun.load(SeqCst) == 1);
     drop(old);
-    wait_until("it has left", || running.metrics.socket.peers.get() == 0);
+    wait_until("the old connection is closed", || running.metrics.socket.peers.get() == 0);
     let mut new = raw::connect(running.address, b"me");
     ask(&mut new, "new", "fast");
     assert_eq!(answer(&mut new).0, "new");
@@ -210,7 +214,10 @@ fn a_late_reply_never_reaches_another_connection_of_the_same_identity() {
     ask(&mut new, "1", "slow");
     ask(&mut new, "2", "slow");
     let ids = [answer(&mut new).0, answer(&mut new).0];
-    assert!(ids.contains(&"1".to_owned()) && ids.contains(&"2".to_owned()), "{ids:?}");
+    assert!(
+        ids.contains(&"1".to_owned()) && ids.contains(&"2".to_owned()),
+        "a late reply was delivered to the new connection: {ids:?}"
+    );
     assert_eq!(running.metrics.socket.undeliverable_peer_gone.get(), 1);
     end(running, [new]);
 }
@@ -223,9 +230,9 @@ fn a_drain_finishes_the_work_in_flight_and_delivers_its_replies() {
     for id in ["1", "2", "3"] {
         ask(&mut client, id, "slow");
     }
-    wait_until("a thread is at work", || gate.begun.load(SeqCst) == 1);
+    wait_until("a thread works on the first request", || gate.begun.load(SeqCst) == 1);
     running.termination.write_all(b"x").unwrap();
-    wait_until("it drains", || running.metrics.draining.get() == 1);
+    wait_until("the loop drains", || running.metrics.draining.get() == 1);
     gate.open();
     assert_eq!([(); 3].map(|()| answer(&mut client).0), ["1", "2", "3"]);
     raw::leave_when_closed(client);
@@ -241,7 +248,7 @@ fn work_unfinished_at_the_drain_deadline_gets_an_error_and_does_not_count_as_ser
     for id in ["1", "2"] {
         ask(&mut client, id, "slow");
     }
-    wait_until("a thread is at work", || gate.begun.load(SeqCst) == 1);
+    wait_until("a thread works on the first request", || gate.begun.load(SeqCst) == 1);
     running.termination.write_all(b"x").unwrap();
     for id in ["1", "2"] {
         assert_eq!(error(&mut client), (id.to_owned(), "draining".to_owned()));
@@ -261,12 +268,14 @@ fn requests_past_their_deadline_are_not_worked_on() {
     let asked = Instant::now();
     ask(&mut client, "1", "slow");
     ask(&mut client, "2", "fast");
-    wait_until("a thread is at work", || gate.begun.load(SeqCst) == 1);
-    wait_until("the deadline has passed", || asked.elapsed() > Duration::from_millis(300));
+    wait_until("a thread works on the first request", || gate.begun.load(SeqCst) == 1);
+    wait_until("the deadline of the second request has passed", || {
+        asked.elapsed() > Duration::from_millis(300)
+    });
     gate.open();
     assert_eq!(answer(&mut client).0, "1");
     assert_eq!(error(&mut client), ("2".to_owned(), "deadline".to_owned()));
-    assert_eq!(gate.begun.load(SeqCst), 1, "the second was not begun");
+    assert_eq!(gate.begun.load(SeqCst), 1, "a request was begun after its deadline");
     end(running, [client]);
 }
 
@@ -285,7 +294,7 @@ async fn waits(
     gate.begun.fetch_add(1, SeqCst);
     let _guard = OnDrop(dropped);
     match &*first(&call) {
-        "panic" => panic!("as asked"),
+        "panic" => panic!("requested by the client"),
         "fast" => {}
         "for ever" => std::future::pending().await,
         _ => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -314,7 +323,11 @@ fn futures_run_concurrently_and_a_panic_fails_one_request() {
         panicked += usize::from(Rejection::of_payload(payload).is_some());
     }
     // One after the other, they would take five seconds.
-    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(4),
+        "the futures did not run concurrently: {:?}",
+        started.elapsed()
+    );
     assert_eq!(panicked, 1);
     assert_eq!(running.metrics.panics.get(), 1);
     end(running, [client]);
@@ -333,16 +346,22 @@ fn the_futures_of_a_client_that_leaves_are_dropped() {
     for id in ["1", "2", "3"] {
         ask(&mut leaving, id, "for ever");
     }
-    wait_until("as many are at work as may be", || gate.begun.load(SeqCst) == 2);
-    wait_until("the third waits", || running.metrics.in_flight.get() == 3);
+    wait_until("two requests, the maximum, are worked on", || gate.begun.load(SeqCst) == 2);
+    wait_until("the third request waits", || running.metrics.in_flight.get() == 3);
     drop(leaving);
     drops.recv_timeout(DEADLINE).unwrap();
     drops.recv_timeout(DEADLINE).unwrap();
-    wait_until("nothing is in flight", || running.metrics.in_flight.get() == 0);
+    wait_until("no request of the client is in flight any more", || {
+        running.metrics.in_flight.get() == 0
+    });
     let mut client = raw::connect(running.address, b"");
     ask(&mut client, "1", "fast");
     assert_eq!(answer(&mut client).1, "fast");
-    assert_eq!(gate.begun.load(SeqCst), 3, "the one that waited was never begun");
+    assert_eq!(
+        gate.begun.load(SeqCst),
+        3,
+        "the waiting request was begun after its client had left"
+    );
     end(running, [client]);
 }
 
@@ -391,10 +410,10 @@ fn a_slow_inline_service_delays_a_signal_by_one_request_at_most() {
     }
     assert_eq!(answer(&mut client).0, "0");
     running.termination.write_all(b"x").unwrap();
-    wait_until("it drains", || running.metrics.draining.get() == 1);
+    wait_until("the loop drains", || running.metrics.draining.get() == 1);
     let answered = running.metrics.client_requests.get();
     // Two seconds of work were pipelined. A loop with a fixed batch size would have done all of it.
-    assert!(answered < 30, "{answered} were answered before the signal was seen");
+    assert!(answered < 30, "{answered} requests were answered before the signal was noticed");
     for _ in 1..40 {
         answer(&mut client);
     }
@@ -415,6 +434,6 @@ fn a_long_turn_of_the_loop_is_counted() {
     let mut client = raw::connect(running.address, b"");
     ask(&mut client, "1", "slow");
     answer(&mut client);
-    wait_until("it is counted", || running.metrics.slow_turns.get() >= 1);
+    wait_until("the long turn is counted", || running.metrics.slow_turns.get() >= 1);
     end(running, [client]);
 }

@@ -103,11 +103,11 @@ fn every_server_series_exists_at_zero_before_the_first_request() {
     for (series, kind) in series() {
         let name = series.split('{').next().unwrap();
         families.insert(name.to_owned());
-        assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name} is no {kind}");
-        assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
+        assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name} is not a {kind}");
+        assert!(text.contains(&format!("# HELP {name} ")), "{name} has no HELP line");
         match name {
             "zmq_echo_build_info" => assert_eq!(sample(&scrape, name), Some(1.0)),
-            // There is none by default.
+            // By default there is no such limit.
             "zmq_echo_limit_peers_per_address" => assert_eq!(sample(&scrape, name), Some(0.0)),
             _ if name.starts_with("process_") || name.starts_with("zmq_echo_limit_") => {
                 assert!(sample(&scrape, name).is_some_and(|value| value > 0.0), "{name}");
@@ -154,7 +154,7 @@ fn metrics_stay_current_under_a_load_that_never_lets_the_loop_sleep() {
     raw::keep_busy(server.address(), 4);
     for _ in 0..5 {
         // A received request is observed soon, but maybe not in the same scrape, which reads one
-        // series after another while the loop goes on.
+        // series after another while the loop continues.
         let received = server.metric("zmq_echo_requests_total{source=\"client\"}");
         server.wait_for_metric("zmq_echo_request_duration_seconds", |n| n > received);
     }
@@ -168,13 +168,16 @@ fn cpu_time_is_fractional_and_never_decreases() {
     raw::keep_busy(server.address(), 1);
     let mut seen = Vec::new();
     // Wait past a whole second, where the fraction starts again from zero.
-    wait_until("the CPU time has grown", || {
+    wait_until("the reported CPU time grows past a whole second", || {
         seen.push(server.metric(CPU_SECONDS));
-        assert!(seen.is_sorted(), "{seen:?}");
+        assert!(seen.is_sorted(), "the CPU time decreased: {seen:?}");
         seen.last() > Some(&1.5)
     });
     seen.dedup();
-    assert!(seen.len() > 2 && seen.iter().any(|seconds| seconds.fract() != 0.0), "{seen:?}");
+    assert!(
+        seen.len() > 2 && seen.iter().any(|seconds| seconds.fract() != 0.0),
+        "the CPU time has no fractions: {seen:?}"
+    );
 }
 
 #[test]
@@ -184,13 +187,13 @@ fn cpu_time_matches_the_kernels_figure_for_all_threads() {
     const STEP: Duration = Duration::from_millis(50);
     let server = Server::start(&[]);
     raw::keep_busy(server.address(), 1);
-    wait_until("the loop has worked", || server.cpu_time() > 10 * STEP);
+    wait_until("the server has used some CPU time", || server.cpu_time() > 10 * STEP);
     let before = server.cpu_time().saturating_sub(STEP);
     let shown = server.metric(CPU_SECONDS);
     let after = server.cpu_time() + STEP;
     assert!(
         (before.as_secs_f64()..=after.as_secs_f64()).contains(&shown),
-        "{before:?} {shown} {after:?}"
+        "{shown} is not between the kernel's figures {before:?} and {after:?}"
     );
 }
 
@@ -215,7 +218,7 @@ fn only_the_known_paths_are_served() {
     for (path, _) in PATHS {
         let mut body = String::new();
         // Liveness has a time limit, which a busy machine may exceed.
-        wait_until("it answers", || {
+        wait_until("each path answers 200", || {
             let status;
             (status, body) = server.get(path);
             status == 200
@@ -223,13 +226,18 @@ fn only_the_known_paths_are_served() {
         if !matches!(path, "/" | "/metrics") {
             assert_eq!(body.lines().count(), 1, "{path}: {body}");
         }
-        wait_until("it answers HEAD", || request(server.http, "HEAD", path).0 == 200);
+        wait_until("each path answers HEAD with 200", || {
+            request(server.http, "HEAD", path).0 == 200
+        });
         assert_eq!(request(server.http, "HEAD", path).1, "", "{path}");
         assert_eq!(request(server.http, "POST", path).0, 405, "{path}");
     }
     let (status, body) = server.get("/metricsx");
     assert_eq!(status, 404);
-    assert!(PATHS.iter().all(|(path, _)| body.contains(path)), "{body}");
+    assert!(
+        PATHS.iter().all(|(path, _)| body.contains(path)),
+        "the response to an unknown path does not list all paths: {body}"
+    );
 }
 
 /// Returns the head and body of `/` for this `Accept` header.
@@ -252,7 +260,10 @@ fn browsers_get_the_page_and_other_clients_get_text() {
         assert!(page.starts_with("<!doctype html>") && !page.contains("{{"), "{accept}: {page}");
         assert!(page.contains(VERSION) && page.contains(REVISION));
         let linked = |path| page.contains(&format!("href=\".{path}\""));
-        assert!(PATHS.iter().all(|(path, _)| linked(path)), "{page}");
+        assert!(
+            PATHS.iter().all(|(path, _)| linked(path)),
+            "the page does not link all paths: {page}"
+        );
     }
     for accept in ["*/*", "", "text/*", "text/plain", "text/html;q=0, */*", "text/html5"] {
         let (head, text) = index(&server, accept);
@@ -269,7 +280,7 @@ fn browsers_get_the_page_and_other_clients_get_text() {
 pub fn hash_of(page: &str, tag: &str) -> String {
     let (_, rest) = page.split_once(&format!("<{tag}>")).expect("one element");
     let (content, rest) = rest.split_once(&format!("</{tag}>")).expect("its end");
-    assert!(!rest.contains(&format!("<{tag}")), "a second {tag}");
+    assert!(!rest.contains(&format!("<{tag}")), "the page has a second {tag} element");
     let hash = ring::digest::digest(&ring::digest::SHA256, content.as_bytes());
     base64::prelude::BASE64_STANDARD.encode(hash)
 }
@@ -291,18 +302,21 @@ fn the_page_may_run_only_its_own_script_and_call_only_its_own_server() {
         "cache-control: no-store".to_owned(),
         "vary: accept".to_owned(),
     ] {
-        assert!(head.contains(&format!("\r\n{header}")), "`{header}` is not in {head}");
+        assert!(
+            head.contains(&format!("\r\n{header}")),
+            "the response lacks the header `{header}`: {head}"
+        );
     }
 }
 
 #[test]
 fn the_page_is_small_and_complete() {
     let (_, page) = index(&Server::start(&[]), BROWSER);
-    assert!(page.len() < 40 << 10, "{} bytes", page.len());
-    // That is a name, which nobody fetches.
+    assert!(page.len() < 40 << 10, "the page has {} bytes", page.len());
+    // This is the name of an XML namespace, which no browser fetches.
     let page = page.replace("http://www.w3.org/2000/svg", "");
     for outside in ["http:", "https:", "//cdn", "src=", "@import", "url(", "innerHTML"] {
-        assert!(!page.contains(outside), "{outside}");
+        assert!(!page.contains(outside), "the page refers to another host: {outside}");
     }
 }
 
@@ -315,11 +329,11 @@ fn every_series_that_the_page_names_exists() {
     let named: BTreeSet<_> = words
         .filter(|word| word.starts_with("zmq_echo_") || word.starts_with("process_"))
         .collect();
-    assert!(named.len() > 20, "{named:?}");
+    assert!(named.len() > 20, "too few series were found on the page: {named:?}");
     for name in named {
         let is_sample =
             |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
-        assert!(text.lines().any(is_sample), "no series {name}");
+        assert!(text.lines().any(is_sample), "the page names {name}, which is not a series");
     }
 }
 
@@ -332,7 +346,7 @@ fn the_instance_name_on_the_page_is_escaped() {
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
     let element = "<span id=\"instance\">&lt;b&gt;&quot;pod&quot; &amp; {{links}}</span>";
-    assert!(page.contains(element), "{page}");
+    assert!(page.contains(element), "the name is not escaped as `{element}`: {page}");
     assert!(!page.contains(name));
     let (_, text) = get(http, "/");
     assert!(
@@ -364,7 +378,7 @@ fn raw(server: &Server, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(server.http).unwrap();
     stream.write_all(request).unwrap();
     let mut answer = Vec::new();
-    // A reset after the response is as good as a close.
+    // A reset after the response counts as a close.
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8(answer).unwrap()
 }
@@ -394,7 +408,11 @@ fn slow_clients_do_not_stop_a_scrape() {
             // Connections that the side port has already closed cannot be written to.
             let _ = stream.write_all(&[*byte]);
         }
-        assert_eq!(server.get("/metrics").0, 200, "round {round}");
+        assert_eq!(
+            server.get("/metrics").0,
+            200,
+            "a scrape next to slow clients failed in round {round}"
+        );
         thread::sleep(Duration::from_millis(200));
     }
     // A byte now and then does not keep a connection alive: every one of them is closed.
@@ -457,12 +475,12 @@ fn silent(target: SocketAddr, source: [u8; 4]) -> Socket {
 fn every_liveness_check_beside_a_flood_of_connections_is_answered() {
     let server = Server::start(&[]);
     let flood = Flood::start(server.http, [127, 0, 0, 2]);
-    wait_until("every place is taken", || flood.opened() > 2 * side_port::CONNECTIONS);
+    wait_until("the flood has taken every place", || flood.opened() > 2 * side_port::CONNECTIONS);
     for check in 1..=80 {
         let before = flood.opened();
         let (status, text) = server.get("/livez");
         assert!(status == 200 || used_up_its_limit(&text), "check {check}: {status} {text}");
-        wait_until("the flood goes on", || flood.opened() > before + side_port::CONNECTIONS);
+        wait_until("the flood continues", || flood.opened() > before + side_port::CONNECTIONS);
     }
 }
 
@@ -478,11 +496,12 @@ fn used_up_its_limit(text: &str) -> bool {
 fn a_request_being_answered_survives_a_flood_of_connections() {
     let (_silent, http) = beside_a_stuck_loop(Phase::Serving);
     let flood = Flood::start(http, [127, 0, 0, 2]);
-    wait_until("every place is taken", || flood.opened() > 2 * side_port::CONNECTIONS);
+    wait_until("the flood has taken every place", || flood.opened() > 2 * side_port::CONNECTIONS);
     // Each is answered after half a second, when the echo has failed.
     let asked: Vec<_> = (0..8).map(|_| thread::spawn(move || get(http, "/livez"))).collect();
     for asked in asked {
-        let (status, text) = asked.join().expect("it is not cut off");
+        let (status, text) =
+            asked.join().expect("the flood does not cut off a request that is being answered");
         assert_eq!(status, 503, "{text}");
     }
 }
@@ -502,13 +521,25 @@ fn http_clients_that_do_not_read_do_not_lock_out_others() {
         socket.connect(&http.into()).unwrap();
         let mut stream = TcpStream::from(socket);
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-        assert!(stream.peek(&mut [0]).is_ok_and(|count| count == 1), "no answer");
+        assert!(
+            stream.peek(&mut [0]).is_ok_and(|count| count == 1),
+            "the side port did not answer"
+        );
         unread.push(stream);
         let started = Instant::now();
-        assert_eq!(get(http, "/readyz").0, 200, "beside {}", unread.len());
+        assert_eq!(
+            get(http, "/readyz").0,
+            200,
+            "/readyz failed next to {} clients that do not read",
+            unread.len()
+        );
         // If none of the others gave way, the first would be closed after five seconds.
         let waited = started.elapsed();
-        assert!(waited < Duration::from_secs(3), "{waited:?} beside {}", unread.len());
+        assert!(
+            waited < Duration::from_secs(3),
+            "/readyz took {waited:?} next to {} clients that do not read",
+            unread.len()
+        );
     }
 }
 
@@ -538,7 +569,7 @@ fn concurrent_liveness_checks_share_one_echo() {
     let server = Server::start(&[]);
     let started = Instant::now();
     // An echo that takes too long, as it may on a busy machine, is shared too.
-    wait_until("all of fifty are told of the same echo", || {
+    wait_until("fifty concurrent checks report the same echo", || {
         let asking: Vec<_> = (0..50)
             .map(|_| {
                 let address = server.http;
@@ -548,7 +579,7 @@ fn concurrent_liveness_checks_share_one_echo() {
         let answers: Vec<_> = asking.into_iter().map(|asked| asked.join().unwrap()).collect();
         let echoes = server.metric("zmq_echo_requests_total{source=\"probe\"}");
         let most = started.elapsed().as_secs_f64() + 1.0;
-        assert!(echoes <= most, "{echoes} echoes in {most} s");
+        assert!(echoes <= most, "checks were not shared: {echoes} echoes, at most {most} expected");
         let (status, text) = &answers[0];
         assert_eq!(text.starts_with("alive, echoed in "), *status == 200, "{text}");
         *status == 200 && answers.iter().all(|answer| *answer == answers[0])
@@ -575,7 +606,9 @@ fn serve_beside_a_stuck_loop(
 ) -> (std::net::TcpListener, SocketAddr) {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = http.local_addr().unwrap();
-    let long_ago = Instant::now().checked_sub(2 * Health::TURN_LIMIT).expect("the machine is up");
+    let long_ago = Instant::now()
+        .checked_sub(2 * Health::TURN_LIMIT)
+        .expect("the machine has been up for longer than the limit");
     let health = Health::new(long_ago);
     health.enter(phase);
     let metrics = Metrics::new(buckets, &["echo"], metrics::log_records_dropped());

@@ -49,14 +49,14 @@ pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
 /// A log filter for every record of the service and its socket.
 pub const EVERY_RECORD: &str = "zmq_echo=trace,zmtp=trace";
 
-/// How a server may learn where it runs: variable, field of each record, value.
+/// The variables that tell a server where it runs: the variable, the field of each record, a value.
 pub const POD: [(&str, &str, &str); 3] = [
     (PLACE[0].0, PLACE[0].1, "default"),
     (PLACE[1].0, PLACE[1].1, "zmq-echo-7f9c6d5b8-x2x4z"),
     (PLACE[2].0, PLACE[2].1, "a \"quoted\\ node"),
 ];
 
-/// A command without the settings of the shell that runs the tests.
+/// A command without the `ZMQ_ECHO_` variables of the shell that runs the tests.
 pub fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
@@ -77,24 +77,23 @@ impl Process {
         Self(command.stdout(Stdio::piped()).spawn().expect("the program starts"))
     }
 
-    /// The output from here on.
+    /// The child's output from now on.
     pub fn stdout(&mut self) -> BufReader<ChildStdout> {
         BufReader::new(self.0.stdout.take().expect("stdout is taken once"))
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.0), signal)
-            .expect("the process has not been waited for");
+        kill_process(Pid::from_child(&self.0), signal).expect("the process was already waited for");
     }
 
     pub fn is_running(&mut self) -> bool {
         self.0.try_wait().unwrap().is_none()
     }
 
-    /// Waits for the end and returns the exit code.
+    /// Waits until the process has exited, and returns its exit code.
     pub fn wait(&mut self) -> i32 {
-        wait_until("the process ends", || !self.is_running());
-        self.0.wait().unwrap().code().expect("an exit code")
+        wait_until("the process has exited", || !self.is_running());
+        self.0.wait().unwrap().code().expect("the process exited by itself, without a signal")
     }
 }
 
@@ -112,7 +111,7 @@ struct Log {
     ended: bool,
 }
 
-/// A server process on its own ports, whose log is read.
+/// A server process on its own ports. Its log is read all the time.
 pub struct Server {
     process: Process,
     log: Arc<Mutex<Log>>,
@@ -146,13 +145,18 @@ impl Server {
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
         };
         let listening = server.wait_for_record("listening");
-        server.endpoint = listening["endpoint"].as_str().expect("an endpoint").to_owned();
-        server.http = listening["http"].as_str().expect("an address").parse().expect("an address");
+        server.endpoint =
+            listening["endpoint"].as_str().expect("the record names the endpoint").to_owned();
+        server.http = listening["http"]
+            .as_str()
+            .expect("the record names the side port")
+            .parse()
+            .expect("an address");
         server
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.endpoint.strip_prefix("tcp://").expect("tcp").parse().expect("an address")
+        self.endpoint.strip_prefix("tcp://").expect("a tcp endpoint").parse().expect("an address")
     }
 
     pub fn lines(&self) -> Vec<String> {
@@ -172,8 +176,12 @@ impl Server {
             if let Some(record) = self.find_record(message) {
                 return record;
             }
-            assert!(!ended, "it has ended without `{message}`: {:?}", self.lines());
-            assert!(Instant::now() < deadline, "no record `{message}` in {:?}", self.lines());
+            assert!(!ended, "the process exited without logging `{message}`: {:?}", self.lines());
+            assert!(
+                Instant::now() < deadline,
+                "not logged within {DEADLINE:?}: `{message}`; the log is {:?}",
+                self.lines()
+            );
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -186,7 +194,9 @@ impl Server {
     /// has stopped.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
-        wait_until("the process has stopped", || self.proc("status").contains("State:\tT"));
+        wait_until("the process is stopped by SIGSTOP", || {
+            self.proc("status").contains("State:\tT")
+        });
     }
 
     pub fn wait(&mut self) -> i32 {
@@ -211,7 +221,7 @@ impl Server {
     }
 
     pub fn wait_for_metric(&self, series: &str, holds: impl Fn(f64) -> bool) {
-        wait_until(&format!("{series} is as expected"), || holds(self.metric(series)));
+        wait_until(&format!("{series} has the expected value"), || holds(self.metric(series)));
     }
 
     /// A line of `/proc/<pid>/status`, in bytes: `VmRSS` is the resident memory now, `VmHWM` its
@@ -224,7 +234,9 @@ impl Server {
     fn status(&self, line: &str) -> u64 {
         let status = self.proc("status");
         let line = status.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(':'));
-        let number = line.and_then(|line| line.split_whitespace().next()).expect("the line");
+        let number = line
+            .and_then(|line| line.split_whitespace().next())
+            .expect("/proc/PID/status has the line");
         number.parse().expect("a number")
     }
 
@@ -232,7 +244,7 @@ impl Server {
     pub fn cpu_time(&self) -> Duration {
         let stat = self.proc("stat");
         // The program's name, in parentheses, may contain anything.
-        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
+        let (_, fields) = stat.rsplit_once(") ").expect("the program's name in parentheses");
         let ticks = |at| fields.split(' ').nth(at).and_then(|field| field.parse::<u64>().ok());
         let (user, system) = (ticks(11).expect("utime"), ticks(12).expect("stime"));
         // In hundredths of a second, on every Linux that Rust supports.
@@ -242,16 +254,16 @@ impl Server {
     /// Waits until `/livez` returns 200. The check has a time limit, which a busy machine may
     /// exceed.
     #[track_caller]
-    pub fn is_alive(&self) {
-        wait_until("it is alive", || self.get("/livez").0 == 200);
+    pub fn wait_until_alive(&self) {
+        wait_until("/livez answers 200", || self.get("/livez").0 == 200);
     }
 
     /// Waits until the process is idle: without requests it uses at most 5 % of a CPU, plus the
     /// error of the clock's ticks. It may have earlier work to finish, so this measures again; a
     /// loop that spins never becomes idle.
     #[track_caller]
-    pub fn rests(&self) {
-        wait_until("the process rests", || {
+    pub fn wait_until_idle(&self) {
+        wait_until("the process is idle: it uses at most 5 % of a CPU", || {
             let (started, before) = (Instant::now(), self.cpu_time());
             thread::sleep(Duration::from_millis(800));
             let (spent, passed) = (self.cpu_time() - before, started.elapsed());
@@ -262,7 +274,7 @@ impl Server {
 
     /// The number of descriptors that the process has open.
     pub fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("it runs").count()
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("the process is running").count()
     }
 
     /// Writes `request` repeatedly to all `peers`, which read nothing, until the server reads from
@@ -287,7 +299,10 @@ impl Server {
             if !moved && self.metric("zmq_echo_pending_replies") >= open as f64 {
                 break;
             }
-            assert!(started.elapsed() < DEADLINE, "they are not stuck");
+            assert!(
+                started.elapsed() < DEADLINE,
+                "the server still reads from peers that read no replies"
+            );
         }
         peers.iter().for_each(|peer| peer.set_nonblocking(false).unwrap());
         taken
@@ -304,7 +319,9 @@ impl Server {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     thread::sleep(Duration::from_millis(5));
                 }
-                Err(error) => panic!("it is closed: {error}"),
+                Err(error) => {
+                    panic!("the server closed a peer that only has to be held back: {error}")
+                }
             }
         }
         peer.set_nonblocking(false).unwrap();
@@ -316,8 +333,8 @@ impl Server {
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    /// Waits for the end while `dealer` goes on receiving, because the crate notices only then that
-    /// a connection has ended. Returns the exit code.
+    /// Waits until the process has exited, and returns its exit code. Meanwhile `dealer` keeps
+    /// receiving, because the crate notices only then that a connection has ended.
     pub async fn wait_with(&mut self, mut dealer: DealerSocket) -> i32 {
         while self.is_running() {
             let _ = timeout(Duration::from_millis(5), dealer.recv()).await;
@@ -340,7 +357,7 @@ pub struct Taken {
 fn read_lines(stdout: impl BufRead + Send + 'static, log: Arc<Mutex<Log>>) {
     thread::spawn(move || {
         for line in stdout.split(b'\n') {
-            let line = line.expect("a pipe can be read");
+            let line = line.expect("the server's output can be read");
             log.lock().unwrap().lines.push(String::from_utf8_lossy(&line).into_owned());
         }
         log.lock().unwrap().ended = true;
@@ -354,7 +371,8 @@ pub fn scrape(address: SocketAddr) -> Scrape {
 }
 
 pub fn parse_metrics(text: &str) -> Scrape {
-    Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).expect("the text format")
+    Scrape::parse(text.lines().map(|line| Ok(line.to_owned())))
+        .expect("the metrics are in the text format")
 }
 
 /// The value of `name` or `name{label="value",...}`. For histograms, this is the count of all that
@@ -374,7 +392,7 @@ pub fn sample(scrape: &Scrape, series: &str) -> Option<f64> {
     let mut found = scrape.samples.iter().filter(matches).map(|sample| match &sample.value {
         Value::Counter(value) | Value::Gauge(value) | Value::Untyped(value) => (false, *value),
         Value::Histogram(buckets) => (true, buckets.last().map_or(0.0, |bucket| bucket.count)),
-        Value::Summary(_) => panic!("no summaries here"),
+        Value::Summary(_) => panic!("the server exports no summaries, but {series} is one"),
     });
     let (is_histogram, first) = found.next()?;
     let others = if is_histogram { found.map(|(_, count)| count).sum() } else { 0.0 };
@@ -394,7 +412,10 @@ pub fn request(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
     let request =
         ureq::http::Request::builder().method(method).uri(format!("http://{address}{path}"));
     let mut response = agent.run(request.body(()).unwrap()).expect("the side port answers");
-    (response.status().as_u16(), response.body_mut().read_to_string().expect("text"))
+    (
+        response.status().as_u16(),
+        response.body_mut().read_to_string().expect("the response is text"),
+    )
 }
 
 pub async fn dealer(endpoint: &str) -> DealerSocket {
@@ -408,13 +429,18 @@ pub async fn echo(
     socket: &mut (impl SocketSend + SocketRecv),
     message: ZmqMessage,
 ) -> Vec<Vec<u8>> {
-    socket.send(message).await.expect("the message is taken");
+    socket.send(message).await.expect("the message is sent");
     receive(socket).await
 }
 
 pub async fn receive(socket: &mut impl SocketRecv) -> Vec<Vec<u8>> {
-    let reply = tokio::time::timeout(DEADLINE, socket.recv()).await.expect("a reply in time");
-    reply.expect("a reply").iter().map(|frame| frame.to_vec()).collect()
+    let reply =
+        tokio::time::timeout(DEADLINE, socket.recv()).await.expect("a reply arrives in time");
+    reply
+        .expect("the connection stays open until the reply")
+        .iter()
+        .map(|frame| frame.to_vec())
+        .collect()
 }
 
 pub fn message(frames: &[&[u8]]) -> ZmqMessage {

@@ -1,4 +1,4 @@
-//! Hand-written requests whose clients say how long they are worth working on.
+//! Hand-written requests that say how long they are worth working on.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use zmq_echo::service::time_limit::TIME_LIMIT;
 
 use crate::support::{Server, raw};
 
-/// What comes back: the frames, or the error.
+/// Sends a request, and returns the frames of the reply or the error.
 fn asked(client: &mut TcpStream, frames: &[&[u8]]) -> Result<Vec<Vec<u8>>, (String, bool)> {
     client.write_all(&raw::message(frames)).unwrap();
     answer(client)

@@ -29,12 +29,12 @@ impl Followed {
 
     /// Waits until the source has published exactly these endpoints and states.
     #[track_caller]
-    fn says(&mut self, expected: &[(&str, EndpointState)]) -> impl Future<Output = ()> {
+    fn publishes(&mut self, expected: &[(&str, EndpointState)]) -> impl Future<Output = ()> {
         let expected = set(expected);
-        async move { self.says_what(|said| states(said) == expected).await }
+        async move { self.publishes_a_set_that(|said| states(said) == expected).await }
     }
 
-    async fn says_what(&mut self, holds: impl Fn(&Endpoints) -> bool) {
+    async fn publishes_a_set_that(&mut self, holds: impl Fn(&Endpoints) -> bool) {
         // The initial value of the channel was not published by the source.
         if self.endpoints.has_changed().is_ok_and(|changed| !changed) {
             let unsaid = self.endpoints.borrow().is_empty();
@@ -50,19 +50,27 @@ impl Followed {
     async fn change(&mut self) {
         let changed = timeout(DEADLINE, self.endpoints.changed()).await;
         let known = || format!("{:?}", self.endpoints.borrow());
-        changed.unwrap_or_else(|_| panic!("still {}", known())).expect("it is followed");
+        changed
+            .unwrap_or_else(|_| {
+                panic!("no new set within {DEADLINE:?}; the last one is {}", known())
+            })
+            .expect("the source is running");
     }
 
-    /// Checks that the source has published nothing since the last look.
+    /// Checks that the source has published nothing since the last check.
     #[track_caller]
-    fn has_said_nothing_new(&self) {
-        assert!(!self.endpoints.has_changed().unwrap(), "{:?}", self.endpoints.borrow());
+    fn has_published_nothing_new(&self) {
+        assert!(
+            !self.endpoints.has_changed().unwrap(),
+            "the source has published another set: {:?}",
+            self.endpoints.borrow()
+        );
     }
 
-    /// Checks that following ends once nobody listens.
-    async fn ends(self) {
+    /// Checks that the source ends once nobody listens.
+    async fn assert_ends(self) {
         drop(self.endpoints);
-        timeout(DEADLINE, self.task).await.expect("it ends").unwrap();
+        timeout(DEADLINE, self.task).await.expect("the source ends once nobody listens").unwrap();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Holds the client's log records to docs/logs.md.
+//! Checks the client's log records against docs/logs.md.
 
 #[path = "../../tests/log_schema/captured.rs"]
 #[allow(dead_code, reason = "shared with the service's tests")]

@@ -1,4 +1,4 @@
-//! Stand-ins for the servers that the client queries, and waiting for conditions.
+//! Stand-ins for the servers that the client queries, and waiting on conditions.
 
 #[allow(dead_code, reason = "shared with the service's tests")]
 pub mod api_server;

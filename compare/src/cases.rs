@@ -30,8 +30,9 @@ pub struct Case {
     pub of_tcp: f64,
 }
 
-/// One message at a time shows the latency. Many messages in flight show the cost per message, and
-/// with few and many connections also how well a server batches. Large messages show copies.
+/// One message at a time shows the latency. Many messages in flight show the cost per message. With
+/// few and with many connections, they also show how well a server batches. Large messages show the
+/// cost of copies.
 pub const CASES: [Case; 6] = [
     case("64B-1x1", 1, 1, 64, 1.4, 0.6),
     case("64B-1x100", 1, 100, 64, 2.0, 0.35),

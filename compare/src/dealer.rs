@@ -64,7 +64,7 @@ pub trait PipelineClient {
     fn run(&mut self, exchange: &mut Exchange, length: Duration) -> Result<()>;
 }
 
-/// The requests of one connection, whose replies must come in the same order.
+/// The requests of one connection. Their replies must come in the same order.
 #[derive(Debug)]
 pub struct Exchange {
     /// One message more than are in flight, and all different, so that a duplicate or missing reply
@@ -98,13 +98,13 @@ impl Exchange {
         Some(request)
     }
 
-    /// Checks a reply, given its only frame.
+    /// Checks a reply, which must have one frame, against the oldest unanswered request.
     ///
     /// # Errors
     ///
     /// If it differs from the oldest unanswered request, or there is no such request.
     pub fn verify(&mut self, reply: &[u8]) -> Result<()> {
-        ensure!(self.received < self.sent, "a reply without a request");
+        ensure!(self.received < self.sent, "got a reply without a request");
         ensure!(reply == self.request(self.received), "a reply differs from its request");
         self.received += 1;
         Ok(())
@@ -149,7 +149,7 @@ pub struct Sample {
 const GRACE: Duration = Duration::from_secs(10);
 
 impl DealerArgs {
-    /// Runs the client in its own process, on the calling thread's CPU.
+    /// Runs the client in its own process, on the CPU of the calling thread.
     ///
     /// # Errors
     ///
@@ -163,14 +163,14 @@ impl DealerArgs {
         command.args(self.times.arguments());
         let limit = self.times.warm_up + self.times.window + GRACE;
         let report = process::output(command, limit)?;
-        let report: serde_json::Value =
-            serde_json::from_str(&report).with_context(|| format!("a report like {report:?}"))?;
+        let report: serde_json::Value = serde_json::from_str(&report)
+            .with_context(|| format!("reading the report {report:?}"))?;
         let figure = |name| report[name].as_f64().with_context(|| format!("no {name}: {report}"));
         Ok(Sample { rate: figure("rate")?, cpu: figure("cpu")? })
     }
 
-    /// The work of that process: measures, and writes the report that [`DealerArgs::measure`] reads
-    /// to stdout.
+    /// What that process does: it measures, and writes the report that [`DealerArgs::measure`]
+    /// reads to stdout.
     ///
     /// # Errors
     ///

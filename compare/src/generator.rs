@@ -114,7 +114,7 @@ impl Generator {
                 messages += connection.turn(&mut self.buffer, &mut self.latency)?;
                 replied = now;
             }
-            ensure!(now - replied < STALL, "no reply for {STALL:?}");
+            ensure!(now - replied < STALL, "the server sent no reply for {STALL:?}");
         }
         Ok(Window { messages, elapsed: now - begun, latency: self.latency.clone() })
     }

@@ -77,7 +77,7 @@ impl Server {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib: u64 = line
             .and_then(|line| line.trim().strip_suffix(" kB"))
-            .context("no VmRSS in the process's status")?
+            .context("the status of the process has no VmRSS")?
             .parse()?;
         Ok(kib << 10)
     }
@@ -91,7 +91,7 @@ impl Server {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).context("sending SIGTERM")?;
         ended_within(&mut self.child, limit)?
-            .with_context(|| format!("the server still ran {limit:?} after SIGTERM"))
+            .with_context(|| format!("the server was still running {limit:?} after SIGTERM"))
     }
 }
 
@@ -111,13 +111,13 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     let mut nanoseconds = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
-        let on_cpu = schedstat.split(' ').next().context("an empty schedstat")?;
+        let on_cpu = schedstat.split(' ').next().context("schedstat is empty")?;
         nanoseconds += on_cpu.parse::<u64>()?;
     }
     Ok(Duration::from_nanos(nanoseconds))
 }
 
-/// Runs a command and returns its stdout, which has to fit into a pipe.
+/// Runs a command and returns its stdout, which must fit into a pipe.
 ///
 /// # Errors
 ///
@@ -152,8 +152,8 @@ fn ended_within(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>
     Ok(None)
 }
 
-/// The lines that a server prints. They are read to the end even if no one receives them, because a
-/// full pipe would block the server during a measurement.
+/// The lines that a server prints. They are read to the end even if nothing receives them, because
+/// a full pipe would block the server during a measurement.
 fn read_lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, lines) = channel();
     thread::spawn(move || {
@@ -173,8 +173,10 @@ fn announcement(lines: &Receiver<String>) -> Result<(SocketAddr, String)> {
                     return Ok((address, line));
                 }
             }
-            Err(RecvTimeoutError::Timeout) => bail!("the server did not say where it listens"),
-            Err(RecvTimeoutError::Disconnected) => bail!("the server ended as it started"),
+            Err(RecvTimeoutError::Timeout) => bail!("the server did not print its address in time"),
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("the server exited without printing its address")
+            }
         }
     }
 }

@@ -105,7 +105,7 @@ impl Results {
         }
         for &side in &self.sides {
             let known = results.failure(side).is_some() || sample(&round, side).is_some();
-            assert!(known, "no sample of {}", side.name());
+            assert!(known, "the round has no sample of {}", side.name());
         }
         results.rounds.push(round);
         self.rounds = self.rounds.max(results.rounds.len());

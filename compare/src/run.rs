@@ -128,7 +128,9 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         baseline: args.baseline.clone(),
     };
     if machine::tracks_connections() {
-        eprintln!("a firewall tracks connections here, which costs each packet; see the README");
+        eprintln!(
+            "a firewall tracks connections here, which slows down every packet; see the README"
+        );
     }
     let comparison = Comparison { args, cpus, sides: binaries.sides(), binaries };
     if args.adapters {
@@ -196,7 +198,7 @@ impl Comparison<'_> {
     /// met.
     fn adapters(&self) -> Result<bool> {
         let _awake = self.keep_awake(&[self.cpus.server])?;
-        let case = cases::by_name(ADAPTER_CASE).expect("it is one of the cases");
+        let case = cases::by_name(ADAPTER_CASE).expect("the name is that of a case");
         let mut ratios = ADAPTER_FLOORS.map(|_| Vec::new());
         for round in 1..=self.args.rounds {
             let rate = |side| {
@@ -302,7 +304,7 @@ fn show_summary(page: &Path, summary: &str) -> Result<()> {
     match replaced(&text, summary) {
         Some(text) => fs::write(page, text).with_context(|| format!("writing {}", page.display())),
         None => {
-            eprintln!("{} has no place for the summary", page.display());
+            eprintln!("{} does not have the marker lines for the summary", page.display());
             Ok(())
         }
     }

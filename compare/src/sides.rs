@@ -151,5 +151,5 @@ pub fn build_server() -> Result<PathBuf> {
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter(|message| message["target"]["name"] == SERVER)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .with_context(|| format!("{command:?} did not say where it put {SERVER}"))
+        .with_context(|| format!("{command:?} did not report the path of {SERVER}"))
 }

@@ -1,5 +1,5 @@
-//! Just enough of ZMTP 3.0 (<https://rfc.zeromq.org/spec/23/>) to be a DEALER
-//! that has all its bytes ready before the clock starts.
+//! Just enough of ZMTP 3.0 (<https://rfc.zeromq.org/spec/23/>) to act as a DEALER that has prepared
+//! all its bytes before the clock starts.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -39,7 +39,7 @@ pub fn handshake(stream: &mut TcpStream) -> Result<()> {
     stream.write_all(&[&GREETING[..], READY].concat()).context("sending the greeting")?;
     let mut greeting = [0; 64];
     stream.read_exact(&mut greeting).context("reading the greeting")?;
-    ensure!(greeting[0] == 0xff && greeting[9] == 0x7f, "the greeting is not ZMTP");
+    ensure!(greeting[0] == 0xff && greeting[9] == 0x7f, "the server's greeting is not ZMTP");
     let mut header = [0; 2];
     stream.read_exact(&mut header).context("reading READY")?;
     let length = match header {
@@ -49,12 +49,12 @@ pub fn handshake(stream: &mut TcpStream) -> Result<()> {
             stream.read_exact(&mut rest).context("reading READY")?;
             rest.iter().fold(usize::from(first), |length, byte| length << 8 | usize::from(*byte))
         }
-        [flags, _] => anyhow::bail!("a frame with flags {flags:#x} instead of READY"),
+        [flags, _] => anyhow::bail!("expected READY, got a frame with flags {flags:#x}"),
     };
-    ensure!(length <= READY_LIMIT, "READY announces {length} bytes");
+    ensure!(length <= READY_LIMIT, "READY announces {length} bytes; the limit is {READY_LIMIT}");
     let mut body = vec![0; length];
     stream.read_exact(&mut body).context("reading READY")?;
-    ensure!(body.starts_with(b"\x05READY"), "a command other than READY");
+    ensure!(body.starts_with(b"\x05READY"), "expected READY, got another command");
     Ok(())
 }
 

@@ -23,8 +23,8 @@ fn a_req_client_that_correlates_gets_the_reply_to_its_last_request() {
         req.set_req_correlate(true)
     });
     for number in 0..1000 {
-        // The first request is abandoned. Its reply must not be mistaken for another one, which
-        // holds if the request id comes back in front of it.
+        // The first request is abandoned. Its reply must not be mistaken for that of a later
+        // request, so the request id must come back in front of it.
         req.send("given up", 0).unwrap();
         let request = format!("request {number}");
         req.send(&request, 0).unwrap();
@@ -35,7 +35,7 @@ fn a_req_client_that_correlates_gets_the_reply_to_its_last_request() {
 #[test]
 fn a_dealer_that_pipelines_gets_every_reply_in_order() {
     const MESSAGES: usize = 50_000;
-    /// Below libzmq's high-water marks, at which DEALER's send would block.
+    /// Less than libzmq's high-water marks, at which a DEALER's send would block.
     const IN_FLIGHT: usize = 500;
     let server = server(&[]);
     let context = zmq::Context::new();
@@ -101,9 +101,9 @@ fn a_req_client_that_probes_a_router_gets_its_replies() {
         }
         assert_eq!(metric(&server, "zmq_echo_malformed_requests_total"), 1.0);
         let requests = r#"zmq_echo_requests_total{source="client"}"#;
-        eventually("all are counted", || metric(&server, requests) == REQUESTS as f64);
+        eventually("all requests are counted", || metric(&server, requests) == REQUESTS as f64);
         let established = metric(&server, r#"zmq_echo_connections_total{outcome="established"}"#);
-        assert_eq!(established, 1.0, "connections made");
+        assert_eq!(established, 1.0, "the client had to reconnect");
     }
 }
 
@@ -123,7 +123,7 @@ fn a_dealer_client_that_probes_a_router_gets_its_empty_message_back_first() {
 fn identities_that_begin_with_a_zero_byte_are_served_even_if_two_are_equal() {
     let server = server(&[]);
     let context = zmq::Context::new();
-    // UUIDs may start with a zero byte, big-endian numbers do, and so do the server's own
+    // UUIDs may start with a zero byte, as big-endian numbers do, and so do the server's own
     // identities.
     let identities: [&[u8]; 5] =
         [b"\0\x9d\xc1\x15", b"\0\0\0\x07", b"\0\0\0\x07", b"", b"\0\0\0\0\x01"];
@@ -142,7 +142,7 @@ fn identities_that_begin_with_a_zero_byte_are_served_even_if_two_are_equal() {
         }
     }
     let established = metric(&server, r#"zmq_echo_connections_total{outcome="established"}"#);
-    assert_eq!(established, clients.len() as f64, "connections made");
+    assert_eq!(established, clients.len() as f64, "a client had to reconnect");
 }
 
 #[test]
@@ -162,5 +162,5 @@ fn clients_that_claim_one_identity_each_get_their_own_replies() {
     }
     // A client that is disconnected would reconnect and disconnect the other one.
     let established = metric(&server, r#"zmq_echo_connections_total{outcome="established"}"#);
-    assert_eq!(established, 2.0, "connections made");
+    assert_eq!(established, 2.0, "a client was disconnected and reconnected");
 }

@@ -1,10 +1,10 @@
-//! Thousands of libzmq clients at once, each with a connection of its own.
+//! Thousands of libzmq clients at the same time, each with its own connection.
 
 use zmq_echo_compare::pin;
 
 use crate::support::{client, eventually, metric, server};
 
-/// A context is limited to 1,023 sockets.
+/// libzmq allows a context at most 1,023 sockets.
 const CONTEXTS: usize = 3;
 const CLIENTS_EACH: usize = 1000;
 
@@ -32,5 +32,5 @@ fn thousands_of_clients_are_served_at_once() {
     }
     assert_eq!(metric(&server, "zmq_echo_peers"), clients.len() as f64);
     drop(clients);
-    eventually("all have left", || metric(&server, "zmq_echo_peers") == 0.0);
+    eventually("all clients are disconnected", || metric(&server, "zmq_echo_peers") == 0.0);
 }

@@ -10,7 +10,7 @@ use zmq_echo_compare::process;
 
 use crate::support::{PATIENCE, compared, server};
 
-/// A short measurement. It is an error if a reply is lost or wrong.
+/// Runs a short measurement. It fails if a reply is lost or wrong.
 fn measure(dealer: Dealer, endpoint: &str, in_flight: &str) -> Result<String> {
     let name = dealer.to_possible_value().expect("no variant is skipped");
     let mut command = Command::new(env!("CARGO_BIN_EXE_zmq-echo-compare"));

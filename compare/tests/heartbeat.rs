@@ -1,5 +1,5 @@
-//! The server answers libzmq's PING (ZMTP 3.1). Otherwise libzmq would disconnect and reconnect
-//! forever.
+//! The server answers libzmq's PING (ZMTP 3.1). If it did not, libzmq would disconnect and
+//! reconnect forever.
 
 use std::thread;
 use std::time::Duration;
@@ -11,8 +11,8 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// How long an answer may take on either side; a busy machine delays both.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Stay silent for this many intervals, with a PING in each. That is longer than the limit, so an
-/// unanswered PING closes the connection.
+/// How many intervals to stay silent, with a PING in each. This is longer than the limit, so an
+/// unanswered PING would close the connection.
 const INTERVALS: u32 = 40;
 
 #[test]
@@ -37,13 +37,13 @@ fn a_connection_with_heartbeats_survives_silence() {
     }
 
     let lost = std::iter::from_fn(|| monitor.recv_multipart(zmq::DONTWAIT).ok()).count();
-    assert_eq!(lost, 0, "connections lost in {} intervals", 2 * INTERVALS);
+    assert_eq!(lost, 0, "the client was disconnected within {} intervals", 2 * INTERVALS);
     let established = metric(&server, r#"zmq_echo_connections_total{outcome="established"}"#);
-    assert_eq!(established, 1.0, "connections made");
+    assert_eq!(established, 1.0, "the client had to reconnect");
 }
 
-/// Ten pipelined requests of four seconds each. While four are in progress, the others wait in the
-/// server, and so do the PINGs behind them. No reply is sent for longer than the limit.
+/// Ten pipelined requests that take four seconds each. While four are in progress, the others wait
+/// in the server, and so do the PINGs after them. No reply is sent for longer than the limit.
 #[test]
 fn a_client_whose_requests_wait_for_slow_work_keeps_its_connection() {
     let server = server(&["--work", "4s", "--work-threads", "4", "--peer-in-flight-limit", "4"]);
@@ -65,5 +65,5 @@ fn a_client_whose_requests_wait_for_slow_work_keeps_its_connection() {
         assert_eq!(reply[2], number.to_string().as_bytes());
     }
     let lost = std::iter::from_fn(|| monitor.recv_multipart(zmq::DONTWAIT).ok()).count();
-    assert_eq!(lost, 0, "connections lost");
+    assert_eq!(lost, 0, "the client was disconnected during slow work");
 }

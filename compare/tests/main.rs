@@ -1,5 +1,5 @@
-//! `zmq-echo-server`, the real process, must meet the expectations of libzmq's clients. Also checks
-//! the servers that it is compared with.
+//! Checks that `zmq-echo-server`, as a real process, behaves as libzmq's clients expect. Also
+//! checks the servers that it is compared with.
 
 mod clients;
 mod crowd;

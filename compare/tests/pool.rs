@@ -1,4 +1,4 @@
-//! The library's own client, with the ROUTERs of other servers.
+//! The library's own client works with the ROUTERs of other servers.
 
 use std::time::Duration;
 
@@ -13,17 +13,19 @@ const CALLERS: usize = 50;
 const REQUESTS_EACH: usize = 500;
 
 fn client(servers: &[Server]) -> Client {
-    let endpoints = servers.iter().map(|server| server.endpoint().parse().expect("an endpoint"));
+    let endpoints = servers
+        .iter()
+        .map(|server| server.endpoint().parse().expect("the server prints a valid endpoint"));
     let config =
         ClientConfig { timeout: PATIENCE, deadline: Some(PATIENCE), ..ClientConfig::default() };
-    let metrics = ClientMetrics::new(&prometheus::Registry::new()).expect("a registry of its own");
+    let metrics = ClientMetrics::new(&prometheus::Registry::new()).expect("the registry is new");
     Client::new(config, Box::new(Fixed::new(endpoints)), metrics)
 }
 
 async fn until(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        assert!(Instant::now() < deadline, "not true within {PATIENCE:?}: {what}");
         sleep(Duration::from_millis(1)).await;
     }
 }
@@ -36,40 +38,49 @@ fn answered(client: &Client) -> u64 {
     client.endpoints().iter().map(|at| at.answered).sum()
 }
 
-/// Checks payloads of many sizes, and many requests at the same time while one of the servers is
-/// killed. Every request must get its own reply.
-async fn is_served_by(mut servers: Vec<Server>) {
+/// Checks payloads of many sizes, and many concurrent requests while one of the servers is killed.
+/// Every request must get its own reply.
+async fn assert_served_by(mut servers: Vec<Server>) {
     let client = client(&servers);
-    until("all are ready", || ready(&client) == servers.len()).await;
+    until("all servers are ready", || ready(&client) == servers.len()).await;
     for size in [0, 1, 255, 256, 65_535, 1 << 20] {
         let payload = vec![7; size];
-        let reply = client.request(payload.clone().into()).await.expect("a reply");
+        let reply = client.request(payload.clone().into()).await.expect("the request is answered");
         assert!(reply.payload == payload, "{size} bytes came back changed");
     }
     let callers: Vec<_> =
         (0..CALLERS).map(|caller| tokio::spawn(ask(client.clone(), caller))).collect();
-    until("they are under way", || answered(&client) > REQUESTS_EACH as u64).await;
+    until("the concurrent requests are in progress", || answered(&client) > REQUESTS_EACH as u64)
+        .await;
     drop(servers.pop());
     for caller in callers {
-        caller.await.expect("each request has its reply");
+        caller.await.expect("each request gets its own reply");
     }
-    until("the killed one is not used", || ready(&client) == servers.len()).await;
+    until("the killed server is no longer used", || ready(&client) == servers.len()).await;
     client.close().await;
 }
 
 async fn ask(client: Client, caller: usize) {
     for number in 0..REQUESTS_EACH {
         let payload = format!("{caller} {number}");
-        let reply = client.request(payload.clone().into()).await.expect("a reply");
+        let reply = client.request(payload.clone().into()).await.expect("the request is answered");
         assert_eq!(reply.payload, payload);
-        assert!(reply.attempts <= 2, "{} attempts", reply.attempts);
+        assert!(
+            reply.attempts <= 2,
+            "the killed server cost a request {} attempts",
+            reply.attempts
+        );
     }
 }
 
 fn run(start: impl Fn() -> Server) {
     let servers = (0..3).map(|_| start()).collect();
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_all().build().expect("a runtime").block_on(is_served_by(servers));
+    runtime
+        .enable_all()
+        .build()
+        .expect("a runtime can be built")
+        .block_on(assert_served_by(servers));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Clients find a server that was replaced on its port, and a server that exits leaves no request
-//! unanswered.
+//! Clients reconnect to a server that was replaced at its address, and a server that exits leaves
+//! no request unanswered.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::support::{PATIENCE, client, eventually, server, server_on};
 /// How long a client waits for a reply before it sends its request again.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
-/// Replaces `old` with a new server at the same address; `old` drains first.
+/// Replaces `old` with a new server at the same address. `old` drains first.
 fn replaced(old: Server) -> Server {
     let endpoint = old.endpoint();
-    old.terminate(PATIENCE).expect("the old server drains");
+    old.terminate(PATIENCE).expect("the old server exits in time");
     server_on(&endpoint, &[])
 }
 
@@ -40,7 +40,7 @@ fn clients_of_every_kind_reconnect_to_a_replaced_server() {
     for round in 0..3 {
         for (socket, kind) in [(&req, "REQ"), (&dealer, "DEALER")] {
             let mut attempt = 0;
-            eventually(&format!("{kind} in round {round}"), || {
+            eventually(&format!("{kind} reaches the new server in round {round}"), || {
                 attempt += 1;
                 echoes(socket, &format!("{kind} {round} {attempt}"))
             });
@@ -62,7 +62,7 @@ fn clients_reconnect_after_the_server_was_killed() {
     drop(old);
     let _new = server_on(&endpoint, &[]);
     let mut attempt = 0;
-    eventually("an echo of the new server", || {
+    eventually("the new server echoes", || {
         attempt += 1;
         echoes(&dealer, &format!("after {attempt}"))
     });
@@ -80,10 +80,11 @@ fn requests_pipelined_before_the_signal_are_answered() {
     for number in 0..MESSAGES {
         dealer.send(&number.to_string(), 0).unwrap();
     }
-    // The first reply shows that the connection is established and the rest is on its way.
+    // The first reply shows that the connection is established and the other requests are on their
+    // way.
     assert_eq!(dealer.recv_bytes(0).unwrap(), b"0");
-    let status = server.terminate(PATIENCE).expect("the server drains");
-    assert!(status.success(), "{status}");
+    let status = server.terminate(PATIENCE).expect("the server exits in time");
+    assert!(status.success(), "the drain did not end cleanly: {status}");
     for number in 1..MESSAGES {
         assert_eq!(dealer.recv_bytes(0).unwrap(), number.to_string().as_bytes());
     }

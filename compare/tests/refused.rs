@@ -1,5 +1,5 @@
-//! How libzmq's clients react to a rejection: which event they see, and whether they reconnect.
-//! docs/refused-peers.md says the same.
+//! How libzmq's clients react if they are rejected: which event they see, and whether they
+//! reconnect. docs/refused-peers.md describes the same.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -16,7 +16,7 @@ use crate::support::{client, eventually, metric, server};
 /// ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH.
 const MECHANISM_MISMATCH: u32 = 0x1100_0002;
 
-/// How many clients connect. Each must be counted once.
+/// How many clients connect. Each of them must be counted exactly once.
 const CLIENTS: usize = 30;
 
 /// How soon a client reconnects, if it does.
@@ -72,8 +72,8 @@ fn failures(server: &Server, reason: &str) -> f64 {
 
 /// Checks that clients rejected for `reason` do not reconnect.
 #[track_caller]
-fn stay_away(server: &Server, clients: &mut [Monitored], reason: &str) {
-    // This test is about time: by then, a client that reconnects would have done so.
+fn assert_no_reconnect(server: &Server, clients: &mut [Monitored], reason: &str) {
+    // This test is about time: a client that reconnects would have done so by then.
     thread::sleep(RECONNECT * RECONNECTS);
     for client in clients.iter_mut() {
         assert_eq!(client.count(CONNECTED), 1, "{:x?}", client.events);
@@ -99,11 +99,11 @@ fn a_client_with_another_mechanism_gets_an_error_does_not_reconnect_and_is_count
         })
         .collect();
     for client in &mut clients {
-        eventually("it is disconnected", || client.count(DISCONNECTED) == 1);
+        eventually("the client is disconnected", || client.count(DISCONNECTED) == 1);
         let mismatch = (HANDSHAKE_FAILED_PROTOCOL.to_raw(), MECHANISM_MISMATCH);
         assert!(client.events.contains(&mismatch), "{:x?}", client.events);
     }
-    stay_away(&server, &mut clients, "mechanism");
+    assert_no_reconnect(&server, &mut clients, "mechanism");
 }
 
 #[test]
@@ -119,9 +119,9 @@ fn a_client_of_another_socket_type_is_disconnected_and_does_not_reconnect() {
     for client in &mut clients {
         // libzmq reports an ERROR with no other event. (If its READY is late, ours comes first, and
         // it finds the same fault in that; the result is the same.)
-        eventually("it is disconnected", || client.count(DISCONNECTED) == 1);
+        eventually("the client is disconnected", || client.count(DISCONNECTED) == 1);
     }
-    stay_away(&server, &mut clients, "socket_type");
+    assert_no_reconnect(&server, &mut clients, "socket_type");
 }
 
 #[test]
@@ -131,14 +131,16 @@ fn a_client_over_the_peer_limit_reconnects_until_there_is_room() {
     let dealer = || Monitored::new(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));
     let mut inside: Vec<_> = (0..10).map(|_| dealer()).collect();
     for client in &mut inside {
-        eventually("it is let in", || client.count(HANDSHAKE_SUCCEEDED) == 1);
+        eventually("the client is accepted", || client.count(HANDSHAKE_SUCCEEDED) == 1);
     }
     let mut outside = dealer();
-    eventually("it comes back again and again", || outside.count(DISCONNECTED) > 3);
+    eventually("a client over the limit keeps reconnecting", || outside.count(DISCONNECTED) > 3);
     assert!(outside.count(HANDSHAKE_FAILED_NO_DETAIL) > 3, "{:x?}", outside.events);
     assert_eq!(outside.count(HANDSHAKE_SUCCEEDED), 0);
     inside.pop();
-    eventually("it is let in", || outside.count(HANDSHAKE_SUCCEEDED) == 1);
+    eventually("the client is accepted once there is room", || {
+        outside.count(HANDSHAKE_SUCCEEDED) == 1
+    });
     outside.socket.send("in", 0).unwrap();
     assert_eq!(outside.socket.recv_bytes(0).unwrap(), b"in");
     assert!(failures(&server, "peer_limit") > 3.0);
@@ -150,7 +152,7 @@ fn a_client_that_is_closed_after_the_handshake_reconnects() {
     let context = zmq::Context::new();
     let mut dealer = Monitored::new(&context, zmq::DEALER, &server.endpoint(), |_| Ok(()));
     dealer.socket.send(vec![0; (1 << 20) + 1], 0).unwrap();
-    eventually("it is let in again", || dealer.count(HANDSHAKE_SUCCEEDED) == 2);
+    eventually("the client reconnects and is accepted", || dealer.count(HANDSHAKE_SUCCEEDED) == 2);
     dealer.socket.send("small", 0).unwrap();
     assert_eq!(dealer.socket.recv_bytes(0).unwrap(), b"small");
     let closed = metric(&server, r#"zmq_echo_disconnections_total{reason="message_limit"}"#);

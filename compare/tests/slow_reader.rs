@@ -1,6 +1,6 @@
-//! A client that works on each reply for a while. libzmq takes half of its receive
-//! high-water mark from TCP at once and then leaves the connection unread until the
-//! application has worked through it; it answers no PING meanwhile.
+//! A client that works on each reply for a while. libzmq reads half of its receive high-water mark
+//! from TCP at once. Then it leaves the connection unread, and answers no PING, until the
+//! application has worked through those messages.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use crate::support::{client, metric, server};
 /// The application's work per reply.
 const WORK: Duration = Duration::from_millis(70);
 
-/// A tenth of libzmq's default, so that a burst takes seconds instead of half a minute.
-/// Half of it is read at a time.
+/// A tenth of libzmq's default, so that a burst takes seconds instead of half a minute. libzmq
+/// reads half of it at a time.
 const HIGH_WATER_MARK: i32 = 100;
 
 const REQUESTS: usize = 260;
@@ -40,7 +40,7 @@ fn a_client_that_leaves_its_socket_unread_while_it_works_gets_every_reply() {
     let mut emptied = None;
     for number in 0..REQUESTS {
         let reply = dealer.recv_bytes(0).unwrap_or_else(|error| panic!("reply {number}: {error}"));
-        assert!(reply == request(number), "reply {number} is another one");
+        assert!(reply == request(number), "reply {number} differs from its request");
         thread::sleep(WORK);
         if metric(&server, "zmq_echo_pending_replies") > 0.0 {
             waited += WORK;
@@ -48,14 +48,20 @@ fn a_client_that_leaves_its_socket_unread_while_it_works_gets_every_reply() {
             emptied.get_or_insert_with(Instant::now);
         }
     }
-    // Replies waited in the server, and the client went on working after the last write.
-    let emptied = emptied.expect("the server has written all").elapsed();
-    assert!(waited > Duration::from_secs(5), "replies waited for {waited:?}");
-    assert!(emptied > Duration::from_secs(3), "the last write was {emptied:?} before the end");
+    // Replies waited in the server, and the client continued to work after the server's last write.
+    let emptied = emptied.expect("the server has written all replies").elapsed();
+    assert!(
+        waited > Duration::from_secs(5),
+        "the test is too short: replies waited for only {waited:?}"
+    );
+    assert!(
+        emptied > Duration::from_secs(3),
+        "the test is too short: the last write was only {emptied:?} before the end"
+    );
     dealer.send("still there", 0).unwrap();
     assert_eq!(dealer.recv_bytes(0).unwrap(), b"still there");
     let lost = std::iter::from_fn(|| monitor.recv_multipart(zmq::DONTWAIT).ok()).count();
-    assert_eq!(lost, 0, "connections lost");
+    assert_eq!(lost, 0, "the slow reader was disconnected");
     for reason in ["stalled", "vanished", "error"] {
         let series = format!("zmq_echo_disconnections_total{{reason=\"{reason}\"}}");
         assert_eq!(metric(&server, &series), 0.0, "{reason}");

@@ -21,7 +21,7 @@ fn server_binary() -> &'static Path {
     BINARY.get_or_init(|| build_server().expect("the server can be built"))
 }
 
-/// A server on a port of the kernel's choice, with these flags beside the usual.
+/// A server on a port that the kernel chooses, with additional flags.
 pub fn server(flags: &[&str]) -> Server {
     server_on(ANY_ENDPOINT, flags)
 }
@@ -40,7 +40,7 @@ pub fn compared(kind: &str) -> Server {
     Server::start(command).expect("the server starts")
 }
 
-/// A socket connected to `endpoint`, with `set` applied before.
+/// A socket connected to `endpoint`. `set` is applied before connecting.
 ///
 /// It waits for at most [`PATIENCE`], and drops unsent messages when closed.
 pub fn client(
@@ -49,13 +49,13 @@ pub fn client(
     endpoint: &str,
     set: impl FnOnce(&zmq::Socket) -> zmq::Result<()>,
 ) -> zmq::Socket {
-    let socket = context.socket(kind).expect("a socket");
+    let socket = context.socket(kind).expect("libzmq can create a socket");
     let milliseconds = PATIENCE.as_millis() as i32;
     socket.set_rcvtimeo(milliseconds).expect("an option that libzmq has");
     socket.set_sndtimeo(milliseconds).expect("an option that libzmq has");
     socket.set_linger(0).expect("an option that libzmq has");
     set(&socket).expect("options that libzmq has");
-    socket.connect(endpoint).expect("an endpoint");
+    socket.connect(endpoint).expect("the endpoint is valid");
     socket
 }
 
@@ -63,14 +63,17 @@ pub fn client(
 pub fn metric(server: &Server, series: &str) -> f64 {
     let page = metrics(server);
     let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    value.unwrap_or_else(|| panic!("no {series} in:\n{page}")).parse().expect("a number")
+    value
+        .unwrap_or_else(|| panic!("the metrics have no {series}:\n{page}"))
+        .parse()
+        .expect("a number")
 }
 
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        assert!(Instant::now() < deadline, "not true within {PATIENCE:?}: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -79,9 +82,9 @@ fn metrics(server: &Server) -> String {
     let announcement: serde_json::Value =
         serde_json::from_str(&server.announcement).expect("the log is JSON");
     let http = announcement["http"].as_str().expect("the record names the side port");
-    let http: SocketAddr = http.parse().expect("an address");
+    let http: SocketAddr = http.parse().expect("the address is valid");
     let mut stream = TcpStream::connect_timeout(&http, PATIENCE).expect("the side port accepts");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(PATIENCE)).expect("the timeout can be set");
     let request = format!("GET /metrics HTTP/1.1\r\nhost: {http}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).expect("the side port reads");
     let mut page = String::new();

@@ -1,4 +1,4 @@
-//! The software in the comparison is as fast as it can be and does the same work.
+//! The servers in the comparison are as fast as they can be, and do the same work.
 
 use std::fs;
 
@@ -12,7 +12,10 @@ fn libzmq_is_built_with_eventfd() {
         .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
         .filter(|target| target.to_string_lossy() == "anon_inode:[eventfd]")
         .count();
-    assert!(eventfds > 0, "its threads wake each other through sockets; see .cargo/config.toml");
+    assert!(
+        eventfds > 0,
+        "libzmq's threads wake each other through sockets, which is slower; see .cargo/config.toml"
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
-use zmq_echo_fuzz::{DEALER_READY, End, frame, greeting, hello_to_dealer, ready, story};
+use zmq_echo_fuzz::{DEALER_READY, End, frame, greeting, hello_to_dealer, outcome, ready};
 use zmtp::dealer::{ConnectError, DealerConfig, connect_to};
 use zmtp::memory_pool::MemoryPool;
 use zmtp::proto::connection::ConnectionLimits;
@@ -127,25 +127,25 @@ async fn play(listener: &TcpListener, input: &[u8]) {
     };
     let hello = hello_to_dealer(&stream, LIMITS.metadata_bytes);
     let connected = connect_to(&[address], &config).await;
-    let mut dealer = match (connected, &hello.told) {
+    let mut dealer = match (connected, &hello.result) {
         (Ok(dealer), Ok(_)) => dealer,
-        (Err(ConnectError::Handshake { reason, .. }), told) => {
-            let expected = match told {
+        (Err(ConnectError::Handshake { reason, .. }), result) => {
+            let expected = match result {
                 Err(End::Fault(fault)) => *fault,
                 _ => Reason::Error,
             };
             assert!(
                 reason == expected || (abort && reason == Reason::Error),
-                "{reason:?} {told:?}"
+                "ended with {reason:?}, the model with {result:?}"
             );
             let _ = server.join().unwrap();
             return;
         }
-        (told, expected) => panic!("{told:?} for {expected:?}"),
+        (result, expected) => panic!("connecting gave {result:?}, the model {expected:?}"),
     };
-    let announced = hello.told.expect("it is connected");
+    let announced = hello.result.expect("the DEALER is connected");
     let model =
-        story(&stream[announced.bytes..], LIMITS.message_bytes, LIMITS.message_frames, false);
+        outcome(&stream[announced.bytes..], LIMITS.message_bytes, LIMITS.message_frames, false);
 
     let mut sent = 0u64;
     let mut messages = Vec::new();
@@ -154,8 +154,9 @@ async fn play(listener: &TcpListener, input: &[u8]) {
         if dealer.send([Bytes::new(), Bytes::from(vec![7; 100])].into()).is_ok() {
             sent += 1;
         }
-        let received = timeout(DEADLINE, dealer.recv()).await.expect("it ends in time");
-        assert!(dealer.held() <= MOST, "{}", dealer.held());
+        let received =
+            timeout(DEADLINE, dealer.recv()).await.expect("a message or the end arrives in time");
+        assert!(dealer.held() <= MOST, "{} bytes are held", dealer.held());
         match received {
             Ok(message) => {
                 messages
@@ -171,7 +172,11 @@ async fn play(listener: &TcpListener, input: &[u8]) {
     let got = server.join().unwrap();
 
     // Only messages that the stream contains, and all of them unless the connection broke.
-    assert!(model.messages.starts_with(&messages), "{} messages", messages.len());
+    assert!(
+        model.messages.starts_with(&messages),
+        "the stream does not contain these {} messages",
+        messages.len()
+    );
     let lost = reason == Reason::Error && (abort || !reads);
     let vanished = reason == Reason::Vanished && model.ttl;
     if lost || vanished {

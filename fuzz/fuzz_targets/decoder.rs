@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use zmq_echo_fuzz::{End, Story, cuts, story};
+use zmq_echo_fuzz::{End, Outcome, cuts, outcome};
 use zmtp::Reason;
 use zmtp::proto::command::{self, Command};
 use zmtp::proto::frame::{self, COMMAND_BYTES, MessageLimits, Scan, Scanned};
@@ -24,8 +24,12 @@ fuzz_target!(|input: &[u8]| {
     let Some((cuts, stream)) = cuts(input) else { return };
     let limits = &LIMITS[usize::from(choice % 4)];
     let whole = read(stream, &[stream.len().max(1)], limits);
-    assert_eq!(whole, read(stream, &cuts, limits), "cut at {cuts:?}");
-    assert_eq!(whole, story(stream, limits.bytes, limits.frames, false));
+    assert_eq!(
+        whole,
+        read(stream, &cuts, limits),
+        "the result differs if the input is cut at {cuts:?}"
+    );
+    assert_eq!(whole, outcome(stream, limits.bytes, limits.frames, false));
 
     for message in &whole.messages {
         assert!((1..=limits.frames).contains(&message.len()));
@@ -37,9 +41,9 @@ fuzz_target!(|input: &[u8]| {
 });
 
 /// The result of a connection that reads `stream` in pieces of `cuts` bytes, in turn.
-fn read(stream: &[u8], cuts: &[usize], limits: &MessageLimits) -> Story {
-    let mut story =
-        Story { messages: Vec::new(), replies: Vec::new(), end: End::Whole, ttl: false };
+fn read(stream: &[u8], cuts: &[usize], limits: &MessageLimits) -> Outcome {
+    let mut outcome =
+        Outcome { messages: Vec::new(), replies: Vec::new(), end: End::Whole, ttl: false };
     let mut held = Vec::new();
     let mut scan = Scan::default();
     let mut rest = stream;
@@ -47,25 +51,25 @@ fn read(stream: &[u8], cuts: &[usize], limits: &MessageLimits) -> Story {
         let (read, left) = rest.split_at((*cut).min(rest.len()));
         rest = left;
         held.extend_from_slice(read);
-        if let Err(reason) = scan_held(&mut held, &mut scan, limits, &mut story) {
-            story.end = End::Fault(reason);
-            return story;
+        if let Err(reason) = scan_held(&mut held, &mut scan, limits, &mut outcome) {
+            outcome.end = End::Fault(reason);
+            return outcome;
         }
         if rest.is_empty() {
             break;
         }
     }
     if !held.is_empty() {
-        story.end = End::Within;
+        outcome.end = End::Within;
     }
-    story
+    outcome
 }
 
 fn scan_held(
     held: &mut Vec<u8>,
     scan: &mut Scan,
     limits: &MessageLimits,
-    story: &mut Story,
+    outcome: &mut Outcome,
 ) -> Result<(), Reason> {
     loop {
         match scan.step(held, limits)? {
@@ -76,16 +80,16 @@ fn scan_held(
                 let last = frames.len() - 1;
                 for (index, body) in frames.iter().enumerate() {
                     let flags = frame::message_flags(index < last);
-                    frame::encode_header(&mut story.replies, flags, body.len());
-                    story.replies.extend_from_slice(body);
+                    frame::encode_header(&mut outcome.replies, flags, body.len());
+                    outcome.replies.extend_from_slice(body);
                 }
-                story.messages.push(frames.iter().map(|frame| frame.to_vec()).collect());
+                outcome.messages.push(frames.iter().map(|frame| frame.to_vec()).collect());
             }
             Scanned::Command(body) => {
                 match Command::decode(&held[body])? {
                     Command::Ping { ttl, context } => {
-                        story.ttl |= ttl.is_some();
-                        command::encode_pong(&mut story.replies, context);
+                        outcome.ttl |= ttl.is_some();
+                        command::encode_pong(&mut outcome.replies, context);
                     }
                     Command::Pong => {}
                     Command::Error(_) => return Err(Reason::PeerError),

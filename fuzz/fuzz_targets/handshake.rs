@@ -26,26 +26,36 @@ fuzz_target!(|input: &[u8]| {
     let stream = Bytes::from([greeted, noise].concat());
     let role = if choice & 4 == 0 { Role::Listening } else { Role::Connecting };
 
-    let whole = shake(role, &stream, &[stream.len().max(1)], metadata, false);
-    assert_eq!(whole, shake(role, &stream, &cuts, metadata, false), "cut at {cuts:?}");
+    let whole = run_handshake(role, &stream, &[stream.len().max(1)], metadata, false);
+    assert_eq!(
+        whole,
+        run_handshake(role, &stream, &cuts, metadata, false),
+        "the result differs if the input is cut at {cuts:?}"
+    );
     if role == Role::Connecting {
         assert_eq!(whole, hello_to_dealer(&stream, metadata));
         return;
     }
     assert_eq!(whole, hello(&stream, metadata));
     // If our READY does not wait for the peer's, nothing follows it.
-    let mut waited = shake(role, &stream, &cuts, metadata, true);
+    let mut waited = run_handshake(role, &stream, &cuts, metadata, true);
     if waited.sent != whole.sent {
         assert!(whole.greeted);
         assert_eq!(waited.sent, [&greeting(1), READY].concat());
         waited.sent.clone_from(&whole.sent);
     }
-    assert_eq!(whole, waited, "cut at {cuts:?}");
+    assert_eq!(whole, waited, "the result differs if the input is cut at {cuts:?}");
 });
 
 /// The result of the state machine for `stream`, read in pieces of `cuts` bytes, in turn. If the
 /// peer `waits`, our READY is sent between two pieces.
-fn shake(role: Role, stream: &Bytes, cuts: &[usize], metadata: usize, waits: bool) -> Hello {
+fn run_handshake(
+    role: Role,
+    stream: &Bytes,
+    cuts: &[usize],
+    metadata: usize,
+    waits: bool,
+) -> Hello {
     let socket_type = match role {
         Role::Listening => SocketType::Router,
         Role::Connecting => SocketType::Dealer,
@@ -56,14 +66,18 @@ fn shake(role: Role, stream: &Bytes, cuts: &[usize], metadata: usize, waits: boo
     handshake.start(&mut out);
     let started = out.len();
     let mut at = 0;
-    let mut told = Ok(None);
+    let mut result = Ok(None);
     for cut in cuts.iter().cycle() {
         let end = stream.len().min(at + cut);
         let mut input = stream.slice(at..end);
-        told = handshake.feed(&mut input, metadata, &mut out);
+        result = handshake.feed(&mut input, metadata, &mut out);
         at = end - input.len();
         // Memory grows by doubling, and only for bytes that have arrived.
-        assert!(handshake.held() <= 2 * at.max(8), "{} for {at}", handshake.held());
+        assert!(
+            handshake.held() <= 2 * at.max(8),
+            "{} bytes are held for {at} bytes",
+            handshake.held()
+        );
         assert!(handshake.held() <= 2 * (metadata + 9).max(GREETING));
         assert_eq!(handshake.untouched(), at == 0);
         assert_eq!(handshake.has_greeted(), out.len() > START);
@@ -71,17 +85,17 @@ fn shake(role: Role, stream: &Bytes, cuts: &[usize], metadata: usize, waits: boo
             // It sends everything at the start.
             assert_eq!(out.len(), started);
         }
-        if waits && told == Ok(None) && handshake.owes_ready() {
+        if waits && result == Ok(None) && handshake.owes_ready() {
             handshake.send_ready(&mut out);
         }
-        if told != Ok(None) || at == stream.len() {
+        if result != Ok(None) || at == stream.len() {
             break;
         }
-        assert!(input.is_empty(), "what belongs to a handshake is taken");
+        assert!(input.is_empty(), "bytes of the handshake were left unread");
     }
     // READY, or an ERROR instead of it, has been sent or is due.
     let greeted = role == Role::Connecting || handshake.owes_ready() || out.len() > GREETING;
-    let told = match told {
+    let result = match result {
         Ok(Some(PeerInfo { minor, socket_type, identity })) => {
             assert!(identity.len() <= 255);
             let (knows_ping, is_req) = (minor > 0, socket_type == SocketType::Req);
@@ -93,5 +107,5 @@ fn shake(role: Role, stream: &Bytes, cuts: &[usize], metadata: usize, waits: boo
             Err(End::Fault(reason))
         }
     };
-    Hello { sent: out, greeted, told }
+    Hello { sent: out, greeted, result }
 }

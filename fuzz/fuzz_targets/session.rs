@@ -1,9 +1,9 @@
-//! Complete sessions over TCP: one or two peers do what the input says, while a well-behaved peer,
-//! the neighbour, must be served as usual.
+//! Complete sessions over TCP: one or two peers do what the input says, while a well-behaved peer
+//! must be served as usual.
 //!
-//! The socket, its listener and the neighbour stay from input to input, on the same thread and
-//! runtime as the peers. After each input the socket must be in the same state as before, so that
-//! an input that finds a fault reproduces it alone.
+//! The socket, its listener and the well-behaved peer stay from input to input, on the same thread
+//! and runtime as the peers. After each input the socket must be in the same state as before, so
+//! that an input that finds a fault reproduces it alone.
 #![no_main]
 
 use std::cell::RefCell;
@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use zmq_echo::metrics::{LATENCY_BUCKETS, Metrics, SocketObserver, log_records_dropped};
-use zmq_echo_fuzz::{End, READY, frame, greeting, hello, ready, story};
+use zmq_echo_fuzz::{End, READY, frame, greeting, hello, outcome, ready};
 use zmtp::Reason;
 use zmtp::router::{ALLOWANCE, Limits, Router};
 
@@ -65,7 +65,8 @@ const SETTLED: usize = 64 << 10;
 /// because closing a connection with unread bytes resets it.
 const DELIVERED: usize = 16 << 10;
 
-const NEIGHBOUR: &[u8] = b"neighbour";
+/// The identity of the well-behaved peer.
+const WELL_BEHAVED: &[u8] = b"well-behaved";
 
 thread_local! {
     static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
@@ -104,10 +105,10 @@ struct Service {
     metrics: Metrics,
     router: Router<SocketObserver>,
     peers: Vec<Peer>,
-    /// The well-behaved peer. It is not one of `peers`, and stays connected throughout.
-    neighbour: Peer,
-    /// How many messages the neighbour has sent.
-    said: u64,
+    /// It is not one of `peers`, and stays connected throughout.
+    well_behaved: Peer,
+    /// How many messages the well-behaved peer has sent.
+    messages_sent: u64,
 }
 
 /// How one connection ended, as the socket counts it: whether it was established,
@@ -121,13 +122,20 @@ impl Service {
         let metrics = Metrics::new(&LATENCY_BUCKETS, &["echo"], log_records_dropped());
         let router =
             Router::bind([listener], limits, SocketObserver::new(metrics.socket.clone())).unwrap();
-        let mut neighbour = Peer::connect(address);
-        neighbour.write(&greeting(1));
-        neighbour.write(&ready("DEALER", NEIGHBOUR));
-        let mut service =
-            Self { limits, address, metrics, router, peers: Vec::new(), neighbour, said: 0 };
-        service.drive(|service| service.neighbour.received.len() == 64 + READY.len()).await;
-        service.neighbour.forget();
+        let mut well_behaved = Peer::connect(address);
+        well_behaved.write(&greeting(1));
+        well_behaved.write(&ready("DEALER", WELL_BEHAVED));
+        let mut service = Self {
+            limits,
+            address,
+            metrics,
+            router,
+            peers: Vec::new(),
+            well_behaved,
+            messages_sent: 0,
+        };
+        service.drive(|service| service.well_behaved.received.len() == 64 + READY.len()).await;
+        service.well_behaved.forget();
         service
     }
 
@@ -140,7 +148,7 @@ impl Service {
             match script.byte() % 8 {
                 0 => {}
                 1 => peer.write(&greeting(1)),
-                2 => peer.write(&[&greeting(0)[..], &ready("REQ", NEIGHBOUR)].concat()),
+                2 => peer.write(&[&greeting(0)[..], &ready("REQ", WELL_BEHAVED)].concat()),
                 3 => peer.write(&[&greeting(3)[..], &ready("ROUTER", b"me")].concat()),
                 _ => peer.write(&[&greeting(1)[..], &ready("DEALER", b"")].concat()),
             }
@@ -149,21 +157,26 @@ impl Service {
         while !script.0.is_empty() {
             self.step(&mut script).await;
         }
-        self.neighbour_is_served().await;
+        self.well_behaved_is_served().await;
         for index in 0..self.peers.len() {
             self.leave(index, choice >> (1 + 2 * index)).await;
         }
         self.drive(|service| service.router.connections() == 1).await;
-        self.neighbour_is_served().await;
+        self.well_behaved_is_served().await;
 
         let metrics = &self.metrics.socket;
         assert_eq!(metrics.peers.get(), 1);
         assert_eq!(metrics.pending_replies.get(), 0);
         assert_eq!(metrics.buffered_bytes.get(), 0);
         let ended: Vec<Ended> = difference(&before, &self.ended());
-        let stories: Vec<Told> = self.peers.iter().map(|peer| self.tell(peer)).collect();
-        assert!(explained(&ended, &stories), "{ended:?} for {stories:?}");
-        if stories.iter().all(|told| told.whole) && !ended.contains(&(true, Reason::PoolFull)) {
+        let expectations: Vec<Expectation> =
+            self.peers.iter().map(|peer| self.expectation(peer)).collect();
+        assert!(
+            explained(&ended, &expectations),
+            "connections ended with {ended:?}, expected {expectations:?}"
+        );
+        if expectations.iter().all(|peer| peer.whole) && !ended.contains(&(true, Reason::PoolFull))
+        {
             assert_eq!(metrics.undeliverable_peer_gone.get(), lost);
         }
         self.peers.clear();
@@ -206,7 +219,7 @@ impl Service {
             }
             4 => {
                 self.settle(index).await;
-                self.neighbour_is_served().await;
+                self.well_behaved_is_served().await;
             }
             5 => self.pump(index, true).await,
             6 => self.pump(index, false).await,
@@ -225,9 +238,9 @@ impl Service {
         if peer.stream.len() > SETTLED || peer.abort {
             return self.pump(index, true).await;
         }
-        peer.let_go = peer.stream.len();
+        peer.released = peer.stream.len();
         peer.reads = true;
-        let expected = self.tell(&self.peers[index]).least;
+        let expected = self.expectation(&self.peers[index]).least;
         self.drive(|service| {
             let peer = &service.peers[index];
             peer.ended || peer.received.len() >= expected
@@ -238,7 +251,7 @@ impl Service {
     /// Sends as much of what the peer has to send as possible in a few turns.
     async fn pump(&mut self, index: usize, reads: bool) {
         let peer = &mut self.peers[index];
-        peer.let_go = peer.stream.len();
+        peer.released = peer.stream.len();
         peer.reads = reads;
         peer.read_always &= reads;
         let mut turns = 0;
@@ -271,22 +284,22 @@ impl Service {
             _ => self.peers[index].abort = true,
         }
         let peer = &mut self.peers[index];
-        peer.let_go = peer.stream.len();
+        peer.released = peer.stream.len();
         peer.reads = true;
         self.drive(|service| service.peers[index].ended).await;
     }
 
-    async fn neighbour_is_served(&mut self) {
-        self.said += 1;
+    async fn well_behaved_is_served(&mut self) {
+        self.messages_sent += 1;
         let mut message = Vec::new();
-        frame(&mut message, 1, &self.said.to_be_bytes());
-        frame(&mut message, 0, NEIGHBOUR);
-        self.neighbour.write(&message);
-        self.neighbour.let_go = message.len();
-        self.drive(|service| service.neighbour.received.len() >= message.len()).await;
-        assert!(!self.neighbour.ended);
-        assert_eq!(self.neighbour.received, message);
-        self.neighbour.forget();
+        frame(&mut message, 1, &self.messages_sent.to_be_bytes());
+        frame(&mut message, 0, WELL_BEHAVED);
+        self.well_behaved.write(&message);
+        self.well_behaved.released = message.len();
+        self.drive(|service| service.well_behaved.received.len() >= message.len()).await;
+        assert!(!self.well_behaved.ended);
+        assert_eq!(self.well_behaved.received, message);
+        self.well_behaved.forget();
     }
 
     async fn drive(&mut self, mut until: impl FnMut(&Self) -> bool) {
@@ -294,12 +307,12 @@ impl Service {
             self.turn(cx);
             if until(self) { Poll::Ready(()) } else { Poll::Pending }
         });
-        tokio::time::timeout(DEADLINE, work).await.expect("what is due comes");
+        tokio::time::timeout(DEADLINE, work).await.expect("the socket does what is due in time");
     }
 
     /// One turn of all peers, and of the socket with an echo handler.
     fn turn(&mut self, cx: &mut Context<'_>) {
-        for peer in self.peers.iter_mut().chain([&mut self.neighbour]) {
+        for peer in self.peers.iter_mut().chain([&mut self.well_behaved]) {
             peer.turn(cx);
         }
         loop {
@@ -307,22 +320,28 @@ impl Service {
             let Poll::Ready(request) = received else { break };
             let mut next = Some(request);
             while let Some(request) = next {
-                self.router.send(request).expect("who asked is there");
+                self.router.send(request).expect("the peer that sent the request is connected");
                 next = self.router.try_recv();
             }
         }
         // The gauges are updated when the socket has to wait, as it does now.
-        self.holds_little();
+        self.check_buffered();
     }
 
-    fn holds_little(&self) {
+    fn check_buffered(&self) {
         let buffered = self.metrics.socket.buffered_bytes.get() as usize;
         let open = self.router.connections();
-        assert!(buffered <= open * ALLOWANCE + self.limits.buffer_bytes, "{buffered}");
+        assert!(
+            buffered <= open * ALLOWANCE + self.limits.buffer_bytes,
+            "{buffered} bytes are held"
+        );
         // Bytes that were only announced reserve no memory. An empty message takes two bytes in
         // each direction, and eight to count its reply.
         let sent: usize = self.peers.iter().map(|peer| peer.sent).sum();
-        assert!(buffered <= 8 * sent + open * (16 << 10), "{buffered} for {sent}");
+        assert!(
+            buffered <= 8 * sent + open * (16 << 10),
+            "{buffered} bytes are held for {sent} bytes"
+        );
     }
 
     /// How many connections have ended in each way.
@@ -340,34 +359,34 @@ impl Service {
     }
 
     /// The expected result of the peer's stream. Also checks the bytes that it received.
-    fn tell(&self, peer: &Peer) -> Told {
+    fn expectation(&self, peer: &Peer) -> Expectation {
         let limits = &self.limits;
         let hello = hello(&peer.stream, limits.metadata_bytes);
         let mut expected = hello.sent;
         // If the peer was slow, our READY did not wait for its own. If it is then refused, nothing
         // follows our READY, which is longer than any ERROR.
-        let waited = (hello.greeted && hello.told.is_err())
+        let waited = (hello.greeted && hello.result.is_err())
             .then(|| [&greeting(1), READY].concat())
             .unwrap_or_default();
-        let (end, mut may_end) = match hello.told {
+        let (end, mut may_end) = match hello.result {
             Err(end @ End::Fault(reason)) => (end, vec![Some((false, reason))]),
             Err(End::Whole) => (End::Whole, vec![None]),
             Err(End::Within) => (End::Within, vec![Some((false, Reason::Error))]),
             Ok(announced) => {
                 let rest = &peer.stream[announced.bytes..];
                 let is_req = announced.is_req;
-                let story = story(rest, limits.message_bytes, limits.message_frames, is_req);
-                expected.extend_from_slice(&story.replies);
-                let reason = match story.end {
+                let outcome = outcome(rest, limits.message_bytes, limits.message_frames, is_req);
+                expected.extend_from_slice(&outcome.replies);
+                let reason = match outcome.end {
                     End::Whole => Reason::Closed,
                     End::Within => Reason::Error,
                     End::Fault(reason) => reason,
                 };
                 let mut may_end = vec![Some((true, reason))];
-                if story.ttl {
+                if outcome.ttl {
                     may_end.push(Some((true, Reason::Vanished)));
                 }
-                (story.end, may_end)
+                (outcome.end, may_end)
             }
         };
         let least = expected.len();
@@ -385,7 +404,7 @@ impl Service {
         }
         assert!(
             expected.starts_with(&peer.received) || waited.starts_with(&peer.received),
-            "{} of {} bytes differ",
+            "of {} received and {} expected bytes, some differ",
             peer.received.len(),
             expected.len()
         );
@@ -395,13 +414,13 @@ impl Service {
         if !all && certain && !peer.abort && peer.ended {
             may_end.retain(|end| matches!(end, Some((_, Reason::PoolFull | Reason::Vanished))));
         }
-        Told { least, whole, may_end }
+        Expectation { least, whole, may_end }
     }
 }
 
 /// The possible results for a peer.
 #[derive(Debug)]
-struct Told {
+struct Expectation {
     /// Minimum bytes that the peer must receive.
     least: usize,
     /// Whether it received them and did not abort.
@@ -417,8 +436,8 @@ fn difference(before: &[(Ended, u64)], after: &[(Ended, u64)]) -> Vec<Ended> {
 }
 
 /// Whether the ends can be assigned to the peers, one to each.
-fn explained(ended: &[Ended], told: &[Told]) -> bool {
-    let Some((first, rest)) = told.split_first() else { return ended.is_empty() };
+fn explained(ended: &[Ended], expected: &[Expectation]) -> bool {
+    let Some((first, rest)) = expected.split_first() else { return ended.is_empty() };
     first.may_end.iter().any(|end| match end {
         None => explained(ended, rest),
         Some(end) => ended
@@ -431,9 +450,9 @@ fn explained(ended: &[Ended], told: &[Told]) -> bool {
 /// A peer of the socket.
 struct Peer {
     socket: Option<TcpStream>,
-    /// All bytes that it has to send. `let_go` of them may be sent, and `sent` have been.
+    /// All bytes that it has to send. `released` of them may be sent, and `sent` have been.
     stream: Vec<u8>,
-    let_go: usize,
+    released: usize,
     sent: usize,
     /// The position in `stream` where the last write began.
     last_write: usize,
@@ -457,7 +476,7 @@ impl Peer {
         Self {
             socket: Some(TcpStream::from_std(socket).unwrap()),
             stream: Vec::new(),
-            let_go: usize::MAX,
+            released: usize::MAX,
             sent: 0,
             last_write: 0,
             received: Vec::new(),
@@ -486,9 +505,9 @@ impl Peer {
 
     fn turn(&mut self, cx: &mut Context<'_>) {
         let Some(socket) = &self.socket else { return };
-        let let_go = self.let_go.min(self.stream.len());
-        while self.sent < let_go && socket.poll_write_ready(cx).is_ready() {
-            match socket.try_write(&self.stream[self.sent..let_go]) {
+        let released = self.released.min(self.stream.len());
+        while self.sent < released && socket.poll_write_ready(cx).is_ready() {
+            match socket.try_write(&self.stream[self.sent..released]) {
                 Ok(count) => self.sent += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 // The socket has closed the connection. Read what is left.

@@ -37,7 +37,7 @@ pub struct Hello {
     /// READY, it sends its own READY after its greeting, and later no ERROR.
     pub greeted: bool,
     /// What the peer announced and the length of the handshake, or how the stream ends.
-    pub told: Result<Announced, End>,
+    pub result: Result<Announced, End>,
 }
 
 /// What a complete handshake says about the peer.
@@ -55,7 +55,7 @@ pub struct Announced {
 
 /// The result of the frames after the handshake.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Story {
+pub struct Outcome {
     /// The messages, frame by frame.
     pub messages: Vec<Vec<Vec<u8>>>,
     /// What an echo service sends: each message as it came, with the shortest headers, and a PONG
@@ -134,7 +134,7 @@ pub fn hello(stream: &[u8], metadata_bytes: usize) -> Hello {
         if let (true, End::Fault(reason)) = (greeted, end) {
             sent.extend_from_slice(&error(reason));
         }
-        Hello { sent, greeted, told: Err(end) }
+        Hello { sent, greeted, result: Err(end) }
     };
     for (at, byte) in stream.iter().take(64).enumerate() {
         let mechanism = b"NULL\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
@@ -170,8 +170,8 @@ pub fn hello(stream: &[u8], metadata_bytes: usize) -> Hello {
         Ok((is_req, identity)) => {
             let bytes = 64 + header + body.len();
             let sent = [&greeting(1), READY].concat();
-            let told = Ok(Announced { bytes, knows_ping, is_req, identity });
-            Hello { sent, greeted: true, told }
+            let result = Ok(Announced { bytes, knows_ping, is_req, identity });
+            Hello { sent, greeted: true, result }
         }
         Err(reason) => ends(true, End::Fault(reason)),
     }
@@ -181,14 +181,14 @@ pub fn hello(stream: &[u8], metadata_bytes: usize) -> Hello {
 /// types.
 pub fn hello_to_dealer(stream: &[u8], metadata_bytes: usize) -> Hello {
     let sent = [&greeting(1)[..], DEALER_READY].concat();
-    let mut told = hello(stream, metadata_bytes).told;
+    let mut result = hello(stream, metadata_bytes).result;
     // The two differ only in what READY may announce.
     if stream.len() > 64
-        && matches!(told, Ok(_) | Err(End::Fault(Reason::SocketType | Reason::Identity)))
+        && matches!(result, Ok(_) | Err(End::Fault(Reason::SocketType | Reason::Identity)))
         && let Ok(Some((_, header, size))) = head(&stream[64..])
     {
         let end = 64 + header + size as usize;
-        told = announced(&stream[64 + header..end], &["REP", "DEALER", "ROUTER"])
+        result = announced(&stream[64 + header..end], &["REP", "DEALER", "ROUTER"])
             .map(|(is_req, identity)| Announced {
                 bytes: end,
                 knows_ping: stream[10] > 3 || stream[11] > 0,
@@ -197,7 +197,7 @@ pub fn hello_to_dealer(stream: &[u8], metadata_bytes: usize) -> Hello {
             })
             .map_err(End::Fault);
     }
-    Hello { sent, greeted: true, told }
+    Hello { sent, greeted: true, result }
 }
 
 /// What a READY announces: whether the peer is a REQ socket, and its identity. The socket type must
@@ -241,14 +241,19 @@ fn announced(body: &[u8], types: &[&str]) -> Result<(bool, Vec<u8>), Reason> {
 }
 
 /// The result of `stream` after the handshake, from a REQ socket or another one.
-pub fn story(stream: &[u8], message_bytes: usize, message_frames: usize, is_req: bool) -> Story {
-    let mut story =
-        Story { messages: Vec::new(), replies: Vec::new(), end: End::Whole, ttl: false };
+pub fn outcome(
+    stream: &[u8],
+    message_bytes: usize,
+    message_frames: usize,
+    is_req: bool,
+) -> Outcome {
+    let mut outcome =
+        Outcome { messages: Vec::new(), replies: Vec::new(), end: End::Whole, ttl: false };
     let mut rest = stream;
     let mut frames: Vec<Vec<u8>> = Vec::new();
     // Bytes of the current message, including commands between its frames.
     let mut bytes = 0;
-    story.end = loop {
+    outcome.end = loop {
         if rest.is_empty() {
             break if frames.is_empty() { End::Whole } else { End::Within };
         }
@@ -276,7 +281,7 @@ pub fn story(stream: &[u8], message_bytes: usize, message_frames: usize, is_req:
                     break End::Fault(Reason::MessageLimit);
                 }
             }
-            if let Err(reason) = obey(body, &mut story) {
+            if let Err(reason) = apply_command(body, &mut outcome) {
                 break End::Fault(reason);
             }
             continue;
@@ -291,16 +296,16 @@ pub fn story(stream: &[u8], message_bytes: usize, message_frames: usize, is_req:
             };
             let echoed = if is_req && !is_request { &[][..] } else { &frames[..] };
             for (index, body) in echoed.iter().enumerate() {
-                frame(&mut story.replies, u8::from(index + 1 < frames.len()), body);
+                frame(&mut outcome.replies, u8::from(index + 1 < frames.len()), body);
             }
-            story.messages.push(std::mem::take(&mut frames));
+            outcome.messages.push(std::mem::take(&mut frames));
             bytes = 0;
         }
     };
-    story
+    outcome
 }
 
-fn obey(body: &[u8], story: &mut Story) -> Result<(), Reason> {
+fn apply_command(body: &[u8], outcome: &mut Outcome) -> Result<(), Reason> {
     let mut cursor = Cursor(body);
     match cursor.short() {
         Some(b"PING") => {
@@ -308,8 +313,8 @@ fn obey(body: &[u8], story: &mut Story) -> Result<(), Reason> {
             if cursor.0.len() > CONTEXT_BYTES {
                 return Err(Reason::Command);
             }
-            story.ttl |= ttl != [0, 0];
-            frame(&mut story.replies, 4, &[b"\x04PONG", cursor.0].concat());
+            outcome.ttl |= ttl != [0, 0];
+            frame(&mut outcome.replies, 4, &[b"\x04PONG", cursor.0].concat());
             Ok(())
         }
         Some(b"PONG") => Ok(()),

@@ -13,9 +13,9 @@ fn a_flood_from_one_peer_does_not_starve_the_others() {
     let writing = raw::flood(&flood, raw::frame(&[1; 64], false).repeat(1000));
     let mut replies = flood.try_clone().unwrap();
     let reading = thread::spawn(move || raw::read_until_closed(&mut replies));
-    attacked.serves_its_neighbour();
+    attacked.assert_serves_others();
     flood.shutdown(Shutdown::Both).unwrap();
     writing.join().unwrap();
     reading.join().unwrap();
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }

@@ -17,7 +17,7 @@ fn an_endless_message_of_frames_is_closed_at_the_frame_limit() {
         writing.join().unwrap();
         attacked.wait_for_disconnections("frame_limit", closed + 1);
     }
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn many_frames_stay_within_the_pool_even_if_the_frame_limit_allows_more() {
         writing.join().unwrap();
         attacked.wait_for_disconnections("frame_limit", closed + 1);
     }
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn endless_commands_inside_a_message_are_closed_at_the_message_limit() {
     raw::read_until_closed(&mut peer);
     writing.join().unwrap();
     attacked.wait_for_disconnections("message_limit", 1);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -72,14 +72,16 @@ fn an_announced_size_over_the_limit_is_rejected_at_its_header() {
             match (early, reason) {
                 (true, _) => attacked.wait_for_failures(reason, number + 1),
                 (_, "command") => attacked.wait_for_disconnections(reason, number + 1),
-                _ => wait_until("it is counted", || attacked.disconnections(reason) > 0.0),
+                _ => wait_until("the closed connection is counted with its reason", || {
+                    attacked.disconnections(reason) > 0.0
+                }),
             }
         }
     }
     assert_eq!(attacked.disconnections("message_limit"), 2.0 * sizes.len() as f64);
     let grown = attacked.memory("VmHWM") - before;
-    assert!(grown < 4 << 20, "{grown} bytes for what was announced");
-    attacked.is_unharmed();
+    assert!(grown < 4 << 20, "announced sizes took {grown} bytes of memory");
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -93,7 +95,7 @@ fn announcing_128_tib_before_ready_does_not_end_the_process() {
         raw::read_until_closed(&mut peer);
     }
     attacked.wait_for_failures("data_before_ready", 50);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -103,19 +105,19 @@ fn the_start_of_a_huge_message_reserves_no_memory_and_is_closed_at_the_stall_tim
     let before = attacked.memory("VmRSS");
     let start = [&raw::announced(0, 8 << 20)[..], b"abc"].concat();
     peers.iter_mut().for_each(|peer| peer.write_all(&start).unwrap());
-    wait_until("the starts are read or over", || {
+    wait_until("the starts of all messages are read, or their peers closed", || {
         attacked.metric("zmq_echo_buffered_bytes") >= 1200.0
             || attacked.disconnections("stalled") > 0.0
     });
     let held = attacked.metric("zmq_echo_buffered_bytes");
-    assert!(held < 100.0 * 4096.0, "{held}");
+    assert!(held < 100.0 * 4096.0, "{held} bytes are held for 100 starts of messages");
     let grown = attacked.memory("VmRSS").saturating_sub(before);
-    assert!(grown < 4 << 20, "{grown} bytes for what was announced");
-    attacked.serves_its_neighbour();
+    assert!(grown < 4 << 20, "announced sizes took {grown} bytes of memory");
+    attacked.assert_serves_others();
     peers.iter_mut().for_each(|peer| assert_eq!(raw::read_until_closed(peer), 0));
     attacked.wait_for_disconnections("stalled", 100);
     assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -129,20 +131,22 @@ fn half_messages_on_hundreds_of_connections_stay_within_the_pool() {
     let all = (peers.len() * small.len()) as f64;
     attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held >= all);
     assert_eq!(attacked.disconnections("pool_full"), 0.0);
-    attacked.serves_its_neighbour();
-    attacked.rests();
-    // Half the size of the pool again, on top of it.
+    attacked.assert_serves_others();
+    attacked.wait_until_idle();
+    // Half the size of the pool, in addition to what it already holds.
     let large = half(2 << 20);
     let mut more = raw::crowd(attacked.address(), 100);
     for peer in &mut more {
-        // It may be the next one to be closed while it writes.
+        // The peer may be the next one to be closed, even while it writes.
         let _ = peer.write_all(&large);
     }
-    wait_until("the pool is full", || attacked.disconnections("pool_full") > 0.0);
-    attacked.serves_its_neighbour();
+    wait_until("a peer is closed because the pool is full", || {
+        attacked.disconnections("pool_full") > 0.0
+    });
+    attacked.assert_serves_others();
     let held = attacked.metric("zmq_echo_buffered_bytes");
-    assert!(held < (70 << 20) as f64, "{held}");
-    attacked.is_unharmed();
+    assert!(held < (70 << 20) as f64, "the pool of 64 MiB holds {held} bytes");
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -152,17 +156,20 @@ fn two_hundred_peers_that_pipeline_without_reading_lose_nothing_and_block_no_oth
     let mut peers = raw::crowd(attacked.address(), 200);
     let request = raw::frame(&[3; 64 << 10], false);
     let taken = attacked.flood_until_stuck(&mut peers, &request);
-    attacked.serves_its_neighbour();
-    attacked.rests();
-    assert!(taken.iter().all(|taken| !taken.closed), "nobody is closed for its own backlog");
+    attacked.assert_serves_others();
+    attacked.wait_until_idle();
+    assert!(
+        taken.iter().all(|taken| !taken.closed),
+        "a peer was closed because its own replies were unread"
+    );
     // A peer that starts to read gets a reply to every request that was taken from it.
     for (peer, taken) in peers.iter_mut().zip(&taken) {
         for _ in 0..taken.bytes / request.len() {
-            assert!(raw::read(peer, request.len()) == request, "another message came back");
+            assert!(raw::read(peer, request.len()) == request, "a reply differs from its request");
         }
     }
     attacked.wait_for_metric("zmq_echo_pending_replies", |pending| pending == 0.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -173,11 +180,11 @@ fn a_peer_that_floods_large_messages_without_reading_is_soon_no_longer_read() {
     // Each peer would send without end, but the server stops reading from it.
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     let most = taken.iter().map(|taken| taken.bytes).max().unwrap();
-    assert!(most < 6 << 20, "{most} bytes were taken from one peer");
+    assert!(most < 6 << 20, "the server took {most} bytes from a peer that reads no replies");
     eprintln!("taken from one peer at most: {most} bytes");
-    attacked.serves_its_neighbour();
-    attacked.rests();
-    attacked.is_unharmed();
+    attacked.assert_serves_others();
+    attacked.wait_until_idle();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -188,16 +195,16 @@ fn small_messages_from_peers_that_read_late_are_all_answered() {
     let request = raw::frame(b"tiny", false).repeat(2000);
     let taken = attacked.flood_until_stuck(&mut peers, &request);
     let held = attacked.metric("zmq_echo_buffered_bytes");
-    assert!(held < (10 << 20) as f64, "{held}");
-    attacked.serves_its_neighbour();
-    attacked.rests();
+    assert!(held < (10 << 20) as f64, "{held} bytes are held for peers that read no replies");
+    attacked.assert_serves_others();
+    attacked.wait_until_idle();
     let one = request.len() / 2000;
     for (peer, taken) in peers.iter_mut().zip(&taken) {
         assert!(!taken.closed);
         let replies = raw::read(peer, taken.bytes / one * one);
         assert!(replies.chunks(one).all(|reply| reply == &request[..one]));
     }
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -214,11 +221,11 @@ fn a_full_pool_closes_the_peer_that_has_made_no_progress_for_longest() {
     next.write_all(&half).unwrap();
     assert_eq!(raw::read_until_closed(&mut holders[0]), 0);
     attacked.wait_for_disconnections("pool_full", 1);
-    attacked.serves_its_neighbour();
+    attacked.assert_serves_others();
     for peer in holders[1..].iter_mut().chain([&mut next]) {
         peer.write_all(&vec![1; (1 << 20) - (900 << 10)]).unwrap();
         raw::read(peer, 9 + (1 << 20));
     }
     attacked.wait_for_metric("zmq_echo_buffered_bytes", |buffered| buffered == 0.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }

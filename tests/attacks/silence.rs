@@ -13,16 +13,16 @@ fn five_hundred_silent_connections_are_closed_at_the_handshake_timeout() {
     let mut attacked = Attacked::start(&["--handshake-timeout", "2s"]);
     let before = attacked.memory("VmRSS");
     let mut silent: Vec<TcpStream> = (0..500).map(|_| raw::stream(attacked.address())).collect();
-    attacked.serves_its_neighbour();
+    attacked.assert_serves_others();
     for peer in &mut silent {
         // The server has sent the start of its greeting and nothing else.
         assert_eq!(raw::read_until_closed(peer), raw::GREETING_START as u64);
     }
     let grown = attacked.memory("VmHWM").saturating_sub(before);
-    assert!(grown < 500 * (8 << 10), "{grown} bytes for 500 silent connections");
+    assert!(grown < 500 * (8 << 10), "500 silent connections cost {grown} bytes of memory");
     attacked.wait_for_failures("handshake_timeout", 500);
-    attacked.rests();
-    attacked.is_unharmed();
+    attacked.wait_until_idle();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn a_trickled_handshake_is_closed_in_time_at_any_stage() {
     for (mut peer, _) in peers {
         raw::read_until_closed(&mut peer);
     }
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_huge_ready_is_rejected_at_its_header() {
     whole.write_all(&[raw::announced(4, 4096), body].concat()).unwrap();
     raw::read(&mut whole, raw::SERVER_HELLO);
     raw::echoes(&mut whole, &raw::frame(b"in", false));
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -92,7 +92,10 @@ fn unread_replies_stay_bounded_and_close_no_peer_whose_host_is_reachable() {
     let mut pinging = raw::dealer(attacked.address(), 1, b"");
     let ping = raw::command(b"\x04PING\0\0sixteen bytes xx");
     let pings = attacked.flood_until_full(&mut pinging, &ping.repeat(1000));
-    assert!(pings < 16 << 20, "{pings}");
+    assert!(
+        pings < 16 << 20,
+        "the server read {pings} bytes of PINGs from a peer that reads no PONG"
+    );
     // Wait for several windows to pass.
     for stalled in 1..=3 {
         let mut half = raw::dealer(attacked.address(), 0, b"");
@@ -100,7 +103,7 @@ fn unread_replies_stay_bounded_and_close_no_peer_whose_host_is_reachable() {
         raw::read_until_closed(&mut half);
         attacked.wait_for_disconnections("stalled", stalled);
     }
-    attacked.rests();
+    attacked.wait_until_idle();
     assert_eq!(attacked.metric("zmq_echo_peers"), 6.0);
     for ((peer, request), taken) in peers.iter_mut().zip(requests).zip(taken) {
         let (mut writer, rest) =
@@ -118,7 +121,7 @@ fn unread_replies_stay_bounded_and_close_no_peer_whose_host_is_reachable() {
     writing.join().unwrap();
     attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held < 1000.0);
     assert_eq!(attacked.disconnections("stalled"), 3.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -136,7 +139,7 @@ fn a_ping_gets_its_context_back_and_silence_beyond_its_ttl_closes_the_peer() {
     raw::read_until_closed(&mut peer);
     assert!(asked.elapsed() >= Duration::from_millis(300));
     attacked.wait_for_disconnections("vanished", 1);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -159,10 +162,11 @@ fn idle_peers_that_know_ping_are_pinged_and_closed_once_they_have_vanished() {
         pinged += 1;
     }
     assert_eq!(raw::read_until_closed(&mut vanished), ping.len() as u64);
-    // One peer does not know PING and the other has not shown that it does, so only the reply came.
+    // One peer does not know PING, and the other has not shown that it does, so nothing but the
+    // reply came.
     raw::echoes(&mut old, &raw::frame(b"still here", false));
     raw::echoes(&mut unaware, &raw::frame(b"still here", false));
     drop(quiet);
-    wait_until("it has left", || attacked.metric("zmq_echo_peers") == 3.0);
-    attacked.is_unharmed();
+    wait_until("the vanished peer is disconnected", || attacked.metric("zmq_echo_peers") == 3.0);
+    attacked.assert_unharmed();
 }

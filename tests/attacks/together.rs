@@ -82,17 +82,17 @@ fn under_every_attack_at_once_memory_stays_bounded_and_other_peers_and_the_probe
     });
     let started = Instant::now();
     while started.elapsed() < SPAN {
-        attacked.serves_its_neighbour();
-        attacked.passes_its_probe();
-        attacked.is_alive();
+        attacked.assert_serves_others();
+        attacked.assert_probe_succeeds();
+        attacked.wait_until_alive();
     }
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
     over.store(true, Ordering::Relaxed);
     visiting.join().unwrap();
     flooding.join().unwrap();
     drop((silent, halves));
     attacked.wait_for_metric("zmq_echo_peers", |peers| peers == 1.0);
     attacked.wait_for_metric("zmq_echo_buffered_bytes", |held| held == 0.0);
-    attacked.rests();
-    attacked.is_unharmed();
+    attacked.wait_until_idle();
+    attacked.assert_unharmed();
 }

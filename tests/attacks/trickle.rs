@@ -1,5 +1,5 @@
-//! Trickles, which keep a message alive with a byte now and then, against uploads that are slow but
-//! honest.
+//! Trickles keep a message alive with a byte now and then. They must be told apart from honest
+//! uploads that are slow.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -72,8 +72,8 @@ fn uploads(address: SocketAddr, count: usize, size: usize, rate: &AtomicUsize) -
 
 /// Keeps the trickles going until all of them are closed and counted as stalled.
 #[track_caller]
-fn are_closed_and_counted(attacked: &Attacked, count: usize) {
-    wait_until("the trickles are closed", || {
+fn wait_until_closed_and_counted(attacked: &Attacked, count: usize) {
+    wait_until("all trickles are closed", || {
         attacked.disconnections("stalled") + attacked.disconnections("pool_full") >= count as f64
     });
     let closed = attacked.disconnections("stalled") + attacked.disconnections("pool_full");
@@ -101,14 +101,14 @@ fn trickles_cost_no_honest_upload(
         // Messages are not judged during their first second.
         thread::sleep(Duration::from_millis(1200));
         let (echoed, count) = honest(address);
-        assert_eq!(echoed, count, "honest uploads that came back");
-        assert!(attacked.disconnections("pool_full") > 0.0, "the pool was not full");
-        are_closed_and_counted(&attacked, trickles);
+        assert_eq!(echoed, count, "not all honest uploads came back");
+        assert!(attacked.disconnections("pool_full") > 0.0, "the trickles did not fill the pool");
+        wait_until_closed_and_counted(&attacked, trickles);
     });
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
-/// Tells the thread of a scope to end, even if the test fails.
+/// Tells a thread of the scope to end when dropped, even if the test fails.
 struct Stops<'a>(&'a AtomicBool);
 
 impl Drop for Stops<'_> {
@@ -148,11 +148,11 @@ fn trickles_that_start_during_a_long_upload_do_not_close_it() {
         // that, the uploads need more room than there is.
         thread::sleep(Duration::from_secs(6));
         rate.store(3 << 20, Ordering::SeqCst);
-        assert_eq!(honest.join().unwrap(), 2, "honest uploads that came back");
-        assert!(attacked.disconnections("pool_full") > 0.0, "the pool was not full");
-        are_closed_and_counted(&attacked, count);
+        assert_eq!(honest.join().unwrap(), 2, "not all honest uploads came back");
+        assert!(attacked.disconnections("pool_full") > 0.0, "the trickles did not fill the pool");
+        wait_until_closed_and_counted(&attacked, count);
     });
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -167,10 +167,10 @@ fn a_trickle_is_closed_as_stalled_while_a_slow_upload_goes_on() {
         // Eight times the minimum rate, for several windows.
         let honest = scope.spawn(move || upload(address, 640 << 10, &AtomicUsize::new(64 << 10)));
         attacked.wait_for_disconnections("stalled", 4);
-        assert!(honest.join().unwrap(), "the slow upload came back");
+        assert!(honest.join().unwrap(), "the slow upload was closed");
     });
     assert_eq!(attacked.disconnections("stalled"), 4.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 /// A server with these limits, and a peer to test them with.
@@ -181,9 +181,9 @@ fn watched(stall_timeout: &str, stall_bytes: &str) -> (Attacked, TcpStream) {
     (attacked, peer)
 }
 
-fn none_was_stalled(mut attacked: Attacked) {
+fn assert_none_stalled(mut attacked: Attacked) {
     assert_eq!(attacked.disconnections("stalled"), 0.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -194,11 +194,11 @@ fn a_trickle_just_below_the_minimum_rate_is_closed_however_it_is_timed() {
     // minimum rate even if a busy machine stretches the pauses.
     let started = Instant::now();
     while peer.write_all(&[0; 40 << 10]).is_ok() {
-        assert!(started.elapsed() < DEADLINE, "it is not closed");
+        assert!(started.elapsed() < DEADLINE, "the trickle below the minimum rate was not closed");
         thread::sleep(Duration::from_millis(1100));
     }
     attacked.wait_for_disconnections("stalled", 1);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -207,12 +207,12 @@ fn a_message_that_is_complete_within_its_first_window_may_arrive_at_any_rate() {
     let message = raw::frame(b"twenty bytes, slowly", false);
     for _ in 0..3 {
         for byte in &message {
-            peer.write_all(&[*byte]).expect("it is not closed");
+            peer.write_all(&[*byte]).expect("the peer stays connected");
             thread::sleep(Duration::from_millis(50));
         }
         assert!(raw::read(&mut peer, message.len()) == message);
     }
-    none_was_stalled(attacked);
+    assert_none_stalled(attacked);
 }
 
 #[test]
@@ -224,13 +224,13 @@ fn a_series_of_small_messages_is_not_mistaken_for_one_slow_message() {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(7) {
         // The next message has begun while the reply to the previous one is awaited.
-        peer.write_all(&[&message[..], &message[..1]].concat()).expect("it is not closed");
+        peer.write_all(&[&message[..], &message[..1]].concat()).expect("the peer stays connected");
         assert!(raw::read(&mut peer, message.len()) == message);
-        peer.write_all(&message[1..]).expect("it is not closed");
+        peer.write_all(&message[1..]).expect("the peer stays connected");
         assert!(raw::read(&mut peer, message.len()) == message);
         thread::sleep(Duration::from_millis(100));
     }
-    none_was_stalled(attacked);
+    assert_none_stalled(attacked);
 }
 
 #[test]
@@ -260,7 +260,10 @@ fn a_slow_reader_is_not_closed_by_a_timeout() {
             let mut frames = std::iter::repeat_with(|| raw::read_frame(peer));
             // PINGs may arrive between replies.
             let reply = frames.find(|(flags, _)| flags & 0x04 == 0);
-            assert!(reply.is_some_and(|(_, body)| body == request[9..]), "another message");
+            assert!(
+                reply.is_some_and(|(_, body)| body == request[9..]),
+                "a reply differs from its request"
+            );
         }
     }
     finishing.into_iter().for_each(|writing| writing.join().unwrap().unwrap());
@@ -270,7 +273,7 @@ fn a_slow_reader_is_not_closed_by_a_timeout() {
         for peer in &mut peers {
             peer.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
             match peer.read(&mut [0; 64]) {
-                Ok(0) => panic!("closed after its last reply"),
+                Ok(0) => panic!("the server closed a peer that has read everything"),
                 Ok(_) => peer.write_all(&raw::command(b"\x04PONG")).unwrap(),
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
@@ -279,5 +282,5 @@ fn a_slow_reader_is_not_closed_by_a_timeout() {
     for reason in ["stalled", "vanished", "error", "closed"] {
         assert_eq!(attacked.disconnections(reason), 0.0, "{reason}");
     }
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }

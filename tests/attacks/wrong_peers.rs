@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::Attacked;
-use super::accepting::stranger;
+use super::accepting::connect_from_outside;
 use crate::support::raw;
 
 /// Sends `bytes` on a new connection, which the server must close for `reason`.
@@ -61,7 +61,7 @@ fn each_fault_before_ready_closes_the_connection_for_its_own_reason() {
         refused(&attacked, &greeted(&[flags]), "reserved_flags");
     }
     assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn each_fault_after_ready_closes_the_connection_for_its_own_reason() {
         attacked.wait_for_disconnections(reason, before as usize + 1);
     }
     assert_eq!(attacked.metric("zmq_echo_buffered_bytes"), 0.0);
-    attacked.is_unharmed();
+    attacked.assert_unharmed();
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn the_probes_identity_is_trusted_only_from_this_host() {
     // The echoes at the start: a turn's requests are published at its end, after their replies.
     let before = 300.0;
     attacked.wait_for_metric(client, |count| count == before);
-    let mut elsewhere = stranger(attacked.address());
+    let mut elsewhere = connect_from_outside(attacked.address());
     raw::shake_hands(&mut elsewhere, &raw::hello(0, "DEALER", b"zmq-echo-probe/x"));
     for _ in 0..10 {
         raw::echoes(&mut elsewhere, &raw::frame(b"load", false));

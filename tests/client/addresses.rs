@@ -7,18 +7,18 @@ use zmq_echo_client::discovery::Endpoint;
 use zmq_echo_client::discovery::EndpointState::Ready;
 use zmq_echo_client::{Backoff, ClientConfig, State};
 
-use super::{Counted, Teller, hasty, parse, patient, started, until};
+use super::{Counted, Publisher, hasty, parse, patient, started, until};
 use crate::support::Server;
 
 const KEY: &str = "tcp://pod-1.invalid:5555";
 
-impl Teller {
+impl Publisher {
     /// One endpoint with these addresses.
-    fn say_addresses(&self, addresses: &[SocketAddr]) {
-        self.say_endpoint(Endpoint::new(Ready, addresses.to_vec()));
+    fn publish_addresses(&self, addresses: &[SocketAddr]) {
+        self.publish_endpoint(Endpoint::new(Ready, addresses.to_vec()));
     }
 
-    fn say_endpoint(&self, endpoint: Endpoint) {
+    fn publish_endpoint(&self, endpoint: Endpoint) {
         self.0.send_replace([(parse(KEY), endpoint)].into());
     }
 }
@@ -32,12 +32,12 @@ fn refuses() -> SocketAddr {
 async fn an_endpoint_is_reached_through_any_of_its_addresses() {
     for bind in ["tcp://127.0.0.1:0", "tcp://[::1]:0"] {
         let server = Server::start_on(bind, &[]);
-        let (teller, told) = Teller::new();
-        teller.say_addresses(&[refuses(), server.address()]);
-        let client = Counted::new(patient(), told);
+        let (publisher, source) = Publisher::new();
+        publisher.publish_addresses(&[refuses(), server.address()]);
+        let client = Counted::new(patient(), source);
         let reply = client.request("hello").await.unwrap();
         assert_eq!(reply.payload, "hello");
-        assert_eq!(reply.endpoint.to_string(), KEY, "it keeps its name");
+        assert_eq!(reply.endpoint.to_string(), KEY, "the endpoint is not named by its key");
         assert_eq!(client.metric("zmq_echo_client_endpoints_known"), 1.0);
         let changes = client.client.changes();
         assert_eq!(changes.borrow()[&parse(KEY)].addresses[1], server.address());
@@ -47,11 +47,11 @@ async fn an_endpoint_is_reached_through_any_of_its_addresses() {
 #[tokio::test]
 async fn a_new_connection_uses_the_newest_addresses() {
     let (old, new) = (Server::start(&[]), Server::start(&[]));
-    let (teller, told) = Teller::new();
-    teller.say_addresses(&[old.address()]);
-    let client = Counted::new(patient(), told);
+    let (publisher, source) = Publisher::new();
+    publisher.publish_addresses(&[old.address()]);
+    let client = Counted::new(patient(), source);
     client.request("hello").await.unwrap();
-    teller.say_addresses(&[new.address()]);
+    publisher.publish_addresses(&[new.address()]);
     client.request("the connection stays").await.unwrap();
     old.signal(rustix::process::Signal::KILL);
     client.wait_for_state(KEY, Some(State::Ready)).await;
@@ -62,9 +62,9 @@ async fn a_new_connection_uses_the_newest_addresses() {
 #[tokio::test]
 async fn a_suspect_endpoint_is_checked_at_its_addresses() {
     let server = started().await;
-    let (teller, told) = Teller::new();
-    teller.say_addresses(&[refuses(), server.address()]);
-    let client = Counted::new(hasty(), told);
+    let (publisher, source) = Publisher::new();
+    publisher.publish_addresses(&[refuses(), server.address()]);
+    let client = Counted::new(hasty(), source);
     client.client.ready().await;
     server.stop();
     let late = client.spawn("late");
@@ -75,7 +75,7 @@ async fn a_suspect_endpoint_is_checked_at_its_addresses() {
     let _ = late.await.unwrap();
 }
 
-/// Connection attempts and checks happen once per hour.
+/// Connection attempts and checks happen only once per hour.
 fn idle() -> ClientConfig {
     let hour = Duration::from_secs(3600);
     ClientConfig { reconnect_backoff: Backoff::new(hour, hour), ..hasty() }
@@ -88,40 +88,40 @@ fn doubtful(addresses: &[SocketAddr]) -> Endpoint {
 #[tokio::test]
 async fn an_endpoint_that_becomes_ready_is_connected_to_at_once() {
     let reserved = refuses();
-    let (teller, told) = Teller::new();
-    teller.say_endpoint(doubtful(&[reserved]));
-    let client = Counted::new(idle(), told);
+    let (publisher, source) = Publisher::new();
+    publisher.publish_endpoint(doubtful(&[reserved]));
+    let client = Counted::new(idle(), source);
     let refused = "zmq_echo_client_connections_total{outcome=\"failed\"}";
-    until("it could not connect", || client.metric(refused) == 1.0).await;
+    until("the first connection attempt was refused", || client.metric(refused) == 1.0).await;
     let server = Server::start_on(&format!("tcp://{reserved}"), &[]);
-    teller.say_addresses(&[server.address()]);
+    publisher.publish_addresses(&[server.address()]);
     client.wait_for_state(KEY, Some(State::Ready)).await;
 }
 
 #[tokio::test]
 async fn an_endpoint_with_new_addresses_is_connected_to_at_once() {
-    let (teller, told) = Teller::new();
-    teller.say_addresses(&[refuses()]);
-    let client = Counted::new(idle(), told);
+    let (publisher, source) = Publisher::new();
+    publisher.publish_addresses(&[refuses()]);
+    let client = Counted::new(idle(), source);
     let refused = "zmq_echo_client_connections_total{outcome=\"failed\"}";
-    until("it could not connect", || client.metric(refused) == 1.0).await;
+    until("the first connection attempt was refused", || client.metric(refused) == 1.0).await;
     let server = Server::start(&[]);
-    teller.say_addresses(&[server.address()]);
+    publisher.publish_addresses(&[server.address()]);
     client.wait_for_state(KEY, Some(State::Ready)).await;
 }
 
 #[tokio::test]
 async fn a_suspect_endpoint_that_becomes_ready_is_checked_at_once() {
     let server = started().await;
-    let (teller, told) = Teller::new();
-    teller.say_endpoint(doubtful(&[server.address()]));
-    let client = Counted::new(idle(), told);
+    let (publisher, source) = Publisher::new();
+    publisher.publish_endpoint(doubtful(&[server.address()]));
+    let client = Counted::new(idle(), source);
     client.client.ready().await;
     server.stop();
     let late = client.spawn("late");
     client.wait_for_state(KEY, Some(State::Suspect)).await;
     server.signal(rustix::process::Signal::CONT);
-    teller.say_addresses(&[server.address()]);
+    publisher.publish_addresses(&[server.address()]);
     client.wait_for_state(KEY, Some(State::Ready)).await;
     late.abort();
 }

@@ -11,12 +11,12 @@ use zmq_echo_client::discovery::EndpointState::Ready;
 use zmq_echo_client::{ClientConfig, Reply, RequestError, State, WhenFull};
 
 use super::peers::{Peer, by_hand};
-use super::{Counted, Teller, fixed, hasty, patient, until};
+use super::{Counted, Publisher, fixed, hasty, patient, until};
 use crate::support::{Server, raw};
 
 type Asked = JoinHandle<Result<Reply, RequestError>>;
 
-/// A client with the maximum number of open requests, at a server that is stopped.
+/// A client at a stopped server, with the maximum number of open requests.
 async fn full(config: ClientConfig) -> (Server, Counted, Vec<Asked>) {
     let server = Server::start(&[]);
     let outstanding = config.max_outstanding;
@@ -24,7 +24,7 @@ async fn full(config: ClientConfig) -> (Server, Counted, Vec<Asked>) {
     client.client.ready().await;
     server.stop();
     let asked = (0..outstanding).map(|_| client.spawn("payload")).collect();
-    until("all are outstanding", || client.outstanding(&server.endpoint) == outstanding).await;
+    until("all requests are open", || client.outstanding(&server.endpoint) == outstanding).await;
     (server, client, asked)
 }
 
@@ -68,12 +68,12 @@ async fn abandoned(config: ClientConfig, silent: &Peer) -> Counted {
     let client = Counted::new(config, fixed(&[&silent.endpoint]));
     client.client.ready().await;
     let asked: Vec<_> = (0..5).map(|_| client.spawn("payload")).collect();
-    until("all are there", || client.outstanding(&silent.endpoint) == 5).await;
+    until("all five requests are open", || client.outstanding(&silent.endpoint) == 5).await;
     for asked in asked {
         asked.abort();
     }
     let left = || client.metric("zmq_echo_client_requests_total{outcome=\"abandoned\"}") == 5.0;
-    until("the callers have left", left).await;
+    until("the client has noticed that the callers have left", left).await;
     client
 }
 
@@ -87,14 +87,17 @@ async fn an_abandoned_request_keeps_its_slot_until_it_times_out() {
     // Long enough that the callers leave before their requests time out.
     let config = ClientConfig { timeout: Duration::from_secs(5), ..hasty() };
     let client = abandoned(config, &silent).await;
-    until("there is room", || client.metric("zmq_echo_client_outstanding") == 0.0).await;
-    // The timeouts make the endpoint suspect all the same.
+    until("the abandoned requests have timed out", || {
+        client.metric("zmq_echo_client_outstanding") == 0.0
+    })
+    .await;
+    // The timeouts make the endpoint suspect nevertheless.
     assert_eq!(client.state(&silent.endpoint), Some(State::Suspect));
 }
 
 #[tokio::test]
 async fn without_an_endpoint_a_request_waits_until_its_deadline() {
-    let (teller, told) = Teller::new();
+    let (publisher, source) = Publisher::new();
     let config = ClientConfig { deadline: Some(Duration::from_millis(50)), ..patient() };
     let client = Counted::new(config, fixed(&[]));
     let nobody = client.request("anybody?").await;
@@ -102,10 +105,13 @@ async fn without_an_endpoint_a_request_waits_until_its_deadline() {
     assert_eq!(client.metric("zmq_echo_client_attempts_total"), 0.0);
 
     let server = Server::start(&[]);
-    let client = Counted::new(patient(), told);
+    let client = Counted::new(patient(), source);
     let asked = client.spawn("payload");
-    until("it waits", || client.metric("zmq_echo_client_outstanding") == 1.0).await;
-    teller.say(&[(&server.endpoint, Ready)]);
+    until("the request waits for an endpoint", || {
+        client.metric("zmq_echo_client_outstanding") == 1.0
+    })
+    .await;
+    publisher.publish(&[(&server.endpoint, Ready)]);
     all_answered(vec![asked]).await;
 }
 
@@ -154,9 +160,9 @@ async fn a_reply_that_announces_128_tib_closes_only_its_own_connection() {
     }
 }
 
-/// Sends ten requests whose replies arrive while nothing collects them. Returns their outcomes by
-/// then, except for requests that were not sent, which continue.
-async fn picked_up_late(client: &Counted, size: usize) -> Vec<Result<Reply, RequestError>> {
+/// Sends ten requests whose replies arrive while nothing collects them. Returns the outcomes of
+/// those that were sent; the others continue.
+async fn collected_late(client: &Counted, size: usize) -> Vec<Result<Reply, RequestError>> {
     let totals = ["attempts", "not_sent"].map(|name| format!("zmq_echo_client_{name}_total"));
     let ended = || totals.iter().map(|total| client.metric(total)).sum::<f64>();
     let goal = ended() + 10.0;
@@ -166,7 +172,7 @@ async fn picked_up_late(client: &Counted, size: usize) -> Vec<Result<Reply, Requ
     for request in &mut asked {
         assert!(futures_util::poll!(request).is_pending());
     }
-    until("all attempts have ended", || ended() == goal).await;
+    until("every attempt has ended", || ended() == goal).await;
     let (mut got, mut unsent) = (Vec::new(), Vec::new());
     for mut request in asked {
         match futures_util::poll!(&mut request) {
@@ -186,14 +192,14 @@ async fn uncollected_replies_are_bounded_per_connection() {
     let client = Counted::new(config, fixed(&[&server.endpoint]));
     // The memory is freed each time.
     for _ in 0..2 {
-        let got = picked_up_late(&client, SIZE).await;
+        let got = collected_late(&client, SIZE).await;
         assert_eq!(got.iter().filter(|got| got.is_ok()).count(), 3);
         for error in got.into_iter().filter_map(Result::err) {
             assert!(matches!(error, RequestError::ReplyMemory { attempts: 1, .. }), "{error}");
         }
     }
     // Small requests are limited by their number.
-    assert!(picked_up_late(&client, 4 << 10).await.iter().all(Result::is_ok));
+    assert!(collected_late(&client, 4 << 10).await.iter().all(Result::is_ok));
 }
 
 #[tokio::test]
@@ -206,16 +212,19 @@ async fn uncollected_replies_are_bounded_over_all_connections() {
     for endpoint in endpoints {
         client.wait_for_state(endpoint, Some(State::Ready)).await;
     }
-    let got = picked_up_late(&client, SIZE).await;
+    let got = collected_late(&client, SIZE).await;
     let answered = got.iter().filter(|got| got.is_ok()).count();
-    assert!((1..=3).contains(&answered), "{answered} were answered");
+    assert!((1..=3).contains(&answered), "{answered} of the uncollected replies were kept");
     for error in got.into_iter().filter_map(Result::err) {
         // Replies in progress count too: one that does not fit closes its connection.
         let expected =
             matches!(error, RequestError::ReplyMemory { .. } | RequestError::Disconnected { .. });
-        assert!(expected, "{error}");
+        assert!(expected, "unexpected error: {error}");
     }
-    assert!(client.client.request(vec![1; SIZE].into()).await.is_ok(), "there is room again");
+    assert!(
+        client.client.request(vec![1; SIZE].into()).await.is_ok(),
+        "no memory is free for replies again"
+    );
 }
 
 #[tokio::test]

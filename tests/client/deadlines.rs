@@ -21,7 +21,10 @@ async fn a_server_skips_requests_that_the_client_has_given_up() {
         let timeout = Duration::from_millis(200);
         let config = ClientConfig { timeout, retries: 0, send_deadlines, ..hasty() };
         let client = Counted::new(config, fixed(&[&server.endpoint]));
-        until("it is connected", || client.metric("zmq_echo_client_endpoints_usable") == 1.0).await;
+        until("the client is connected", || {
+            client.metric("zmq_echo_client_endpoints_usable") == 1.0
+        })
+        .await;
         // This request keeps the thread busy.
         let mut other = raw::connect(server.address(), b"");
         std::io::Write::write_all(&mut other, &raw::message(&[b"id", b"", b"slow"])).unwrap();
@@ -33,7 +36,9 @@ async fn a_server_skips_requests_that_the_client_has_given_up() {
             Err(RequestError::Rejected { rejection, .. }) => assert_eq!(rejection.code, "deadline"),
             other => panic!("{other:?} after {:?}", asked_at.elapsed()),
         }
-        wait_until("both are done", || replies(&server, "ok") + replies(&server, "error") == 2.0);
+        wait_until("the server is done with both requests", || {
+            replies(&server, "ok") + replies(&server, "error") == 2.0
+        });
         assert_eq!(replies(&server, "ok"), worked_on, "send_deadlines: {send_deadlines}");
     }
 }

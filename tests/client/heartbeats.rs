@@ -1,4 +1,4 @@
-//! A connection survives the server's heartbeats.
+//! The server's heartbeats do not cost the client its connection.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, mpsc};
@@ -9,7 +9,8 @@ use super::peers::by_hand;
 use super::{Counted, fixed, patient};
 use crate::support::{DEADLINE, raw};
 
-/// The server answers a request only after some work, during which its PINGs were answered.
+/// The server answers a request only after some work. The client answers the PINGs that the server
+/// sends meanwhile.
 #[tokio::test]
 async fn a_server_that_sends_pings_while_it_works_keeps_its_connection_and_answers_all() {
     const WORK: Duration = Duration::from_millis(700);
@@ -19,7 +20,7 @@ async fn a_server_that_sends_pings_while_it_works_keeps_its_connection_and_answe
             let writer = Arc::new(Mutex::new(stream.try_clone().unwrap()));
             let pings = Arc::clone(&writer);
             thread::spawn(move || {
-                // Its TTL is libzmq's, which is never shorter than the interval.
+                // Its TTL is that of libzmq, which is never shorter than the interval.
                 let ping = raw::command(b"\x04PING\0\x64beat");
                 while pings.lock().unwrap().write_all(&ping).is_ok() {
                     thread::sleep(Duration::from_millis(100));
@@ -32,7 +33,9 @@ async fn a_server_that_sends_pings_while_it_works_keeps_its_connection_and_answe
                     thread::sleep(WORK);
                     // A PING sent during the work is answered.
                     pongs.try_iter().count();
-                    pongs.recv_timeout(DEADLINE).expect("a PONG comes");
+                    pongs
+                        .recv_timeout(DEADLINE)
+                        .expect("the client answers a PING during the work");
                     writer.lock().unwrap().write_all(&raw::echo(&frames)).unwrap();
                 }
             });

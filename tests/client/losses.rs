@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use zmq_echo_client::{Backoff, ClientConfig, RequestError};
 
-use super::peers::{Fate, Peer, fateful};
+use super::peers::{Action, Peer, scripted};
 use super::{Counted, fixed, hasty, patient, until};
 use crate::support::{DEADLINE, Server};
 
@@ -20,13 +20,13 @@ async fn if_one_in_forty_of_280_requests_is_lost_seven_fail() {
     const CALLERS: u32 = 14;
     let (count, lost) = (AtomicU64::new(0), Arc::new(Mutex::new(BTreeSet::new())));
     let losing = Arc::clone(&lost);
-    let endpoint = fateful(move |payload| {
+    let endpoint = scripted(move |payload| {
         if count.fetch_add(1, SeqCst) % 40 == 19 {
             losing.lock().unwrap().insert(payload.to_vec());
-            return Fate::Lost;
+            return Action::Ignore;
         }
         // Slow enough that other requests are in flight whenever one times out.
-        Fate::Echoed(Duration::from_millis(300))
+        Action::Echo(Duration::from_millis(300))
     });
     let timeout = Duration::from_secs(5);
     let deadline = Some(2 * timeout);
@@ -56,9 +56,9 @@ async fn if_one_in_forty_of_280_requests_is_lost_seven_fail() {
 
 #[tokio::test]
 async fn repeated_losses_do_not_lead_to_a_reconnect_while_checks_are_answered() {
-    let endpoint = fateful(|payload| match payload {
-        b"lose" => Fate::Lost,
-        _ => Fate::Echoed(Duration::ZERO),
+    let endpoint = scripted(|payload| match payload {
+        b"lose" => Action::Ignore,
+        _ => Action::Echo(Duration::ZERO),
     });
     let config = ClientConfig { timeout: Duration::from_millis(500), retries: 0, ..patient() };
     let client = Counted::new(config, fixed(&[&endpoint]));
@@ -71,7 +71,7 @@ async fn repeated_losses_do_not_lead_to_a_reconnect_while_checks_are_answered() 
     assert!(got.iter().filter(|got| got.reply.is_ok()).count() > 8);
     assert_eq!(client.metric(ESTABLISHED), 1.0);
     let checks = client.metric("zmq_echo_client_checks_total{outcome=\"answered\"}");
-    assert!(checks >= 8.0, "{checks}");
+    assert!(checks >= 8.0, "only {checks} checks were answered");
 }
 
 #[tokio::test]
@@ -93,7 +93,8 @@ async fn endless_durations_do_not_panic() {
         assert_eq!(client.request("here").await.unwrap().payload, "here");
         let client = Counted::new(config, fixed(&[&silent.endpoint]));
         let asked = client.spawn("waits");
-        until("it is there", || client.outstanding(&silent.endpoint) == 1).await;
+        until("the request is open at the endpoint", || client.outstanding(&silent.endpoint) == 1)
+            .await;
         assert!(!asked.is_finished());
     }
     // If the timeout does not end it, the deadline does.
@@ -111,12 +112,12 @@ async fn each_failed_attempt_is_counted_once() {
     let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
     let endpoints = [(); 3].map(|()| {
         let random = Arc::clone(&random);
-        fateful(move |_| {
+        scripted(move |_| {
             let mut random = random.lock().unwrap();
             match random.u32(..100) {
-                0..5 => Fate::Lost,
-                5..8 => Fate::HungUp,
-                _ => Fate::Echoed(Duration::from_millis(random.u64(..5))),
+                0..5 => Action::Ignore,
+                5..8 => Action::HangUp,
+                _ => Action::Echo(Duration::from_millis(random.u64(..5))),
             }
         })
     });
@@ -145,10 +146,17 @@ async fn each_failed_attempt_is_counted_once() {
         client.metric(&format!("zmq_echo_client_requests_total{{outcome=\"{outcome}\"}}"))
     };
     let failed = ["timed_out", "disconnected", "reply_memory"].map(failures);
-    assert!(failed[0] > 0.0 && failed[1] > 0.0, "{failed:?}");
+    assert!(
+        failed[0] > 0.0 && failed[1] > 0.0,
+        "the test needs both kinds of failures: {failed:?}"
+    );
     let (attempts, answered) =
         (client.metric("zmq_echo_client_attempts_total"), requests("answered"));
-    assert_eq!(failed.iter().sum::<f64>(), attempts - answered, "{failed:?}");
+    assert_eq!(
+        failed.iter().sum::<f64>(),
+        attempts - answered,
+        "an attempt was counted twice or not at all: {failed:?}"
+    );
     let ended: f64 = RequestError::KINDS.map(requests).iter().sum();
     assert_eq!(ended + answered, REQUESTS as f64);
     // Every attempt except a request's first is a retry.

@@ -33,7 +33,7 @@ impl Peer {
         let endpoint = router.bind("tcp://127.0.0.1:0").await.unwrap().to_string();
         let task = tokio::spawn(async move {
             loop {
-                let request = router.recv().await.expect("a router receives for ever");
+                let request = router.recv().await.expect("the router can always receive");
                 for answer in answers(request) {
                     // If the connection has gone, nothing is waiting for the reply.
                     let _ = router.send(answer).await;
@@ -73,22 +73,22 @@ pub fn is_check(request: &ZmqMessage) -> bool {
     request.get(0).expect("an identity").starts_with(PROBE_IDENTITY.as_bytes())
 }
 
-/// What a hand-written server does with a request.
+/// What a hand-written server does with one request.
 #[derive(Debug, Clone, Copy)]
-pub enum Fate {
+pub enum Action {
     /// Echoes it after this time.
-    Echoed(Duration),
-    Lost,
+    Echo(Duration),
+    Ignore,
     /// Closes the connection at once, with all open requests.
-    HungUp,
+    HangUp,
 }
 
-/// A hand-written ROUTER that treats each request according to `fate` of its payload. Checks are
-/// answered at once.
-pub fn fateful(fate: impl Fn(&[u8]) -> Fate + Send + Sync + 'static) -> String {
-    let fate = Arc::new(fate);
+/// A hand-written ROUTER that does with each request what `action` returns for its payload. It
+/// answers checks at once.
+pub fn scripted(action: impl Fn(&[u8]) -> Action + Send + Sync + 'static) -> String {
+    let action = Arc::new(action);
     by_hand(move |mut stream| {
-        let fate = Arc::clone(&fate);
+        let action = Arc::clone(&action);
         thread::spawn(move || -> io::Result<()> {
             let ready = raw::welcome(&mut stream)?;
             let identity = PROBE_IDENTITY.as_bytes();
@@ -101,11 +101,11 @@ pub fn fateful(fate: impl Fn(&[u8]) -> Fate + Send + Sync + 'static) -> String {
                     more = flags & 1 != 0;
                     frames.push(body);
                 }
-                let after = match fate(frames.last().expect("a frame")) {
+                let after = match action(frames.last().expect("a frame")) {
                     _ if is_check => Duration::ZERO,
-                    Fate::Echoed(after) => after,
-                    Fate::Lost => continue,
-                    Fate::HungUp => return stream.shutdown(Shutdown::Both),
+                    Action::Echo(after) => after,
+                    Action::Ignore => continue,
+                    Action::HangUp => return stream.shutdown(Shutdown::Both),
                 };
                 let writer = Arc::clone(&writer);
                 thread::spawn(move || {
@@ -131,7 +131,7 @@ pub struct Stuck {
 impl Stuck {
     pub fn start() -> Self {
         let (listener, endpoint) = deaf();
-        // Small, so that it is soon full.
+        // With small buffers, so that they are soon full.
         socket2::SockRef::from(&listener).set_recv_buffer_size(32 << 10).unwrap();
         let ((read, has_read), (leave, may_leave)) = (mpsc::channel(), mpsc::channel());
         let connection = thread::spawn(move || {
@@ -147,7 +147,7 @@ impl Stuck {
 
     /// Waits until its first request has been read.
     pub async fn wait_until_read(&self) {
-        until("the first is read", || self.has_read.try_recv().is_ok()).await;
+        until("the server has read the first request", || self.has_read.try_recv().is_ok()).await;
     }
 
     /// Stops accepting. The existing connection breaks when this is dropped.

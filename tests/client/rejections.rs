@@ -12,12 +12,12 @@ fn counting(name: &'static str) -> Loop {
         move |request: Request<'_>| -> Answer {
             count += 1;
             match request.frame(0) {
-                Some(b"wrong") => request.reject(Rejection::new("wrong", "no such thing")),
+                Some(b"wrong") => request.reject(Rejection::new("wrong", "unknown request")),
                 Some(b"busy at one") if name == "one" => {
-                    request.reject(Rejection::new("overloaded", "too much to do").retryable())
+                    request.reject(Rejection::new("overloaded", "try again later").retryable())
                 }
                 Some(b"busy everywhere") => {
-                    request.reject(Rejection::new("overloaded", "too much to do").retryable())
+                    request.reject(Rejection::new("overloaded", "try again later").retryable())
                 }
                 Some(b"slow") => {
                     std::thread::sleep(Duration::from_millis(300));
@@ -38,17 +38,23 @@ async fn a_permanent_error_is_returned_at_once_and_a_temporary_one_is_retried_el
     let (one, other) = (counting("one"), counting("other"));
     let config = ClientConfig { retries: 2, ..ClientConfig::default() };
     let client = Counted::new(config, fixed(&[&endpoint(&one), &endpoint(&other)]));
-    until("both are connected", || client.metric("zmq_echo_client_endpoints_usable") == 2.0).await;
+    until("both servers are connected", || {
+        client.metric("zmq_echo_client_endpoints_usable") == 2.0
+    })
+    .await;
     match client.request("wrong").await {
         Err(RequestError::Rejected { rejection, attempts, .. }) => {
-            assert_eq!(*rejection, Rejection::new("wrong", "no such thing"));
-            assert_eq!(attempts, 1, "a repetition makes no sense");
+            assert_eq!(*rejection, Rejection::new("wrong", "unknown request"));
+            assert_eq!(attempts, 1, "a permanent error must not be retried");
         }
         other => panic!("{other:?}"),
     }
     for _ in 0..20 {
         let reply = client.request("busy at one").await.unwrap();
-        assert!(reply.payload.starts_with(b"other"), "{reply:?}");
+        assert!(
+            reply.payload.starts_with(b"other"),
+            "the request was not retried at the other server: {reply:?}"
+        );
     }
     match client.request("busy everywhere").await {
         Err(RequestError::Rejected { rejection, attempts, .. }) => {

@@ -39,7 +39,7 @@ async fn a_late_reply_is_counted_and_never_delivered() {
     let late = Peer::start(move |request| {
         if is_check(&request) {
             checks += 1;
-            // The first check brings the late reply, the second its own.
+            // The peer answers the first check with the late reply, and then with the check's own.
             return if checks == 1 { std::mem::take(&mut held) } else { vec![request] };
         }
         if payload(&request) == b"first" {
@@ -81,7 +81,10 @@ async fn unexpected_replies_are_counted_and_never_delivered() {
     assert_eq!(client.request("twice").await.unwrap().payload, "twice");
     let strays =
         |kind| client.metric(&format!("zmq_echo_client_stray_replies_total{{kind=\"{kind}\"}}"));
-    super::until("all have come", || strays("unknown") == 8.0 && strays("late") == 2.0).await;
+    super::until("all unexpected replies are counted", || {
+        strays("unknown") == 8.0 && strays("late") == 2.0
+    })
+    .await;
     assert_eq!(client.metric("zmq_echo_client_requests_total{outcome=\"answered\"}"), 2.0);
 }
 
@@ -96,6 +99,9 @@ async fn an_error_names_the_endpoint_the_attempts_and_the_time() {
     assert!(text.ends_with(" ms, attempts 1"), "{text}");
     assert_eq!(error.kind(), "timed_out");
     let RequestError::TimedOut { elapsed, .. } = error else { panic!("{error}") };
-    assert!(elapsed >= hasty().timeout, "{elapsed:?}");
+    assert!(
+        elapsed >= hasty().timeout,
+        "the error reports less time than the timeout: {elapsed:?}"
+    );
     assert_eq!(client.metric("zmq_echo_client_requests_total{outcome=\"timed_out\"}"), 1.0);
 }

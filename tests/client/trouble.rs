@@ -1,4 +1,4 @@
-//! Failing endpoints: their cost, and that no request fails because of them.
+//! Endpoints that fail: what each failure costs, and that it makes no request fail.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -11,13 +11,13 @@ use zmq_echo_client::{Backoff, ClientConfig, RequestError, State, Trouble, Unusa
 use zmtp::dealer::ConnectError;
 
 use super::peers::{Peer, by_hand, deaf, is_check, payload};
-use super::{Counted, Got, Teller, fixed, hasty, patient, until};
+use super::{Counted, Got, Publisher, fixed, hasty, patient, until};
 use crate::log_schema::captured::Log;
 use crate::support::{Server, raw};
 
 fn assert_all_answered(got: &[Got]) {
     for got in got {
-        assert!(got.reply.is_ok(), "{:?}", got.reply);
+        assert!(got.reply.is_ok(), "a request failed: {:?}", got.reply);
     }
 }
 
@@ -34,18 +34,24 @@ async fn a_killed_endpoint_costs_each_of_its_requests_at_most_one_more_attempt()
     let killed = async {
         // Stop it first, so that requests are certainly in flight there.
         servers[1].stop();
-        until("requests are there", || client.outstanding(&endpoints[1]) >= 5).await;
+        until("requests are open at the stopped endpoint", || {
+            client.outstanding(&endpoints[1]) >= 5
+        })
+        .await;
         servers[1].signal(Signal::KILL);
         client.wait_for_state(&endpoints[1], Some(State::Connecting)).await;
         let before = client.metric("zmq_echo_client_attempts_total");
         let more = || client.metric("zmq_echo_client_attempts_total") > before + 1000.0;
-        until("the others go on", more).await;
+        until("the other endpoints continue to answer", more).await;
     };
     // Without a pause: with all endpoints idle, the stopped one gets one request and no more.
     let got = client.load_with_pauses(Duration::ZERO, CALLERS, killed).await;
     assert_all_answered(&got);
     let retried = got.iter().filter(|got| got.reply.as_ref().unwrap().attempts > 1).count();
-    assert!((5..=CALLERS).contains(&retried), "{retried} of {CALLERS} in flight");
+    assert!(
+        (5..=CALLERS).contains(&retried),
+        "{retried} requests were retried, with at most {CALLERS} in flight"
+    );
     assert!(got.iter().all(|got| got.reply.as_ref().unwrap().attempts <= 2));
     assert_eq!(client.metric("zmq_echo_client_retries_total"), retried as f64);
     let lost = client.metric("zmq_echo_client_attempt_failures_total{reason=\"disconnected\"}");
@@ -54,7 +60,7 @@ async fn a_killed_endpoint_costs_each_of_its_requests_at_most_one_more_attempt()
 
 /// A peer that answers no caller, and answers checks only if told to. Also returns every caller's
 /// payload that arrived there.
-async fn unhelpful(answers_checks: bool) -> (Peer, Arc<Mutex<Vec<Vec<u8>>>>) {
+async fn never_answering(answers_checks: bool) -> (Peer, Arc<Mutex<Vec<Vec<u8>>>>) {
     let requests = Arc::<Mutex<Vec<Vec<u8>>>>::default();
     let seen = Arc::clone(&requests);
     let peer = Peer::start(move |request| {
@@ -71,7 +77,7 @@ async fn unhelpful(answers_checks: bool) -> (Peer, Arc<Mutex<Vec<Vec<u8>>>>) {
 #[tokio::test]
 async fn an_endpoint_that_never_answers_costs_a_request_one_attempt_and_is_then_avoided() {
     let servers = [Server::start(&[]), Server::start(&[])];
-    let (silent, requests) = unhelpful(false).await;
+    let (silent, requests) = never_answering(false).await;
     let endpoints = [&*servers[0].endpoint, &servers[1].endpoint, &silent.endpoint];
     let client = Counted::new(ClientConfig { retries: 100, ..hasty() }, fixed(&endpoints));
     for endpoint in endpoints {
@@ -79,21 +85,28 @@ async fn an_endpoint_that_never_answers_costs_a_request_one_attempt_and_is_then_
     }
     let suspect = client.wait_for_state(&silent.endpoint, Some(State::Suspect));
     assert_all_answered(&client.load(20, suspect).await);
-    until("nothing is there any more", || client.outstanding(&silent.endpoint) == 0).await;
+    until("no request is open at the silent endpoint", || {
+        client.outstanding(&silent.endpoint) == 0
+    })
+    .await;
     let mut first = requests.lock().unwrap().clone();
     let count = first.len();
     first.sort();
     first.dedup();
-    assert!(count > 0 && first.len() == count, "{} of {count} requests differ", first.len());
+    assert!(
+        count > 0 && first.len() == count,
+        "a request was sent to the silent endpoint twice: {} of {count} requests differ",
+        first.len()
+    );
 
     // From then on it gets no requests, however often it is checked.
     let failed = || client.metric("zmq_echo_client_checks_total{outcome=\"failed\"}") >= 2.0;
     let meanwhile = async {
         client.wait_for_answers(1000.0).await;
-        until("it was checked again", failed).await;
+        until("the silent endpoint is checked again", failed).await;
     };
     assert_all_answered(&client.load(10, meanwhile).await);
-    assert_eq!(requests.lock().unwrap().len(), count, "it got another request");
+    assert_eq!(requests.lock().unwrap().len(), count, "a suspect endpoint got a request");
 }
 
 #[tokio::test]
@@ -118,8 +131,12 @@ async fn a_suspect_endpoint_is_used_again_once_it_has_answered_a_check() {
     // Its first attempt makes the endpoint suspect, and the next attempt is held back.
     let asked = client.spawn("held back");
     let failed = || client.metric("zmq_echo_client_checks_total{outcome=\"failed\"}") >= 2.0;
-    until("it was checked twice", failed).await;
-    assert_eq!(client.metric("zmq_echo_client_attempts_total"), 1.0, "it got a new one");
+    until("the suspect endpoint is checked twice", failed).await;
+    assert_eq!(
+        client.metric("zmq_echo_client_attempts_total"),
+        1.0,
+        "a suspect endpoint got another attempt"
+    );
     server.signal(Signal::CONT);
     assert_eq!(asked.await.unwrap().unwrap().payload, "held back");
 }
@@ -154,7 +171,7 @@ async fn replies_that_arrived_while_this_process_was_stopped_do_not_time_out() {
     }
     let requests: Vec<_> = clients.iter().map(|client| client.spawn("standing still")).collect();
     let mut arrived = 0;
-    until("all were sent", || {
+    until("every request is sent", || {
         arrived += events.try_iter().count();
         arrived == CLIENTS
     })
@@ -164,25 +181,30 @@ async fn replies_that_arrived_while_this_process_was_stopped_do_not_time_out() {
     // The thread that the clients run on.
     std::thread::sleep(timeout);
     for request in requests {
-        request.await.unwrap().expect("its reply is there");
+        request.await.unwrap().expect("the reply arrived while the process was stopped");
     }
 }
 
 #[tokio::test]
 async fn an_endpoint_that_answers_only_checks_fails_no_request() {
-    let (checked, requests) = unhelpful(true).await;
+    let (checked, requests) = never_answering(true).await;
     let server = Server::start(&[]);
     let config = ClientConfig { retries: 100, ..hasty() };
     let client = Counted::new(config, fixed(&[&server.endpoint, &checked.endpoint]));
     let checks = || client.metric("zmq_echo_client_checks_total{outcome=\"answered\"}");
-    let got = client.load(10, until("it was checked often", || checks() >= 4.0)).await;
+    let got =
+        client.load(10, until("the endpoint is checked four times", || checks() >= 4.0)).await;
     assert_all_answered(&got);
     // A successful check admits as many requests as ten callers can have open, and a connection
     // that has shown no life is not kept.
     let lost = requests.lock().unwrap().len() as f64;
-    assert!(lost <= 10.0 * (checks() + 1.0), "{lost} were lost in {} checks", checks());
+    assert!(
+        lost <= 10.0 * (checks() + 1.0),
+        "{lost} requests were lost, too many for {} checks",
+        checks()
+    );
     let made = client.metric("zmq_echo_client_connections_total{outcome=\"established\"}");
-    assert!(made >= 4.0, "{made}");
+    assert!(made >= 4.0, "only {made} connections were made");
 }
 
 #[tokio::test]
@@ -191,7 +213,7 @@ async fn an_endpoint_without_a_server_is_connected_to_once_one_starts() {
     let endpoint = format!("tcp://{nobody}");
     let client = Counted::new(patient(), fixed(&[&endpoint]));
     let failed = || client.metric("zmq_echo_client_connections_total{outcome=\"failed\"}") >= 3.0;
-    until("it was tried often", failed).await;
+    until("the client has often tried to connect", failed).await;
     let _server = Server::start_on(&endpoint, &[]);
     assert_eq!(client.request("at last").await.unwrap().payload, "at last");
 }
@@ -223,7 +245,7 @@ async fn reconnects_to_an_endpoint_that_keeps_hanging_up_are_delayed() {
         fixed(&[&server.endpoint, &endpoint]),
     );
     let made = || client.metric("zmq_echo_client_connections_total{outcome=\"established\"}");
-    until("both were connected", || made() == 2.0).await;
+    until("both endpoints were connected", || made() == 2.0).await;
     client.wait_for_state(&endpoint, Some(State::Connecting)).await;
     for _ in 0..200 {
         assert_eq!(client.request("next").await.unwrap().endpoint.to_string(), server.endpoint);
@@ -249,7 +271,7 @@ async fn a_retry_goes_to_another_endpoint_if_there_is_one() {
     };
     let client = Counted::new(config, fixed(&[&server.endpoint, &endpoint]));
     let retried = || client.metric("zmq_echo_client_retries_total") >= 20.0;
-    let got = client.load(3, until("it was tried often", retried)).await;
+    let got = client.load(3, until("the client has often retried", retried)).await;
     assert_all_answered(&got);
 }
 
@@ -264,7 +286,8 @@ async fn an_endpoint_that_sends_no_zmtp_loses_its_connection_and_fails_no_reques
     let server = Server::start(&[]);
     let client = Counted::new(patient(), fixed(&[&server.endpoint, &endpoint]));
     let made = || client.metric("zmq_echo_client_connections_total{outcome=\"established\"}");
-    let got = client.load(10, until("it was connected to often", || made() >= 4.0)).await;
+    let got =
+        client.load(10, until("the endpoint was connected to four times", || made() >= 4.0)).await;
     assert_all_answered(&got);
 }
 
@@ -281,7 +304,7 @@ async fn attempts_stop_when_the_retries_are_used_up() {
     assert_eq!(client.metric("zmq_echo_client_attempts_total"), 2.0);
     assert_eq!(client.metric("zmq_echo_client_retries_total"), 1.0);
     let suspects = endpoints.iter().filter(|at| client.state(at) == Some(State::Suspect)).count();
-    assert_eq!(suspects, 2, "the retry went to the same one");
+    assert_eq!(suspects, 2, "the retry went to the same endpoint");
 }
 
 #[tokio::test]
@@ -304,7 +327,8 @@ async fn a_broken_connection_without_another_endpoint_is_reported_as_such() {
     client.client.ready().await;
     server.stop();
     let asked = client.spawn("unheard");
-    until("it is outstanding", || client.outstanding(&server.endpoint) == 1).await;
+    until("the request is open at the endpoint", || client.outstanding(&server.endpoint) == 1)
+        .await;
     server.signal(Signal::KILL);
     let error = asked.await.unwrap().unwrap_err();
     assert!(matches!(error, RequestError::Disconnected { attempts: 1, .. }), "{error}");
@@ -318,9 +342,9 @@ async fn each_trouble_of_an_endpoint_is_logged_as_documented() {
     let peer = Peer::silent().await;
     let timeout = Duration::from_millis(50);
     let config = ClientConfig { max_endpoints: 2, timeout, retries: 0, ..hasty() };
-    let (teller, source) = Teller::new();
+    let (publisher, source) = Publisher::new();
     let client = Counted::new(config, source);
-    teller.say(&[(REFUSES, Ready), (&peer.endpoint, Ready), ("tcp://127.0.0.2:1", Ready)]);
+    publisher.publish(&[(REFUSES, Ready), (&peer.endpoint, Ready), ("tcp://127.0.0.2:1", Ready)]);
     logged("more endpoints than the limit").await;
     logged("endpoint added").await;
     logged("cannot connect").await;
@@ -330,7 +354,7 @@ async fn each_trouble_of_an_endpoint_is_logged_as_documented() {
     logged("endpoint is still suspect").await;
     drop(peer);
     logged("connection lost").await;
-    teller.say(&[(REFUSES, Draining)]);
+    publisher.publish(&[(REFUSES, Draining)]);
     logged("endpoint changed").await;
 }
 
@@ -345,7 +369,7 @@ async fn the_last_failure_of_an_endpoint_is_reported_until_it_recovers() {
     let config = ClientConfig { deadline: Some(Duration::from_millis(50)), ..patient() };
     let client = Counted::new(config, fixed(&[&endpoint]));
     let trouble = || client.client.endpoints().pop().and_then(|status| status.trouble);
-    until("it has failed", || trouble().is_some()).await;
+    until("the endpoint has failed", || trouble().is_some()).await;
     let refused = |error: &ConnectError| matches!(error, ConnectError::Connect { .. });
     assert!(matches!(trouble(), Some(Trouble::Connect(error)) if refused(&error)));
     let error = client.request("anybody?").await.unwrap_err();
@@ -359,20 +383,20 @@ async fn the_last_failure_of_an_endpoint_is_reported_until_it_recovers() {
     client.wait_for_state(&endpoint, Some(State::Ready)).await;
     assert!(trouble().is_none() && client.client.unusable().is_none());
     server.signal(Signal::KILL);
-    until("it is lost", || trouble().is_some()).await;
+    until("the connection is lost", || trouble().is_some()).await;
     assert!(client.client.unusable().is_some());
 }
 
 #[tokio::test]
 async fn an_endpoint_that_does_not_answer_reports_that_as_its_failure() {
-    let (silent, _) = unhelpful(false).await;
+    let (silent, _) = never_answering(false).await;
     let client = Counted::new(ClientConfig { retries: 0, ..hasty() }, fixed(&[&silent.endpoint]));
     client.wait_for_state(&silent.endpoint, Some(State::Ready)).await;
     assert!(matches!(client.request("a").await, Err(RequestError::TimedOut { .. })));
     let trouble = || client.client.endpoints().pop().and_then(|status| status.trouble);
     assert!(trouble().is_some());
-    until("its check has failed", || matches!(trouble(), Some(Trouble::Check(_)))).await;
-    let unusable = client.client.unusable().expect("it gets no requests");
+    until("the endpoint's check has failed", || matches!(trouble(), Some(Trouble::Check(_)))).await;
+    let unusable = client.client.unusable().expect("the endpoint is unusable");
     let text = format!("{}: no reply, and the check failed: no reply", silent.endpoint);
     assert_eq!(unusable.to_string(), text);
 }
@@ -380,12 +404,16 @@ async fn an_endpoint_that_does_not_answer_reports_that_as_its_failure() {
 #[tokio::test]
 async fn a_client_without_endpoints_knows_whether_its_source_has_named_none() {
     let client = Counted::new(hasty(), fixed(&[]));
-    until("the source has spoken", || client.client.unusable() == Some(Unusable::NoneNamed)).await;
-    let (teller, told) = Teller::new();
-    let client = Counted::new(hasty(), told);
+    until("the client knows that its source names no endpoints", || {
+        client.client.unusable() == Some(Unusable::NoneNamed)
+    })
+    .await;
+    let (publisher, source) = Publisher::new();
+    let client = Counted::new(hasty(), source);
     let server = Server::start(&[]);
-    teller.say(&[(&server.endpoint, Draining)]);
-    until("it is leaving", || client.client.unusable() == Some(Unusable::Draining)).await;
-    teller.say(&[(&server.endpoint, Ready)]);
-    until("it is usable", || client.client.unusable().is_none()).await;
+    publisher.publish(&[(&server.endpoint, Draining)]);
+    until("the only endpoint is draining", || client.client.unusable() == Some(Unusable::Draining))
+        .await;
+    publisher.publish(&[(&server.endpoint, Ready)]);
+    until("the endpoint is usable", || client.client.unusable().is_none()).await;
 }

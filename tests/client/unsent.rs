@@ -8,13 +8,14 @@ use tokio::time::timeout;
 use zmq_echo_client::discovery::EndpointState::{Draining, Ready};
 use zmq_echo_client::{ClientConfig, Reply, RequestError, State};
 
-use super::peers::{Fate, Stuck, fateful};
-use super::{Counted, Teller, fixed, patient, until};
+use super::peers::{Action, Stuck, scripted};
+use super::{Counted, Publisher, fixed, patient, until};
 use crate::support::{DEADLINE, Server};
 
 const LARGE: usize = 64;
 
-/// One small request that is read, and enough large ones to fill every kernel buffer.
+/// Asks for one small request, which the server reads, and enough large ones to fill every kernel
+/// buffer.
 async fn asked(client: &Counted, stuck: &Stuck) -> Vec<JoinHandle<Result<Reply, RequestError>>> {
     client.wait_for_state(&stuck.endpoint, Some(State::Ready)).await;
     let mut asked = vec![client.spawn("first")];
@@ -24,7 +25,10 @@ async fn asked(client: &Counted, stuck: &Stuck) -> Vec<JoinHandle<Result<Reply, 
         let payload = vec![number as u8; 512 << 10];
         asked.push(tokio::spawn(async move { client.request(payload.into()).await }));
     }
-    until("all are there", || client.outstanding(&stuck.endpoint) == 1 + LARGE).await;
+    until("all requests are open at the endpoint", || {
+        client.outstanding(&stuck.endpoint) == 1 + LARGE
+    })
+    .await;
     asked
 }
 
@@ -48,7 +52,7 @@ async fn without_retries_errors_tell_unsent_requests_from_unanswered_ones() {
         }
         assert_eq!(error.may_have_been_seen(), matches!(error, RequestError::Disconnected { .. }));
     }
-    assert!(not_sent > 0, "{sent} were sent");
+    assert!(not_sent > 0, "every request was sent ({sent}), so the buffers were not full");
     assert_eq!(client.metric("zmq_echo_client_attempts_total"), f64::from(sent));
     assert_eq!(client.metric("zmq_echo_client_not_sent_total"), f64::from(not_sent));
 }
@@ -77,18 +81,21 @@ async fn a_partly_written_request_counts_as_not_sent() {
     let first = first.await.unwrap().unwrap_err();
     assert!(matches!(first, RequestError::Disconnected { .. }), "{first}");
     let large = large.await.unwrap().unwrap_err();
-    assert!(matches!(large, RequestError::NotSent { .. }), "{large}");
+    assert!(
+        matches!(large, RequestError::NotSent { .. }),
+        "a partly written request does not count as unsent: {large}"
+    );
 }
 
 #[tokio::test]
 async fn unsent_requests_move_to_another_endpoint_without_using_a_retry() {
     let (stuck, server) = (Stuck::start(), Server::start(&[]));
-    let (teller, source) = Teller::new();
+    let (publisher, source) = Publisher::new();
     let client = Counted::new(ClientConfig { retries: 0, ..patient() }, source);
-    teller.say(&[(&stuck.endpoint, Ready)]);
+    publisher.publish(&[(&stuck.endpoint, Ready)]);
     let asked = asked(&client, &stuck).await;
     let endpoint = stuck.endpoint.clone();
-    teller.say(&[(&endpoint, Ready), (&server.endpoint, Ready)]);
+    publisher.publish(&[(&endpoint, Ready), (&server.endpoint, Ready)]);
     client.wait_for_state(&server.endpoint, Some(State::Ready)).await;
     drop(stuck.stop());
     let (mut answered, mut lost) = (0, 0);
@@ -105,7 +112,10 @@ async fn unsent_requests_move_to_another_endpoint_without_using_a_retry() {
             Err(error) => panic!("{error}"),
         }
     }
-    assert!(answered > 0 && lost > 0, "{answered} answered, {lost} lost");
+    assert!(
+        answered > 0 && lost > 0,
+        "expected answered and lost requests, got {answered} and {lost}"
+    );
     assert_eq!(client.metric("zmq_echo_client_attempts_total"), f64::from(answered + lost));
     assert_eq!(client.metric("zmq_echo_client_retries_total"), 0.0);
     let seen = server.metric("zmq_echo_requests_total{source=\"client\"}");
@@ -123,7 +133,7 @@ async fn queued_requests_are_sent_once_the_kernel_has_room_even_without_a_reply(
         let mut bytes = Vec::new();
         std::io::Read::take(&mut stream, (LARGE * (512 << 10)) as u64).read_to_end(&mut bytes)
     });
-    timeout(DEADLINE, reading).await.expect("all come").unwrap().unwrap();
+    timeout(DEADLINE, reading).await.expect("the server receives every request").unwrap().unwrap();
     asked.into_iter().for_each(|asked| asked.abort());
 }
 
@@ -155,30 +165,30 @@ async fn a_request_whose_deadline_passes_in_the_queue_is_never_sent() {
         seen
     });
     let given_back = || client.metric("zmq_echo_client_not_sent_total") == not_sent.len() as f64;
-    until("the connection knows", given_back).await;
+    until("the connection has given back the expired requests", given_back).await;
     drop(client);
     let seen = reading.await.unwrap();
     for number in not_sent {
         // Ids and headers may contain a few such bytes.
-        assert!(seen[usize::from(number)] < 10_000, "{number} was sent");
+        assert!(seen[usize::from(number)] < 10_000, "request {number} was sent after its deadline");
     }
 }
 
 #[tokio::test]
 async fn requests_queued_for_an_endpoint_that_disappears_are_not_lost() {
     // On a runtime with several threads, where a request may be drawn at that very moment.
-    let [one, other] = [(); 2].map(|()| fateful(|_| Fate::Echoed(Duration::ZERO)));
+    let [one, other] = [(); 2].map(|()| scripted(|_| Action::Echo(Duration::ZERO)));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     let changes = runtime.spawn(async move {
-        let (teller, source) = Teller::new();
+        let (publisher, source) = Publisher::new();
         let client = Counted::new(ClientConfig { retries: 0, ..patient() }, source);
         let changing = async {
             for round in 0..100 {
                 let [here, there] = if round % 2 == 0 { [&one, &other] } else { [&other, &one] };
-                teller.say(&[(here, Ready)]);
+                publisher.publish(&[(here, Ready)]);
                 client.wait_for_state(here, Some(State::Ready)).await;
-                teller.say(&[(here, Draining), (there, Ready)]);
+                publisher.publish(&[(here, Draining), (there, Ready)]);
                 client.wait_for_state(there, Some(State::Ready)).await;
             }
         };
@@ -187,5 +197,10 @@ async fn requests_queued_for_an_endpoint_that_disappears_are_not_lost() {
     });
     let errors = changes.await.unwrap();
     runtime.shutdown_background();
-    assert!(errors.is_empty(), "{} and more: {:?}", errors.len(), errors.first());
+    assert!(
+        errors.is_empty(),
+        "{} requests were lost, the first with {:?}",
+        errors.len(),
+        errors.first()
+    );
 }

@@ -95,7 +95,7 @@ pub struct Plan {
     frames: usize,
     /// Maximum requests in flight.
     depth: u64,
-    /// How long it pauses after each of its requests.
+    /// How long it pauses after each request.
     gap: Duration,
     then: Then,
     write: Pace,
@@ -114,7 +114,7 @@ impl fmt::Debug for Sizes {
     }
 }
 
-/// How a peer leaves.
+/// How a peer disconnects by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leaves {
     Orderly,
@@ -236,7 +236,7 @@ impl Plan {
         let (mut stream, passed) = match relay::connect(server, self.up, self.down) {
             Ok(relay::Relayed { stream, passed }) => (stream, passed),
             Err(_) if self.late.is_some() => return None,
-            Err(error) => panic!("the server does not accept: {error}"),
+            Err(error) => panic!("the peer cannot connect: {error}"),
         };
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let hello = raw::hello(1, "DEALER", b"");
@@ -244,7 +244,7 @@ impl Plan {
         match stream.read_exact(&mut [0; raw::SERVER_HELLO]) {
             Ok(()) => {}
             Err(error) if self.late.is_some() && has_ended(&error) => return None,
-            Err(error) => panic!("no handshake: {error}"),
+            Err(error) => panic!("the handshake failed: {error}"),
         }
         // From now on, it checks regularly whether it has left.
         stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
@@ -292,7 +292,7 @@ pub struct Peer {
     passed: Arc<AtomicU64>,
     hello: u64,
     received: AtomicU64,
-    /// It has read the server's FIN, or has left.
+    /// Set once it has read the server's FIN, or has disconnected by itself.
     ended: AtomicBool,
 }
 
@@ -307,7 +307,7 @@ pub struct Account {
     pub begun: u64,
     /// Replies, in order and intact.
     pub received: u64,
-    /// It left by itself.
+    /// It disconnected by itself.
     pub left: bool,
 }
 
@@ -322,7 +322,7 @@ impl Peer {
                 self.wait(after);
                 self.leave(how);
             }
-            writing.join().expect("the writer")
+            writing.join().expect("the writing thread does not panic")
         });
         account.written = ends.len() as u64;
         account.begun = sent - ends.last().copied().unwrap_or(0);
@@ -332,7 +332,7 @@ impl Peer {
         let passed = self.passed;
         let deadline = Instant::now() + DEADLINE;
         drop(self.stream);
-        // The count is final once the relay's thread has dropped its end.
+        // The count is final once the relay's thread has dropped its end of the connection.
         while Arc::strong_count(&passed) > 1 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
@@ -434,8 +434,15 @@ impl Peer {
             if flags & 0x01 == 0 {
                 let number = self.received.load(Ordering::SeqCst);
                 let size = self.plan.sizes.0[number as usize % self.plan.sizes.0.len()];
-                assert_eq!(reply.len(), self.plan.frames, "frames of reply {number}");
-                assert!(reply.concat() == body(number, size), "reply {number} is another one");
+                assert_eq!(
+                    reply.len(),
+                    self.plan.frames,
+                    "reply {number} has another number of frames than its request"
+                );
+                assert!(
+                    reply.concat() == body(number, size),
+                    "reply {number} differs from its request"
+                );
                 self.received.store(number + 1, Ordering::SeqCst);
                 reply.clear();
             }
@@ -483,7 +490,9 @@ fn next_frame(input: &mut impl Read) -> Option<(u8, Vec<u8>)> {
     match next() {
         Ok(frame) => Some(frame),
         Err(error) if has_ended(&error) => None,
-        Err(error) => panic!("nothing came, and no end: {error}"),
+        Err(error) => {
+            panic!("the peer received neither data nor the end of the connection: {error}")
+        }
     }
 }
 

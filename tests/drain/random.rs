@@ -1,4 +1,4 @@
-//! Draining with random peers: every request is answered or reported.
+//! Drains with random peers: every request is answered or reported.
 
 use std::thread;
 use std::time::Duration;
@@ -9,21 +9,21 @@ use rustix::process::Signal;
 use super::peers::{Account, Leaves, Plan};
 use crate::support::Server;
 
-/// Set this variable to the seed that a failing test printed to run it once more.
+/// To repeat a failed round, set this variable to the seed that the test printed.
 const SEED: &str = "ZMQ_ECHO_TEST_SEED";
 
-/// Which peers take part besides those that send a limited number of requests and stop sending when
-/// they read the server's FIN.
+/// The peers of a round, besides those that send a limited number of requests and stop when they
+/// read the server's FIN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum With {
-    /// No others: the counts match exactly.
+    /// No other peers: the counts match exactly.
     Nothing,
     /// Only peers that pause longer than the quiet period between requests, so some requests arrive
     /// too late.
     OnlyHesitant,
     /// A peer that never pauses, so the drain lasts until the deadline.
     Endless,
-    /// Peers that leave by themselves and so lose their own replies.
+    /// Peers that disconnect by themselves and so lose their own replies.
     Leavers,
     /// Only peers that neither pause nor wait, and a server that waits long enough for them: every
     /// request is answered.
@@ -57,14 +57,14 @@ fn peers_that_leave_do_not_affect_the_counts_of_the_others() {
 
 /// Runs rounds with these seeds and a fresh one, all at the same time.
 fn run(with: With, seeds: &[u64]) {
-    let again = std::env::var(SEED).map(|seed| seed.parse().expect("a number"));
+    let again = std::env::var(SEED).map(|seed| seed.parse().expect("the seed is a number"));
     let fresh = fastrand::u64(..);
     thread::scope(|scope| {
         for seed in seeds.iter().copied().chain([fresh]).chain(again) {
             thread::Builder::new()
                 .name(format!("{SEED}={seed}"))
                 .spawn_scoped(scope, move || round(with, seed))
-                .expect("a thread");
+                .expect("a thread can be started");
         }
     });
 }
@@ -100,7 +100,7 @@ fn plans(with: With, random: &mut Rng) -> Vec<Plan> {
 fn round(with: With, seed: u64) {
     let mut random = Rng::with_seed(seed);
     let plans = plans(with, &mut random);
-    // A peer that never pauses is limited by the deadline. No other peer comes near it.
+    // A peer that never pauses is limited by the deadline. No other peer needs nearly as long.
     let timeout = Duration::from_secs(if with == With::Endless { 8 } else { 20 });
     let quiet = if with == With::OnlyPrompt { "10s" } else { "300ms" };
     let delay = *random.choice(&["0s", "300ms"]).unwrap();
@@ -111,12 +111,12 @@ fn round(with: With, seed: u64) {
         quiet,
         "--drain-timeout",
         &format!("{}s", timeout.as_secs()),
-        // What is sent beside requests and replies is the peers' own.
+        // The server must send nothing besides replies, so that only the peers send PINGs.
         "--heartbeat-interval",
         "0s",
     ]);
     let address = server.address();
-    // A peer that connects in time is connected when the signal arrives.
+    // A peer without a delay is connected before the signal is sent.
     let early = plans.iter().map(|plan| plan.late.is_none().then(|| plan.connect(address)));
     let early: Vec<_> = early.collect();
     let signal_after = random.u64(..if with == With::OnlyPrompt { 50 } else { 1500 });
@@ -125,7 +125,7 @@ fn round(with: With, seed: u64) {
         for (plan, early) in plans.iter().zip(early) {
             peers.push(scope.spawn(move || {
                 let peer = early.unwrap_or_else(|| {
-                    thread::sleep(plan.late.expect("it has not connected"));
+                    thread::sleep(plan.late.expect("a peer that is not connected yet has a delay"));
                     plan.connect(address)
                 });
                 peer.map_or_else(Account::default, |peer| peer.run())
@@ -133,7 +133,7 @@ fn round(with: With, seed: u64) {
         }
         thread::sleep(Duration::from_millis(signal_after));
         server.signal(Signal::TERM);
-        peers.into_iter().map(|peer| peer.join().expect("a peer keeps its account")).collect()
+        peers.into_iter().map(|peer| peer.join().expect("no peer panics")).collect()
     });
     let code = server.wait();
     let drained = server.wait_for_record("drained");
@@ -144,7 +144,9 @@ fn round(with: With, seed: u64) {
         format!("{SEED}={seed} {with:?}, exit {code}: {drained}\n{}", lines.join("\n"))
     };
     let number = |field: &str| {
-        drained[field].as_u64().unwrap_or_else(|| panic!("no `{field}`: {}", shown()))
+        drained[field]
+            .as_u64()
+            .unwrap_or_else(|| panic!("the record has no `{field}`: {}", shown()))
     };
     eprintln!("{SEED}={seed} {with:?}, exit {code}: {drained}");
     if with == With::OnlyPrompt {
@@ -167,24 +169,60 @@ fn round(with: With, seed: u64) {
     // The exit code matches the record.
     assert_eq!(code, if reported + bytes > 0 { 4 } else { 0 }, "{}", shown());
     // Every request is either answered or reported, and nothing else is reported.
-    assert!(reported <= unanswered + theirs, "{unanswered} and {theirs} unanswered: {}", shown());
-    assert!(lost <= theirs, "{theirs} may be lost: {}", shown());
-    assert!(unanswered == 0 || code == 4, "{unanswered} unanswered: {}", shown());
+    assert!(
+        reported <= unanswered + theirs,
+        "more requests are reported than the {unanswered} and {theirs} that are unanswered: {}",
+        shown()
+    );
+    assert!(
+        lost <= theirs,
+        "more replies are reported as lost than the {theirs} of peers that left: {}",
+        shown()
+    );
+    assert!(
+        unanswered == 0 || code == 4,
+        "{unanswered} requests are unanswered, but the exit code hides it: {}",
+        shown()
+    );
     if bytes == 0 {
-        assert!(number("answered") <= received + theirs, "{received} received: {}", shown());
+        assert!(
+            number("answered") <= received + theirs,
+            "more replies are reported than the {received} that peers received: {}",
+            shown()
+        );
     }
-    // If time ran out for a peer, nobody can tell how many requests its bytes contain.
+    // If the server closed a connection because time ran out, nobody knows how many requests the
+    // bytes in it contained.
     let close_by = timeout - timeout.div_f64(10.0).min(Duration::from_secs(1)) / 4;
     if drained["duration"].as_f64().expect("seconds") >= close_by.as_secs_f64() {
         return;
     }
-    assert!(unanswered <= reported, "{unanswered} unanswered: {}", shown());
+    assert!(
+        unanswered <= reported,
+        "fewer requests are reported than the {unanswered} that are unanswered: {}",
+        shown()
+    );
     for peer in &stayed {
-        assert_eq!(peer.reached, peer.written, "the relay passes on all: {}", shown());
+        assert_eq!(
+            peer.reached,
+            peer.written,
+            "the relay did not deliver every request: {}",
+            shown()
+        );
     }
     if left.is_empty() {
         assert_eq!(reported, unanswered, "{}", shown());
-        assert_eq!(number("discarded_bytes"), begun, "parts of messages: {}", shown());
-        assert_eq!(number("owed_bytes"), 0, "all was read: {}", shown());
+        assert_eq!(
+            number("discarded_bytes"),
+            begun,
+            "the discarded bytes are not those of incomplete messages: {}",
+            shown()
+        );
+        assert_eq!(
+            number("owed_bytes"),
+            0,
+            "replies are reported as owed although all were read: {}",
+            shown()
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The relay itself: what the tests through it rely on.
+//! Tests of the relay itself: what the tests that use it rely on.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use crate::support::{DEADLINE, wait_until};
 
 const SLOW: Path = Path { delay: Duration::from_millis(3), rate: 2 << 20, piece: 1000 };
 
-/// A peer behind a relay, and what the server has accepted.
+/// Connects a peer through a relay. Returns the peer, and the connection that the server accepted.
 fn connect(path: Path) -> (relay::Relayed, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let relayed = relay::connect(listener.local_addr().unwrap(), path, path).unwrap();
@@ -43,7 +43,7 @@ fn the_relay_delivers_every_byte_before_a_half_close_in_both_directions() {
     assert!(arrived == sent);
     assert_eq!(passed.load(Ordering::SeqCst), sent.len() as u64);
     writing.join().unwrap();
-    // The other direction is still open, and closes after its last byte as well.
+    // The other direction is still open, and also closes after its last byte.
     let answering = thread::spawn(move || server.write_all(&arrived).unwrap());
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
@@ -67,7 +67,7 @@ fn the_relay_passes_on_a_close_with_bytes_still_in_flight() {
     (&stream).read_exact(&mut [0; 100_000]).unwrap();
     drop(stream);
     let started = Instant::now();
-    wait_until("the server's writes fail", || writing.is_finished());
+    wait_until("the server's writes fail once the peer has closed", || writing.is_finished());
     assert!(started.elapsed() < DEADLINE);
 }
 
@@ -82,7 +82,7 @@ fn the_relay_buffers_little_when_the_server_does_not_read() {
             Ok(count) => taken += count,
             Err(error) => break error,
         }
-        assert!(taken < 16 << 20, "it takes without end");
+        assert!(taken < 16 << 20, "the relay took {taken} bytes that the server did not read");
     };
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
     drop(server);
@@ -93,7 +93,7 @@ fn the_relay_lets_a_peer_keep_writing_after_the_server_has_closed() {
     let (relay::Relayed { mut stream, .. }, server) = connect(Path::FAST);
     drop(server);
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
-    // More than all buffers on the way hold: nobody hangs for it.
+    // More than all buffers on the way hold, so a relay that stopped reading would block the peer.
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(&vec![0; 4 << 20]).unwrap();
 }

@@ -1,5 +1,5 @@
-//! The part of a cluster's API that a pod needs to ask for EndpointSlices: it uses TLS with a
-//! certificate from the account's `ca.crt`, and checks the account's token.
+//! The part of a cluster's API that a pod needs to ask for EndpointSlices. It uses TLS with the
+//! certificate in the account's `ca.crt`, and checks the account's token.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -43,19 +43,19 @@ impl Api {
     /// An API that knows one Service with one endpoint at this address.
     pub fn start(endpoint: IpAddr) -> Self {
         let CertifiedKey { cert, signing_key } =
-            generate_simple_self_signed([API.to_owned()]).expect("a certificate");
+            generate_simple_self_signed([API.to_owned()]).expect("a certificate can be made");
         let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
         let config =
             ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
                 .with_safe_default_protocol_versions()
-                .expect("versions of TLS")
+                .expect("the default TLS versions are supported")
                 .with_no_client_auth()
                 .with_single_cert(vec![cert.der().clone()], key)
-                .expect("a key that fits");
+                .expect("the key belongs to the certificate");
         let (config, slices) = (Arc::new(config), Arc::new(slices(endpoint)));
 
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port");
-        let port = listener.local_addr().expect("an address").port();
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port is free");
+        let port = listener.local_addr().expect("the listener has an address").port();
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (config, slices) = (Arc::clone(&config), Arc::clone(&slices));
@@ -68,14 +68,14 @@ impl Api {
 
 fn account(certificate: &str) -> Account {
     let account = Account(std::env::temp_dir().join(unique("account")));
-    fs::create_dir(&account.0).expect("a directory");
+    fs::create_dir(&account.0).expect("the directory can be created");
     for (file, text) in [("ca.crt", certificate), ("token", TOKEN), ("namespace", "default")] {
-        fs::write(account.0.join(file), text).expect("a file");
+        fs::write(account.0.join(file), text).expect("the file can be written");
     }
     account
 }
 
-/// An answer to a list.
+/// The response to a list.
 fn slices(endpoint: IpAddr) -> String {
     let slice = json!({
         "metadata": {"name": "zmq-echo-1", "namespace": "default", "resourceVersion": "1"},

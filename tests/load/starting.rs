@@ -1,4 +1,4 @@
-//! How a run starts: what it waits for, what it rejects at once, and how it reports that.
+//! How a run starts: what it waits for, what it rejects at once, and what it prints in each case.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -38,7 +38,7 @@ fn black_hole() -> (Vec<Socket>, SocketAddr) {
     (sockets, address)
 }
 
-/// A port that handles each connection in this way until the tests end.
+/// A port that handles each connection with `does`, until the tests end.
 fn port_that(does: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -59,7 +59,7 @@ fn starts(args: &[&str], kubeconfig: Option<PathBuf>) -> Child {
     run.spawn().expect("the program starts")
 }
 
-/// The last line of a run that fails without a result.
+/// The last line on stderr of a run that fails without a result.
 #[track_caller]
 fn last_line(run: Child) -> String {
     let output = run.wait_with_output().unwrap();
@@ -131,7 +131,10 @@ fn endpoints_that_fail_for_different_reasons_are_told_apart_and_many_are_counted
     let many = starts(&many.iter().map(String::as_str).collect::<Vec<_>>(), None);
     let line = last_line(two);
     for (endpoint, reason) in [(one, "connection refused"), (other, "the server closed")] {
-        assert!(line.contains(&format!("{endpoint}: {reason}")), "{line}");
+        assert!(
+            line.contains(&format!("{endpoint}: {reason}")),
+            "the line does not name {endpoint} with its reason: {line}"
+        );
     }
     let line = last_line(many);
     assert!(line.contains(", and 5 more after 5s: connection refused; is the"), "{line}");
@@ -144,7 +147,7 @@ fn if_a_source_names_no_endpoint_the_line_says_why() {
     denying.answer_with(r#"{"kind":"Status","code":403,"message":"endpointslices is forbidden"}"#);
     let empty = ApiServer::start();
     let other_port = ApiServer::start();
-    other_port.say(SocketAddr::from(([127, 0, 0, 1], 1)), Condition::Ready);
+    other_port.set(SocketAddr::from(([127, 0, 0, 1], 1)), Condition::Ready);
     let dns = DnsServer::start();
     let unknown = dns.url("zmq-echo-headless.test.", 5555);
     let of_port = "k8s://default/zmq-echo:zeromq";
@@ -198,7 +201,7 @@ fn if_a_source_names_no_endpoint_the_line_says_why() {
     }
 }
 
-/// A run that is waiting and has reported that.
+/// Starts a run that waits for an endpoint, and returns once it has printed that.
 fn waiting(args: &[&str]) -> Process {
     let mut run = command(&LOAD);
     run.args(args).args(["--wait", "1h"]).args(PATIENT).stderr(Stdio::piped());
@@ -207,7 +210,7 @@ fn waiting(args: &[&str]) -> Process {
     let mut line = String::new();
     stderr.read_line(&mut line).unwrap();
     assert!(line.contains(" s, waiting for an endpoint: ") && line.contains("refused"), "{line}");
-    // Later output is read and thrown away.
+    // Later output is discarded.
     thread::spawn(move || drop(stderr.read_to_end(&mut Vec::new())));
     run
 }
@@ -274,7 +277,10 @@ fn an_old_report_stays_until_a_new_one_is_complete() {
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         let page = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert!(page.trim_end().ends_with("</html>") && !page.contains("old old"), "{before:?}");
+        assert!(
+            page.trim_end().ends_with("</html>") && !page.contains("old old"),
+            "the new report is incomplete or contains the old one"
+        );
     }
 }
 
@@ -302,20 +308,26 @@ fn an_endpoint_that_was_never_reached_is_in_table_json_and_page() {
     let table = String::from_utf8(table.stdout).unwrap();
     let row = |name: &str| {
         let row = table.lines().find(|line| line.starts_with(name));
-        row.unwrap_or_else(|| panic!("no {name} in {table}")).split_whitespace().collect::<Vec<_>>()
+        row.unwrap_or_else(|| panic!("the table has no row {name}: {table}"))
+            .split_whitespace()
+            .collect::<Vec<_>>()
     };
     assert_eq!(row("endpoint"), ["endpoint", "answered", "share", "last", "failure"]);
     assert_eq!(row(&nobody)[1..], ["0", "0.0", "%", "connection", "refused"]);
     assert_eq!(row(&server.endpoint)[2..], ["100.0", "%"]);
     let page = std::fs::read_to_string(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
-    let (_, embedded) = page.split_once(r#"id="result">"#).expect("a place for the result");
-    let (embedded, script) = embedded.split_once("</script>").expect("its end");
-    assert!(script.contains("last_failure"), "the page shows it");
+    let (_, embedded) = page.split_once(r#"id="result">"#).expect("the page embeds the result");
+    let (embedded, script) = embedded.split_once("</script>").expect("the embedded result ends");
+    assert!(script.contains("last_failure"), "the page does not show the last failure");
     let run: serde_json::Value = serde_json::from_str(embedded).unwrap();
     let of = |endpoint: &str| {
         let shares = run["endpoints"].as_array().unwrap();
-        shares.iter().find(|share| share["endpoint"] == endpoint).expect("a share").clone()
+        shares
+            .iter()
+            .find(|share| share["endpoint"] == endpoint)
+            .expect("the result lists the endpoint")
+            .clone()
     };
     assert_eq!(of(&nobody)["answered"], 0);
     assert_eq!(of(&nobody)["last_failure"], "connection refused");
@@ -333,17 +345,20 @@ fn an_endpoint_that_comes_during_the_run_and_is_never_reached_is_in_the_result()
     run.args(["--discover", &dns.url(NAME, port), "--duration", "1h", "--rate", "100"]);
     let mut run = Process::spawn(run.args(["--output", "json"]).args(PATIENT));
     server.wait_for_metric(r#"zmq_echo_requests_total{source="client"}"#, |count| count >= 10.0);
-    // Nothing listens there.
+    // Nothing listens at this address.
     dns.set(NAME, &["127.0.0.1", "127.0.0.9"], 0);
     let asked = || dns.questions().len();
     let goal = asked() + 8;
-    wait_until("it has asked again", || asked() >= goal);
+    wait_until("the load generator has asked again", || asked() >= goal);
     run.signal(Signal::INT);
     let result: serde_json::Value = serde_json::from_reader(run.stdout()).expect("JSON");
     assert_eq!(run.wait(), 3);
     let never = format!("tcp://127.0.0.9:{port}");
     let shares = result["endpoints"].as_array().unwrap();
-    assert!(shares.iter().any(|share| share["endpoint"] == *never), "{shares:?}");
+    assert!(
+        shares.iter().any(|share| share["endpoint"] == *never),
+        "the unreached endpoint is not in the result: {shares:?}"
+    );
 }
 
 #[test]
@@ -363,16 +378,25 @@ fn text_from_an_api_server_cannot_forge_records_or_control_a_terminal() {
     let event = ApiServer::start();
     let args = ["--log-level", "debug", "--discover", ApiServer::URL];
     let runs = [&api, &ports, &event].map(|api| starts(&args, Some(api.kubeconfig())));
-    wait_until("it watches", || event.watchers() == 1);
+    wait_until("the load generator watches the API", || event.watchers() == 1);
     event.send(format!("{}\n", json!({"type": message, "object": {}})));
     for run in runs {
         let output = run.wait_with_output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(stderr.contains(forged) && stderr.contains(" é"), "{stderr}");
+        assert!(
+            stderr.contains(forged) && stderr.contains(" é"),
+            "the message is not printed: {stderr}"
+        );
         for line in stderr.lines() {
-            assert!(!line.starts_with(forged), "{stderr}");
-            assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
-            assert!(!line.contains(['\u{2028}', '\u{202e}', '\u{2066}']), "{line:?}");
+            assert!(!line.starts_with(forged), "a message forges a log line: {stderr}");
+            assert!(
+                !line.contains(|c: char| c.is_control()),
+                "a control character is not escaped: {line:?}"
+            );
+            assert!(
+                !line.contains(['\u{2028}', '\u{202e}', '\u{2066}']),
+                "a character that changes the layout is not escaped: {line:?}"
+            );
         }
     }
 }

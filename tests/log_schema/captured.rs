@@ -11,7 +11,7 @@ use super::documented::assert_documented;
 /// The records of this thread.
 ///
 /// The subscriber is set for the whole process, because interest in a callsite is cached for all
-/// threads at once. A thread's own subscriber would miss callsites that another thread reached
+/// threads at once. A subscriber for one thread would miss callsites that another thread reached
 /// first.
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -30,14 +30,15 @@ impl Log {
                 .with_env_filter("info,zmq_echo=debug")
                 .with_writer(|| Writer(LOG.with_borrow(Arc::clone)))
                 .finish();
-            tracing::subscriber::set_global_default(subscriber).expect("nobody else sets one");
+            tracing::subscriber::set_global_default(subscriber)
+                .expect("only this code sets a subscriber");
         });
         let text = Arc::default();
         LOG.set(Arc::clone(&text));
         Self(text)
     }
 
-    /// The number of records at info and above, and how many of them contain this text.
+    /// The number of records at info or above, and how many of them contain this text.
     #[track_caller]
     pub fn count(&self, part: &str) -> (usize, usize) {
         let mut records = self.records();
@@ -46,7 +47,7 @@ impl Log {
         (records.len(), with_part.count())
     }
 
-    /// Whether there is a record of this message.
+    /// Whether there is a record with this message.
     #[track_caller]
     pub fn has(&self, message: &str) -> bool {
         self.records().iter().any(|record| record["message"] == message)

@@ -9,17 +9,17 @@ use crate::support::tables::table_of;
 
 pub const LOGS: &str = include_str!("../../docs/logs.md");
 
-/// The sections of the records: the server's, and the client's.
+/// The sections that list records: the server's, and the client's.
 pub const SECTIONS: [&str; 2] = ["## Records", "## Records of the client"];
 
-/// Message and target, which name a record, with its level and fields.
+/// The message and target, which identify a record, with its level and fields.
 pub type Records = BTreeMap<(String, String), (String, BTreeSet<String>)>;
 
 pub fn documented() -> Records {
     let [mut all, client] = SECTIONS.map(documented_in);
     let count = all.len() + client.len();
     all.extend(client);
-    assert_eq!(all.len(), count, "a record stands in both");
+    assert_eq!(all.len(), count, "a record is documented in both sections");
     all
 }
 
@@ -34,7 +34,7 @@ pub fn documented_in(section: &str) -> Records {
             ((row[0].clone(), row[2].clone()), (row[1].clone(), fields))
         })
         .collect();
-    assert_eq!(records.len(), count, "a record stands there twice");
+    assert_eq!(records.len(), count, "a record is documented twice");
     records
 }
 
@@ -44,13 +44,13 @@ pub fn types(heading: &str) -> BTreeMap<String, String> {
     rows.into_iter().map(|row| (row[0].clone(), row[1].clone())).collect()
 }
 
-/// Holds one record of a process without Kubernetes' variables, or with all of them.
+/// Checks a record of a process that has either none of Kubernetes' variables or all of them.
 #[track_caller]
 pub fn assert_documented(record: &Json, in_kubernetes: bool) {
-    let text = |field: &str| record[field].as_str().expect("a string").to_owned();
+    let text = |field: &str| record[field].as_str().expect("the field is a string").to_owned();
     let (level, own) = documented()
         .remove(&(text("message"), text("target")))
-        .unwrap_or_else(|| panic!("it is not in docs/logs.md: {record}"));
+        .unwrap_or_else(|| panic!("docs/logs.md does not document this record: {record}"));
     assert_eq!(text("level"), level, "{record}");
     let mut types_of = types("## Every record");
     if !in_kubernetes {
@@ -67,8 +67,8 @@ pub fn assert_documented(record: &Json, in_kubernetes: bool) {
             "integer" => value.is_u64(),
             "boolean" => value.is_boolean(),
             "number" => value.is_number(),
-            other => panic!("no such type: {other}"),
+            other => panic!("docs/logs.md names an unknown type: {other}"),
         };
-        assert!(holds, "{field} is no {}: {record}", types_of[field]);
+        assert!(holds, "{field} is not a {}: {record}", types_of[field]);
     }
 }

@@ -1,5 +1,5 @@
-//! What a cluster gets: the base, each component on top of it, and every overlay, built by
-//! kustomize and read with the API's types.
+//! What a cluster gets: the base, each component on top of it, and every overlay. kustomize builds
+//! them, and they are read with the API's types.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -44,7 +44,10 @@ pub fn variants() -> &'static [Variant] {
 }
 
 pub fn variant(name: &str) -> &'static Variant {
-    variants().iter().find(|variant| variant.name == name).unwrap_or_else(|| panic!("no {name}"))
+    variants()
+        .iter()
+        .find(|variant| variant.name == name)
+        .unwrap_or_else(|| panic!("no variant {name}"))
 }
 
 pub fn root() -> &'static Path {
@@ -72,7 +75,7 @@ impl Variant {
     {
         let mut all = self.all::<K>();
         all.retain(|object| object.metadata().name.as_deref() == Some(name));
-        assert_eq!(all.len(), 1, "{}: {} {name}", self.name, K::KIND);
+        assert_eq!(all.len(), 1, "{}: expected one {} {name}", self.name, K::KIND);
         all.remove(0)
     }
 
@@ -86,11 +89,12 @@ impl Variant {
             .into_iter()
             .filter_map(|at| document.pointer(at))
             .find(|template| template.pointer("/spec/containers").is_some())?;
-        let template: PodTemplateSpec = serde_json::from_value(template.clone()).expect("a pod");
+        let template: PodTemplateSpec =
+            serde_json::from_value(template.clone()).expect("the template describes a pod");
         Some(Pod {
             origin: format!("{}: {}", self.name, name_of(document)),
             metadata: template.metadata.unwrap_or_default(),
-            spec: template.spec.expect("it has containers"),
+            spec: template.spec.expect("the pod has containers"),
         })
     }
 
@@ -110,7 +114,7 @@ impl Pod {
     }
 }
 
-/// `Kind/name`.
+/// The object's `Kind/name`.
 pub fn name_of(document: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     format!("{}/{}", text(&document["kind"]), text(&document["metadata"]["name"]))
@@ -133,11 +137,11 @@ impl Server {
     }
 
     pub fn pod(&self) -> &PodSpec {
-        self.template().spec.as_ref().expect("a pod")
+        self.template().spec.as_ref().expect("the template has a pod")
     }
 
     pub fn container(&self) -> &Container {
-        let [container] = &self.pod().containers[..] else { panic!("more than one container") };
+        let [container] = &self.pod().containers[..] else { panic!("expected one container") };
         container
     }
 
@@ -145,7 +149,7 @@ impl Server {
     pub fn port(&self, name: &str) -> i32 {
         let ports = self.container().ports.iter().flatten();
         let mut named = ports.filter(|port| port.name.as_deref() == Some(name));
-        named.next().unwrap_or_else(|| panic!("{}: no port {name}", self.variant)).container_port
+        named.next().unwrap_or_else(|| panic!("{} has no port {name}", self.variant)).container_port
     }
 }
 
@@ -177,8 +181,8 @@ fn work() -> PathBuf {
 
 fn build_all() -> Vec<Variant> {
     check_kubectl();
-    // A copy, because a kustomization may only name files next to it, and because the ones that add
-    // a component to the base are created here.
+    // A copy, because a kustomization may name only files next to it, and because the
+    // kustomizations that add a component to the base are created here.
     let _ = fs::remove_dir_all(work());
     let tree = work().join("k8s");
     copy(&root().join("k8s"), &tree);
@@ -200,7 +204,7 @@ pub fn build_beside(parent: &str, name: &str, kustomization: &str) -> Variant {
     build(name, &directory_beside(parent, name, kustomization))
 }
 
-/// Whether such a kustomization can be built.
+/// Whether this kustomization can be built.
 pub fn builds_beside(parent: &str, name: &str, kustomization: &str) -> bool {
     let directory = directory_beside(parent, name, kustomization);
     kubectl(&["kustomize", directory.to_str().unwrap()]).status.success()
@@ -228,9 +232,17 @@ fn over_base(directory: &Path, component: &Path) -> PathBuf {
 
 fn build(name: &str, directory: &Path) -> Variant {
     let output = kubectl(&["kustomize", directory.to_str().unwrap()]);
-    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{name} cannot be built: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     // kustomize reports deprecated fields here.
-    assert!(output.stderr.is_empty(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.stderr.is_empty(),
+        "kustomize warns about {name}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let yaml = String::from_utf8(output.stdout).unwrap();
     fs::write(work().join(format!("{name}.yaml")), &yaml).unwrap();
     Variant { name: name.to_owned(), documents: parse(&yaml) }
@@ -284,5 +296,5 @@ fn entries(path: &Path) -> Vec<PathBuf> {
 }
 
 fn file_name(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).expect("a name")
+    path.file_name().and_then(|name| name.to_str()).expect("the path has a name")
 }

@@ -1,5 +1,5 @@
-//! Grafana accepts the dashboard unchanged, through its sidecar or by hand. It reads the same for
-//! any number of pods, and says what to do.
+//! Grafana accepts the dashboard unchanged, through its sidecar or by hand. The dashboard looks the
+//! same for any number of pods, and explains its panels.
 
 use std::collections::BTreeSet;
 
@@ -42,7 +42,7 @@ fn panels_and_rows() -> Vec<Value> {
 fn panels() -> Vec<Value> {
     let mut panels = panels_and_rows();
     panels.retain(|panel| panel["type"] != "row");
-    assert!(panels.len() > 20, "{}", panels.len());
+    assert!(panels.len() > 20, "only {} panels were found", panels.len());
     panels
 }
 
@@ -55,7 +55,7 @@ fn list(value: &Value) -> &[Value] {
 }
 
 fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+    value.as_str().unwrap_or_else(|| panic!("not a string: {value}"))
 }
 
 /// Each value of a field with this name, at any depth.
@@ -75,7 +75,7 @@ fn expressions() -> Vec<String> {
     let dashboard = dashboard();
     let mut found = Vec::new();
     fields(&dashboard, "expr", &mut found);
-    assert!(found.len() > 50, "{}", found.len());
+    assert!(found.len() > 50, "only {} expressions were found", found.len());
     found.into_iter().map(|expression| text(expression).to_owned()).collect()
 }
 
@@ -88,7 +88,7 @@ fn matchers<'a>(expression: &'a str, metric: &str) -> Vec<&'a str> {
 
 fn assert_unique<T: Ord + std::fmt::Debug>(values: Vec<T>) {
     let (count, unique) = (values.len(), values.into_iter().collect::<BTreeSet<_>>());
-    assert_eq!(unique.len(), count, "{unique:?}");
+    assert_eq!(unique.len(), count, "a value is used twice: {unique:?}");
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn the_dashboard_can_be_imported_without_input() {
     for name in ["__inputs", "__requires", "id"] {
         assert_eq!(dashboard.get(name), None, "{name}");
     }
-    assert_eq!(dashboard["uid"], NAME, "links to it stay right");
+    assert_eq!(dashboard["uid"], NAME, "links to the dashboard break");
     // Grafana 11's version: newer releases read it too, and do not warn that it is too old.
     assert_eq!(dashboard["schemaVersion"], 39);
 }
@@ -121,7 +121,9 @@ fn the_dashboard_can_be_imported_without_input() {
 #[test]
 fn panels_and_queries_have_unique_ids_and_titles() {
     let all = panels_and_rows();
-    assert_unique(all.iter().map(|panel| panel["id"].as_u64().expect("an id")).collect());
+    assert_unique(
+        all.iter().map(|panel| panel["id"].as_u64().expect("the panel has an id")).collect(),
+    );
     assert_unique(panels().iter().map(|panel| text(&panel["title"]).to_owned()).collect());
     for panel in panels() {
         assert_unique(list(&panel["targets"]).iter().map(|one| text(&one["refId"])).collect());
@@ -134,12 +136,12 @@ fn no_panel_overlaps_another() {
     for panel in panels_and_rows() {
         let [x, y, w, h] =
             ["x", "y", "w", "h"].map(|name| panel["gridPos"][name].as_u64().expect(name));
-        assert!(w > 0 && h > 0 && x + w <= COLUMNS, "{}: off the grid", panel["title"]);
+        assert!(w > 0 && h > 0 && x + w <= COLUMNS, "{} exceeds the grid", panel["title"]);
         for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
-            assert!(taken.insert(cell), "{} lies on another panel", panel["title"]);
+            assert!(taken.insert(cell), "{} overlaps another panel", panel["title"]);
         }
     }
-    // No gaps are left either.
+    // The rows have no gaps either.
     let rows = taken.iter().map(|(_, y)| y + 1).max().unwrap();
     assert_eq!(taken.len() as u64, COLUMNS * rows);
 }
@@ -150,7 +152,10 @@ fn every_panel_uses_the_selected_data_source() {
     let chosen = json!({ "type": "prometheus", "uid": "${datasource}" });
     let mut found = Vec::new();
     fields(&dashboard, "datasource", &mut found);
-    assert!(found.iter().all(|source| **source == chosen), "{found:?}");
+    assert!(
+        found.iter().all(|source| **source == chosen),
+        "not every query uses the chosen data source: {found:?}"
+    );
     assert!(panels().iter().all(|panel| panel["datasource"] == chosen));
     let variables = list(&dashboard["templating"]["list"]);
     let names: Vec<_> = variables.iter().map(|variable| text(&variable["name"])).collect();
@@ -159,7 +164,8 @@ fn every_panel_uses_the_selected_data_source() {
     assert_eq!(variables[0]["query"], "prometheus");
 }
 
-/// "All" is a pattern and not a list, because pods come and go while somebody watches.
+/// "All" is a pattern and not a list, because pods come and go while somebody watches the
+/// dashboard.
 #[test]
 fn selecting_all_pods_includes_pods_that_start_later() {
     let dashboard = dashboard();
@@ -175,7 +181,10 @@ fn no_panel_shows_another_namespace() {
         for selector in expression.split('{').skip(1) {
             let ours = ["namespace=\"$namespace\"", "namespace=~\"$namespace|\""];
             let selector = selector.split('}').next().unwrap();
-            assert!(ours.iter().any(|matcher| selector.contains(matcher)), "{expression}");
+            assert!(
+                ours.iter().any(|matcher| selector.contains(matcher)),
+                "the expression is not limited to the namespace: {expression}"
+            );
         }
     }
 }
@@ -184,13 +193,22 @@ fn no_panel_shows_another_namespace() {
 fn probes_do_not_change_any_panel() {
     for expression in expressions() {
         for matchers in matchers(&expression, "zmq_echo_requests_total") {
-            assert!(matchers.contains("source=\"client\""), "{expression}");
+            assert!(
+                matchers.contains("source=\"client\""),
+                "the expression counts requests of probes: {expression}"
+            );
         }
-        // These peers connect, and leave by themselves.
+        // These peers connect, and disconnect by themselves.
         for matchers in matchers(&expression, "zmq_echo_disconnections_total") {
-            assert!(matchers.contains("reason!=\"closed\""), "{expression}");
+            assert!(
+                matchers.contains("reason!=\"closed\""),
+                "the expression counts ordinary disconnections: {expression}"
+            );
         }
-        assert!(!expression.contains("zmq_echo_connections_total"), "{expression}");
+        assert!(
+            !expression.contains("zmq_echo_connections_total"),
+            "the expression counts ordinary connections: {expression}"
+        );
     }
 }
 
@@ -198,8 +216,16 @@ fn probes_do_not_change_any_panel() {
 fn every_panel_has_a_unit_and_says_what_to_do() {
     for panel in panels() {
         let unit = &panel["fieldConfig"]["defaults"]["unit"];
-        assert!(unit.as_str().is_some_and(|unit| !unit.is_empty()), "{}", panel["title"]);
-        assert!(text(&panel["description"]).len() > 80, "{}", panel["title"]);
+        assert!(
+            unit.as_str().is_some_and(|unit| !unit.is_empty()),
+            "{} has no unit",
+            panel["title"]
+        );
+        assert!(
+            text(&panel["description"]).len() > 80,
+            "{} has no real description",
+            panel["title"]
+        );
     }
 }
 
@@ -224,7 +250,7 @@ fn every_runbook_named_on_the_dashboard_exists() {
     let headings = OPERATIONS.lines().filter(|line| line.starts_with("##"));
     let there: BTreeSet<_> = headings.map(|line| anchor(line.trim_start_matches('#'))).collect();
     let missing: Vec<_> = runbooks().difference(&there).cloned().collect();
-    assert!(missing.is_empty(), "{missing:?}");
+    assert!(missing.is_empty(), "no such sections: {missing:?}");
 }
 
 fn alerts() -> Vec<(String, String)> {
@@ -238,7 +264,7 @@ fn alerts() -> Vec<(String, String)> {
 fn every_alert_has_a_panel_for_its_subject() {
     let runbooks = runbooks();
     for (alert, _) in alerts() {
-        assert!(runbooks.contains(&alert.to_lowercase()), "{alert}");
+        assert!(runbooks.contains(&alert.to_lowercase()), "no panel names the runbook of {alert}");
     }
 }
 
@@ -251,12 +277,12 @@ fn red(panel: &Value, field: Option<&str>) -> f64 {
             let is_it = |one: &&Value| one["matcher"]["options"] == field;
             let field = list(&config["overrides"]).iter().find(is_it).expect(field);
             let is_it = |one: &&Value| one["id"] == "thresholds";
-            &list(&field["properties"]).iter().find(is_it).expect("thresholds")["value"]
+            &list(&field["properties"]).iter().find(is_it).expect("it has thresholds")["value"]
         }
     };
-    let last = list(&thresholds["steps"]).last().expect("a step");
+    let last = list(&thresholds["steps"]).last().expect("there is a threshold");
     assert_eq!(last["color"], "red");
-    last["value"].as_f64().expect("a number")
+    last["value"].as_f64().expect("the threshold has a value")
 }
 
 #[test]
@@ -276,8 +302,14 @@ fn a_panel_turns_red_where_its_alert_fires() {
     ] {
         let name = format!("ZmqEcho{alert}");
         let (_, expression) = alerts.iter().find(|(alert, _)| *alert == name).expect(alert);
-        assert!(expression.contains(condition), "{expression}");
-        assert!((red(&panel(title), field) - value).abs() < 1e-9, "{title}");
+        assert!(
+            expression.contains(condition),
+            "the alert's expression lacks `{condition}`: {expression}"
+        );
+        assert!(
+            (red(&panel(title), field) - value).abs() < 1e-9,
+            "{title} is red at another value than its alert"
+        );
     }
     let burns_slowly = &alerts.iter().find(|(alert, _)| alert == "ZmqEchoLatencyBurnsSlowly");
     assert!(burns_slowly.unwrap().1.contains("> 6 * 0.001"));
@@ -292,10 +324,14 @@ fn the_dashboard_is_as_readable_with_thirty_pods_as_with_three() {
     for panel in panels().iter().filter(|panel| panel["type"] == "timeseries") {
         let legend = &panel["options"]["legend"];
         assert_eq!(legend["displayMode"], "table", "{}", panel["title"]);
-        assert!(legend["sortBy"].is_string(), "{}", panel["title"]);
+        assert!(legend["sortBy"].is_string(), "{} is not sorted", panel["title"]);
         for target in list(&panel["targets"]) {
             if text(&target["legendFormat"]).contains("pod}}") {
-                assert!(text(&target["expr"]).contains(" topk("), "{}", panel["title"]);
+                assert!(
+                    text(&target["expr"]).contains(" topk("),
+                    "{} is not limited to outliers",
+                    panel["title"]
+                );
             }
         }
     }
@@ -314,7 +350,7 @@ fn every_reason_has_a_colour() {
     };
     assert_eq!(coloured("Handshake failures by reason"), reasons(Reason::before_ready));
     let mut later = reasons(Reason::after_ready);
-    // Peers that leave by themselves are not shown there.
+    // Peers that disconnect by themselves are not shown there.
     later.remove("closed");
     assert_eq!(coloured("Disconnections by reason"), later);
 }
@@ -329,16 +365,20 @@ fn the_wanted_replicas_on_the_dashboard_match_the_manifests() {
         ("kube_horizontalpodautoscaler_spec_max_replicas", "horizontalpodautoscaler"),
     ] {
         let uses: Vec<_> = expressions.iter().flat_map(|text| matchers(text, metric)).collect();
-        assert!(!uses.is_empty(), "{metric}");
+        assert!(!uses.is_empty(), "no panel uses {metric}");
         // This also works with a namePrefix.
         let named = format!("{label}=~\"(.*-)?{NAME}\"");
-        assert!(uses.iter().all(|it| it.contains(&named)), "{uses:?}");
+        assert!(
+            uses.iter().all(|it| it.contains(&named)),
+            "not every use selects the object by its name: {uses:?}"
+        );
     }
 }
 
 #[test]
 fn the_document_about_the_dashboard_is_correct() {
-    let (_, section) = OPERATIONS.split_once("\n### The dashboard\n").expect("a section");
+    let (_, section) =
+        OPERATIONS.split_once("\n### The dashboard\n").expect("the page has the section");
     let section = section.split("\n## ").next().unwrap();
     let named = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
     let rows: Vec<_> = named.skip(2).collect();
@@ -347,10 +387,13 @@ fn the_document_about_the_dashboard_is_correct() {
     let titles: Vec<_> = panels.iter().map(|row| text(&row["title"])).collect();
     assert_eq!(rows, titles);
     let name = config_map().metadata.name.unwrap();
-    assert!(section.contains(&format!("`{name}`")), "{name}");
+    assert!(
+        section.contains(&format!("`{name}`")),
+        "docs/operations.md does not name the ConfigMap {name}"
+    );
     let service: Service = variant("components-prometheus").named(PROMETHEUS);
     let namespace = service.metadata.namespace.unwrap();
     let port = service.spec.unwrap().ports.unwrap()[0].port;
     let address = format!("`http://{PROMETHEUS}.{namespace}.svc:{port}`");
-    assert!(section.contains(&address), "{address}");
+    assert!(section.contains(&address), "docs/operations.md does not name {address}");
 }

@@ -46,11 +46,11 @@ fn code(text: &'static str) -> impl Iterator<Item = &'static str> {
     prose.flat_map(|prose| prose.split('`').skip(1).step_by(2))
 }
 
-/// Checks that a text contains a sentence, even across lines or in YAML comments.
+/// Checks that a text contains a sentence, ignoring line breaks and the marks of YAML comments.
 #[track_caller]
-fn says(text: &str, sentence: &str) {
+fn assert_says(text: &str, sentence: &str) {
     let words: Vec<_> = text.split_whitespace().filter(|word| *word != "#").collect();
-    assert!(words.join(" ").contains(sentence), "it does not say `{sentence}`");
+    assert!(words.join(" ").contains(sentence), "the document does not say `{sentence}`");
 }
 
 fn base() -> Server {
@@ -89,7 +89,7 @@ fn the_documented_timeline_matches_the_manifests() {
 fn the_documented_times_match_the_manifests() {
     let server = base();
     let (drain, pre_stop, grace) = (config(&server).drain(), pre_stop(&server), grace(&server));
-    says(
+    assert_says(
         OPERATIONS,
         &format!(
             "`preStop` ({} s), `--drain-quiet` ({}), `--drain-timeout` ({},",
@@ -98,9 +98,9 @@ fn the_documented_times_match_the_manifests() {
             plain(drain.timeout),
         ),
     );
-    says(OPERATIONS, &format!("`terminationGracePeriodSeconds` ({})", grace.as_secs()));
-    says(OPERATIONS, &format!("`--drain-delay`, which is {}", plain(drain.delay)));
-    says(
+    assert_says(OPERATIONS, &format!("`terminationGracePeriodSeconds` ({})", grace.as_secs()));
+    assert_says(OPERATIONS, &format!("`--drain-delay`, which is {}", plain(drain.delay)));
+    assert_says(
         DEPLOYMENT,
         &format!(
             "Longer than preStop ({} s) plus the drain timeout ({} s), with {} s to spare",
@@ -121,24 +121,30 @@ fn the_documented_probes_match_the_manifests() {
     let limit = plain(probe_config(container, &command).timeout).replace("ms", " ms");
     let period = seconds(liveness.period_seconds).as_secs();
     let timeout = seconds(liveness.timeout_seconds).as_secs();
-    says(OPERATIONS, &format!("Liveness is an exec of `{}`", command.join(" ")));
+    assert_says(OPERATIONS, &format!("Liveness is an exec of `{}`", command.join(" ")));
     assert_eq!(liveness.failure_threshold, Some(3));
-    says(OPERATIONS, &format!("Three probes in a row must fail, {period} s apart"));
-    says(OPERATIONS, &format!("gives up after {limit}"));
-    says(OPERATIONS, &format!("the kubelet's {timeout} s are for"));
-    says(OPERATIONS, &format!("needed more than {timeout} s to start the probe"));
-    says(OPERATIONS, &format!("every {} s, and two", seconds(readiness.period_seconds).as_secs()));
+    assert_says(OPERATIONS, &format!("Three probes in a row must fail, {period} s apart"));
+    assert_says(OPERATIONS, &format!("gives up after {limit}"));
+    assert_says(OPERATIONS, &format!("the kubelet's {timeout} s are for"));
+    assert_says(OPERATIONS, &format!("needed more than {timeout} s to start the probe"));
+    assert_says(
+        OPERATIONS,
+        &format!("every {} s, and two", seconds(readiness.period_seconds).as_secs()),
+    );
     assert_eq!(readiness.failure_threshold, Some(2));
     let shorter = liveness.termination_grace_period_seconds.unwrap();
     let usual = grace(&server).as_secs();
-    says(OPERATIONS, &format!("such a container has {shorter} s instead of {usual} to leave"));
-    says(DEPLOYMENT, "Three failures in a row,");
-    says(DEPLOYMENT, &format!("Every {period} s, because each probe starts a process"));
-    says(DEPLOYMENT, &format!("gives up after {limit}"));
+    assert_says(
+        OPERATIONS,
+        &format!("such a container has {shorter} s instead of {usual} to leave"),
+    );
+    assert_says(DEPLOYMENT, "Three failures in a row,");
+    assert_says(DEPLOYMENT, &format!("Every {period} s, because each probe starts a process"));
+    assert_says(DEPLOYMENT, &format!("gives up after {limit}"));
     // Each probe takes 5 ms.
-    says(OPERATIONS, &format!("every {period} s takes {} millicores", 5.0 / period as f64));
+    assert_says(OPERATIONS, &format!("every {period} s takes {} millicores", 5.0 / period as f64));
     let cpu = resource(container, "requests", "cpu").unwrap();
-    says(OPERATIONS, &format!("in the container, which requests {cpu}"));
+    assert_says(OPERATIONS, &format!("in the container, which requests {cpu}"));
 }
 
 #[test]
@@ -178,7 +184,7 @@ fn the_documented_memory_matches_the_formula_in_the_code() {
     }
 }
 
-/// The rows of the table of memory, in bytes.
+/// The parts of the memory table, in bytes.
 fn parts(limits: &Limits) -> [usize; 7] {
     let without = |change: &dyn Fn(&mut Limits)| {
         let mut rest = *limits;
@@ -203,7 +209,7 @@ fn the_documented_rates_match_the_cpu_request() {
     for row in rows {
         let carried = millicores / number(row[1]);
         let share = number(row[2]) / carried;
-        assert!((0.93..=1.0).contains(&share), "{row:?}: {carried} k/s");
+        assert!((0.93..=1.0).contains(&share), "the row {row:?} does not match {carried} k/s");
     }
 }
 
@@ -216,7 +222,7 @@ fn the_documented_scaling_metrics_match_the_autoscaler() {
         .collect();
     let autoscaler = crate::scaling::with_hpa();
     assert_eq!(stated, crate::scaling::targets(&autoscaler));
-    says(
+    assert_says(
         OPERATIONS,
         &format!(
             "{} replicas at least, {} at most",
@@ -236,11 +242,11 @@ fn every_documented_series_exists() {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && !"_:".contains(c));
         for word in words.filter(|word| word.contains("zmq_echo_") || word.contains("process_")) {
             if word.split(':').count() == 3 {
-                assert!(rules.contains(&format!("record: {word}\n")), "{word}");
+                assert!(rules.contains(&format!("record: {word}\n")), "no rule records {word}");
             } else {
                 let word = word.trim_matches(':');
                 let made = made_by_the_adapter(&adapter, word);
-                assert!(made || is_scraped(&scraped, word), "{word}");
+                assert!(made || is_scraped(&scraped, word), "no series is named {word}");
             }
         }
     }
@@ -274,9 +280,9 @@ fn every_documented_flag_exists() {
         .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
         .collect();
     let named: Vec<_> = code(OPERATIONS).filter(|code| code.starts_with("--")).collect();
-    assert!(named.len() > 10, "{named:?}");
+    assert!(named.len() > 10, "too few flags were found: {named:?}");
     for flag in named {
-        assert!(flags.contains(flag), "{flag}");
+        assert!(flags.contains(flag), "the server has no flag {flag}");
     }
 }
 
@@ -288,7 +294,10 @@ fn every_documented_reason_exists() {
     for word in reasons.flat_map(|row| code(row[2])) {
         let is_word = word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
         if is_word && !word.starts_with("zmq_echo_") && word != "failed" {
-            assert!(Reason::ALL.iter().any(|reason| reason.as_str() == word), "{word}");
+            assert!(
+                Reason::ALL.iter().any(|reason| reason.as_str() == word),
+                "the socket has no reason {word}"
+            );
             seen += 1;
         }
     }
@@ -305,9 +314,9 @@ fn every_documented_object_exists() {
     let named: Vec<_> = words
         .filter(|word| ["deployment/", "job/"].iter().any(|kind| word.starts_with(kind)))
         .collect();
-    assert!(named.len() > 4, "{named:?}");
+    assert!(named.len() > 4, "too few objects were found: {named:?}");
     for name in named {
-        assert!(there.contains(name), "{name}");
+        assert!(there.contains(name), "no object is named {name}");
     }
 }
 
@@ -324,14 +333,14 @@ fn every_documented_service_and_path_exists() {
     let (mut services, mut paths) = (0, 0);
     for word in words.map(|word| word.trim_end_matches('.')) {
         if word.starts_with("service/") {
-            assert!(there.contains(word), "{word}");
+            assert!(there.contains(word), "{word} does not exist");
             services += 1;
         } else if word.starts_with("k8s/") && word != YOURS {
-            assert!(root().join(word).exists(), "{word}");
+            assert!(root().join(word).exists(), "{word} does not exist");
             paths += 1;
         }
     }
-    assert!(services >= 2 && paths > 15, "{services} services, {paths} paths");
+    assert!(services >= 2 && paths > 15, "only {services} Services and {paths} paths were found");
 }
 
 #[test]
@@ -342,7 +351,8 @@ fn the_other_probes_are_an_overlay_that_builds_and_asks_the_side_port() {
     let other: k8s_openapi::api::apps::v1::Deployment = other.named(NAME);
     let container = &other.spec.template.spec.unwrap().containers[0];
     let asks = |probe: &Option<Probe>, path: &str| {
-        let action = probe.as_ref().unwrap().http_get.clone().expect("an httpGet");
+        let action =
+            probe.as_ref().unwrap().http_get.clone().expect("the probe is an HTTP request");
         assert_eq!(action.path.as_deref(), Some(path));
         assert!(PATHS.iter().any(|(known, _)| *known == path));
         assert_eq!(action.port, IntOrString::String("http".to_owned()));
@@ -351,7 +361,7 @@ fn the_other_probes_are_an_overlay_that_builds_and_asks_the_side_port() {
     asks(&container.readiness_probe, "/readyz");
     let grace = |probe: &Option<Probe>| probe.as_ref().unwrap().termination_grace_period_seconds;
     assert_eq!(grace(&container.liveness_probe), grace(&base().container().liveness_probe));
-    // The server reports by itself after this limit.
+    // The side port reports a failure by itself after this limit.
     let timeout = seconds(container.liveness_probe.as_ref().unwrap().timeout_seconds);
     assert!(timeout > zmq_echo::side_port::LIVE_LIMIT);
 }
@@ -360,8 +370,8 @@ fn the_other_probes_are_an_overlay_that_builds_and_asks_the_side_port() {
 fn production_takes_an_image_by_its_digest_with_the_commands_of_the_documents() {
     let blocks = blocks_of(KUBERNETES);
     let block = blocks.iter().find(|block| block.contains("sha256:DIGEST")).unwrap();
-    let [set, apply] = &commands_of(block)[..] else { panic!("two commands") };
-    // In a copy, with kustomize instead of a cluster.
+    let [set, apply] = &commands_of(block)[..] else { panic!("expected two commands") };
+    // In a copy, with kustomize in place of a cluster.
     let overlay = "k8s/overlays/production";
     assert_eq!(apply, &format!("kubectl apply -k {overlay}"));
     let text = std::fs::read_to_string(root().join(overlay).join("kustomization.yaml")).unwrap();
@@ -383,12 +393,12 @@ fn production_takes_an_image_by_its_digest_with_the_commands_of_the_documents() 
 }
 
 /// Each command is run against a cluster that cannot be reached. If it gets as far as connecting,
-/// its flags and files are right.
+/// its flags and files are valid.
 #[test]
 fn every_kubectl_command_fails_only_because_there_is_no_cluster() {
     let mut count = 0;
     for (file, command) in commands() {
-        // A command that reads another's output must run together with it.
+        // A command that reads the output of another one must run together with it.
         for part in command.split(" && ").filter(|part| part.starts_with("kubectl ")) {
             let part = part.split("    #").next().unwrap();
             let away = Command::new("sh")
@@ -398,14 +408,22 @@ fn every_kubectl_command_fails_only_because_there_is_no_cluster() {
                 .output()
                 .unwrap();
             let said = String::from_utf8_lossy(&away.stderr);
-            assert!(said.contains("refused"), "{}: {part}\n{said}", file.display());
+            assert!(
+                said.contains("refused"),
+                "{}: the command failed before connecting: {part}\n{said}",
+                file.display()
+            );
             for wrong in ["unknown", "only one", "not found", "no such file", "unable to find"] {
-                assert!(!said.contains(wrong), "{}: {part}\n{said}", file.display());
+                assert!(
+                    !said.contains(wrong),
+                    "{}: the command is invalid: {part}\n{said}",
+                    file.display()
+                );
             }
             count += 1;
         }
     }
-    assert!(count > 20, "{count}");
+    assert!(count > 20, "only {count} commands were found");
 }
 
 /// The configuration of a cluster at a port without a listener.
@@ -421,7 +439,7 @@ fn away() -> PathBuf {
         "clusters": [{ "name": "away", "cluster": { "server": server } }],
     });
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kubeconfig-of-no-cluster");
-    // JSON is YAML.
+    // JSON is valid YAML.
     std::fs::write(&path, config.to_string()).unwrap();
     path
 }
@@ -449,21 +467,33 @@ fn the_commands_build_load_and_run_the_image_of_the_manifests() {
             let words: Vec<_> = part.split_whitespace().collect();
             match words[..] {
                 ["docker", "build" | "run", ..] | ["kind", "load", ..] => {
-                    assert!(words.contains(&image.as_str()), "{place}");
+                    assert!(
+                        words.contains(&image.as_str()),
+                        "the command names another image: {place}"
+                    );
                     images += 1;
                 }
                 ["kubectl", "apply", "-k", overlay, ..] => {
-                    assert!(root().join(overlay).join("kustomization.yaml").exists(), "{place}");
+                    assert!(
+                        root().join(overlay).join("kustomization.yaml").exists(),
+                        "the directory has no kustomization: {place}"
+                    );
                     overlays += 1;
                 }
                 ["kubectl", ..] if file.ends_with("README.md") => {
-                    assert!(part.contains(&format!("--namespace {NAME} ")), "{place}");
+                    assert!(
+                        part.contains(&format!("--namespace {NAME} ")),
+                        "the command does not name the namespace: {place}"
+                    );
                 }
                 _ => {}
             }
         }
     }
-    assert!(images >= 3 && overlays >= 3, "{images} images, {overlays} overlays");
+    assert!(
+        images >= 3 && overlays >= 3,
+        "only {images} images and {overlays} overlays were found"
+    );
     let local = variant("overlays-local");
     for container in local.pods().iter().flat_map(|pod| pod.containers()) {
         assert_eq!(container.image, Some(image.clone()));

@@ -1,4 +1,4 @@
-//! One Deployment, one image, the release's tag, and no unverified digest.
+//! Each Deployment has one image, with the tag of the release and without an unverified digest.
 
 use k8s_openapi::api::apps::v1::Deployment;
 
@@ -21,16 +21,20 @@ fn there_is_one_deployment_of_the_server_in_the_tree() {
         })
         .map(|(path, _)| path)
         .collect();
-    assert_eq!(whole.len(), 1, "{whole:?}");
+    assert_eq!(whole.len(), 1, "expected one Deployment: {whole:?}");
 }
 
 #[test]
 fn every_container_of_this_project_runs_this_release() {
     for pod in pods() {
         for container in pod.containers() {
-            let image = container.image.as_deref().expect("an image");
+            let image = container.image.as_deref().expect("the container has an image");
             let (name, tag) = image.rsplit_once(':').unwrap_or((image, "no tag"));
-            assert!(tag != "latest" && tag != "no tag", "{}: {image}", pod.origin);
+            assert!(
+                tag != "latest" && tag != "no tag",
+                "{} does not name a release: {image}",
+                pod.origin
+            );
             if name == NAME {
                 assert_eq!(tag, VERSION, "{}", pod.origin);
             }
@@ -42,7 +46,7 @@ fn every_container_of_this_project_runs_this_release() {
 fn no_image_digest_is_committed() {
     for (path, text) in sources() {
         for after in text.split("sha256:").skip(1) {
-            assert!(after.starts_with("DIGEST"), "{}", path.display());
+            assert!(after.starts_with("DIGEST"), "{} has a digest", path.display());
         }
     }
 }
@@ -51,7 +55,7 @@ fn no_image_digest_is_committed() {
 fn a_digest_reaches_the_deployment_and_no_component_takes_it_off() {
     let digest = format!("sha256:{}", "0".repeat(64));
     let image = format!("registry.example/{NAME}@{digest}");
-    // As in the README, with the load on top.
+    // As in the README, together with the load.
     let with_digest = format!(
         "resources: [../production]\n\
          images: [{{name: {NAME}, newName: registry.example/{NAME}, digest: '{digest}'}}]\n"

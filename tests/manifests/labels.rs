@@ -26,7 +26,7 @@ const RECOMMENDED: [&str; 6] = [
 
 /// Whether a selector matches a pod. An empty selector matches every pod.
 pub fn selects(selector: &LabelSelector, pod: &Pod) -> bool {
-    assert_eq!(selector.match_expressions, None, "labels say enough");
+    assert_eq!(selector.match_expressions, None, "this test reads only labels");
     takes(selector.match_labels.as_ref(), pod)
 }
 
@@ -73,7 +73,7 @@ fn check_labels<'a>(who: &str, label: impl Fn(&str) -> Option<&'a str>) {
 fn the_servers_objects_select_only_the_server() {
     for variant in variants() {
         let only_the_server = |what: &str, labels: Option<BTreeMap<String, String>>| {
-            assert!(labels.is_some(), "{what}");
+            assert!(labels.is_some(), "{what} has no selector");
             assert_eq!(selected(variant, |pod| takes(labels.as_ref(), pod)), [NAME], "{what}");
         };
         let deployment: Deployment = variant.named(NAME);
@@ -109,7 +109,10 @@ fn the_version_is_in_no_selector() {
         match value {
             Value::Object(fields) => {
                 for (name, value) in fields {
-                    assert!(!(within_selector && name == VERSION_LABEL), "{who}");
+                    assert!(
+                        !(within_selector && name == VERSION_LABEL),
+                        "{who} has the version in a selector"
+                    );
                     let selector = name.to_lowercase().ends_with("selector");
                     search(value, within_selector || selector, who);
                 }

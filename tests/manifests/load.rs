@@ -20,19 +20,23 @@ fn job() -> Job {
     with_load().named("zmq-echo-load")
 }
 
-/// The container, with what the kubelet puts in place of its variables.
+/// The container, with its variables replaced as the kubelet does it.
 fn container() -> Container {
     let mut container = job().spec.unwrap().template.spec.unwrap().containers.remove(0);
-    let namespace = job().metadata.namespace.expect("a namespace");
+    let namespace = job().metadata.namespace.expect("the Job has a namespace");
     let stated = container.env.iter().flatten();
-    let variable = |name: &str| stated.clone().find(|one| one.name == name).expect("the variable");
+    let variable = |name: &str| {
+        stated.clone().find(|one| one.name == name).expect("the container has the variable")
+    };
     let source = variable("POD_NAMESPACE").value_from.as_ref();
-    let field = source.and_then(|source| source.field_ref.as_ref()).expect("a field");
+    let field = source
+        .and_then(|source| source.field_ref.as_ref())
+        .expect("the variable comes from a field");
     assert_eq!(field.field_path, "metadata.namespace");
-    let service = variable("SERVICE").value.clone().expect("a value");
+    let service = variable("SERVICE").value.clone().expect("the variable has a value");
     for arg in container.args.iter_mut().flatten() {
         *arg = arg.replace("$(POD_NAMESPACE)", &namespace).replace("$(SERVICE)", &service);
-        assert!(!arg.contains("$("), "{arg}");
+        assert!(!arg.contains("$("), "a variable is not replaced in {arg}");
     }
     container
 }
@@ -45,15 +49,15 @@ fn config() -> LoadConfig {
 #[test]
 fn the_load_follows_the_headless_service_by_its_port_name() {
     let headless: Service = with_load().named("zmq-echo-headless");
-    let [port] = &headless.spec.unwrap().ports.unwrap()[..] else { panic!("one port") };
+    let [port] = &headless.spec.unwrap().ports.unwrap()[..] else { panic!("expected one port") };
     let port = port.name.clone().unwrap();
-    let followed = config().discover.expect("endpoints to discover").to_string();
+    let followed = config().discover.expect("the Job discovers its endpoints").to_string();
     assert_eq!(followed, format!("k8s://{NAME}/zmq-echo-headless:{port}"));
 }
 
 #[test]
 fn the_load_job_ends_before_its_deadline() {
-    let deadline = job().spec.unwrap().active_deadline_seconds.expect("a deadline");
+    let deadline = job().spec.unwrap().active_deadline_seconds.expect("the Job has a deadline");
     let config = config();
     // The rest is for pulling the image.
     let needed = config.wait.as_secs() + config.duration.as_secs();
@@ -64,7 +68,7 @@ fn the_load_job_ends_before_its_deadline() {
 fn only_the_load_waits_for_a_service_applied_with_it() {
     let pod = job().spec.unwrap().template.spec.unwrap();
     assert_eq!((pod.containers.len(), pod.init_containers), (1, None));
-    // Longer than a server takes to be pulled and started.
+    // Longer than it takes to pull and start a server.
     assert!(config().wait >= Duration::from_secs(300));
 }
 
@@ -80,16 +84,17 @@ fn the_load_job_as_written_puts_a_server_under_load() {
     let server = support::Server::start(&[]);
     let container = container();
     let mut args = container.args.unwrap();
-    let discover = args.iter().position(|arg| arg == "--discover").expect("endpoints");
+    let discover =
+        args.iter().position(|arg| arg == "--discover").expect("the Job discovers its endpoints");
     args.drain(discover..discover + 2);
-    let duration = args.iter().position(|arg| arg == "--duration").expect("a duration");
+    let duration = args.iter().position(|arg| arg == "--duration").expect("the Job has a duration");
     args[duration + 1] = "500ms".to_owned();
     // A machine that runs other tests at the same time cannot promise a second.
-    let timeout = args.iter().position(|arg| arg == "--timeout").expect("a timeout");
+    let timeout = args.iter().position(|arg| arg == "--timeout").expect("the Job has a timeout");
     args[timeout + 1] = "1m".to_owned();
     args.push(server.endpoint.clone());
     let mut load = support::command(program(&container.command.unwrap()[0]));
-    let output = load.args(args).output().expect("it runs");
+    let output = load.args(args).output().expect("the load generator can be run");
     assert!(output.status.success(), "{output:?}");
     assert!(server.metric("zmq_echo_requests_total{source=\"client\"}") > 0.0);
 }

@@ -1,5 +1,5 @@
-//! The manifests under `k8s/` say what the code does, and keep what a cluster asks
-//! of them. They are read as a cluster gets them: built by `kubectl kustomize`.
+//! The manifests under `k8s/` match the code and meet the requirements of a cluster. The tests read
+//! them as a cluster gets them: built by `kubectl kustomize`.
 
 mod build;
 mod dashboard;

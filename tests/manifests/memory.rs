@@ -1,4 +1,4 @@
-//! The memory limit is above what the server's limits allow its peers to take.
+//! The memory limit is higher than what the server's limits let its peers use.
 
 use k8s_openapi::api::core::v1::Container;
 use zmq_echo::{log, side_port};
@@ -7,7 +7,7 @@ use zmtp::router::Limits;
 use crate::build::{Server, pods};
 use crate::server::config;
 
-/// The process without clients, and a probe next to it: they measured 5 MiB and 4 MiB.
+/// The process without clients, and a probe next to it. They were measured at 5 MiB and 4 MiB.
 pub const PROCESSES: usize = 16 << 20;
 
 /// What a connection to the side port can leave in the kernel: the default of net.ipv4.tcp_rmem,
@@ -30,7 +30,8 @@ pub fn sockets(limits: &Limits) -> usize {
 pub fn bytes(quantity: &str) -> usize {
     let units = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
     let unit = units.iter().find_map(|(unit, shift)| Some((quantity.strip_suffix(unit)?, *shift)));
-    let (number, shift) = unit.unwrap_or_else(|| panic!("{quantity}: no unit of two letters"));
+    let (number, shift) =
+        unit.unwrap_or_else(|| panic!("expected a unit of two letters in {quantity}"));
     number.parse::<usize>().unwrap() << shift
 }
 
@@ -44,10 +45,17 @@ pub fn resource(container: &Container, list: &str, name: &str) -> Option<String>
 #[test]
 fn the_memory_limit_exceeds_all_that_peers_can_use() {
     for server in Server::all() {
-        let limit = bytes(&resource(server.container(), "limits", "memory").expect("a limit"));
+        let limit = bytes(
+            &resource(server.container(), "limits", "memory")
+                .expect("the container has a memory limit"),
+        );
         let most = most(&config(&server).limits());
         // Leave an eighth for anything unforeseen.
-        assert!(most <= limit / 8 * 7, "{}: {most} of {limit}", server.variant);
+        assert!(
+            most <= limit / 8 * 7,
+            "{}: the server may use {most} bytes of its limit of {limit}, which leaves too little",
+            server.variant
+        );
     }
 }
 
@@ -64,7 +72,7 @@ fn every_container_has_requests_and_only_a_memory_limit() {
         for container in pod.containers() {
             let stated = |list, name| resource(container, list, name);
             let who = format!("{}: {}", pod.origin, container.name);
-            assert!(stated("requests", "cpu").is_some(), "{who}");
+            assert!(stated("requests", "cpu").is_some(), "{who} requests no CPU");
             let (request, limit) = (stated("requests", "memory"), stated("limits", "memory"));
             assert!(bytes(&request.expect(&who)) <= bytes(&limit.expect(&who)), "{who}");
         }

@@ -16,11 +16,11 @@ use crate::labels::selects;
 
 pub const PROMETHEUS: &str = "zmq-echo-prometheus";
 
-/// The file with this path under `k8s/components/`, of one document.
+/// The file with this path under `k8s/components/`, which has one document.
 pub fn component_file(path: &str) -> (String, Value) {
     let path = root().join("k8s/components").join(path);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{error}: {path:?}"));
-    let [document] = &parse(&text)[..] else { panic!("{path:?}: one document") };
+    let [document] = &parse(&text)[..] else { panic!("expected one document in {path:?}") };
     (text, document.clone())
 }
 
@@ -30,13 +30,15 @@ fn with_prometheus() -> &'static Variant {
 
 fn scrape_config() -> Value {
     let (_, config) = component_file("prometheus/prometheus.yml");
-    let [job] = &config["scrape_configs"].as_array().unwrap()[..] else { panic!("one job") };
+    let [job] = &config["scrape_configs"].as_array().unwrap()[..] else {
+        panic!("expected one scrape job")
+    };
     job.clone()
 }
 
 fn only<'a>(variant: &'a Variant, kind: &str) -> &'a Value {
     let mut documents = variant.documents.iter().filter(|document| document["kind"] == kind);
-    documents.next().unwrap_or_else(|| panic!("{}: no {kind}", variant.name))
+    documents.next().unwrap_or_else(|| panic!("{} has no {kind}", variant.name))
 }
 
 fn pod_monitor() -> &'static Value {
@@ -45,7 +47,7 @@ fn pod_monitor() -> &'static Value {
 
 fn endpoint() -> &'static Value {
     let [endpoint] = &pod_monitor()["podMetricsEndpoints"].as_array().unwrap()[..] else {
-        panic!("one endpoint")
+        panic!("expected one endpoint")
     };
     endpoint
 }
@@ -65,7 +67,7 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(&format!("prometheus.io/{name}")).map(String::as_str)
 }
 
-/// A typical Prometheus looks for the annotation. If it also had the operator's targets, it would
+/// A typical Prometheus looks for the annotation. If it also read the operator's targets, it would
 /// have each pod twice, and every sum would be doubled.
 #[test]
 fn a_pod_with_a_pod_monitor_does_not_ask_to_be_scraped_by_its_annotation() {
@@ -79,7 +81,7 @@ fn a_pod_with_a_pod_monitor_does_not_ask_to_be_scraped_by_its_annotation() {
     }
 }
 
-/// The components `prometheus` and `monitoring` together.
+/// The components `prometheus` and `monitoring` combined.
 fn both_ways() -> Variant {
     let kustomization = format!(
         "namespace: {NAME}\nresources: [../../base]\n\
@@ -89,7 +91,7 @@ fn both_ways() -> Variant {
 }
 
 /// The bundled Prometheus finds the servers with and without the operator: by their port, unless
-/// they opt out of scraping. `live` tests the rule.
+/// they opt out of scraping. `live` tests this rule.
 #[test]
 fn the_bundled_prometheus_finds_the_servers_even_next_to_the_operators() {
     let relabel = scrape_config()["relabel_configs"].clone();
@@ -127,14 +129,17 @@ fn the_release_label_is_documented_and_reaches_what_the_operator_selects() {
         .collect();
     assert_eq!(of_the_operator.len(), 2);
     for document in of_the_operator {
-        assert!(document["metadata"]["labels"]["release"].is_string(), "{document}");
+        assert!(
+            document["metadata"]["labels"]["release"].is_string(),
+            "the object has no release label: {document}"
+        );
     }
     let kubernetes = include_str!("../../docs/kubernetes.md");
     let (monitoring, _) = component_file("monitoring/kustomization.yaml");
     let (monitor, _) = component_file("monitoring/pod-monitor.yaml");
     let alert = page.split("### ZmqEchoNoReplicaSeen\n").nth(1).unwrap();
     for text in [kubernetes, &monitoring, &monitor, alert] {
-        assert!(text.contains("`release`"), "{text}");
+        assert!(text.contains("`release`"), "the file does not explain the label: {text}");
     }
 }
 
@@ -146,7 +151,10 @@ fn the_operators_rules_are_those_of_the_file() {
     let indented = |line: &str| if line.is_empty() { String::new() } else { format!("  {line}") };
     let expected: Vec<_> = rules.lines().map(indented).collect();
     let held: Vec<_> = spec.lines().collect();
-    assert_eq!(held, expected, "the head of prometheus-rule.yaml has the command that makes it");
+    assert_eq!(
+        held, expected,
+        "prometheus-rule.yaml is outdated; the command that generates it is at its top"
+    );
 }
 
 #[test]
@@ -174,18 +182,22 @@ fn scrapes_are_frequent_enough_to_see_a_drain_and_time_out_before_the_next() {
     assert!(seconds("scrape_timeout") < seconds("scrape_interval"));
     for server in crate::build::Server::all() {
         let drain = crate::server::config(&server).drain_timeout;
-        assert!(seconds("scrape_interval") * 4 <= drain, "{}", server.variant);
+        assert!(
+            seconds("scrape_interval") * 4 <= drain,
+            "{}: a drain may be over before it is scraped",
+            server.variant
+        );
     }
 }
 
 #[test]
 fn the_operator_finds_the_servers_at_their_metrics() {
     let variant = variant("components-monitoring");
-    let selector: LabelSelector =
-        serde_json::from_value(pod_monitor()["selector"].clone()).expect("a selector");
+    let selector: LabelSelector = serde_json::from_value(pod_monitor()["selector"].clone())
+        .expect("the PodMonitor has a selector");
     let pods = variant.pods();
     let found: Vec<_> = pods.iter().filter(|pod| selects(&selector, pod)).collect();
-    let [server] = &found[..] else { panic!("{} pods", found.len()) };
+    let [server] = &found[..] else { panic!("expected one pod, got {}", found.len()) };
     let ports = server.spec.containers[0].ports.iter().flatten();
     let mut names = ports.filter_map(|port| port.name.as_deref());
     assert!(names.any(|name| endpoint()["port"] == name && name == "http"));
@@ -198,12 +210,12 @@ fn both_monitoring_setups_use_the_job_name_in_the_rules() {
     let meta = format!("__meta_kubernetes_pod_label_{}", label.replace(['.', '/'], "_"));
     let relabel = scrape_config()["relabel_configs"].clone();
     let mut rules = relabel.as_array().unwrap().iter();
-    let job = rules.find(|rule| rule["target_label"] == "job").expect("a job");
+    let job = rules.find(|rule| rule["target_label"] == "job").expect("a rule sets the job label");
     assert_eq!(job["source_labels"], json!([meta]));
     let pods = variant("base").pods();
     assert_eq!(pods[0].label(label), Some(NAME));
     let (rules, _) = component_file("prometheus/rules.yml");
-    assert!(rules.contains("job=\""));
+    assert!(rules.contains("job=\""), "no rule selects a job");
     for (_, rest) in rules.match_indices("job=\"").map(|(at, it)| rules.split_at(at + it.len())) {
         assert!(rest.starts_with(&format!("{NAME}\"")), "{}", &rest[..20]);
     }
@@ -243,7 +255,7 @@ fn prometheus_files_are_mounted_where_its_arguments_read_them() {
     let (config, parsed) = component_file("prometheus/prometheus.yml");
     assert_eq!(data[file.file_name().unwrap().to_str().unwrap()], config);
     for rules in parsed["rule_files"].as_array().unwrap() {
-        // Next to the configuration, which such a path is relative to.
+        // Next to the configuration, because such a path is relative to it.
         let name = rules.as_str().unwrap();
         assert_eq!(data[name], component_file(&format!("prometheus/{name}")).0);
     }
@@ -258,7 +270,7 @@ fn prometheus_retention_fits_its_volume_and_covers_the_longest_window() {
     let mut empty = volumes.into_iter().filter_map(|volume| volume.empty_dir);
     let room = crate::memory::bytes(&empty.next().unwrap().size_limit.unwrap().0);
     let kept = argument("storage.tsdb.retention.size");
-    let gigabytes: usize = kept.strip_suffix("GB").expect("gigabytes").parse().unwrap();
+    let gigabytes: usize = kept.strip_suffix("GB").expect("the size is in GB").parse().unwrap();
     assert!(gigabytes << 30 <= room / 2);
     let (rules, _) = component_file("prometheus/rules.yml");
     let windows = rules.split('[').skip(1).filter_map(|rest| rest.split(']').next());
@@ -271,8 +283,8 @@ fn prometheus_retention_fits_its_volume_and_covers_the_longest_window() {
 #[test]
 fn the_prometheus_service_leads_to_its_port() {
     let service: Service = with_prometheus().named(PROMETHEUS);
-    let [port] = &service.spec.unwrap().ports.unwrap()[..] else { panic!("one port") };
-    let [opened] = &container().ports.unwrap()[..] else { panic!("one port") };
+    let [port] = &service.spec.unwrap().ports.unwrap()[..] else { panic!("expected one port") };
+    let [opened] = &container().ports.unwrap()[..] else { panic!("expected one port") };
     assert_eq!(port.target_port, opened.name.clone().map(IntOrString::String));
     assert_eq!(port.port, opened.container_port);
     assert_eq!(port.app_protocol.as_deref(), Some("http"));

@@ -1,5 +1,5 @@
-//! The network policies admit exactly the traffic that the Deployment serves, and only from the
-//! pods it is for.
+//! The network policies admit exactly the traffic that the Deployment serves, only from the pods
+//! that should send it.
 
 use std::collections::BTreeSet;
 
@@ -52,7 +52,9 @@ fn tcp(ports: &[NetworkPolicyPort]) -> BTreeSet<i32> {
 fn number(port: &NetworkPolicyPort) -> i32 {
     match port.port {
         Some(IntOrString::Int(number)) => number,
-        ref other => panic!("not every network knows ports by name: {other:?}"),
+        ref other => {
+            panic!("a port must be a number, because not every network resolves names: {other:?}")
+        }
     }
 }
 
@@ -76,7 +78,11 @@ fn all_traffic_that_no_policy_names_is_denied() {
         assert_eq!(spec.policy_types, Some(vec!["Ingress".to_owned(), "Egress".to_owned()]));
         assert_eq!((spec.ingress, spec.egress), (None, None));
         for pod in variant.pods() {
-            assert!(selects(spec.pod_selector.as_ref().unwrap(), &pod), "{}", pod.origin);
+            assert!(
+                selects(spec.pod_selector.as_ref().unwrap(), &pod),
+                "{} is not covered by the policy",
+                pod.origin
+            );
         }
     }
 }
@@ -117,7 +123,7 @@ fn each_port_admits_only_pods_with_its_label() {
 fn no_pod_is_admitted_without_a_label() {
     for variant in variants() {
         for (peers, _) in ingress_of_the_server(variant) {
-            assert!(!peers.is_empty(), "{}: an empty list is everyone", variant.name);
+            assert!(!peers.is_empty(), "{}: an empty list of peers admits everyone", variant.name);
             for peer in peers {
                 assert_eq!(peer.ip_block, None, "{}", variant.name);
                 let selectors = [&peer.pod_selector, &peer.namespace_selector];
@@ -125,7 +131,11 @@ fn no_pod_is_admitted_without_a_label() {
                     .into_iter()
                     .flatten()
                     .flat_map(|one| one.match_labels.iter().flatten());
-                assert!(labels.count() > 0, "{}: {peer:?}", variant.name);
+                assert!(
+                    labels.count() > 0,
+                    "{}: a selector without labels admits everyone: {peer:?}",
+                    variant.name
+                );
             }
         }
     }
@@ -179,8 +189,10 @@ fn prometheus_reaches_the_metrics_and_the_api_and_is_reached_from_monitoring_alo
         .filter_map(|policy| policy.spec)
         .filter(|spec| spec.egress.is_some() || spec.ingress.is_some())
         .collect();
-    let [policy] = &specs[..] else { panic!("{} policies", specs.len()) };
-    let [server, api] = &policy.egress.as_ref().unwrap()[..] else { panic!("two ways out") };
+    let [policy] = &specs[..] else { panic!("expected one policy, got {}", specs.len()) };
+    let [server, api] = &policy.egress.as_ref().unwrap()[..] else {
+        panic!("expected egress to the server and the API only")
+    };
     let to = server.to.as_ref().unwrap();
     assert_eq!(to.len(), 1);
     assert!(selects(to[0].pod_selector.as_ref().unwrap(), &named_pod(variant, NAME)));
@@ -189,8 +201,8 @@ fn prometheus_reaches_the_metrics_and_the_api_and_is_reached_from_monitoring_alo
     assert_eq!(tcp(api.ports.as_ref().unwrap()), BTreeSet::from(API));
     assert_eq!(api.to, None);
 
-    let [rule] = &policy.ingress.as_ref().unwrap()[..] else { panic!("one way in") };
-    let [from] = &rule.from.as_ref().unwrap()[..] else { panic!("one origin") };
+    let [rule] = &policy.ingress.as_ref().unwrap()[..] else { panic!("expected one ingress rule") };
+    let [from] = &rule.from.as_ref().unwrap()[..] else { panic!("expected one source of traffic") };
     assert_eq!(labels(from.namespace_selector.as_ref()), ["zmq-echo/monitoring"]);
     let opened = prometheus.spec.containers[0].ports.as_ref().unwrap()[0].container_port;
     assert_eq!(tcp(rule.ports.as_ref().unwrap()), BTreeSet::from([opened]));

@@ -1,4 +1,4 @@
-//! The manifests of a project that `new-project` makes.
+//! The manifests of a project made by `new-project`.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::build::{directories, kubectl, root};
 
-/// Kubernetes' limits of a Service's name and of a label's value, and of a port's name.
+/// Kubernetes' limits on the length of a Service's name or a label's value, and of a port's name.
 const NAME: usize = 63;
 const PORT: usize = 15;
 
@@ -35,25 +35,32 @@ fn the_manifests_of_a_project_with_the_longest_name_keep_kubernetes_limits() {
             let Some(text) = value.as_str() else { return };
             match (parent, key) {
                 ("metadata", "name") => {
-                    assert!(text.len() <= NAME, "{text}");
+                    assert!(text.len() <= NAME, "the name is too long: {text}");
                     names += usize::from(text.contains(&name));
                 }
                 ("labels" | "matchLabels", _) => {
-                    assert!(text.len() <= NAME, "{text}");
+                    assert!(text.len() <= NAME, "the label is too long: {text}");
                     labels += usize::from(text.contains(&name));
                 }
                 ("ports", "name") => {
-                    assert!(text.len() <= PORT, "{text}");
+                    assert!(text.len() <= PORT, "the name of the port is too long: {text}");
                     ports += 1;
                 }
                 _ => {}
             }
         });
-        // A pod's name is its Deployment's, with a hash of ten and an ending of five characters.
+        // A pod's name consists of its Deployment's name, a hash of ten characters, and an ending
+        // of five.
         let longest = document["metadata"]["name"].as_str().unwrap().len() + 1 + 10 + 1 + 5;
-        assert!(document["kind"] != "Deployment" || longest <= NAME, "{longest}");
+        assert!(
+            document["kind"] != "Deployment" || longest <= NAME,
+            "the longest name of a pod has {longest} characters"
+        );
     }
-    assert!(names > 20 && labels > 50 && ports > 5, "{names} {labels} {ports}");
+    assert!(
+        names > 20 && labels > 50 && ports > 5,
+        "only {names} names, {labels} labels and {ports} ports were found"
+    );
 }
 
 fn render(overlay: &Path) -> Vec<Value> {
@@ -62,7 +69,7 @@ fn render(overlay: &Path) -> Vec<Value> {
     serde_saphyr::from_multiple(&String::from_utf8(output.stdout).unwrap()).unwrap()
 }
 
-/// Calls with each key and value below, and the key above.
+/// Calls `each` with every key and value at any depth, and the key above it.
 fn visit(value: &Value, each: &mut impl FnMut(&str, &Value, &str)) {
     fn walk(value: &Value, parent: &str, each: &mut impl FnMut(&str, &Value, &str)) {
         match value {

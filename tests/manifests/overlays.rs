@@ -1,4 +1,4 @@
-//! The purpose of each overlay.
+//! Each overlay serves its purpose.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Namespace;
@@ -31,7 +31,7 @@ fn faults_can_be_switched_on_a_local_cluster_and_nothing_is_simulated_in_product
         let simulation = echo_config(&server).simulation;
         let is_local = ["overlays-local", "overlays-autoscaled"].contains(&server.variant);
         assert_eq!(simulation.faults, is_local, "{}", server.variant);
-        assert!(simulation.work.is_zero(), "{}", server.variant);
+        assert!(simulation.work.is_zero(), "{} simulates work", server.variant);
     }
 }
 
@@ -66,7 +66,7 @@ fn with_the_component_for_openshift_no_pod_fixes_a_user_and_none_may_be_root() {
     let pods = build_beside("overlays", "openshift", &kustomization).pods();
     assert_eq!(pods.len(), 3);
     for pod in pods {
-        assert!(!fixes_a_user(&pod.spec), "{}", pod.origin);
+        assert!(!fixes_a_user(&pod.spec), "{} fixes a user, which OpenShift rejects", pod.origin);
         assert_eq!(
             pod.spec.security_context.unwrap().run_as_non_root,
             Some(true),

@@ -1,9 +1,9 @@
-//! The restricted Pod Security Standard, which includes the baseline, rule by rule
-//! as it is published, for every pod of every variant:
+//! The restricted Pod Security Standard, which includes the baseline. Every rule that it publishes
+//! is checked for every pod of every variant:
 //! <https://kubernetes.io/docs/concepts/security/pod-security-standards/>.
 //!
-//! Each test also breaks its rule once, in a copy of the server's pod, to see that
-//! it would notice.
+//! Each test also breaks its rule once, in a copy of the server's pod, to check that it would
+//! notice.
 
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Capabilities, Container, ContainerPort, HTTPGetAction, HostPathVolumeSource,
@@ -65,11 +65,11 @@ const SELINUX_TYPES: [&str; 5] =
 #[track_caller]
 fn every_pod(keeps: impl Fn(&PodSpec) -> bool, violate: impl Fn(&mut PodSpec)) {
     for pod in pods() {
-        assert!(keeps(&pod.spec), "{}", pod.origin);
+        assert!(keeps(&pod.spec), "{} breaks the rule", pod.origin);
     }
     let mut broken = variant("base").server().pod().clone();
     violate(&mut broken);
-    assert!(!keeps(&broken), "the test does not notice");
+    assert!(!keeps(&broken), "the test does not notice a pod that breaks the rule");
 }
 
 /// The same check for a rule about containers, of which a pod has two or three kinds.
@@ -99,7 +99,8 @@ fn pod_context(pod: &PodSpec) -> PodSecurityContext {
     pod.security_context.clone().unwrap_or_default()
 }
 
-/// What the pod says, and what its containers say instead.
+/// The value that applies to each container: its own, or else the pod's. The last item is the pod's
+/// own.
 fn stated<T: Clone>(
     pod: &PodSpec,
     of_pod: impl Fn(&PodSecurityContext) -> Option<T>,
@@ -238,11 +239,15 @@ fn no_weaker_app_armor_profile() {
             });
         },
     );
-    // The older form, from before there was a field for it.
+    // The form used before there was a field for it.
     for pod in pods() {
         let annotations = pod.metadata.annotations.unwrap_or_default();
         let old = "container.apparmor.security.beta.kubernetes.io/";
-        assert!(!annotations.keys().any(|name| name.starts_with(old)), "{}", pod.origin);
+        assert!(
+            !annotations.keys().any(|name| name.starts_with(old)),
+            "{} has an annotation for AppArmor",
+            pod.origin
+        );
     }
 }
 
@@ -326,7 +331,7 @@ fn running_as_non_root_is_required() {
     let keeps = |pod: &PodSpec| {
         let mut stated =
             stated(pod, |context| context.run_as_non_root, |context| context.run_as_non_root);
-        // The pod's own, where every container has said it.
+        // The last item is the pod's own, which may be missing if every container has the setting.
         let of_pod = stated.pop().flatten();
         of_pod != Some(false) && stated.iter().all(|one| *one == Some(true))
     };
@@ -399,14 +404,14 @@ pub fn fixes_a_user(pod: &PodSpec) -> bool {
         || groups.supplemental_groups.is_some()
 }
 
-/// Kubernetes tells only by a number that an image's user is not root. Ours has one, that of
-/// Prometheus is `nobody`.
+/// Kubernetes knows that an image's user is not root only if the user is a number. Our image has a
+/// number; Prometheus has `nobody`.
 #[test]
 fn a_user_is_fixed_only_for_an_image_that_names_its_user() {
     let dockerfile = include_str!("../../Dockerfile");
     let user = dockerfile.lines().rev().find_map(|line| line.strip_prefix("USER ")).unwrap();
     for number in user.split(':') {
-        assert!(number.parse::<u32>().unwrap() > 0, "{user}");
+        assert!(number.parse::<u32>().unwrap() > 0, "the image runs as root: {user}");
     }
     every_pod(
         |pod| {

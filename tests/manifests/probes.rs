@@ -18,7 +18,7 @@ pub fn program(path: &str) -> &'static str {
         "/zmq-echo-server" => support::SERVER,
         "/zmq-echo-probe" => support::PROBE,
         "/zmq-echo-load" => &support::built::LOAD,
-        path => panic!("the image has no {path}"),
+        path => panic!("the image has no program {path}"),
     }
 }
 
@@ -36,15 +36,15 @@ fn exec(server: &Server, endpoint: &str) -> Output {
     let command = command_of(liveness(server));
     let mut probe = support::command(program(&command[0]));
     probe.args(&command[1..]).envs(environment(server.container()));
-    probe.env("ZMQ_ECHO_PROBE_ENDPOINT", endpoint).output().expect("the probe runs")
+    probe.env("ZMQ_ECHO_PROBE_ENDPOINT", endpoint).output().expect("the probe can be run")
 }
 
 #[test]
 fn the_liveness_probe_succeeds_if_the_server_echoes() {
     for server in Server::all() {
         let running = run(&server);
-        // A busy machine may delay the first attempts beyond their limit.
-        support::wait_until("a probe says yes", || {
+        // A busy machine may delay the first attempts beyond their time limit.
+        support::wait_until("the liveness probe succeeds on a live server", || {
             exec(&server, &running.endpoint).status.success()
         });
     }
@@ -55,7 +55,8 @@ fn the_liveness_probe_fails_if_the_loop_hangs_with_its_port_open() {
     for server in Server::all() {
         let running = run(&server);
         running.stop();
-        TcpStream::connect(running.address()).expect("readiness by TCP sees no fault");
+        TcpStream::connect(running.address())
+            .expect("a stopped server still accepts TCP connections");
         let output = exec(&server, &running.endpoint);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{output:?}");
@@ -68,7 +69,7 @@ fn the_liveness_probe_fails_if_the_server_is_gone() {
     for server in Server::all() {
         let mut running = run(&server);
         running.signal(Signal::KILL);
-        support::wait_until("it is gone", || !running.is_running());
+        support::wait_until("the killed server has exited", || !running.is_running());
         assert_eq!(exec(&server, &running.endpoint).status.code(), Some(1));
     }
 }
@@ -91,15 +92,25 @@ fn the_probe_reports_before_the_kubelet_gives_up_on_it() {
         let limit = probe_config(server.container(), &command_of(liveness)).timeout;
         let timeout = seconds(liveness.timeout_seconds);
         // Four times the limit, because a busy node needs time to start the probe.
-        assert!(timeout >= 4 * limit, "{timeout:?} for {limit:?}");
-        assert!(timeout <= seconds(liveness.period_seconds), "one at a time");
+        assert!(
+            timeout >= 4 * limit,
+            "the probe gives up after {limit:?}, but the kubelet already after {timeout:?}"
+        );
+        assert!(
+            timeout <= seconds(liveness.period_seconds),
+            "two liveness probes may run at the same time"
+        );
     }
 }
 
 #[test]
 fn one_slow_moment_does_not_restart_a_pod() {
     for server in Server::all() {
-        assert!(liveness(&server).failure_threshold >= Some(3), "{}", server.variant);
+        assert!(
+            liveness(&server).failure_threshold >= Some(3),
+            "{}: a single failed probe restarts a pod",
+            server.variant
+        );
     }
 }
 
@@ -108,7 +119,13 @@ fn readiness_and_startup_connect_to_the_zeromq_port_by_its_name() {
     for server in Server::all() {
         let container = server.container();
         for probe in [&container.readiness_probe, &container.startup_probe] {
-            let port = &probe.as_ref().unwrap().tcp_socket.as_ref().expect("TCP").port;
+            let port = &probe
+                .as_ref()
+                .unwrap()
+                .tcp_socket
+                .as_ref()
+                .expect("the probe connects by TCP")
+                .port;
             assert_eq!(*port, IntOrString::String("zeromq".to_owned()));
         }
         server.port("zeromq");
@@ -122,7 +139,11 @@ fn a_server_that_fails_to_start_is_noticed_before_the_rollouts_deadline() {
         let (period, threshold) =
             (startup.period_seconds.unwrap(), startup.failure_threshold.unwrap());
         let progress = server.deployment.spec.progress_deadline_seconds;
-        assert!(period * threshold < progress.unwrap(), "{}", server.variant);
+        assert!(
+            period * threshold < progress.unwrap(),
+            "{}: the startup probe outlasts the rollout's deadline",
+            server.variant
+        );
     }
 }
 

@@ -12,11 +12,11 @@ use crate::monitoring::{PROMETHEUS, component_file};
 /// the table under "Sizing" in docs/operations.md.
 pub const CPU_OF_A_REQUEST: f64 = 14.0;
 
-/// What the pods of a cluster of one node request that are not of this project: kind's own,
-/// metrics-server, and the three of KEDA. In cores.
+/// The CPU that other pods request in a cluster with one node, in cores: kind's own pods,
+/// metrics-server, and the three of KEDA.
 const OF_THE_CLUSTER: f64 = 1.35;
 
-/// The size of a laptop's node: minikube's default.
+/// The CPUs of a laptop's node: minikube's default.
 const CPUS: f64 = 2.0;
 
 pub fn with_hpa() -> HorizontalPodAutoscaler {
@@ -74,12 +74,12 @@ pub fn targets(autoscaler: &HorizontalPodAutoscaler) -> Vec<(String, f64)> {
     let named = metrics.into_iter().map(|metric| match (metric.resource, metric.pods) {
         (Some(resource), None) => (resource.name, target(&resource.target)),
         (None, Some(pods)) => (pods.metric.name, target(&pods.target)),
-        _ => panic!("a resource or a metric of the pods"),
+        _ => panic!("expected a resource metric or a pod metric"),
     });
     named.collect()
 }
 
-/// The metrics that the adapter makes.
+/// The metrics that the adapter provides.
 fn of_the_adapter(autoscaler: &HorizontalPodAutoscaler) -> Vec<(String, f64)> {
     let mut targets = targets(autoscaler);
     targets.retain(|(name, _)| name != "cpu");
@@ -92,7 +92,7 @@ fn cpu_is_the_first_metric_of_both_autoscalers_and_a_share_of_one_core() {
     let object = scaled_object();
     let first = &triggers(&object)[0];
     assert_eq!((&first["type"], &first["metricType"]), (&json!("cpu"), &json!("AverageValue")));
-    // The one of before KEDA 2.18 is gone.
+    // KEDA 2.18 removed the older form.
     assert!(first["metadata"]["type"].is_null());
 }
 
@@ -104,7 +104,7 @@ fn with_an_autoscaler_the_deployment_sets_no_replicas() {
             variant.documents.iter().filter(|document| document["kind"] == kind).count()
         };
         let autoscalers = count("HorizontalPodAutoscaler") + count("ScaledObject");
-        assert!(autoscalers <= 1, "{}", variant.name);
+        assert!(autoscalers <= 1, "{} has more than one autoscaler", variant.name);
         let replicas = variant.server().deployment.spec.replicas;
         let expected = if autoscalers == 0 { base } else { None };
         assert_eq!(replicas, expected, "{}", variant.name);
@@ -175,7 +175,10 @@ fn an_outage_of_prometheus_does_not_scale_down() {
     for trigger in queries(&object) {
         let metadata = &trigger["metadata"];
         assert_eq!(metadata["ignoreNullValues"], "false");
-        assert!(!metadata["query"].as_str().unwrap().contains("vector("), "{metadata}");
+        assert!(
+            !metadata["query"].as_str().unwrap().contains("vector("),
+            "the query replaces missing data: {metadata}"
+        );
     }
     let fallback = &object["fallback"];
     assert_eq!(fallback["behavior"], "currentReplicasIfHigher");
@@ -187,8 +190,11 @@ fn both_autoscalers_query_the_bundled_prometheus() {
     let variant = variant("components-prometheus");
     let service: Service = variant.named(PROMETHEUS);
     let (metadata, spec) = (service.metadata, service.spec.unwrap());
-    let host =
-        format!("http://{}.{}.svc", metadata.name.unwrap(), metadata.namespace.expect("one"));
+    let host = format!(
+        "http://{}.{}.svc",
+        metadata.name.unwrap(),
+        metadata.namespace.expect("the Service has a namespace")
+    );
     let port = spec.ports.unwrap()[0].port;
     let adapter = adapter();
     assert_eq!(adapter["prometheus"]["url"], host);
@@ -198,13 +204,13 @@ fn both_autoscalers_query_the_bundled_prometheus() {
     }
 }
 
-/// An overlay with these lines on top of everything that must find something else.
+/// An overlay with these lines, in which every name and namespace differs from the base.
 fn overlay(name: &str, lines: &str) -> Variant {
     let text = format!("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n{lines}");
     build_beside("overlays", name, &text)
 }
 
-/// All the texts in a value, at any depth.
+/// All strings in a value, at any depth.
 fn strings(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::String(text) => found.push(text.clone()),
@@ -244,8 +250,7 @@ fn with_a_name_prefix_and_another_namespace_everything_still_finds_its_target() 
         asked += 1;
     }
     assert_eq!(asked, 2);
-    // Nothing is named by its old name or namespace: not by a binding, by a volume or in an
-    // environment.
+    // Nothing uses an old name or namespace: no binding, no volume, no environment variable.
     let old: Vec<_> = variant("overlays-autoscaled")
         .documents
         .iter()
@@ -263,9 +268,12 @@ fn with_a_name_prefix_and_another_namespace_everything_still_finds_its_target() 
     for document in &built.documents {
         places.iter().filter_map(|at| document.pointer(at)).for_each(|at| strings(at, &mut named));
     }
-    assert!(named.iter().any(|name| name == "blue-zmq-echo-headless"), "{named:?}");
+    assert!(
+        named.iter().any(|name| name == "blue-zmq-echo-headless"),
+        "no variable names the prefixed Service: {named:?}"
+    );
     for name in named {
-        assert!(!old.contains(&name), "{name}");
+        assert!(!old.contains(&name), "the old name {name} is still used");
     }
 }
 
@@ -289,7 +297,10 @@ fn the_address_of_prometheus_is_set_in_one_place() {
         assert_eq!(metadata["serverAddress"], "http://prometheus-operated.monitoring.svc:9090");
         let query = metadata["query"].as_str().unwrap();
         let count = query.matches("namespace=\"my-namespace\"").count();
-        assert!(count > 0 && count == query.matches("namespace=").count(), "{query}");
+        assert!(
+            count > 0 && count == query.matches("namespace=").count(),
+            "a metric in the query is not limited to the namespace: {query}"
+        );
     }
     assert!(!built.documents.iter().any(|one| one["metadata"]["name"] == "zmq-echo-keda"));
 }
@@ -301,18 +312,22 @@ fn the_adapter_makes_the_metrics_that_the_autoscaler_asks_for() {
     assert_eq!(made, asked);
 }
 
-/// The name that a rule gives: `matches` is a whole name here, or all before a suffix.
+/// The name of the metric that a rule makes. Here, `matches` is a whole name, or everything before
+/// a suffix.
 fn metric_of(rule: &Value) -> String {
     let (series, matchers) = rule["seriesQuery"].as_str().unwrap().split_once('{').unwrap();
     for label in ["namespace", "pod"] {
-        // Without them nothing says whose it is.
-        assert!(matchers.contains(&format!("{label}!=\"\"")), "{matchers}");
+        // Without these labels, nothing says which pod the metric belongs to.
+        assert!(
+            matchers.contains(&format!("{label}!=\"\"")),
+            "the matchers do not require {label}: {matchers}"
+        );
         assert_eq!(rule["resources"]["overrides"][label]["resource"], label);
     }
     let matches = rule["name"]["matches"].as_str().unwrap();
     let matches = matches.strip_prefix('^').and_then(|rest| rest.strip_suffix('$')).unwrap();
     let captured = match matches.strip_prefix("(.*)") {
-        Some(suffix) => series.strip_suffix(suffix).expect("the suffix"),
+        Some(suffix) => series.strip_suffix(suffix).expect("the series has the suffix"),
         None => {
             assert_eq!(matches, series);
             ""
@@ -337,7 +352,10 @@ fn the_target_is_a_little_more_than_half_of_what_the_cpu_request_carries() {
     let cpu = number(&resource(server.container(), "requests", "cpu").unwrap());
     let carried = cpu * 1e6 / CPU_OF_A_REQUEST;
     let share = of_the_adapter(&with_hpa())[0].1 / carried;
-    assert!((0.5..=0.6).contains(&share), "{share} of {carried}");
+    assert!(
+        (0.5..=0.6).contains(&share),
+        "the target is {share} of the {carried} requests/s that the CPU request allows"
+    );
 }
 
 #[test]
@@ -352,7 +370,7 @@ fn the_laptop_load_needs_more_than_the_minimum_and_fewer_than_the_maximum_replic
     let text = include_str!("../../k8s/overlays/autoscaled/kustomization.yaml");
     assert!(text.contains(&format!("{rate} requests/s needs five replicas")));
     assert_eq!(wanted, 5.0);
-    // Beyond the tolerance of a tenth, for the minimum to be left.
+    // More than the tolerance of a tenth, so that the autoscaler adds a replica.
     assert!(wanted > spec["minReplicaCount"].as_f64().unwrap() * 1.1);
     assert!(wanted < spec["maxReplicaCount"].as_f64().unwrap());
 }
@@ -371,7 +389,7 @@ fn a_laptop_can_run_the_maximum_replicas_and_everything_else() {
         let server = pod.label("app.kubernetes.io/name") == Some(NAME);
         requested += if server { cpu * (most + surge) } else { cpu };
     }
-    assert!(requested + OF_THE_CLUSTER <= CPUS, "{requested}");
+    assert!(requested + OF_THE_CLUSTER <= CPUS, "all pods together request {requested} CPUs");
     let text = include_str!("../../k8s/overlays/autoscaled/kustomization.yaml");
     assert!(text.contains(&format!("request {:.0}m of the two CPUs", OF_THE_CLUSTER * 1000.0)));
 }
@@ -382,7 +400,10 @@ fn both_components_say_that_the_adapter_is_on_its_way_to_deprecation() {
         ["hpa/kustomization.yaml", "hpa/prometheus-adapter-values.yaml", "keda/kustomization.yaml"]
     {
         let (text, _) = component_file(file);
-        assert!(text.contains("on its way to deprecation"), "{file}");
+        assert!(
+            text.contains("on its way to deprecation"),
+            "{file} does not mention the deprecation"
+        );
     }
 }
 

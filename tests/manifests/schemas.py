@@ -1,10 +1,11 @@
-"""Holds built manifests to the schemas that Kubernetes publishes.
+"""Checks built manifests against the schemas that Kubernetes publishes.
 
     python3 tests/manifests/schemas.py FILE...
 
-Needs the package kubernetes-validate. Each document is checked against the newest
-version of Kubernetes that the package carries and against one three versions older:
-nothing unknown, no field twice, nothing that the schema or the API calls deprecated.
+This needs the package kubernetes-validate. Each document is checked against the newest version of
+Kubernetes that the package contains, and against the version three releases before it. A document
+must have no unknown field, no duplicate field, and nothing that the schema or the API calls
+deprecated.
 """
 
 import json
@@ -16,7 +17,7 @@ import kubernetes_validate
 import yaml
 from kubernetes_validate.utils import all_versions
 
-# Their schemas come with their operators and not with Kubernetes.
+# Custom resources, whose schemas come with their operators instead of Kubernetes.
 CUSTOM = {"monitoring.coreos.com/v1", "keda.sh/v1alpha1"}
 
 # API stability: stable versions stay, others may be removed.
@@ -26,14 +27,14 @@ DEPRECATED = re.compile(r"\bdeprecated\b", re.IGNORECASE)
 
 
 class Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, which the last would win."""
+    """Rejects a duplicate key. Otherwise its last value would be used."""
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
         twice = {key for key in keys if keys.count(key) > 1}
         if twice:
             raise yaml.constructor.ConstructorError(
-                None, None, f"twice: {', '.join(sorted(twice))}", node.start_mark
+                None, None, f"duplicate keys: {', '.join(sorted(twice))}", node.start_mark
             )
         return super().construct_mapping(node, deep)
 
@@ -61,7 +62,7 @@ class Schemas:
         return schema
 
     def deprecated(self, value, schema, path=""):
-        """The paths of what a document says and its schema calls deprecated."""
+        """The paths in a document that its schema calls deprecated."""
         said = DEPRECATED.search(schema.get("description", ""))
         schema = self.resolve(schema)
         if said or DEPRECATED.search(schema.get("description", "")):
@@ -94,7 +95,7 @@ def faults(document, version):
 
 
 def main(files):
-    # Each appears twice there, once for its strict schema.
+    # Each version is listed twice, the second time for its strict schema.
     versions = list(dict.fromkeys(all_versions()))
     versions = [versions[-1], versions[-4]]
     failed, checked = False, 0

@@ -11,7 +11,7 @@ use zmq_echo::simulation::EchoConfig;
 use crate::build::{Server, Variant, variants};
 use crate::support;
 
-/// The command line that says what a container's environment says.
+/// The flags that mean the same as a container's environment.
 pub fn as_flags(parser: &Parser, container: &Container) -> Vec<String> {
     let mut flags = vec![parser.get_name().to_owned()];
     for variable in container.env.iter().flatten() {
@@ -20,9 +20,10 @@ pub fn as_flags(parser: &Parser, container: &Container) -> Vec<String> {
         }
         let is_it = |arg: &&Arg| arg.get_env() == Some(variable.name.as_ref());
         let arg = parser.get_arguments().find(is_it);
-        let arg = arg.unwrap_or_else(|| panic!("{} knows no {}", parser.get_name(), variable.name));
-        let value = variable.value.as_ref().expect("a value that stands there");
-        flags.push(format!("--{}={value}", arg.get_long().expect("a flag")));
+        let arg = arg
+            .unwrap_or_else(|| panic!("{} has no flag for {}", parser.get_name(), variable.name));
+        let value = variable.value.as_ref().expect("the variable has a literal value");
+        flags.push(format!("--{}={value}", arg.get_long().expect("the argument has a long name")));
     }
     flags.extend(container.args.iter().flatten().cloned());
     flags
@@ -66,7 +67,7 @@ fn the_deployment_does_not_rely_on_image_defaults() {
     for server in Server::all() {
         let stated: Vec<_> = environment(server.container()).map(|(name, _)| name).collect();
         for name in ["ZMQ_ECHO_BIND", "ZMQ_ECHO_HTTP", "ZMQ_ECHO_DRAIN_TIMEOUT"] {
-            assert!(stated.contains(&name), "{}: {name}", server.variant);
+            assert!(stated.contains(&name), "{}: {name} is not set", server.variant);
         }
     }
 }
@@ -109,10 +110,13 @@ fn the_annotations_lead_a_scraper_to_the_metrics() {
         let asks = by_annotation.then(|| "true".to_owned());
         assert_eq!(annotation("scrape"), asks, "{}", server.variant);
         assert_eq!(annotation("port"), Some(server.port("http").to_string()));
-        let path = annotation("path").expect("a path");
-        assert!(PATHS.iter().any(|(known, _)| *known == path), "{path}");
+        let path = annotation("path").expect("the annotation names a path");
+        assert!(PATHS.iter().any(|(known, _)| *known == path), "the server has no path {path}");
         let (status, text) = run(&server).get(&path);
-        assert!(status == 200 && text.contains("zmq_echo_requests_total"), "{text}");
+        assert!(
+            status == 200 && text.contains("zmq_echo_requests_total"),
+            "the annotated path serves no metrics: {text}"
+        );
         // The Deployment's own annotations do not reach its pods.
         assert_eq!(server.deployment.metadata.annotations, None, "{}", server.variant);
     }
@@ -124,11 +128,11 @@ fn the_services_lead_to_the_zeromq_port_by_its_name() {
         let server = variant.server();
         for service in services_of_the_server(variant) {
             let spec = service.spec.unwrap();
-            let [port] = &spec.ports.as_ref().unwrap()[..] else { panic!("one port") };
+            let [port] = &spec.ports.as_ref().unwrap()[..] else { panic!("expected one port") };
             assert_eq!(port.name.as_deref(), Some("zeromq"));
             assert_eq!(port.target_port, Some(IntOrString::String("zeromq".to_owned())));
             assert_eq!(port.port, server.port("zeromq"));
-            // A mesh does not wait to find out which protocol it is.
+            // Otherwise a mesh waits to detect the protocol.
             assert_eq!(port.app_protocol.as_deref(), Some("tcp"));
         }
     }
@@ -137,7 +141,9 @@ fn the_services_lead_to_the_zeromq_port_by_its_name() {
 #[test]
 fn one_service_has_a_cluster_ip_and_the_other_is_headless() {
     for variant in variants() {
-        let [balanced, headless] = &services_of_the_server(variant)[..] else { panic!("two") };
+        let [balanced, headless] = &services_of_the_server(variant)[..] else {
+            panic!("expected two Services")
+        };
         let spec = |service: &Service| service.spec.clone().unwrap();
         assert_eq!(balanced.metadata.name.as_deref(), Some("zmq-echo"));
         assert_eq!(spec(balanced).type_.as_deref(), Some("ClusterIP"));

@@ -1,4 +1,4 @@
-//! The drain through a slow network.
+//! A drain over a slow network.
 
 use std::io::Write;
 use std::thread;
@@ -26,11 +26,14 @@ fn a_drain_through_a_slow_network_answers_every_request() {
                 host.try_tool("tc", &format!("qdisc add dev {CABLE} root {qdisc}")).err()
             })
             .collect();
-        assert!(failures.len() < SLOW.len(), "this kernel slows no interface down: {failures:?}");
+        assert!(
+            failures.len() < SLOW.len(),
+            "this kernel cannot slow down an interface: {failures:?}"
+        );
         eprintln!("the cable: {}", SLOW[failures.len()]);
     }
     network.server.run(|| {
-        // The deadline allows for a machine that is busy with other things.
+        // The deadline allows for other work on the machine.
         let args = ["--drain-quiet", "1s", "--drain-timeout", "60s"];
         let mut server = Server::start_on(&format!("tcp://{SERVER}:0"), &args);
         let address = server.address();

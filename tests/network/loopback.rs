@@ -12,7 +12,7 @@ fn set(setting: &str, value: &str) {
 }
 
 #[track_caller]
-fn is_alive(endpoint: &str) {
+fn assert_alive(endpoint: &str) {
     let server = Server::start_on(endpoint, &[]);
     let (status, text) = server.get("/livez");
     assert_eq!(status, 200, "{endpoint} as {}: {text}", server.endpoint);
@@ -24,7 +24,7 @@ fn a_host_without_ipv6_on_its_loopback_is_alive_on_every_bind() {
     namespace.run(|| {
         set("conf/lo/disable_ipv6", "1");
         for endpoint in ["tcp://*:0", "tcp://[::]:0", "tcp://0.0.0.0:0", "tcp://127.0.0.1:0"] {
-            is_alive(endpoint);
+            assert_alive(endpoint);
         }
     });
 }
@@ -34,10 +34,10 @@ fn a_host_with_an_ordinary_loopback_is_alive_on_every_bind() {
     let namespace = Namespace::new();
     namespace.run(|| {
         for endpoint in ["tcp://*:0", "tcp://[::]:0", "tcp://0.0.0.0:0", "tcp://[::1]:0"] {
-            is_alive(endpoint);
+            assert_alive(endpoint);
         }
         set("bindv6only", "1");
-        is_alive("tcp://[::]:0");
+        assert_alive("tcp://[::]:0");
     });
 }
 
@@ -49,7 +49,7 @@ fn an_ipv6_only_server_is_alive_on_a_host_whose_loopback_lost_its_address() {
     network.server.ip("-6 address del ::1/128 dev lo");
     network.server.run(|| {
         set("bindv6only", "1");
-        is_alive("tcp://[::]:0");
-        is_alive("tcp://[fd00::1]:0");
+        assert_alive("tcp://[::]:0");
+        assert_alive("tcp://[fd00::1]:0");
     });
 }

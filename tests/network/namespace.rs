@@ -1,4 +1,4 @@
-//! Network namespaces that are deleted when the test ends, and the cable between two of them.
+//! Network namespaces that are deleted at the end of the test, and the cable between two of them.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -43,9 +43,10 @@ impl Namespace {
     /// to the namespace, even after they are handed out.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let inside = || {
-            let namespace = File::open(link(&self.holder)).expect("its holder runs");
+            let namespace = File::open(link(&self.holder))
+                .expect("the process that holds the namespace is running");
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                .expect("whoever may create a namespace may enter it");
+                .expect("a process that may create a namespace may also enter it");
             work()
         };
         thread::scope(|scope| scope.spawn(inside).join())
@@ -66,7 +67,7 @@ impl Namespace {
         let mut command = Command::new(tool);
         command.args(args.split(' ')).env("PATH", format!("{path}:/usr/sbin:/sbin"));
         let output = self.run(|| command.output()).unwrap_or_else(|error| {
-            panic!("{tool}: {error}; it is in Debian's package iproute2");
+            panic!("this test needs {tool}, from Debian's package iproute2: {error}");
         });
         match output.status.success() {
             true => Ok(()),

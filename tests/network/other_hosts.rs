@@ -1,4 +1,4 @@
-//! Peers on other hosts: what the server does not trust them with, and what they cannot exhaust.
+//! Peers on other hosts: what they are not trusted with, and what they cannot exhaust.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -39,7 +39,7 @@ fn a_peer_from_another_host_never_counts_as_a_probe() {
         raw::echoes(&mut elsewhere, &raw::frame(b"load", false));
         server.wait_for_metric("zmq_echo_request_duration_seconds", |count| count == 1.0);
         assert_eq!((requests(&server, "client"), requests(&server, "probe")), (1.0, 0.0));
-        // From the host's own address, and from loopback.
+        // From the server's own host, by its address and by loopback.
         for ip in [SERVER, "127.0.0.1"] {
             let mut here = raw::dealer(SocketAddr::new(ip.parse().unwrap(), port), 0, identity);
             raw::echoes(&mut here, &raw::frame(b"check", false));
@@ -67,7 +67,7 @@ fn another_host_cannot_switch_faults() {
             answer.split(' ').nth(1).unwrap_or_default().to_owned()
         };
         assert_eq!(network.peer.run(|| status(SERVER)), "403");
-        // Not even from this host, if it uses the address that other hosts use for it.
+        // Not even from this host, if the request uses the address that other hosts use.
         assert_eq!(status(SERVER), "403");
         assert_eq!(status("127.0.0.1"), "200");
     });

@@ -40,19 +40,19 @@ fn disconnections(server: &Server, reason: &str) -> f64 {
 }
 
 #[track_caller]
-fn are_closed_as_vanished(server: &Server, count: usize, within: Duration) {
+fn assert_closed_as_vanished(server: &Server, count: usize, within: Duration) {
     let deadline = Instant::now() + within;
     while server.metric("zmq_echo_peers") > 0.0 {
         assert!(
             Instant::now() < deadline,
-            "{} of {count} peers are still connected after {within:?}",
+            "after {within:?}, {} of {count} vanished peers are still connected",
             server.metric("zmq_echo_peers")
         );
         thread::sleep(Duration::from_millis(100));
     }
     let reasons = ["vanished", "stalled", "error", "closed", "pool_full"];
     let counts = reasons.map(|reason| (reason, disconnections(server, reason)));
-    assert_eq!(counts[0].1, count as f64, "{counts:?}");
+    assert_eq!(counts[0].1, count as f64, "not every peer is counted as vanished: {counts:?}");
     assert_eq!(server.metric("zmq_echo_pending_replies"), 0.0);
     assert_eq!(server.metric("zmq_echo_buffered_bytes"), 0.0);
 }
@@ -61,9 +61,12 @@ fn are_closed_as_vanished(server: &Server, count: usize, within: Duration) {
 fn a_peer_that_does_not_read_is_closed_within_two_minutes_of_its_hosts_disappearing() {
     with_peers_elsewhere(&[], 1, |network, server, peers| {
         let taken = server.flood_until_stuck(peers, &raw::frame(&[3; 64 << 10], false));
-        assert!(taken.iter().all(|taken| !taken.closed), "{taken:?}");
+        assert!(
+            taken.iter().all(|taken| !taken.closed),
+            "a peer was closed before its host vanished: {taken:?}"
+        );
         network.cut();
-        are_closed_as_vanished(server, peers.len(), NOTICED);
+        assert_closed_as_vanished(server, peers.len(), NOTICED);
     });
 }
 
@@ -81,7 +84,7 @@ fn a_peer_with_replies_in_flight_is_closed_within_two_minutes_of_its_hosts_disap
         network.cut();
         server.signal(Signal::CONT);
         server.wait_for_metric("zmq_echo_requests_total{source=\"client\"}", |count| count == 4.0);
-        are_closed_as_vanished(server, peers.len(), NOTICED);
+        assert_closed_as_vanished(server, peers.len(), NOTICED);
     });
 }
 
@@ -98,8 +101,14 @@ fn an_idle_peer_is_closed_a_few_heartbeats_after_its_host_has_disappeared() {
         server.wait_for_metric("zmq_echo_peers", |peers| peers == 0.0);
         // Three intervals by keepalive, two by PING; the rest is for a busy machine.
         let passed = started.elapsed();
-        assert!(passed < Duration::from_secs(20), "{passed:?}");
-        assert!(disconnections(server, "vanished") >= 1.0, "the one that knows PING");
+        assert!(
+            passed < Duration::from_secs(20),
+            "the vanished peers were noticed only after {passed:?}"
+        );
+        assert!(
+            disconnections(server, "vanished") >= 1.0,
+            "the peer that knows PING is not counted as vanished"
+        );
         assert_eq!(disconnections(server, "vanished") + disconnections(server, "error"), 2.0);
     });
 }
@@ -114,7 +123,7 @@ fn a_dealer_notices_within_seconds_that_its_server_has_disappeared_idle_or_not()
                 let config = DealerConfig { connect_timeout: DEADLINE, ..DealerConfig::default() };
                 let mut dealer = connect_to(&[server.address()], &config).await.unwrap();
                 dealer.send([Bytes::from_static(b"here")].into()).unwrap();
-                dealer.recv().await.expect("an echo");
+                dealer.recv().await.expect("the server replies");
                 if outstanding {
                     // Its host acknowledges the request, but the stopped process does not answer.
                     server.stop();
@@ -124,11 +133,16 @@ fn a_dealer_notices_within_seconds_that_its_server_has_disappeared_idle_or_not()
                 }
                 network.cut_server();
                 let started = Instant::now();
-                let told = timeout(DEADLINE, dealer.recv()).await.expect("it is noticed");
+                let told = timeout(DEADLINE, dealer.recv())
+                    .await
+                    .expect("the client notices the stopped server");
                 assert_eq!(told, Err(Reason::Vanished));
                 // One interval and the timeout; the rest is for a busy machine.
                 let passed = started.elapsed();
-                assert!(passed < Duration::from_secs(20), "{passed:?}");
+                assert!(
+                    passed < Duration::from_secs(20),
+                    "the stopped server was noticed only after {passed:?}"
+                );
                 eprintln!("noticed after {passed:?}, outstanding {outstanding}");
             });
         });
@@ -145,11 +159,11 @@ enum Side {
 /// Waits until everything that `host` has sent on a connection is acknowledged.
 fn wait_until_acknowledged(host: &Namespace, address: SocketAddr, side: Side) {
     let port = format!(":{:04X}", address.port());
-    wait_until("it is acknowledged", || {
+    wait_until("everything that was sent is acknowledged", || {
         let table = host.run(|| fs::read_to_string("/proc/thread-self/net/tcp").unwrap());
         let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let line = lines.find(|fields| fields[side as usize].ends_with(&port));
-        // The bytes that are not acknowledged, and those that are not read.
-        line.expect("the connection")[4].starts_with("00000000:")
+        // The columns of the bytes that are not acknowledged and those that are not read.
+        line.expect("the kernel lists the connection")[4].starts_with("00000000:")
     });
 }

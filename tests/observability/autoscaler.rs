@@ -1,6 +1,6 @@
 //! The arithmetic of a HorizontalPodAutoscaler on CPU and pod metrics, as the controller performs
-//! it in each period. Every pod is ready and has a value; the controller's assumptions about pods
-//! without one are left out.
+//! it in each period. It is simplified: every pod is ready and has a value, so the controller's
+//! assumptions about other pods are left out.
 //! <https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/>
 
 use k8s_openapi::api::autoscaling::v2::{
@@ -25,20 +25,20 @@ pub struct Autoscaler {
 }
 
 impl Autoscaler {
-    /// Starts at its minimum.
+    /// An autoscaler that starts at its minimum.
     pub fn new(spec: HorizontalPodAutoscalerSpec) -> Self {
-        let metrics = spec.metrics.clone().expect("metrics");
+        let metrics = spec.metrics.clone().expect("the autoscaler has metrics");
         let targets = metrics.into_iter().map(|metric| {
             let of_pods = metric.pods.map(|pods| pods.target);
             let target = metric.resource.map(|resource| resource.target).or(of_pods);
-            let target = target.expect("a resource or a metric of the pods");
-            quantity(&target.average_value.expect("a target for the mean").0)
+            let target = target.expect("a resource metric or a pod metric");
+            quantity(&target.average_value.expect("the target is a mean per pod").0)
         });
         Self {
             targets: targets.collect(),
             recommended: Vec::new(),
             changes: Vec::new(),
-            replicas: spec.min_replicas.expect("a minimum"),
+            replicas: spec.min_replicas.expect("the autoscaler has a minimum"),
             spec,
         }
     }
@@ -52,7 +52,10 @@ impl Autoscaler {
     /// of replicas.
     pub fn look(&mut self, now: f64, means: &[f64]) -> i32 {
         let asked = means.iter().zip(&self.targets).map(|(mean, target)| self.ask(mean / target));
-        let asked = asked.max().expect("a metric").clamp(self.least(), self.spec.max_replicas);
+        let asked = asked
+            .max()
+            .expect("the autoscaler has a metric")
+            .clamp(self.least(), self.spec.max_replicas);
         let stable = self.stabilized(now, asked);
         self.recommended.push((now, asked));
         let replicas = self.limited(now, stable);
@@ -64,12 +67,15 @@ impl Autoscaler {
     }
 
     fn least(&self) -> i32 {
-        self.spec.min_replicas.expect("a minimum")
+        self.spec.min_replicas.expect("the autoscaler has a minimum")
     }
 
     fn rules(&self) -> (&HPAScalingRules, &HPAScalingRules) {
-        let behavior = self.spec.behavior.as_ref().expect("a behavior");
-        (behavior.scale_up.as_ref().expect("up"), behavior.scale_down.as_ref().expect("down"))
+        let behavior = self.spec.behavior.as_ref().expect("the autoscaler has a behavior");
+        (
+            behavior.scale_up.as_ref().expect("the behavior has rules for scaling up"),
+            behavior.scale_down.as_ref().expect("the behavior has rules for scaling down"),
+        )
     }
 
     fn ask(&self, ratio: f64) -> i32 {
@@ -79,12 +85,13 @@ impl Autoscaler {
         (ratio * f64::from(self.replicas)).ceil() as i32
     }
 
-    /// Scales up to the smallest number wanted in the one window, and down to the largest wanted in
-    /// the other.
+    /// Scales up at most to the smallest number wanted in the window for scaling up, and down at
+    /// least to the largest number wanted in the window for scaling down.
     fn stabilized(&self, now: f64, asked: i32) -> i32 {
         let (up, down) = self.rules();
         let within = |rules: &HPAScalingRules| {
-            let window = f64::from(rules.stabilization_window_seconds.expect("a window"));
+            let window =
+                f64::from(rules.stabilization_window_seconds.expect("the rules have a window"));
             let recent = self.recommended.iter().filter(move |(at, _)| *at > now - window);
             recent.map(|(_, asked)| *asked).chain([asked])
         };
@@ -97,10 +104,10 @@ impl Autoscaler {
         let (up, down) = self.rules();
         if wanted > self.replicas {
             let most = allowed(up, |policy| self.at_start(now, policy), 1.0).max();
-            wanted.min(most.expect("a policy").max(self.replicas))
+            wanted.min(most.expect("the rules have a policy").max(self.replicas))
         } else {
             let least = allowed(down, |policy| self.at_start(now, policy), -1.0).min();
-            wanted.max(least.expect("a policy").min(self.replicas))
+            wanted.max(least.expect("the rules have a policy").min(self.replicas))
         }
     }
 
@@ -112,7 +119,7 @@ impl Autoscaler {
     }
 }
 
-/// The change that each policy allows; the largest counts.
+/// The change that each policy allows. The largest one applies.
 fn allowed(
     rules: &HPAScalingRules,
     at_start: impl Fn(&HPAScalingPolicy) -> i32,
@@ -143,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    /// Target 1000 and 3 to 20 replicas; up by double or by 4, down by half per minute.
+    /// Target 1000, 3 to 20 replicas; up by double or by 4, down by half per minute.
     fn autoscaler() -> Autoscaler {
         let metric = json!({
             "metric": { "name": "x" },
@@ -193,7 +200,7 @@ mod tests {
         let mut autoscaler = autoscaler();
         let looks: Vec<_> =
             (0..5).map(|at| autoscaler.look(f64::from(at) * PERIOD, &[1e9])).collect();
-        // Four more, then double.
+        // Four more, and then double the number.
         assert_eq!(looks, [7, 7, 14, 14, 20]);
     }
 

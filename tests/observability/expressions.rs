@@ -1,4 +1,5 @@
-//! Every expression in the tree, read from its own file, and whether the things it names exist.
+//! Every expression in the tree, read from its own file, and whether everything that it names
+//! exists.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,13 +12,13 @@ use crate::names::{Metrics, Selector, named, scraped};
 use crate::queries::{Expression, OTHERS, dashboard, expression, list, rules, text};
 use crate::support::Server;
 
-/// The pods that the adapter queries: those of the live test.
+/// The pods that the adapter asks about: those of the live test.
 pub const PODS: [&str; 3] = ["zmq-echo-0", "zmq-echo-1", "zmq-echo-2"];
 
 /// The labels that Prometheus and the discovery add to every series.
 const TARGET: [&str; 4] = ["instance", "job", "namespace", "pod"];
 
-/// All of them.
+/// Every expression in the tree.
 pub fn all() -> Vec<Expression> {
     let mut all = rules(&document("k8s/components/prometheus/rules.yml"));
     all.extend(adapter());
@@ -45,7 +46,8 @@ pub fn adapter() -> Vec<Expression> {
     let values = document("k8s/components/hpa/prometheus-adapter-values.yaml");
     let matchers = format!("namespace=\"{NAME}\",pod=~\"{}\"", PODS.join("|"));
     let read = |rule: &Value| {
-        let (series, _) = text(&rule["seriesQuery"]).split_once('{').expect("matchers");
+        let (series, _) =
+            text(&rule["seriesQuery"]).split_once('{').expect("the series has matchers");
         let query = text(&rule["metricsQuery"])
             .replace("<<.Series>>", series)
             .replace("<<.LabelMatchers>>", &matchers)
@@ -59,10 +61,10 @@ pub fn adapter() -> Vec<Expression> {
     list(rules).map(read).chain(list(rules).map(found)).collect()
 }
 
-/// The ScaledObject of a variant, which has its settings only after the build.
+/// The ScaledObject of a variant, which gets its settings only when it is built.
 pub fn scaled_object(variant: &'static Variant) -> &'static Value {
     let mut objects = variant.documents.iter().filter(|one| one["kind"] == "ScaledObject");
-    objects.next().expect("a ScaledObject")
+    objects.next().expect("the variant has a ScaledObject")
 }
 
 fn keda() -> Vec<Expression> {
@@ -71,7 +73,7 @@ fn keda() -> Vec<Expression> {
         let origin = format!("scaled-object.yaml: {}", text(&trigger["name"]));
         expression(origin, text(&trigger["metadata"]["query"]))
     };
-    // The CPU comes from metrics-server.
+    // The CPU does not come from Prometheus, but from metrics-server.
     let of_prometheus = |trigger: &&Value| trigger["type"] == "prometheus";
     list(&object["spec"]["triggers"]).filter(of_prometheus).map(read).collect()
 }
@@ -87,10 +89,10 @@ fn dashboards() -> Vec<Expression> {
     found
 }
 
-/// Code in the documentation that computes something.
+/// Code in the documents that is an expression.
 fn docs() -> Vec<Expression> {
     let page = Path::new("docs/operations.md");
-    let page_text = fs::read_to_string(root().join(page)).expect("the page");
+    let page_text = fs::read_to_string(root().join(page)).expect("the page can be read");
     let prose = page_text.split("```").step_by(2).collect::<String>();
     let code = prose.split('`').skip(1).step_by(2);
     let computes = |code: &&str| {
@@ -100,7 +102,7 @@ fn docs() -> Vec<Expression> {
     code.filter(computes).map(|code| expression(page.display().to_string(), code)).collect()
 }
 
-/// The errors in what an expression names.
+/// What is wrong with the names in an expression.
 fn faults(expression: &Expression, metrics: &Metrics, recorded: &BTreeSet<String>) -> Vec<String> {
     let named = named(&expression.text);
     let mut faults: Vec<_> = named
@@ -114,7 +116,7 @@ fn faults(expression: &Expression, metrics: &Metrics, recorded: &BTreeSet<String
     let labels: BTreeSet<_> = ours.chain(of_others).chain(TARGET).collect();
     for label in &named.labels {
         if !labels.contains(label.as_str()) {
-            faults.push(format!("{}: no label {label}", expression.origin));
+            faults.push(format!("{}: no metric in it has the label {label}", expression.origin));
         }
     }
     faults
@@ -125,7 +127,7 @@ fn fault(selector: &Selector, metrics: &Metrics, recorded: &BTreeSet<String>) ->
     let of_others = OTHERS.iter().find(|(name, _)| *name == metric).map(|(_, labels)| *labels);
     let ours = metrics.get(metric);
     if ours.is_none() && of_others.is_none() && !recorded.contains(metric) {
-        return Some(format!("no metric {metric}"));
+        return Some(format!("there is no metric {metric}"));
     }
     for (label, sign, value) in &selector.matchers {
         let label = label.as_str();
@@ -150,8 +152,8 @@ fn every_expression_uses_existing_metrics_labels_and_values() {
     let faults: Vec<_> =
         all.iter().flat_map(|expression| faults(expression, &metrics, &recorded)).collect();
     assert!(faults.is_empty(), "{faults:#?}");
-    // At least those of rules, adapter, ScaledObject and documentation.
-    assert!(all.len() > 30, "{}", all.len());
+    // At least those of the rules, the adapter, the ScaledObject and the documents.
+    assert!(all.len() > 30, "only {} expressions were found", all.len());
 }
 
 #[test]
@@ -167,7 +169,11 @@ fn unknown_metrics_labels_and_values_are_detected() {
         "namespace:zmq_echo_requests:rate5m",
     ] {
         let expression = expression("here".to_owned(), wrong);
-        assert_eq!(faults(&expression, &metrics, &recorded).len(), 1, "{wrong}");
+        assert_eq!(
+            faults(&expression, &metrics, &recorded).len(),
+            1,
+            "the mistake in {wrong} is not detected"
+        );
     }
 }
 
@@ -181,7 +187,11 @@ fn probes_are_in_no_rate_of_requests() {
                 let clients = matchers.any(|(label, sign, value)| {
                     (label.as_str(), sign.as_str(), value.as_str()) == ("source", "=", "client")
                 });
-                assert!(clients, "{}: {}", expression.origin, expression.text);
+                assert!(
+                    clients,
+                    "{} counts requests of probes: {}",
+                    expression.origin, expression.text
+                );
             }
         }
     }
@@ -199,38 +209,50 @@ fn every_alert_has_a_test_that_fires_and_one_that_does_not() {
     let rules = list(&rules["groups"]).flat_map(|group| list(&group["rules"]));
     for alert in rules.filter_map(|rule| rule["alert"].as_str()) {
         let of_alert: Vec<_> = cases.iter().filter(|case| case["alertname"] == alert).collect();
-        assert!(of_alert.iter().any(|case| case["exp_alerts"].is_array()), "{alert} fires nowhere");
+        assert!(
+            of_alert.iter().any(|case| case["exp_alerts"].is_array()),
+            "in no test, {alert} fires"
+        );
         assert!(
             of_alert.iter().any(|case| case["exp_alerts"].is_null()),
-            "{alert} is never silent"
+            "in no test, {alert} stays silent"
         );
     }
 }
 
-/// The page with the runbooks, from the URL in Cargo.toml.
+/// The page with the runbooks, as the URL in Cargo.toml gives it.
 const PAGE: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/operations.md");
 
 #[test]
 fn every_alert_links_to_an_existing_runbook_and_says_what_it_means() {
-    let page = fs::read_to_string(root().join("docs/operations.md")).expect("the page");
+    let page = fs::read_to_string(root().join("docs/operations.md")).expect("the page can be read");
     let document = document("k8s/components/prometheus/rules.yml");
     let rules = list(&document["groups"]).flat_map(|group| list(&group["rules"]));
     for rule in rules.filter(|rule| rule["alert"].is_string()) {
         let alert = text(&rule["alert"]);
-        assert!(page.contains(&format!("\n### {alert}\n")), "no section {alert}");
+        assert!(
+            page.contains(&format!("\n### {alert}\n")),
+            "docs/operations.md has no section {alert}"
+        );
         let url = format!("{PAGE}#{}", alert.to_lowercase());
         let annotations = &rule["annotations"];
         assert_eq!(text(&annotations["runbook_url"]), url);
         assert!(annotations["runbook"].is_null(), "{alert}");
         let [summary, description] = ["summary", "description"].map(|it| text(&annotations[it]));
-        // A bulleted line in a list, and its meaning next to it.
-        assert!(!summary.ends_with('.') && description.ends_with('.'), "{alert}");
-        assert!(description.len() > summary.len(), "{alert}");
+        // The summary is a line in a list, and the description explains it.
+        assert!(
+            !summary.ends_with('.') && description.ends_with('.'),
+            "the summary of {alert} must not end with a full stop, and its description must"
+        );
+        assert!(
+            description.len() > summary.len(),
+            "the description of {alert} must be longer than its summary"
+        );
         assert!(["critical", "warning"].contains(&text(&rule["labels"]["severity"])), "{alert}");
     }
 }
 
-/// The bound of a histogram bucket, so that requests are counted and not estimated.
+/// The threshold is the bound of a histogram bucket, so requests are counted and not estimated.
 #[test]
 fn the_threshold_for_slow_is_the_same_in_rules_and_texts() {
     let bounds: BTreeSet<_> = all()
@@ -241,13 +263,15 @@ fn the_threshold_for_slow_is_the_same_in_rules_and_texts() {
         .filter(|(label, ..)| label == "le")
         .map(|(_, sign, value)| (sign, value))
         .collect();
-    let [(sign, bound)] = &bounds.into_iter().collect::<Vec<_>>()[..] else { panic!("one bound") };
+    let [(sign, bound)] = &bounds.into_iter().collect::<Vec<_>>()[..] else {
+        panic!("expected one bound")
+    };
     assert_eq!(sign, "=");
-    let seconds: f64 = bound.parse().expect("a number");
+    let seconds: f64 = bound.parse().expect("the bound is a number");
     assert!(zmq_echo::metrics::LATENCY_BUCKETS.contains(&seconds));
     let said = format!(" {} ms", seconds * 1000.0);
     for file in ["k8s/components/prometheus/rules.yml", "docs/operations.md"] {
         let text = fs::read_to_string(root().join(file)).expect(file);
-        assert!(text.contains(&said), "{file}: {said}");
+        assert!(text.contains(&said), "{file} does not say `{said}`");
     }
 }

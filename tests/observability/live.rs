@@ -1,6 +1,6 @@
-//! Three servers, Prometheus as the manifests configure it, and the load generator in three phases:
-//! idle, twice the autoscaler's target, idle. The run is recorded once, and each test checks
-//! something else in the recording.
+//! Three servers, Prometheus with the configuration of the manifests, and the load generator, in
+//! three phases: idle, twice the autoscaler's target, idle. The run is recorded once, and each test
+//! checks another part of the recording.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,13 +26,13 @@ use crate::scaling::{Look, REQUESTS, Sample, csv, scale};
 use crate::support::built::LOAD;
 use crate::support::{PROBE, Server, command, get};
 
-/// How long there are no requests except probes before the load.
+/// How long the servers get only probes before the load.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// How long the load lasts: the range of the rates, and some scrapes.
+/// How long the load lasts: the range of the rates, and a few scrapes.
 const LOADED: Duration = Duration::from_secs(140);
 
-/// The minimum range of rates in the autoscaler's queries.
+/// The shortest range of rates in the autoscaler's queries.
 const WINDOW: f64 = 120.0;
 
 /// How long Prometheus may take to notice that the load has ended.
@@ -41,7 +41,7 @@ const AFTER: Duration = Duration::from_secs(300);
 /// Time between two samples of the curves, in seconds.
 const STEP: f64 = 5.0;
 
-/// The values of an expression in the three phases.
+/// The values of an expression, one for each phase.
 type Answers = [Result<Vec<Series>, String>; 3];
 
 /// The recording that the tests check.
@@ -58,14 +58,14 @@ struct Record {
     probes: f64,
 }
 
-/// Recorded once. If that failed, the test that did it reports why.
+/// The recording, made once. If that failed, the test that tried it reports the reason.
 fn record() -> &'static Record {
     static RECORD: OnceLock<Option<Record>> = OnceLock::new();
     let recorded = RECORD.get_or_init(|| catch_unwind(Record::make).ok());
-    recorded.as_ref().expect("nothing was recorded: the reason stands above")
+    recorded.as_ref().expect("the recording failed; another test reports the reason")
 }
 
-/// The autoscaler with the targets and the limits that the laptop's overlay gives to KEDA.
+/// The autoscaler with the targets and limits that the overlay for a laptop gives to KEDA.
 fn spec() -> HorizontalPodAutoscalerSpec {
     let mut spec = variant("components-hpa").named::<HorizontalPodAutoscaler>(NAME).spec;
     let object = &scaled_object(variant("overlays-autoscaled"))["spec"];
@@ -86,13 +86,14 @@ fn rate() -> f64 {
 }
 
 fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64()
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is set").as_secs_f64()
 }
 
 /// Where the curves are written, next to cargo's output.
 fn artefacts() -> PathBuf {
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let directory = target.parent().expect("the target directory").join("observability");
+    let directory =
+        target.parent().expect("the folder is in the target directory").join("observability");
     fs::create_dir_all(&directory).unwrap();
     directory
 }
@@ -103,7 +104,7 @@ impl Record {
         let prometheus = Prometheus::start(&configuration("live", &discovered(&servers)));
         let probed = AtomicBool::new(true);
         thread::scope(|scope| {
-            // Whatever happens here, the probes must end.
+            // Whatever happens here, the probes must stop.
             let _end = OnDrop(|| probed.store(false, Ordering::Relaxed));
             scope.spawn(|| probe(&servers, &probed));
             Self::of(&prometheus, &servers)
@@ -118,10 +119,10 @@ impl Record {
         let idle = now();
         let load = load(servers);
         let ended = now();
-        // Under load for the whole window, until the end.
+        // The rate covers only the load at this time.
         let loaded = ended - STEP;
         wait_for(prometheus, &format!("sum({rates}) == 0"));
-        // Recorded series lag by up to their group's interval.
+        // Recorded series lag by up to one evaluation interval of their group.
         wait_for(prometheus, "sum(namespace:zmq_echo_requests:rate2m) == 0");
         let idle_again = now();
         let answers = expressions::all().into_iter().map(|expression| {
@@ -147,7 +148,7 @@ impl Record {
         }
     }
 
-    /// The autoscaler's reaction.
+    /// The states of the autoscaler.
     fn looks(&self) -> Vec<Look> {
         scale(spec(), &self.samples)
     }
@@ -181,7 +182,7 @@ fn discovered(servers: &[Server]) -> Value {
     };
     let pods = servers.iter().zip(PODS).flat_map(|(server, pod)| {
         let port = server.http.port().to_string();
-        // The last one also has a PodMonitor, for which `monitoring` takes the annotation away.
+        // The last server also has a PodMonitor, so `monitoring` removes its annotation.
         let scrape = if pod == PODS[2] { "" } else { "true" };
         let by = |address: String| target(address, pod, &port, scrape, "Running");
         [by(server.address().to_string()), by(server.http.to_string())]
@@ -195,7 +196,7 @@ fn discovered(servers: &[Server]) -> Value {
     Value::Array(pods.chain(others).collect())
 }
 
-/// Probes each server once a second in both ways, as a kubelet does, all the time.
+/// Probes each server once per second in both ways, as a kubelet does, all the time.
 fn probe(servers: &[Server], on: &AtomicBool) {
     while on.load(Ordering::Relaxed) {
         for server in servers {
@@ -213,23 +214,23 @@ fn load(servers: &[Server]) -> Value {
     load.args(["--duration", &format!("{}s", LOADED.as_secs())]);
     // On a busy machine, a late probe is not a failure.
     load.args(["--timeout", "10s"]).stderr(Stdio::inherit());
-    let output = load.output().expect("the load generator runs");
-    serde_json::from_slice(&output.stdout).expect("its result")
+    let output = load.output().expect("the load generator can be run");
+    serde_json::from_slice(&output.stdout).expect("the load generator prints its result")
 }
 
 /// Waits until an expression has a value.
 fn wait_for(prometheus: &Prometheus, expression: &str) {
     let deadline = Instant::now() + AFTER;
     while prometheus.query(expression, now()).unwrap().is_empty() {
-        assert!(Instant::now() < deadline, "waited {AFTER:?} for {expression}");
+        assert!(Instant::now() < deadline, "not true within {AFTER:?}: {expression}");
         thread::sleep(Duration::from_secs(1));
     }
 }
 
 /// The results of the adapter's queries from `start` to `end`; `zero` is the start of the load.
 fn samples(prometheus: &Prometheus, start: f64, zero: f64, end: f64) -> Vec<Sample> {
-    let [rates, slow, ..] = &expressions::adapter()[..] else { panic!("two queries") };
-    // So that the last is at the end.
+    let [rates, slow, ..] = &expressions::adapter()[..] else { panic!("expected two queries") };
+    // In this way, the last sample is at the end.
     let start = end - ((end - start) / STEP).floor() * STEP;
     let over_pods = |function: &str, query: &Expression| {
         prometheus.range(&format!("{function}({})", query.text), start, end, STEP).remove(0).values
@@ -252,7 +253,7 @@ fn values(answer: &Result<Vec<Series>, String>) -> Vec<f64> {
 fn annotated_pods_are_scraped_once_and_get_three_labels() {
     let mut pods = Vec::new();
     for target in &record().targets {
-        assert_eq!(target.values[0].1, 1.0, "{target:?}");
+        assert_eq!(target.values[0].1, 1.0, "a target is down: {target:?}");
         let labels = target.labels.as_object().unwrap();
         let names: Vec<_> = labels.keys().map(String::as_str).collect();
         assert_eq!(names, ["__name__", "instance", "job", "namespace", "pod"]);
@@ -272,7 +273,12 @@ fn only_series_that_no_expression_uses_are_dropped() {
     assert!(!kept.contains("process_virtual_memory_bytes"));
     for (expression, _) in record().answers.iter().filter(|(it, _)| !it.may_be_empty) {
         for selector in named(&expression.text).selectors {
-            assert!(kept.contains(&selector.metric), "{}: {}", expression.origin, selector.metric);
+            assert!(
+                kept.contains(&selector.metric),
+                "{} needs a metric that is not stored: {}",
+                expression.origin,
+                selector.metric
+            );
         }
     }
 }
@@ -319,7 +325,10 @@ fn request_rates_match_the_load_and_are_zero_without_one() {
         assert_eq!(values(idle).iter().sum::<f64>(), 0.0, "{origin}");
         assert_eq!(values(idle_again).iter().sum::<f64>(), 0.0, "{origin}");
         let seen: f64 = values(loaded).iter().sum();
-        assert!((0.7..1.3).contains(&(seen / during)), "{origin}: {seen} of {during}");
+        assert!(
+            (0.7..1.3).contains(&(seen / during)),
+            "{origin} shows {seen} of {during} requests/s"
+        );
     }
 }
 
@@ -329,13 +338,20 @@ fn the_share_of_slow_requests_is_zero_without_requests_and_a_fraction_otherwise(
     for (expression, [idle, loaded, _]) in &record().answers {
         let ours = shares.iter().any(|share| expression.origin.ends_with(share));
         if ours && expression.text.contains('/') {
-            assert!(values(idle).iter().all(|share| *share == 0.0), "{}", expression.origin);
+            assert!(
+                values(idle).iter().all(|share| *share == 0.0),
+                "{} is not zero while idle",
+                expression.origin
+            );
             let shares = values(loaded);
-            assert!(shares.iter().all(|share| (-1e-9..=1.0).contains(share)), "{shares:?}");
+            assert!(
+                shares.iter().all(|share| (-1e-9..=1.0).contains(share)),
+                "a share is not between 0 and 1: {shares:?}"
+            );
         }
     }
     let last = record().samples.last().unwrap();
-    assert_eq!((last.requests, last.slow), (0.0, 0.0), "after the load");
+    assert_eq!((last.requests, last.slow), (0.0, 0.0), "the last sample is not idle");
 }
 
 #[test]
@@ -343,9 +359,13 @@ fn no_request_is_lost_between_the_client_and_prometheus_and_probes_are_apart() {
     let record = record();
     let [sent, retried] = ["sent", "retried"].map(|name| record.load[name].as_f64().unwrap());
     assert!(record.clients >= record.load["answered"].as_f64().unwrap());
-    assert!(record.clients <= sent + retried, "{} of {sent}", record.clients);
-    // Two ways, three servers, most seconds of all phases.
-    assert!(record.probes > 100.0, "{}", record.probes);
+    assert!(
+        record.clients <= sent + retried,
+        "Prometheus counted {} requests of {sent}",
+        record.clients
+    );
+    // Two kinds of probes, three servers, and most seconds of all phases.
+    assert!(record.probes > 100.0, "only {} probes were counted", record.probes);
 }
 
 #[test]
@@ -354,7 +374,7 @@ fn no_alert_fires_for_a_healthy_service() {
     let mut firing: BTreeSet<_> =
         record().firing.iter().map(|alert| alert.labels["alertname"].as_str().unwrap()).collect();
     firing.retain(|alert| !alert.starts_with("ZmqEchoLatency"));
-    assert!(firing.is_empty(), "{firing:?}");
+    assert!(firing.is_empty(), "these alerts fired: {firing:?}");
 }
 
 #[test]
@@ -375,16 +395,22 @@ fn the_replicas_rise_within_two_minutes_of_the_load_and_return_after_the_window(
         looks.into_iter().find(|look| look.replicas > minimum).map(|look| look.sample.at)
     };
     // Judge by requests, which do not depend on the machine's latency.
-    let risen = rises(true).expect("it rises");
-    assert!((0.0..=WINDOW).contains(&risen), "after {risen} s");
+    let risen = rises(true).expect("the number of replicas rises");
+    assert!(
+        (0.0..=WINDOW).contains(&risen),
+        "the replicas rose only {risen} s after the load began"
+    );
 
     let down = spec().behavior.unwrap().scale_down.unwrap();
     let window = f64::from(down.stabilization_window_seconds.unwrap());
     let most = looks.iter().map(|look| look.replicas).max().unwrap();
     let held = looks.iter().rfind(|look| look.replicas == most).unwrap().sample.at;
-    // Whichever metric asked for it, it was after the load began.
-    assert!(held >= window, "{held}");
+    // Whichever metric wanted the replicas, it did so after the load began.
+    assert!(held >= window, "the maximum was held for only {held} s");
     let last = looks.last().unwrap();
-    assert_eq!(last.replicas, minimum, "{last:?}");
-    assert!(last.sample.at >= record.load_ended + window, "{last:?}");
+    assert_eq!(last.replicas, minimum, "the replicas did not return to the minimum: {last:?}");
+    assert!(
+        last.sample.at >= record.load_ended + window,
+        "the replicas returned before the window was over: {last:?}"
+    );
 }

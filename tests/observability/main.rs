@@ -1,5 +1,5 @@
-//! The monitoring of the service and its scaling: rules, alerts and autoscalers, with the real
-//! Prometheus and its promtool, on real servers under real load.
+//! Monitoring and scaling of the service: rules, alerts and autoscalers, with the real Prometheus
+//! and promtool, on real servers under real load.
 //!
 //! `live` takes six minutes. It leaves its results in the target directory, under `observability/`.
 

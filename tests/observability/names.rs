@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// Words that are followed by labels in brackets.
+/// Words that are followed by labels in parentheses.
 const GROUPING: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
 
-/// Words that can stand in place of a metric but are none.
+/// Words that can stand in place of a metric but are not metrics.
 const WORDS: [&str; 20] = [
     "and",
     "or",
@@ -43,9 +43,9 @@ pub struct Selector {
 #[derive(Debug, Default)]
 pub struct Named {
     pub selectors: Vec<Selector>,
-    /// Labels that it groups or joins by.
+    /// Labels by which it groups or joins.
     pub labels: BTreeSet<String>,
-    /// Whether it compares, so that it may be empty when nothing is wrong.
+    /// Whether it contains a comparison, and so may have no result when nothing is wrong.
     pub compares: bool,
 }
 
@@ -65,7 +65,7 @@ fn tokens(expression: &str) -> Vec<Token> {
         } else if c == '"' || c == '\'' {
             tokens.push(Token::Text(text(&mut rest)));
         } else if c == '[' {
-            // A window names nothing.
+            // A time range contains no names.
             rest.by_ref().take_while(|&c| c != ']').for_each(drop);
         } else if c.is_ascii_digit() {
             take(&mut rest, |c| c.is_ascii_alphanumeric() || c == '.');
@@ -92,7 +92,7 @@ fn take(rest: &mut Peekable<Chars>, belongs: impl Fn(char) -> bool) -> String {
 fn text(rest: &mut Peekable<Chars>) -> String {
     let quote = rest.next();
     let text = rest.by_ref().take_while(|&c| Some(c) != quote).collect::<String>();
-    assert!(!text.contains('\\'), "no escapes are read here: {text}");
+    assert!(!text.contains('\\'), "this parser does not read escapes: {text}");
     text
 }
 
@@ -111,7 +111,9 @@ pub fn named(expression: &str) -> Named {
                 named.compares = true;
                 ""
             }
-            Token::Sign(brace) if brace == "{" => panic!("{expression}: a selector without a name"),
+            Token::Sign(brace) if brace == "{" => {
+                panic!("a selector without a metric in {expression}")
+            }
             _ => "",
         };
         at += 1;
@@ -147,7 +149,7 @@ fn read_matchers(tokens: &[Token]) -> Vec<(String, String, String)> {
         [Token::Word(label), Token::Sign(sign), Token::Text(value)] => {
             (label.clone(), sign.clone(), value.clone())
         }
-        other => panic!("no matcher: {other:?}"),
+        other => panic!("not a matcher: {other:?}"),
     });
     matchers.collect()
 }
@@ -155,14 +157,15 @@ fn read_matchers(tokens: &[Token]) -> Vec<(String, String, String)> {
 /// Names of metrics, each with its labels and their values.
 pub type Metrics = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 
-/// The series of a scrape in the text format; a histogram has the names of its parts.
+/// The series in a scrape in text format. A histogram appears under the names of its parts.
 pub fn scraped(text: &str) -> Metrics {
     let mut metrics = Metrics::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
-        let series = line.rsplit_once(' ').expect("a value").0;
+        let series = line.rsplit_once(' ').expect("a sample has a value").0;
         let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
         let known = metrics.entry(name.to_owned()).or_default();
-        for (label, _, value) in read_matchers(&tokens(labels.strip_suffix('}').expect("a brace")))
+        for (label, _, value) in
+            read_matchers(&tokens(labels.strip_suffix('}').expect("the labels end with a brace")))
         {
             known.entry(label).or_default().insert(value);
         }

@@ -1,4 +1,4 @@
-//! Draws the curves of load, metric and replicas as one SVG for people to look at.
+//! Draws the curves of load, metric and replicas as one SVG, for people to look at.
 
 use std::fmt::Write;
 
@@ -7,12 +7,12 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscalerSpec;
 use crate::autoscaler::Autoscaler;
 use crate::scaling::{Look, REQUESTS};
 
-/// What is drawn.
+/// What the picture shows.
 pub struct Curves<'a> {
     pub looks: &'a [Look],
     /// Requests/s during the load.
     pub rate: f64,
-    /// In seconds from its beginning.
+    /// When the load ended, in seconds from its start.
     pub load_ended: f64,
     pub spec: &'a HorizontalPodAutoscalerSpec,
 }
@@ -34,7 +34,7 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 } \
 .replicas { fill: none; stroke: #1a7f37; stroke-width: 2.5 } \
 .continued { fill: #8250df; opacity: 0.06 }";
 
-/// One of the three, with its own axis upwards.
+/// One of the three panels, with its own vertical axis.
 struct Panel {
     top: f64,
     most: f64,
@@ -48,10 +48,10 @@ struct Plot<'a> {
     svg: String,
 }
 
-/// The picture, on white, so that it is readable on any page.
+/// The picture, on a white background, so that it is readable on any page.
 pub fn svg(curves: &Curves) -> String {
     let first = curves.looks[0].sample.at;
-    let last = curves.looks.last().expect("looks").sample.at + 30.0;
+    let last = curves.looks.last().expect("there is a state to draw").sample.at + 30.0;
     let mut plot = Plot { curves, first, last, svg: String::new() };
     plot.draw();
     plot.svg
@@ -62,20 +62,19 @@ impl Plot<'_> {
         let height = TOP + 3.0 * PANEL + 2.0 * GAP + 46.0;
         self.add(&format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
-             aria-label=\"Load, requests for each replica, and replicas wanted, over time\">\
+             aria-label=\"Load, requests per replica, and replicas wanted, over time\">\
              <style>{STYLE}</style><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>"
         ));
         let most = self.most(|look| look.sample.requests).max(self.curves.rate);
-        let requests = self.panel(0, "Requests a second, all pods together", most);
+        let requests = self.panel(0, "Requests/s, all pods together", most);
         self.sent(&requests);
         self.curve("curve", &requests, false, |look| look.sample.requests);
-        let legend = "dotted: as the clients send; line: as Prometheus has it, over two minutes";
+        let legend = "dotted: sent by the clients; line: rate in Prometheus over two minutes";
         self.text("note", WIDTH - RIGHT, TOP - 10.0, "end", legend);
 
         let target = Autoscaler::new(self.curves.spec.clone()).target(REQUESTS);
         let most = self.most(|look| look.per_pod).max(target);
-        let each =
-            self.panel(1, "Requests a second for each replica, as the autoscaler sees them", most);
+        let each = self.panel(1, "Requests/s per replica, as the autoscaler sees them", most);
         let y = each.y(target);
         self.add(&format!("<path class=\"target\" d=\"M{LEFT} {y:.1}H{:.1}\"/>", WIDTH - RIGHT));
         self.text("note target-text", WIDTH - RIGHT, y - 5.0, "end", &format!("target {target}"));
@@ -96,10 +95,10 @@ impl Plot<'_> {
             "<rect class=\"continued\" x=\"{start:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{shaded}\"/>",
             end - start
         ));
-        self.text("note", end, TOP - 30.0, "end", "shaded: the last value goes on");
+        self.text("note", end, TOP - 30.0, "end", "shaded: the last value is repeated");
     }
 
-    /// Title, grid and axes of a panel, with the time of the load behind them.
+    /// Title, grid and axes of a panel, with the time of the load in the background.
     fn panel(&mut self, number: u8, title: &str, most: f64) -> Panel {
         let top = TOP + f64::from(number) * (PANEL + GAP);
         let ticks = tick(most);
@@ -178,10 +177,10 @@ impl Panel {
     }
 }
 
-/// The step that needs three to six ticks to reach `most`: 1, 2 or 5 with zeros.
+/// The step that needs three to six ticks to reach `most`: 1, 2 or 5, followed by zeros.
 fn tick(most: f64) -> f64 {
     let power = 10f64.powf(most.log10().floor());
     let steps = [0.2, 0.5, 1.0, 2.0].map(|step| step * power);
     let step = steps.into_iter().find(|step| most / step <= 6.0);
-    step.expect("ten are five of the last").max(f64::MIN_POSITIVE)
+    step.expect("five ticks of the largest step reach ten").max(f64::MIN_POSITIVE)
 }

@@ -16,26 +16,26 @@ pub struct Prometheus {
     address: SocketAddr,
 }
 
-/// A series of an answer: its labels, and its values with their times.
+/// A series of a response: its labels, and its values with their times.
 #[derive(Debug, Clone)]
 pub struct Series {
     pub labels: Value,
     pub values: Vec<(f64, f64)>,
 }
 
-/// A program of the package `prometheus`.
+/// A program from Debian's package `prometheus`.
 pub fn program(name: &str) -> Command {
     let found = Command::new(name).arg("--version").output();
     assert!(
         found.is_ok(),
-        "this test needs {name}, of Debian's package prometheus; .ci/run installs it"
+        "this test needs {name}, from Debian's package prometheus; .ci/run installs it"
     );
     Command::new(name)
 }
 
-/// The configuration of the manifests in its own directory, without the discovery: a file lists
-/// `targets` with the labels that the discovery would find, before any relabelling. Debian's
-/// package has no other discovery.
+/// The configuration in the manifests, in a directory of its own and without its discovery, which
+/// Debian's package does not support. Instead, a file lists `targets` with the labels that the
+/// discovery would find, before any relabelling.
 pub fn configuration(name: &str, targets: &Value) -> PathBuf {
     let source = root().join("k8s/components/prometheus");
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prometheus").join(name);
@@ -43,18 +43,18 @@ pub fn configuration(name: &str, targets: &Value) -> PathBuf {
     fs::create_dir_all(&directory).unwrap();
     let config = fs::read_to_string(source.join("prometheus.yml")).unwrap();
     let mut config = parse(&config).remove(0);
-    let job = config["scrape_configs"][0].as_object_mut().expect("a job");
-    job.remove("kubernetes_sd_configs").expect("the discovery of the manifests");
+    let job = config["scrape_configs"][0].as_object_mut().expect("the configuration has a job");
+    job.remove("kubernetes_sd_configs").expect("the job has the discovery of the manifests");
     job.insert("file_sd_configs".to_owned(), json!([{ "files": ["targets.json"] }]));
     fs::write(directory.join("targets.json"), targets.to_string()).unwrap();
     fs::copy(source.join("rules.yml"), directory.join("rules.yml")).unwrap();
-    // JSON is YAML.
+    // JSON is valid YAML.
     fs::write(directory.join("prometheus.yml"), config.to_string()).unwrap();
     directory
 }
 
 impl Prometheus {
-    /// Starts one on a configuration.
+    /// Starts Prometheus with a configuration.
     pub fn start(directory: &Path) -> Self {
         let log = directory.join("log");
         let mut command = program("prometheus");
@@ -81,11 +81,11 @@ impl Prometheus {
         self.ask(&format!("query?query={}&time={time}", encoded(expression)))
     }
 
-    /// The values of an expression from `start` to `end`, one each `step` seconds.
+    /// The values of an expression from `start` to `end`, one for each `step` seconds.
     pub fn range(&self, expression: &str, start: f64, end: f64, step: f64) -> Vec<Series> {
         let query = encoded(expression);
         self.ask(&format!("query_range?query={query}&start={start}&end={end}&step={step}"))
-            .unwrap_or_else(|error| panic!("{expression}: {error}"))
+            .unwrap_or_else(|error| panic!("Prometheus rejects {expression}: {error}"))
     }
 
     fn ask(&self, path: &str) -> Result<Vec<Series>, String> {
@@ -93,7 +93,7 @@ impl Prometheus {
         if data["resultType"] == "scalar" {
             return Ok(vec![Series { labels: json!({}), values: vec![sample(&data["result"])] }]);
         }
-        let result = data["result"].as_array().expect("a list");
+        let result = data["result"].as_array().expect("the result is a list");
         let series = result.iter().map(|series| Series {
             labels: series["metric"].clone(),
             values: match &series["values"] {
@@ -104,7 +104,7 @@ impl Prometheus {
         Ok(series.collect())
     }
 
-    /// The API's response under `/api/v1/`, or its error.
+    /// The API's response to a path under `/api/v1/`, or its error.
     pub fn get(&self, path: &str) -> Result<Value, String> {
         let (_, text) = get(self.address, &format!("/api/v1/{path}"));
         let mut answer: Value = serde_json::from_str(&text).expect("JSON");
@@ -121,8 +121,8 @@ fn listening_on(line: &str) -> Option<SocketAddr> {
 }
 
 fn sample(value: &Value) -> (f64, f64) {
-    let time = value[0].as_f64().expect("a time");
-    (time, value[1].as_str().and_then(|text| text.parse().ok()).expect("a value"))
+    let time = value[0].as_f64().expect("the sample has a time");
+    (time, value[1].as_str().and_then(|text| text.parse().ok()).expect("the sample has a value"))
 }
 
 fn encoded(text: &str) -> String {

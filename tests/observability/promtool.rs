@@ -12,8 +12,8 @@ use crate::support::Server;
 #[track_caller]
 fn passes(output: &Output) -> String {
     let text = [&output.stdout[..], &output.stderr[..]].concat();
-    let text = String::from_utf8(text).expect("text");
-    assert!(output.status.success(), "{text}");
+    let text = String::from_utf8(text).expect("promtool prints text");
+    assert!(output.status.success(), "promtool reports: {text}");
     text
 }
 
@@ -33,7 +33,7 @@ fn the_metrics_follow_prometheus_conventions() {
         .spawn()
         .unwrap();
     promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    // Fail on warnings too.
+    // Warnings make the test fail, too.
     assert_eq!(passes(&promtool.wait_with_output().unwrap()), "");
 }
 

@@ -25,7 +25,7 @@ pub struct Expression {
     pub may_be_empty: bool,
 }
 
-/// Whether it uses metrics of other software where they exist.
+/// Whether it uses metrics of other software.
 pub fn is_of_others(text: &str) -> bool {
     named(text).selectors.iter().any(|selector| {
         selector.metric != "up" && OTHERS.iter().any(|(name, _)| *name == selector.metric)
@@ -38,18 +38,18 @@ pub fn expression(origin: String, text: &str) -> Expression {
 }
 
 pub fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().expect("a list").iter()
+    value.as_array().expect("the value is a list").iter()
 }
 
 pub fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+    value.as_str().unwrap_or_else(|| panic!("not a string: {value}"))
 }
 
 /// The recording and alerting rules in `rules.yml`.
 pub fn rules(document: &Value) -> Vec<Expression> {
     let rules = list(&document["groups"]).flat_map(|group| list(&group["rules"]));
     let read = |rule: &Value| {
-        let name = rule["record"].as_str().or(rule["alert"].as_str()).expect("a name");
+        let name = rule["record"].as_str().or(rule["alert"].as_str()).expect("the rule has a name");
         let mut read = expression(format!("rules.yml: {name}"), text(&rule["expr"]));
         read.may_be_empty |= rule["alert"].is_string();
         read
@@ -65,7 +65,7 @@ pub fn dashboard(name: &str, json: &str) -> Vec<Expression> {
     found
 }
 
-/// Looks for `expr` and for queries of variables. `origin` is the nearest title.
+/// Looks for `expr`, and for the queries of variables. `origin` is the nearest title.
 fn search(value: &Value, origin: &str, within_annotations: bool, found: &mut Vec<Expression>) {
     match value {
         Value::Object(fields) => {
@@ -94,7 +94,7 @@ fn search(value: &Value, origin: &str, within_annotations: bool, found: &mut Vec
 /// `label_values(series, label)` as an expression.
 fn of_variable(query: &str) -> Option<String> {
     let inside = query.strip_prefix("label_values(")?.strip_suffix(')')?;
-    let (series, label) = inside.rsplit_once(',').expect("a series and a label");
+    let (series, label) = inside.rsplit_once(',').expect("label_values has a series and a label");
     Some(format!("count by ({}) ({})", label.trim(), without_variables(series)))
 }
 
@@ -105,7 +105,7 @@ fn without_variables(text: &str) -> String {
     for part in parts {
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let (variable, rest) = match part.strip_prefix('{') {
-            Some(part) => part.split_once('}').expect("a brace"),
+            Some(part) => part.split_once('}').expect("the variable has a closing brace"),
             None => part.split_at(part.find(|c| !is_name(c)).unwrap_or(part.len())),
         };
         plain += match variable.split(':').next().unwrap_or_default() {

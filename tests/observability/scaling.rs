@@ -9,45 +9,45 @@ use crate::autoscaler::{Autoscaler, PERIOD};
 /// The results of the adapter's queries at one time.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// In seconds from the start of the load.
+    /// Seconds from the start of the load.
     pub at: f64,
-    /// Cores that all pods together use.
+    /// Cores that all pods use together.
     pub cpu: f64,
-    /// Clients' requests/s, all pods together.
+    /// Clients' requests/s, for all pods together.
     pub requests: f64,
     /// The mean over the pods of the share of slow requests.
     pub slow: f64,
 }
 
-/// The place of requests/s among the metrics of the autoscaler, after CPU.
+/// The index of requests/s among the autoscaler's metrics, after CPU.
 pub const REQUESTS: usize = 1;
 
-/// The autoscaler after one period.
+/// The state of the autoscaler after one period.
 #[derive(Debug, Clone, Copy)]
 pub struct Look {
     pub sample: Sample,
     /// Requests/s per replica.
     pub per_pod: f64,
     pub replicas: i32,
-    /// Whether this is the last sample repeated, see [`scale`].
+    /// Whether this is the last sample repeated; see [`scale`].
     pub continued: bool,
 }
 
-/// How long to continue after the last sample at most, in seconds.
+/// Maximum time to continue after the last sample, in seconds.
 const PATIENCE: f64 = 1800.0;
 
-/// Gives samples to an autoscaler, one per period. It repeats the last one until the replicas are
-/// at the minimum: since there are no more requests, Prometheus would keep seeing the same values,
-/// and the test need not wait for them.
+/// Gives samples to an autoscaler, one per period. It repeats the last one until the number of
+/// replicas is at the minimum. Prometheus would keep seeing the same values, because there are no
+/// more requests, so the test need not wait for them.
 ///
-/// The number of replicas is the one that the autoscaler wanted in the previous period, and the
-/// load is spread over them. So each has an equal part of the total requests and CPU, however many
+/// The number of replicas is what the autoscaler wanted in the previous period, and the load is
+/// spread over them. So each replica has an equal part of the total requests and CPU, however many
 /// servers were measured. The share of slow requests is used as measured.
 pub fn scale(spec: HorizontalPodAutoscalerSpec, samples: &[Sample]) -> Vec<Look> {
-    let minimum = spec.min_replicas.expect("a minimum");
+    let minimum = spec.min_replicas.expect("the autoscaler has a minimum");
     let mut autoscaler = Autoscaler::new(spec);
     let mut looks = Vec::new();
-    let last = *samples.last().expect("samples");
+    let last = *samples.last().expect("there is a sample");
     let first = samples[0].at;
     let times = (0..).map(|look| first + f64::from(look) * PERIOD);
     for at in times.take_while(|at| *at < last.at + PATIENCE) {
@@ -55,7 +55,8 @@ pub fn scale(spec: HorizontalPodAutoscalerSpec, samples: &[Sample]) -> Vec<Look>
         if continued && autoscaler.replicas == minimum {
             break;
         }
-        let seen = samples.iter().rfind(|sample| sample.at <= at).expect("the first");
+        let seen =
+            samples.iter().rfind(|sample| sample.at <= at).expect("the first sample is old enough");
         let sample = Sample { at, ..*seen };
         let [cpu, per_pod] =
             [sample.cpu, sample.requests].map(|sum| sum / f64::from(autoscaler.replicas));
@@ -65,7 +66,7 @@ pub fn scale(spec: HorizontalPodAutoscalerSpec, samples: &[Sample]) -> Vec<Look>
     looks
 }
 
-/// For a spreadsheet.
+/// The states as CSV, for a spreadsheet.
 pub fn csv(looks: &[Look]) -> String {
     let mut csv = "seconds,cpu,requests_per_second,requests_per_second_per_replica,\
                    slow_requests_ratio,replicas_wanted,continued\n"
@@ -76,7 +77,7 @@ pub fn csv(looks: &[Look]) -> String {
             csv,
             "{at:.0},{cpu:.3},{requests:.1},{per_pod:.1},{slow:.4},{replicas},{continued}"
         )
-        .expect("memory");
+        .expect("a string can grow");
     }
     csv
 }

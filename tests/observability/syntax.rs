@@ -1,4 +1,5 @@
-//! Every expression is valid PromQL. `live` would notice too, but takes six minutes.
+//! Every expression is valid PromQL. `live` would also notice an invalid one, but takes six
+//! minutes.
 
 use std::fs;
 use std::path::Path;
@@ -10,8 +11,8 @@ use crate::expressions::all;
 use crate::prometheus::program;
 use crate::queries::Expression;
 
-/// promtool's verdict on expressions. It reads them only in rules, so each becomes a recording
-/// rule.
+/// promtool's verdict on expressions. promtool reads expressions only in rules, so each becomes a
+/// recording rule.
 fn check(name: &str, expressions: &[Expression]) -> Output {
     let record = |(at, one): (usize, &Expression)| -> Value {
         json!({ "record": format!("expression:{at}"), "expr": one.text })
@@ -19,7 +20,7 @@ fn check(name: &str, expressions: &[Expression]) -> Output {
     let rules: Vec<_> = expressions.iter().enumerate().map(record).collect();
     let groups = json!({ "groups": [{ "name": "all", "rules": rules }] });
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.yml"));
-    // JSON is YAML.
+    // JSON is valid YAML.
     fs::write(&file, groups.to_string()).unwrap();
     program("promtool").args(["check", "rules"]).arg(&file).output().unwrap()
 }
@@ -32,7 +33,7 @@ fn complaints(output: &Output) -> String {
 fn every_expression_is_valid_promql() {
     let all = all();
     let of_the_dashboard = all.iter().filter(|one| one.origin.starts_with("dashboard.json"));
-    assert!(of_the_dashboard.count() > 50, "they are found");
+    assert!(of_the_dashboard.count() > 50, "too few expressions of the dashboard were found");
     let output = check("expressions", &all);
     assert!(output.status.success(), "{}", complaints(&output));
 }

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use crate::support::{DEADLINE, Process, wait_until};
 
-/// No network traffic of its own, and no sandbox, because it may run as root.
+/// Without network traffic of its own, and without a sandbox, because it may run as root.
 const ARGUMENTS: [&str; 8] = [
     "--headless",
     "--no-sandbox",
@@ -41,7 +41,9 @@ impl Browser {
         });
         let session =
             browser.send("/session", &json!({ "capabilities": { "alwaysMatch": wanted } }));
-        let id = session["sessionId"].as_str().unwrap_or_else(|| panic!("chromium: {session}"));
+        let id = session["sessionId"]
+            .as_str()
+            .unwrap_or_else(|| panic!("Chromium does not start: {session}"));
         browser.session = format!("{}/session/{id}", browser.session);
         browser.send("/url", &json!({ "url": url }));
         browser
@@ -122,7 +124,7 @@ impl Browser {
 
     fn log(&self, kind: &str) -> Vec<Json> {
         let entries = self.send("/se/log", &json!({ "type": kind }));
-        entries.as_array().unwrap_or_else(|| panic!("{entries}")).clone()
+        entries.as_array().unwrap_or_else(|| panic!("the driver returns no log: {entries}")).clone()
     }
 
     /// A command of the DevTools protocol.
@@ -133,9 +135,9 @@ impl Browser {
     fn send(&self, path: &str, body: &Json) -> Json {
         let url = format!("{}{path}", self.session);
         let mut response =
-            self.agent.post(&url).send(body.to_string()).expect("the driver answers");
+            self.agent.post(&url).send(body.to_string()).expect("chromedriver answers");
         let text = response.body_mut().read_to_string().expect("text");
-        assert_eq!(response.status(), 200, "chromium refuses {path} {body}: {text}");
+        assert_eq!(response.status(), 200, "chromedriver refuses {path} {body}: {text}");
         let mut answer: Json = serde_json::from_str(&text).expect("JSON");
         answer["value"].take()
     }
@@ -158,19 +160,20 @@ fn start_driver() -> (Process, String) {
         let mut command = Command::new("chromedriver");
         command.arg("--port=0").stdout(std::process::Stdio::piped());
         let child = command.spawn().unwrap_or_else(|error| {
-            panic!("chromedriver (Debian: chromium, chromium-driver) is needed: {error}")
+            panic!("needs chromedriver (Debian: chromium, chromium-driver): {error}")
         });
         let mut driver = Process(child);
-        let mut lines = driver.stdout().lines().map(|line| line.expect("a pipe can be read"));
+        let mut lines =
+            driver.stdout().lines().map(|line| line.expect("the driver's output can be read"));
         let port = lines.find_map(|line| {
             let (_, port) = line.split_once("successfully on port ")?;
             Some(port.trim_end_matches('.').to_owned())
         });
         if let Some(port) = port {
-            // Its later output must not fill the pipe.
+            // Later output must not fill the pipe.
             std::thread::spawn(move || lines.for_each(drop));
             return (driver, format!("http://127.0.0.1:{port}"));
         }
     }
-    panic!("chromedriver ended {STARTS} times before it said its port");
+    panic!("chromedriver exited {STARTS} times without printing its port");
 }

@@ -33,14 +33,14 @@ fn rows(browser: &Browser) -> Vec<Vec<Option<f64>>> {
         "return [...document.querySelectorAll('tbody tr')].reverse()
             .map((row) => [...row.querySelectorAll('data')].map((data) => data.value))",
     );
-    let rows = rows.as_array().expect("rows").iter();
-    rows.map(|row| row.as_array().expect("cells").iter().map(number).collect())
+    let rows = rows.as_array().expect("the table has rows").iter();
+    rows.map(|row| row.as_array().expect("a row has cells").iter().map(number).collect())
         .filter(|row: &Vec<_>| row[SECONDS].is_some())
         .collect()
 }
 
 fn number(cell: &Json) -> Option<f64> {
-    cell.as_str().expect("a value").parse().ok()
+    cell.as_str().expect("a cell has a value").parse().ok()
 }
 
 /// Waits until the page has read the metrics this many more times.
@@ -52,9 +52,9 @@ fn wait_for_readings(browser: &Browser, more: u32) {
     }
 }
 
-/// A registry after `count` times: forty requests of a hundred within 1 ms, fifty
-/// more within 2 ms, and one in two hundred beyond 4 ms, which is the last bound. A
-/// thousand of them take a quarter of a second of CPU.
+/// A registry after `count` thousand requests: 40 % of them take at most 1 ms, 50 % more at most 2
+/// ms, and 0.5 % more than 4 ms, which is the last bound. A thousand requests use a quarter of a
+/// second of CPU.
 fn registry(count: u64) -> String {
     let mut text = format!("zmq_echo_requests_total{{source=\"client\"}} {}\n", 1000 * count);
     text.push_str(&format!("process_cpu_seconds_total {}\n", 0.25 * count as f64));
@@ -106,16 +106,19 @@ async fn the_page_shows_the_numbers_of_the_registry() {
 
     let rows = rows(&browser);
     let counted: f64 = rows.iter().filter_map(|row| row[REQUESTS]).sum();
-    assert_eq!(counted, sent, "each request stands in one row: {rows:?}");
+    assert_eq!(counted, sent, "the rows do not contain each request once: {rows:?}");
     for row in &rows {
         let (seconds, requests) = (row[SECONDS].unwrap(), row[REQUESTS].unwrap());
         assert_eq!(row[RATE], Some(requests / seconds));
         // An echo takes longer than a microsecond and, here, less than a minute.
         let quantiles: Vec<f64> = row[P50..P50 + 3].iter().filter_map(|cell| *cell).collect();
-        assert!(quantiles.is_sorted(), "{row:?}");
-        assert!(quantiles.iter().all(|q| (1e-6..=60.0).contains(q)), "{row:?}");
+        assert!(quantiles.is_sorted(), "the quantiles are not in rising order: {row:?}");
+        assert!(
+            quantiles.iter().all(|q| (1e-6..=60.0).contains(q)),
+            "a latency is out of range: {row:?}"
+        );
     }
-    assert!(rows.iter().any(|row| row[P50].is_some()), "{rows:?}");
+    assert!(rows.iter().any(|row| row[P50].is_some()), "no row has a latency: {rows:?}");
     assert_eq!(browser.console(), [""; 0]);
 }
 
@@ -128,9 +131,9 @@ fn rates_and_percentiles_cover_the_time_between_two_scrapes() {
     let near = |is: Option<f64>, due: f64| is.is_some_and(|is| (is / due - 1.0).abs() < 1e-9);
     for row in &rows {
         assert_eq!(row[REQUESTS], Some(1000.0));
-        assert!(near(row[RATE], 1000.0 / row[SECONDS].unwrap()), "{row:?}");
-        assert!(near(row[P50], 0.001 + 0.001 * 100.0 / 500.0), "{row:?}");
-        assert!(near(row[P50 + 1], 0.002 + 0.002 * 90.0 / 95.0), "{row:?}");
+        assert!(near(row[RATE], 1000.0 / row[SECONDS].unwrap()), "the rate is wrong: {row:?}");
+        assert!(near(row[P50], 0.001 + 0.001 * 100.0 / 500.0), "p50 is wrong: {row:?}");
+        assert!(near(row[P50 + 1], 0.002 + 0.002 * 90.0 / 95.0), "p99 is wrong: {row:?}");
         assert_eq!(row[P50 + 2], Some(f64::INFINITY), "{row:?}");
     }
     // The large figures cover a longer time, but here all values are the same.
@@ -164,9 +167,9 @@ fn without_requests_the_page_says_idle() {
     for id in ["p50", "p99", "p999"] {
         assert_eq!(browser.text(id), "idle", "{id}");
     }
-    stand_in.say(|| registry(8));
+    stand_in.respond_with(|| registry(8));
     browser.wait_until("byId('p50').textContent === '1.2 ms'");
-    // It covers ten seconds and no more.
+    // It covers ten seconds, and then shows no value any more.
     browser.wait_until("byId('p50').textContent === 'idle'");
 }
 
@@ -175,11 +178,11 @@ fn a_server_at_work_shows_more_cpu_than_an_idle_one() {
     let server = Server::start(&[]);
     let browser = open(&server);
     wait_for_readings(&browser, 2);
-    let idle = browser.number("cpu").expect("two readings make a rate");
+    let idle = browser.number("cpu").expect("the page shows the CPU after two readings");
     assert_eq!(browser.run("return byId('cpu').checkVisibility()"), true);
     raw::keep_busy(server.address(), 1);
     browser.wait_until(&format!("byId('cpu').value > {}", 2.0 * idle));
-    // In per cent of one core, with three digits.
+    // As a percentage of one core, with three digits.
     browser
         .wait_until("Math.abs(parseFloat(byId('cpu').textContent) / byId('cpu').value - 100) < 1");
     assert!(browser.text("process").contains("\u{a0}% of a core, "), "{}", browser.text("process"));
@@ -199,12 +202,15 @@ fn a_counter_that_decreases_is_shown_as_a_restart() {
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 2);
     assert_eq!(browser.text("state"), "Serving");
-    stand_in.say(growing());
+    stand_in.respond_with(growing());
     browser.wait_until("byId('state').textContent.startsWith('Serving, restarted at ')");
     browser.wait_until("document.querySelectorAll('svg .restart').length === 5");
     wait_for_readings(&browser, 2);
     let rows = rows(&browser);
-    assert!(rows.iter().all(|row| row[REQUESTS] == Some(1000.0)), "{rows:?}");
+    assert!(
+        rows.iter().all(|row| row[REQUESTS] == Some(1000.0)),
+        "a restart distorts the requests of a row: {rows:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,7 +240,10 @@ async fn the_page_shows_a_drain_then_the_end_then_the_next_server() {
     assert_eq!(browser.run("return document.querySelectorAll('svg .gone').length"), 5);
     // The browser's own message about a refused connection is the only output.
     let said = browser.console();
-    assert!(said.iter().all(|line| line.contains("net::ERR_CONNECTION_REFUSED")), "{said:?}");
+    assert!(
+        said.iter().all(|line| line.contains("net::ERR_CONNECTION_REFUSED")),
+        "unexpected console output: {said:?}"
+    );
 }
 
 #[test]
@@ -251,7 +260,7 @@ fn a_server_that_answers_without_metrics_is_shown_as_gone() {
     let stand_in = StandIn::new(growing());
     let browser = Browser::open(&format!("http://{}/", stand_in.address));
     wait_for_readings(&browser, 1);
-    stand_in.say(|| "<html>Please log in.</html>".to_owned());
+    stand_in.respond_with(|| "<html>Please log in.</html>".to_owned());
     browser.wait_until("document.body.dataset.state === 'gone'");
 }
 
@@ -285,9 +294,12 @@ fn the_page_sends_requests_only_to_the_server() {
     wait_for_readings(&browser, 2);
     let asked = browser.requests();
     let origin = format!("http://{}/", server.http);
-    assert!(asked.contains(&origin) && asked.contains(&format!("{origin}metrics")), "{asked:?}");
+    assert!(
+        asked.contains(&origin) && asked.contains(&format!("{origin}metrics")),
+        "the page did not request its own server: {asked:?}"
+    );
     let others: Vec<_> = asked.iter().filter(|url| !url.starts_with(&origin)).collect();
-    assert!(others.is_empty(), "{others:?}");
+    assert!(others.is_empty(), "the page requested other addresses: {others:?}");
     assert_eq!(browser.console(), [""; 0]);
 }
 
@@ -308,8 +320,11 @@ fn the_content_security_policy_blocks_other_scripts_and_requests() {
         return window.ran ?? getComputedStyle(document.body.lastChild).position";
     assert_eq!(browser.run(injected), "static");
     let said = browser.console();
-    assert!(said.len() >= 4, "each refusal is a record: {said:?}");
-    assert!(said.iter().all(|line| line.contains("Content Security Policy")), "{said:?}");
+    assert!(said.len() >= 4, "the browser did not report each refusal: {said:?}");
+    assert!(
+        said.iter().all(|line| line.contains("Content Security Policy")),
+        "unexpected console output: {said:?}"
+    );
 }
 
 /// The controls, each identified by a word.
@@ -325,8 +340,8 @@ fn every_control_works_by_keyboard() {
     wait_for_readings(&browser, 2);
     browser.run("byId('numbers').open = true");
     let operable = browser.run(&format!("{OPERABLE} return operable.map(word)"));
-    let count = operable.as_array().expect("a list").len();
-    assert!(count >= 12, "{operable}");
+    let count = operable.as_array().expect("the page lists its controls").len();
+    assert!(count >= 12, "controls are missing: {operable}");
     let mut reached = Vec::new();
     for _ in 0..count {
         browser.press("Tab");
@@ -335,7 +350,7 @@ fn every_control_works_by_keyboard() {
             return [word(of), style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2]"
         );
         let focused = browser.run(&focused);
-        assert_eq!(focused[1], true, "the focus on {focused} cannot be seen");
+        assert_eq!(focused[1], true, "the focus on {focused} is not visible");
         reached.push(focused[0].clone());
     }
     assert_eq!(Json::from(reached), operable);
@@ -357,7 +372,8 @@ fn every_control_works_by_keyboard() {
     assert_eq!(browser.run(&format!("return {value}.startsWith('now: ')")), true);
 }
 
-/// The lowest contrast between a text and its background, by WCAG 2.2, and the text.
+/// The lowest contrast between a text and its background, computed as WCAG 2.2 defines it, and the
+/// text.
 const LEAST_CONTRAST: &str = "
     const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
     const linear = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
@@ -396,13 +412,16 @@ fn every_text_is_readable_in_light_and_dark_in_every_state() {
                 "document.body.dataset.state = '{state}'; byId('notice').textContent = 'Notice';
                 {LEAST_CONTRAST}"
             ));
-            let least = measured[0].as_f64().expect("a ratio");
-            assert!(least >= 4.5, "{scheme}, {state}: {measured}");
-            assert!(measured[2].as_u64().expect("a count") > 50, "{measured}");
+            let least = measured[0].as_f64().expect("the contrast is a number");
+            assert!(least >= 4.5, "the contrast is too low in {scheme}, {state}: {measured}");
+            assert!(
+                measured[2].as_u64().expect("the number of texts") > 50,
+                "too few texts were measured: {measured}"
+            );
         }
         pages.push(browser.run("return getComputedStyle(document.body).backgroundColor"));
     }
-    assert_ne!(pages[0], pages[1], "both schemes are the same");
+    assert_ne!(pages[0], pages[1], "the dark and the light scheme have the same background");
 }
 
 #[test]
@@ -416,7 +435,11 @@ fn nothing_is_cut_off_on_any_screen() {
             "return [document.documentElement, ...document.querySelectorAll('header, .card')]
                 .filter((of) => of.scrollWidth > of.clientWidth + 1).map((of) => of.textContent.trim().slice(0, 40))",
         );
-        assert_eq!(wide, serde_json::json!([]), "at {width}");
+        assert_eq!(
+            wide,
+            serde_json::json!([]),
+            "these elements are wider than the viewport of {width} pixels"
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! A side port that returns whatever a test wants.
+//! A side port that returns whatever the test wants.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,8 +7,7 @@ use std::thread;
 
 use crate::support::Server;
 
-/// Serves the page of a real server, headers included, and a registry that the test
-/// writes.
+/// Serves the page of a real server with its headers, and a registry that the test writes.
 pub struct StandIn {
     pub address: SocketAddr,
     script: Arc<Mutex<Script>>,
@@ -26,7 +25,7 @@ impl StandIn {
         let shared = Arc::clone(&script);
         thread::spawn(move || {
             for stream in listener.incoming() {
-                // A browser opens connections that it does not use.
+                // Browsers open connections that they do not use.
                 let (page, script) = (page.clone(), Arc::clone(&shared));
                 thread::spawn(move || answer(&stream.unwrap(), &page, &script));
             }
@@ -34,8 +33,8 @@ impl StandIn {
         Self { address, script }
     }
 
-    /// Changes the response from now on.
-    pub fn say(&self, script: impl FnMut() -> String + Send + 'static) {
+    /// Changes the response to `/metrics` from now on.
+    pub fn respond_with(&self, script: impl FnMut() -> String + Send + 'static) {
         *self.script.lock().unwrap() = Box::new(script);
     }
 }
@@ -45,7 +44,7 @@ fn page_as_sent() -> Vec<u8> {
     let mut stream = TcpStream::connect(server.http).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nAccept: text/html\r\n\r\n").unwrap();
     let mut page = Vec::new();
-    stream.read_to_end(&mut page).expect("the side port closes");
+    stream.read_to_end(&mut page).expect("the side port closes the connection");
     page
 }
 

@@ -12,13 +12,13 @@ use crate::support::built::LOAD;
 use crate::support::shell::{blocks_of, blocks_under, commands, commands_of, documents, inline};
 use crate::support::{PROBE, Process, SERVER, Server, command, get, sample, scrape, wait_until};
 
-/// Commands that no test runs as written, by their beginning, and the reason.
+/// Commands that no test runs as written: how they begin, and the reason.
 const NOT_RUN: &[(&str, &str)] = &[
     ("docker ", "needs Docker"),
     ("kind ", "needs Docker"),
     ("helm ", "needs a cluster and the charts' servers"),
-    ("kubectl ", "needs a cluster; the tests of the manifests run it against one that is away"),
-    ("cargo build              # the", "builds what these tests have built"),
+    ("kubectl ", "needs a cluster; the tests of the manifests run it against an unreachable one"),
+    ("cargo build              # the", "builds what these tests have already built"),
     ("cargo build --profile image", "takes minutes; .ci/image builds with this profile"),
     ("cargo clippy --workspace", "needs a C++ compiler; .ci/run runs it"),
     ("cargo deny", "needs cargo-deny; .ci/run runs it"),
@@ -26,14 +26,14 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("cargo machete", "needs cargo-machete; .ci/run runs it"),
     ("cargo run -p zmq-echo-client --example manual", "a test runs this example in its own folder"),
     ("cargo test               # everything", "is this suite"),
-    ("cargo build --release", "takes minutes; what follows it runs with the tests' own build"),
+    ("cargo build --release", "takes minutes; the commands after it run with the tests' own build"),
     ("cargo run     # serves", "serves until Ctrl-C; every test starts such a server"),
     ("cargo test    # runs", "is this suite"),
     ("cargo test -p zmq-echo-compare", "builds libzmq; .ci/run runs it"),
     ("cargo test --test ", "needs other programs, and minutes; .ci/run runs it"),
     ("cargo run --profile image -p zmq-echo-compare", "takes six minutes"),
     ("cargo doc ", "opens a browser; .ci/run builds the documentation"),
-    ("cargo +nightly fuzz run session", "needs a nightly compiler, and has no end"),
+    ("cargo +nightly fuzz run session", "needs a nightly compiler, and never ends"),
     (".ci/cluster --all", "takes an hour; .ci/run runs the shorter scenarios"),
     ("cp target/scaling/scaling.svg docs/", "changes the picture in this repository"),
     ("promtool test rules ", "needs promtool; the test `observability` runs it"),
@@ -58,10 +58,10 @@ const RUN: [(&str, &str, &str); 4] = [
     (LOAD_GENERATOR, "# The load generator", "zmq-echo-load"),
 ];
 
-/// The one block of another document that a test runs: that of the manifests.
+/// A block of another document that a test runs: the tests of the manifests do.
 const RUN_WITH_KUBECTL: &str = "cat >> k8s/overlays/production/kustomization.yaml";
 
-/// How the text next to the commands stops all three servers.
+/// The command in the text that stops all three servers.
 const STOP: &str = "kill $(cat ?.pid)";
 
 #[test]
@@ -75,11 +75,15 @@ fn every_documented_command_is_tested_or_listed_with_a_reason() {
     for (file, command) in &commands {
         let is_run =
             run.contains(command) || command.starts_with(RUN_WITH_KUBECTL) || command == STOP;
-        assert!(is_run || begins(command), "{}: {command}", file.display());
+        assert!(
+            is_run || begins(command),
+            "no test runs this command of {}: {command}",
+            file.display()
+        );
     }
     for (begin, reason) in NOT_RUN {
         let any = commands.iter().any(|(_, command)| command.starts_with(begin));
-        assert!(any, "no command begins with `{begin}`, which {reason}");
+        assert!(any, "the list is outdated: no command begins with `{begin}` ({reason})");
     }
 }
 
@@ -87,7 +91,7 @@ fn every_documented_command_is_tested_or_listed_with_a_reason() {
 fn block_under(document: &str, heading: &str, part: &str) -> String {
     let blocks = blocks_under(document, heading);
     let block = blocks.into_iter().find(|block| block.contains(part));
-    block.unwrap_or_else(|| panic!("no block with `{part}` under `{heading}`"))
+    block.unwrap_or_else(|| panic!("no block under `{heading}` contains `{part}`"))
 }
 
 #[test]
@@ -99,10 +103,14 @@ fn a_shell_can_parse_every_documented_command() {
     let mut count = 0;
     for (file, block) in blocks {
         let output = Command::new("sh").args(["-n", "-c", &block]).output().unwrap();
-        assert!(output.status.success(), "{}: {block}\n{output:?}", file.display());
+        assert!(
+            output.status.success(),
+            "a shell cannot parse a block of {}: {block}\n{output:?}",
+            file.display()
+        );
         count += 1;
     }
-    assert!(count > 30, "{count} blocks");
+    assert!(count > 30, "only {count} blocks were found");
 }
 
 /// Runs a block from the README, but with the tests' own build and at other addresses.
@@ -143,11 +151,17 @@ fn the_probe_and_the_side_port_answer_as_the_readme_says() {
         let mut shell = shell(&one, &addresses, &place.0);
         // The README's command names no endpoint and uses the default.
         let output = shell.env("ZMQ_ECHO_PROBE_ENDPOINT", &server.endpoint).output().unwrap();
-        assert!(output.status.success(), "{one}: {output:?}");
+        assert!(output.status.success(), "the command `{one}` failed: {output:?}");
         said += &String::from_utf8(output.stdout).unwrap();
     }
-    assert!(said.contains(": echoed in ") && said.contains("alive, echoed in "), "{said}");
-    assert!(said.contains("zmq_echo_requests_total{source=\"probe\"} "), "{said}");
+    assert!(
+        said.contains(": echoed in ") && said.contains("alive, echoed in "),
+        "the commands did not print both echoes: {said}"
+    );
+    assert!(
+        said.contains("zmq_echo_requests_total{source=\"probe\"} "),
+        "the commands did not print the metrics: {said}"
+    );
 }
 
 #[test]
@@ -160,7 +174,7 @@ fn the_load_generator_writes_its_report_as_documented() {
     let mut shell = shell(&block, &shorter, &place.0);
     shell.env("ZMQ_ECHO_LOAD_ENDPOINTS", &server.endpoint).env("ZMQ_ECHO_LOAD_TIMEOUT", "1m");
     let output = shell.output().unwrap();
-    assert!(output.status.success(), "{output:?}");
+    assert!(output.status.success(), "the block failed: {output:?}");
     assert!(place.0.join("report.html").exists());
 }
 
@@ -171,22 +185,34 @@ fn no_command_repeats_a_known_mistake() {
             let words: Vec<_> = line.split_whitespace().collect();
             let place = format!("{}: {line}", file.display());
             let has = |word: &str| words.contains(&word);
-            // They match by text, even in the load generator's arguments.
-            assert!(!has("pkill") && !has("killall"), "{place}");
-            // It is not installed with kubectl, whose `kustomize` has no `edit`.
-            assert!(words.first() != Some(&"kustomize"), "{place}");
-            // Only one type of object can be watched.
+            // They match processes by their text, even in the arguments of the load generator.
+            assert!(
+                !has("pkill") && !has("killall"),
+                "the command may end other processes: {place}"
+            );
+            // Not everyone has kustomize, and the `kustomize` in kubectl has no `edit`.
+            assert!(
+                words.first() != Some(&"kustomize"),
+                "the command needs kustomize itself: {place}"
+            );
+            // kubectl can watch only one type of object.
             let types = words.iter().skip_while(|word| **word != "get").nth(1);
             let many = types.is_some_and(|types| types.contains(','));
-            assert!(!(many && (has("--watch") || has("-w"))), "{place}");
-            // It fails if there is one, and nothing after `&&` is run.
+            assert!(
+                !(many && (has("--watch") || has("-w"))),
+                "the command watches several types: {place}"
+            );
+            // It fails if the namespace exists, and then nothing after `&&` is run.
             let creates = line.contains("create namespace");
-            assert!(!creates || line.contains("--dry-run=client"), "{place}");
+            assert!(
+                !creates || line.contains("--dry-run=client"),
+                "the command fails if the namespace exists: {place}"
+            );
         }
     }
 }
 
-/// A directory in which the commands leave their files, and the servers that they have started.
+/// A directory for the files that the commands write, and the servers that they have started.
 struct Place(PathBuf);
 
 impl Place {
@@ -217,7 +243,7 @@ fn one_of_three_servers_is_restarted_under_load_and_all_are_stopped_as_the_readm
     let (start, restart) = (block("for n in 1 2 3"), block(">> 2.log"));
     assert!(README.contains(&format!("`{STOP}`")));
     let place = Place::new("replicas");
-    // An address of this process's own, because the ports are the README's.
+    // The ports are those of the README, so the process uses an address of its own.
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let host = Ipv4Addr::new(127, 1 + high % 200, low, 1);
     let shell = |text: &str| {
@@ -225,33 +251,39 @@ fn one_of_three_servers_is_restarted_under_load_and_all_are_stopped_as_the_readm
         let addresses = [("127.0.0.1", host.to_string()), ("20s", "12s".to_owned())];
         let mut shell = shell(&text, &addresses, &place.0);
         shell.stderr(Stdio::null());
-        // Patient, for a machine that has much else to do.
+        // With long timeouts, for a busy machine.
         shell.env("ZMQ_ECHO_LOAD_TIMEOUT", "1m").env("ZMQ_ECHO_LOAD_RATE", "200");
         shell
     };
     let is_up = |port| TcpStream::connect(SocketAddr::from((host, port))).is_ok();
 
     let mut load = Process::spawn(&mut shell(&start));
-    wait_until("the second server is under load", || {
+    wait_until("the second server gets requests", || {
         let requests = r#"zmq_echo_requests_total{source="client"}"#;
         is_up(8082) && sample(&scrape(SocketAddr::from((host, 8082))), requests) > Some(10.0)
     });
     let status = shell(&restart).stdout(Stdio::null()).status().unwrap();
-    assert!(status.success(), "{status}");
-    wait_until("the second server is back", || is_up(5552));
+    assert!(status.success(), "the documented restart failed: {status}");
+    wait_until("the second server has restarted", || is_up(5552));
     let mut table = String::new();
     load.stdout().read_to_string(&mut table).unwrap();
     assert_eq!(load.wait(), 0, "{table}");
-    let failed = table.lines().find(|line| line.starts_with("failed")).expect("a row");
+    let failed = table
+        .lines()
+        .find(|line| line.starts_with("failed"))
+        .expect("the table has a row for failures");
     assert_eq!(failed.split_whitespace().nth(1), Some("0"), "{table}");
     assert!(place.0.join("report.html").exists());
-    // Its log continues where it stopped.
+    // The restarted server appends to its log.
     let log = fs::read_to_string(place.0.join("2.log")).unwrap();
-    assert!(log.contains("\"drained\"") && log.matches("\"listening\"").count() == 2, "{log}");
+    assert!(
+        log.contains("\"drained\"") && log.matches("\"listening\"").count() == 2,
+        "the restart has overwritten the log: {log}"
+    );
 
     assert_eq!(place.pids().len(), 3);
     assert!(shell(STOP).stdout(Stdio::null()).status().unwrap().success());
     for port in 5551..=5553 {
-        wait_until("it is stopped", || !is_up(port));
+        wait_until("the documented command has stopped the server", || !is_up(port));
     }
 }

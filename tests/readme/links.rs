@@ -1,4 +1,4 @@
-//! Every link of the documents leads somewhere, and the index leads to every document.
+//! Every link in the documents has a target, and the index links to every document.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -50,7 +50,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The error in a link of the page at `path`, if there is one.
+/// What is wrong with a link on the page at `path`, if anything.
 fn fault(path: &Path, text: &str, link: &str) -> Option<String> {
     if link.starts_with("https://") {
         return None;
@@ -58,7 +58,7 @@ fn fault(path: &Path, text: &str, link: &str) -> Option<String> {
     let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
     let target = path.parent().unwrap().join(file);
     if !file.is_empty() && !target.exists() {
-        return Some(format!("{}: no file at `{link}`", path.display()));
+        return Some(format!("{} links to `{link}`, which does not exist", path.display()));
     }
     let target_text = match file {
         "" => Some(text.to_owned()),
@@ -69,7 +69,7 @@ fn fault(path: &Path, text: &str, link: &str) -> Option<String> {
     };
     let leads =
         anchor.is_empty() || target_text.is_some_and(|text| anchors(&text).contains(anchor));
-    (!leads).then(|| format!("{}: no heading for `{link}`", path.display()))
+    (!leads).then(|| format!("{} links to `{link}`, which has no such heading", path.display()))
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn every_link_leads_to_a_file_and_a_heading() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-    assert!(count > 80, "{count} links");
+    assert!(count > 80, "only {count} links were found");
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_broken_link_is_detected() {
         ("README.txt", false),
         ("https://example.com/", true),
     ] {
-        assert_eq!(fault(&page, text, link).is_none(), holds, "{link}");
+        assert_eq!(fault(&page, text, link).is_none(), holds, "`{link}` is judged wrongly");
     }
 }
 
@@ -139,20 +139,28 @@ fn every_document_named_in_the_tree_exists() {
                 continue;
             }
             let document = root().join("docs").join(name);
-            assert!(document.exists(), "{}: docs/{name}", file.display());
+            assert!(
+                document.exists(),
+                "{} names docs/{name}, which does not exist",
+                file.display()
+            );
             let named = after.strip_prefix('#').map(|anchor| {
                 let end = anchor.find(|c: char| !c.is_ascii_alphanumeric() && !"-_".contains(c));
                 &anchor[..end.unwrap_or(anchor.len())]
             });
-            // The end of a format string's or a test's beginning of an anchor.
+            // A format string, or a test, may contain only the start of an anchor.
             if let Some(anchor) = named.filter(|anchor| !anchor.is_empty()) {
                 let there = anchors(&fs::read_to_string(&document).unwrap());
-                assert!(there.contains(anchor), "{}: docs/{name}#{anchor}", file.display());
+                assert!(
+                    there.contains(anchor),
+                    "{} names docs/{name}#{anchor}, which has no such heading",
+                    file.display()
+                );
             }
             count += 1;
         }
     }
-    assert!(count > 60, "{count} names");
+    assert!(count > 60, "only {count} names of documents were found");
 }
 
 /// The files in a folder and its subfolders, without build output.

@@ -1,8 +1,8 @@
 //! Programs that cargo does not hand to these tests: the load generator and the examples.
 //!
-//! Cargo hands a test only the binaries of its own package. So the first test that needs
-//! another program has cargo build it, and no test runs an outdated one. It is built with the
-//! features that `cargo test` has chosen before: then this takes a moment.
+//! Cargo hands a test only the binaries of its own package. So the first test that needs another
+//! program lets cargo build it, and no test runs an outdated one. The build uses the features that
+//! `cargo test` chose before, so it takes only a moment.
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
@@ -12,19 +12,19 @@ use serde_json::Value as Json;
 
 /// The path of `zmq-echo-load`, in the profile of these tests.
 ///
-/// It is built as the client's own tests need it. (`cargo build` would choose other features of
-/// shared crates, and build all of them once more.)
+/// It is built with the features that the client's own tests use. `cargo build` would choose other
+/// features for shared crates and build all of them again.
 pub static LOAD: LazyLock<String> = LazyLock::new(|| {
     let mut built = build(&["test", "--no-run", "--test", "discovery"]);
     built.remove("zmq-echo-load").expect("cargo names the executable")
 });
 
-/// The paths of the examples by their names.
+/// The paths of the examples, by name.
 #[allow(dead_code, reason = "not every test binary runs them")]
 pub static EXAMPLES: LazyLock<HashMap<String, String>> =
     LazyLock::new(|| build(&["build", "--examples"]));
 
-/// Has cargo build, and returns the executables by their names.
+/// Runs `cargo build` with these arguments, and returns the paths of the executables by name.
 fn build(arguments: &[&str]) -> HashMap<String, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let mut build = Command::new(cargo);
@@ -33,8 +33,9 @@ fn build(arguments: &[&str]) -> HashMap<String, String> {
     if !cfg!(debug_assertions) {
         build.arg("--release");
     }
-    // What cargo tells this test of its package. Build scripts that look at it would run again,
-    // and all that depends on them would be built again, here and the next time elsewhere.
+    // Remove what cargo tells this test about its package. Otherwise build scripts that read these
+    // variables would run again, and everything that depends on them would be rebuilt, here and at
+    // the next build elsewhere.
     for (name, _) in std::env::vars_os() {
         let is_of_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_"]
             .iter()
@@ -44,8 +45,8 @@ fn build(arguments: &[&str]) -> HashMap<String, String> {
         }
     }
     let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit()).output();
-    let built = built.expect("cargo starts");
-    assert!(built.status.success(), "cargo {arguments:?} fails");
+    let built = built.expect("cargo can be run");
+    assert!(built.status.success(), "cargo build {arguments:?} failed");
     let messages = String::from_utf8(built.stdout).expect("cargo writes UTF-8");
     let executables = messages.lines().filter_map(|line| {
         let message: Json = serde_json::from_str(line).ok()?;

@@ -1,7 +1,7 @@
-//! Hand-written ZMTP (RFC 23), for peers that no library would make.
+//! Hand-written ZMTP (RFC 23), for peers that behave as no library does.
 //!
-//! Everything on the wire is bytes, and everything that speaks it blocks, even in tests of the
-//! async client: a hand-made peer has a thread of its own.
+//! Everything here works on bytes and blocks, even in tests of the async client: a hand-written
+//! peer has its own thread.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use super::DEADLINE;
 
-/// What the server sends before it knows the peer's version.
+/// What the server sends before it knows the peer's ZMTP version.
 pub const GREETING_START: usize = 11;
 
 /// The server's READY.
@@ -54,7 +54,7 @@ pub fn error(reason: &str) -> Vec<u8> {
     command(&[b"\x05ERROR", &[reason.len() as u8][..], reason.as_bytes()].concat())
 }
 
-/// A greeting with another mechanism.
+/// A greeting that names another mechanism than NULL.
 pub fn mechanism(name: &[u8]) -> Vec<u8> {
     let mut greeting = greeting(1);
     greeting[12..32].fill(0);
@@ -94,8 +94,8 @@ pub fn hello(minor: u8, socket_type: &str, identity: &[u8]) -> Vec<u8> {
     [greeting(minor), ready(socket_type, identity)].concat()
 }
 
-/// A connection that has sent nothing, with small kernel buffers. If the kernel let them grow, it
-/// would take megabytes until a write blocks.
+/// A connection that has sent nothing, with small kernel buffers. If the kernel could enlarge them,
+/// a write would block only after megabytes.
 pub fn stream(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("the kernel accepts");
     let socket = socket2::SockRef::from(&stream);
@@ -145,7 +145,7 @@ pub fn welcome(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
 #[track_caller]
 pub fn read(stream: &mut impl Read, count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
-    stream.read_exact(&mut bytes).expect("as many bytes in time");
+    stream.read_exact(&mut bytes).expect("the expected number of bytes arrives in time");
     bytes
 }
 
@@ -173,8 +173,8 @@ pub fn read_message(stream: &mut impl Read) -> Vec<Vec<u8>> {
 
 #[track_caller]
 pub fn echoes(stream: &mut TcpStream, bytes: &[u8]) {
-    stream.write_all(bytes).expect("it is read from");
-    assert!(read(stream, bytes.len()) == bytes, "another message came back");
+    stream.write_all(bytes).expect("the peer can write");
+    assert!(read(stream, bytes.len()) == bytes, "the echo differs from the request");
 }
 
 /// Writes `bytes` repeatedly, in a thread of its own, until the other side closes.
@@ -208,7 +208,7 @@ pub fn read_until_closed(stream: &mut TcpStream) -> u64 {
             Ok(0) => return count,
             Ok(more) => count += more as u64,
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return count,
-            Err(error) => panic!("it is not closed: {error}"),
+            Err(error) => panic!("the server did not close the connection: {error}"),
         }
     }
 }

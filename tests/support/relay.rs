@@ -108,8 +108,8 @@ impl Ends {
         }
     }
 
-    /// The peer is gone. Both directions end, and the last one to end drops the sockets, which
-    /// resets the server's connection.
+    /// The peer has disconnected. Both directions end, and the last one to end drops the sockets,
+    /// which resets the server's connection.
     fn reset_server(&self) {
         self.reset.store(true, Ordering::SeqCst);
         let _ = SockRef::from(&self.far).set_linger(Some(Duration::ZERO));

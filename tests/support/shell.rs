@@ -31,8 +31,8 @@ pub fn blocks_under(text: &str, heading: &str) -> Vec<String> {
     blocks_of(section.split("\n## ").next().unwrap())
 }
 
-/// The commands of a block. A loop, a here-document and lines joined by a backslash are one command
-/// each.
+/// The commands of a block. A loop, a here-document, and lines that are joined by backslashes each
+/// count as one command.
 pub fn commands_of(block: &str) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     let mut end = None;

@@ -45,14 +45,14 @@ fn server<T: Send + 'static>(
     (address, thread)
 }
 
-/// Greets as a ROUTER of ZMTP 3.`minor`, and reads the other side's greeting and READY.
+/// Acts as a ROUTER of ZMTP 3.`minor` in the handshake, until the other side's READY has arrived.
 fn welcome(stream: &mut TcpStream, minor: u8) {
     stream.write_all(&raw::hello(minor, "ROUTER", b"")).unwrap();
     raw::read(stream, 64);
     raw::read_frame(stream);
 }
 
-/// A server that does so, and then runs `behaviour`.
+/// A server that completes the handshake in this way and then runs `behaviour`.
 fn router<T: Send + 'static>(
     minor: u8,
     behaviour: impl FnOnce(TcpStream) -> T + Send + 'static,
@@ -73,18 +73,20 @@ fn config() -> DealerConfig {
 }
 
 async fn connected(address: SocketAddr) -> Dealer {
-    connect_to(&[address], &config()).await.expect("it connects")
+    connect_to(&[address], &config()).await.expect("the DEALER connects")
 }
 
 /// The next message, or the reason why there is none.
 async fn next(dealer: &mut Dealer) -> Result<Message, Reason> {
-    timeout(DEADLINE, dealer.recv()).await.expect("something comes in time")
+    timeout(DEADLINE, dealer.recv())
+        .await
+        .expect("a message or the end of the connection arrives in time")
 }
 
 /// The last frame of the next message.
 async fn payload(dealer: &mut Dealer) -> Vec<u8> {
-    let message = next(dealer).await.expect("a message");
-    message.frames().back().expect("a frame").to_vec()
+    let message = next(dealer).await.expect("a message arrives");
+    message.frames().back().expect("a message has a frame").to_vec()
 }
 
 /// The reason why the connection ends. Messages before that are ignored.

@@ -12,8 +12,8 @@ use super::{Followed, until};
 use crate::log_schema::captured::Log;
 use crate::support::dns_server::{DnsServer, Mode};
 
-/// Short, because a message of 64 KiB repeats the name with each address and must hold as many
-/// addresses as a test wants.
+/// A short name, because a message of 64 KiB repeats it with each address and must hold as many
+/// addresses as a test needs.
 const NAME: &str = "headless.test.";
 
 fn name(host: &str, server: &DnsServer) -> DnsName {
@@ -24,25 +24,25 @@ fn follow(server: &DnsServer) -> Followed {
     Followed::start(Dns::new(name(NAME, server)).unwrap())
 }
 
-/// After this many more queries of one type, a whole round has passed: an answer ends a round, and
-/// the second query begins the next one.
+/// After this many more queries of one type, a whole round has passed: an answer ends the current
+/// round, and the second query starts the next one.
 const ROUND: usize = 2;
 
-/// The length of a whole round. A query that is never answered must not delay the others for this
+/// The time limit of a round. A query that is never answered must not delay the others for that
 /// long.
 const ROUND_LIMIT: Duration = Duration::from_secs(4);
 
-/// The same if a query may be retried within its round.
+/// The same, if a query may be repeated within its round.
 const ROUND_WITH_RETRIES: usize = 4;
 
-async fn until_asked(server: &DnsServer, more: usize) {
-    until_asked_for(server, RecordType::A, more).await;
+async fn until_queried(server: &DnsServer, more: usize) {
+    until_queried_for(server, RecordType::A, more).await;
 }
 
-async fn until_asked_for(server: &DnsServer, kind: RecordType, more: usize) {
+async fn until_queried_for(server: &DnsServer, kind: RecordType, more: usize) {
     let asked = || server.questions().iter().filter(|asked| asked.kind == kind).count();
     let goal = asked() + more;
-    until("it asks again", || asked() >= goal).await;
+    until("the resolver sends further queries", || asked() >= goal).await;
 }
 
 #[tokio::test]
@@ -53,12 +53,12 @@ async fn the_endpoints_are_the_addresses_of_the_name() {
         let mut followed = follow(&server);
         let expected = addresses.map(|ip| SocketAddr::new(ip.parse().unwrap(), 5555));
         followed
-            .says_what(|set| {
+            .publishes_a_set_that(|set| {
                 set.values().map(|known| &known.addresses[..]).collect::<Vec<_>>()
                     == [&expected[..1], &expected[1..]]
             })
             .await;
-        followed.ends().await;
+        followed.assert_ends().await;
     }
 }
 
@@ -76,20 +76,20 @@ async fn a_name_is_looked_up_again_at_its_ttl_but_at_most_once_per_second() {
     server.set(NAME, &["10.0.0.1", "10.0.0.2"], 0);
     let started = Instant::now();
     let mut followed = follow(&server);
-    followed.says(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Ready)]).await;
+    followed.publishes(&[("tcp://10.0.0.1:5555", Ready), ("tcp://10.0.0.2:5555", Ready)]).await;
     server.set(NAME, &["10.0.0.2", "10.0.0.3"], 0);
-    followed.says(&[("tcp://10.0.0.2:5555", Ready), ("tcp://10.0.0.3:5555", Ready)]).await;
-    until_asked(&server, ROUND_WITH_RETRIES).await;
+    followed.publishes(&[("tcp://10.0.0.2:5555", Ready), ("tcp://10.0.0.3:5555", Ready)]).await;
+    until_queried(&server, ROUND_WITH_RETRIES).await;
     let asked: Vec<_> = server
         .questions()
         .iter()
         .filter(|asked| asked.kind == RecordType::A)
         .map(|asked| asked.at)
         .collect();
-    // Measured from before the first query was sent, because each may have waited to be read.
+    // Measured from before the first query, because each query may have waited to be read.
     let took = *asked.last().unwrap() - started;
     let least = Duration::from_secs(asked.len() as u64 - 1);
-    assert!(took >= least, "{} questions in {took:?}", asked.len());
+    assert!(took >= least, "{} queries took only {took:?}", asked.len());
 }
 
 #[tokio::test]
@@ -97,44 +97,45 @@ async fn a_long_ttl_does_not_delay_the_next_lookup() {
     let server = DnsServer::start();
     server.set(NAME, &["10.0.0.1"], 3600);
     let mut followed = follow(&server);
-    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    followed.publishes(&[("tcp://10.0.0.1:5555", Ready)]).await;
     server.set(NAME, &["10.0.0.2"], 3600);
-    followed.says(&[("tcp://10.0.0.2:5555", Ready)]).await;
+    followed.publishes(&[("tcp://10.0.0.2:5555", Ready)]).await;
 }
 
-/// Checks that the last set stays while `break_it` holds, for this many `questions`, and that a new
-/// set is noticed afterwards.
-async fn the_last_set_stands(questions: usize, break_it: impl Fn(&DnsServer)) {
+/// Checks that the last set stays in use while `break_it` holds, for this many `questions`, and
+/// that a later set is noticed.
+async fn assert_keeps_the_last_set(questions: usize, break_it: impl Fn(&DnsServer)) {
     let server = DnsServer::start();
     server.set(NAME, &["10.0.0.1"], 0);
     let mut followed = follow(&server);
-    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    followed.publishes(&[("tcp://10.0.0.1:5555", Ready)]).await;
     break_it(&server);
-    until_asked(&server, questions).await;
-    followed.has_said_nothing_new();
+    until_queried(&server, questions).await;
+    followed.has_published_nothing_new();
     server.set(NAME, &["10.0.0.2"], 0);
     server.set_mode(Mode::Answer);
-    followed.says(&[("tcp://10.0.0.2:5555", Ready)]).await;
+    followed.publishes(&[("tcp://10.0.0.2:5555", Ready)]).await;
 }
 
 #[tokio::test]
 async fn a_failing_server_leaves_the_last_set() {
-    the_last_set_stands(ROUND_WITH_RETRIES, |server| server.set_mode(Mode::ServerFailure)).await;
+    assert_keeps_the_last_set(ROUND_WITH_RETRIES, |server| server.set_mode(Mode::ServerFailure))
+        .await;
 }
 
 #[tokio::test]
 async fn a_silent_server_leaves_the_last_set() {
-    the_last_set_stands(ROUND_WITH_RETRIES, |server| server.set_mode(Mode::Silence)).await;
+    assert_keeps_the_last_set(ROUND_WITH_RETRIES, |server| server.set_mode(Mode::Silence)).await;
 }
 
 #[tokio::test]
 async fn nxdomain_leaves_the_last_set_and_is_not_cached() {
-    the_last_set_stands(ROUND, |server| server.remove(NAME)).await;
+    assert_keeps_the_last_set(ROUND, |server| server.remove(NAME)).await;
 }
 
 #[tokio::test]
 async fn an_empty_answer_leaves_the_last_set_and_is_not_cached() {
-    the_last_set_stands(ROUND, |server| server.set(NAME, &[], 0)).await;
+    assert_keeps_the_last_set(ROUND, |server| server.set(NAME, &[], 0)).await;
 }
 
 #[tokio::test]
@@ -143,12 +144,14 @@ async fn of_two_families_only_ipv4_is_used_and_queried() {
     server.set(NAME, &["127.0.0.1", "127.0.0.2", "::1"], 0);
     let mut followed = follow(&server);
     let of_v4 = [("tcp://127.0.0.1:5555", Ready), ("tcp://127.0.0.2:5555", Ready)];
-    followed.says(&of_v4).await;
+    followed.publishes(&of_v4).await;
     let asked = |kind| server.questions().iter().filter(|asked| asked.kind == kind).count();
-    // If a query is slow, the other family is asked as well.
-    until("it asks for IPv4 alone", || asked(RecordType::A) >= asked(RecordType::AAAA) + ROUND)
-        .await;
-    followed.has_said_nothing_new();
+    // If a query is slow, the other family is queried as well.
+    until("the resolver queries only IPv4", || {
+        asked(RecordType::A) >= asked(RecordType::AAAA) + ROUND
+    })
+    .await;
+    followed.has_published_nothing_new();
 }
 
 #[tokio::test]
@@ -163,9 +166,12 @@ async fn a_silent_family_does_not_delay_the_other() {
         for addresses in [&[first][..], &[first, added]] {
             server.set(NAME, addresses, 0);
             let started = Instant::now();
-            followed.says_what(|set| set.len() == addresses.len()).await;
+            followed.publishes_a_set_that(|set| set.len() == addresses.len()).await;
             let took = started.elapsed();
-            assert!(took < ROUND_LIMIT, "{addresses:?} after {took:?}, {silent} is silent");
+            assert!(
+                took < ROUND_LIMIT,
+                "while {silent} is silent, {addresses:?} came only after {took:?}"
+            );
         }
     }
 }
@@ -176,12 +182,12 @@ async fn the_family_in_use_stays_until_it_has_no_address() {
     server.set_mode_of(RecordType::A, Mode::Silence);
     server.set(NAME, &["127.0.0.1", "::1"], 0);
     let mut followed = follow(&server);
-    followed.says(&[("tcp://[::1]:5555", Ready)]).await;
+    followed.publishes(&[("tcp://[::1]:5555", Ready)]).await;
     server.set_mode_of(RecordType::A, Mode::Answer);
-    until_asked_for(&server, RecordType::AAAA, ROUND_WITH_RETRIES).await;
-    followed.has_said_nothing_new();
+    until_queried_for(&server, RecordType::AAAA, ROUND_WITH_RETRIES).await;
+    followed.has_published_nothing_new();
     server.set(NAME, &["127.0.0.1"], 0);
-    followed.says(&[("tcp://127.0.0.1:5555", Ready)]).await;
+    followed.publishes(&[("tcp://127.0.0.1:5555", Ready)]).await;
 }
 
 #[tokio::test]
@@ -190,24 +196,27 @@ async fn if_the_family_in_use_fails_both_families_are_used() {
     let server = DnsServer::start();
     server.set(NAME, &["127.0.0.1", "::1"], 0);
     let mut followed = follow(&server);
-    followed.says(&[("tcp://127.0.0.1:5555", Ready)]).await;
+    followed.publishes(&[("tcp://127.0.0.1:5555", Ready)]).await;
     server.set_mode_of(RecordType::A, Mode::ServerFailure);
     server.set(NAME, &["127.0.0.2", "::1"], 0);
-    followed.says(&[("tcp://127.0.0.1:5555", Ready), ("tcp://[::1]:5555", Ready)]).await;
+    followed.publishes(&[("tcp://127.0.0.1:5555", Ready), ("tcp://[::1]:5555", Ready)]).await;
     assert_eq!(log.count("endpoint discovery failed in part"), (1, 1));
     server.set_mode(Mode::Answer);
-    followed.says(&[("tcp://127.0.0.2:5555", Ready)]).await;
-    until("the end is logged", || log.count("endpoint discovery works again") == (2, 1)).await;
+    followed.publishes(&[("tcp://127.0.0.2:5555", Ready)]).await;
+    until("the end of the outage is logged", || {
+        log.count("endpoint discovery works again") == (2, 1)
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn nothing_is_published_before_the_first_answer() {
     let server = DnsServer::start();
     let mut followed = follow(&server);
-    until_asked(&server, ROUND).await;
-    followed.has_said_nothing_new();
+    until_queried(&server, ROUND).await;
+    followed.has_published_nothing_new();
     server.set(NAME, &["10.0.0.1"], 0);
-    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    followed.publishes(&[("tcp://10.0.0.1:5555", Ready)]).await;
 }
 
 #[tokio::test]
@@ -219,21 +228,23 @@ async fn outages_are_logged_once_and_shown_as_the_last_failure() {
     let failures = source.failures();
     let kind = || failures.borrow().as_ref().map(|failure| failure.kind());
     let mut followed = Followed::start(source);
-    until("the first failure", || log.has("endpoint discovery failed; no endpoints are known yet"))
-        .await;
+    until("the first failure is logged", || {
+        log.has("endpoint discovery failed; no endpoints are known yet")
+    })
+    .await;
     assert_eq!(kind(), Some(FailureKind::Failed));
     server.set(NAME, &["127.0.0.1", "127.0.0.2", "::1"], 0);
     server.set_mode(Mode::Answer);
-    followed.says(&[("tcp://127.0.0.1:5555", Ready), ("tcp://127.0.0.2:5555", Ready)]).await;
-    until("it is over", || log.has("endpoint discovery works again")).await;
+    followed.publishes(&[("tcp://127.0.0.1:5555", Ready), ("tcp://127.0.0.2:5555", Ready)]).await;
+    until("the end of the outage is logged", || log.has("endpoint discovery works again")).await;
     assert_eq!(kind(), None);
     server.set_mode_of(RecordType::A, Mode::ServerFailure);
-    until("a part of it", || log.has("endpoint discovery failed in part")).await;
+    until("the partial failure is logged", || log.has("endpoint discovery failed in part")).await;
     server.set_mode(Mode::ServerFailure);
     let whole = "endpoint discovery failed; the last known endpoints stay in use";
-    until("all of it", || log.has(whole)).await;
+    until("the complete failure is logged", || log.has(whole)).await;
     assert_ne!(log.count(r#""endpoints":2"#).1, 0);
-    until_asked(&server, ROUND_WITH_RETRIES).await;
+    until_queried(&server, ROUND_WITH_RETRIES).await;
     // Each is logged once, however often the queries fail.
     assert_eq!(log.count("endpoint discovery failed"), (4, 3));
 }
@@ -244,11 +255,11 @@ async fn large_answers_are_fetched_over_tcp() {
     let addresses: Vec<_> = (0..200).map(|at| format!("10.0.0.{at}")).collect();
     server.set(NAME, &addresses.iter().map(String::as_str).collect::<Vec<_>>(), 0);
     let mut followed = follow(&server);
-    followed.says_what(|set| set.len() == 200).await;
+    followed.publishes_a_set_that(|set| set.len() == 200).await;
     assert!(server.questions().iter().any(|asked| asked.tcp));
     // Later queries succeed as well, on any connection.
     server.set(NAME, &addresses[1..].iter().map(String::as_str).collect::<Vec<_>>(), 0);
-    followed.says_what(|set| set.len() == 199).await;
+    followed.publishes_a_set_that(|set| set.len() == 199).await;
 }
 
 #[tokio::test]
@@ -258,9 +269,9 @@ async fn surplus_addresses_are_ignored() {
     let addresses: Vec<_> = (0..1500).map(|at| format!("10.0.{}.{}", at / 250, at % 250)).collect();
     server.set(NAME, &addresses.iter().map(String::as_str).collect::<Vec<_>>(), 0);
     let mut followed = follow(&server);
-    followed.says_what(|set| set.len() == MAX_ENDPOINTS).await;
-    until_asked(&server, ROUND_WITH_RETRIES).await;
-    followed.has_said_nothing_new();
+    followed.publishes_a_set_that(|set| set.len() == MAX_ENDPOINTS).await;
+    until_queried(&server, ROUND_WITH_RETRIES).await;
+    followed.has_published_nothing_new();
     assert_eq!(log.count("too many endpoints; the rest are ignored"), (1, 1));
 }
 
@@ -272,21 +283,23 @@ async fn short_names_are_found_in_the_search_domains() {
                     nameserver 10.96.0.10\noptions ndots:5\n";
     let source = Dns::with_resolv_conf(name("zmq-echo-headless", &server), of_a_pod).unwrap();
     let mut followed = Followed::start(source);
-    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
-    // If the domain that had the name fails, the answer of another domain would be another
-    // service's.
+    followed.publishes(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    // If the domain that had the name fails, another domain's answer would be for another service.
     server.set("zmq-echo-headless.", &["10.6.6.6"], 0);
     server.set_mode(Mode::ServerFailure);
     // Each round tries two names.
-    until_asked(&server, 3 * ROUND_WITH_RETRIES).await;
-    followed.has_said_nothing_new();
+    until_queried(&server, 3 * ROUND_WITH_RETRIES).await;
+    followed.has_published_nothing_new();
     let mut names: Vec<_> = server.questions().into_iter().map(|asked| asked.name).collect();
     names.dedup();
     assert_eq!(
         names[..2],
         ["zmq-echo-headless.default.svc.cluster.local.", "zmq-echo-headless.svc.cluster.local."]
     );
-    assert!(!names.contains(&"zmq-echo-headless.".to_owned()), "{names:?}");
+    assert!(
+        !names.contains(&"zmq-echo-headless.".to_owned()),
+        "the bare name was queried: {names:?}"
+    );
 }
 
 fn in_domains(domains: &str, server: &DnsServer) -> Followed {
@@ -302,9 +315,9 @@ async fn a_silent_search_domain_does_not_delay_the_next_one() {
     for address in ["127.0.0.1", "127.0.0.2"] {
         server.set("echo.alive.test.", &[address], 0);
         let started = Instant::now();
-        followed.says(&[(&format!("tcp://{address}:5555"), Ready)]).await;
+        followed.publishes(&[(&format!("tcp://{address}:5555"), Ready)]).await;
         let took = started.elapsed();
-        assert!(took < ROUND_LIMIT, "{address} after {took:?}");
+        assert!(took < ROUND_LIMIT, "{address} came only after {took:?}");
     }
 }
 
@@ -315,10 +328,14 @@ async fn an_earlier_search_domain_that_answers_late_takes_precedence_again() {
     server.set("echo.quick.test.", &["127.0.0.2"], 30);
     server.set_mode_of_name("echo.slow.test.", Mode::Late(Duration::from_millis(600)));
     let mut followed = in_domains("slow.test quick.test", &server);
-    followed.says(&[("tcp://127.0.0.1:5555", Ready)]).await;
-    // The quick domain's addresses were used until then. One query for it is enough to know.
+    followed.publishes(&[("tcp://127.0.0.1:5555", Ready)]).await;
+    // Until then, the addresses of the quick domain were in use. One query for it is enough to
+    // know.
     let names: Vec<_> = server.questions().into_iter().map(|asked| asked.name).collect();
-    assert!(names.contains(&"echo.quick.test.".to_owned()), "{names:?}");
+    assert!(
+        names.contains(&"echo.quick.test.".to_owned()),
+        "the quick domain was not queried: {names:?}"
+    );
 }
 
 #[tokio::test]
@@ -337,7 +354,7 @@ async fn an_invalid_resolv_conf_does_not_stop_resolution() {
         server.set(NAME, &["127.0.0.1"], 30);
         let mut followed =
             Followed::start(Dns::with_resolv_conf(name(NAME, &server), conf).unwrap());
-        followed.says(&[("tcp://127.0.0.1:5555", Ready)]).await;
+        followed.publishes(&[("tcp://127.0.0.1:5555", Ready)]).await;
         assert_eq!(server.questions()[0].tcp, conf.contains("use-vc"), "{conf}");
     }
 }
@@ -350,15 +367,15 @@ async fn addresses_that_cannot_belong_to_a_host_are_ignored_and_logged_once() {
     let allowed = ["127.0.0.1", "169.254.0.1"];
     server.set(NAME, &[&refused[..], &allowed[..]].concat(), 0);
     let mut followed = follow(&server);
-    followed.says(&[("tcp://127.0.0.1:5555", Ready), ("tcp://169.254.0.1:5555", Ready)]).await;
-    until_asked(&server, ROUND_WITH_RETRIES).await;
-    followed.has_said_nothing_new();
+    followed.publishes(&[("tcp://127.0.0.1:5555", Ready), ("tcp://169.254.0.1:5555", Ready)]).await;
+    until_queried(&server, ROUND_WITH_RETRIES).await;
+    followed.has_published_nothing_new();
     assert_eq!(log.count("ignoring an address that cannot belong to a host"), (1, 1));
 }
 
 #[tokio::test]
 async fn an_answer_without_a_usable_address_leaves_the_last_set() {
-    the_last_set_stands(ROUND, |server| server.set(NAME, &["0.0.0.0", "ff02::1"], 0)).await;
+    assert_keeps_the_last_set(ROUND, |server| server.set(NAME, &["0.0.0.0", "ff02::1"], 0)).await;
 }
 
 #[tokio::test]
@@ -368,9 +385,9 @@ async fn an_outage_is_logged_when_it_starts_and_when_it_ends() {
     server.set(NAME, &["10.0.0.1"], 0);
     server.set_mode(Mode::ServerFailure);
     let mut followed = follow(&server);
-    until_asked(&server, ROUND_WITH_RETRIES).await;
+    until_queried(&server, ROUND_WITH_RETRIES).await;
     assert_eq!(log.count("WARN"), (1, 1));
     server.set_mode(Mode::Answer);
-    followed.says(&[("tcp://10.0.0.1:5555", Ready)]).await;
-    until("the end is logged", || log.count("INFO") == (2, 1)).await;
+    followed.publishes(&[("tcp://10.0.0.1:5555", Ready)]).await;
+    until("the end of the outage is logged", || log.count("INFO") == (2, 1)).await;
 }

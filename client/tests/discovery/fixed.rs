@@ -6,7 +6,7 @@ use zmq_echo_client::discovery::{Endpoints, MAX_ENDPOINTS, Source};
 use super::{set, states};
 use crate::support::DEADLINE;
 
-/// Follows the source that a URL names, and returns its first set.
+/// Follows the source that a URL describes, and returns its first set.
 async fn first_set(url: &str) -> Endpoints {
     let source: Source = url.parse().unwrap();
     let (sender, mut endpoints) = tokio::sync::watch::channel(Endpoints::new());
@@ -14,7 +14,7 @@ async fn first_set(url: &str) -> Endpoints {
     let said = tokio::time::timeout(DEADLINE, endpoints.changed()).await.unwrap();
     said.unwrap();
     let set = endpoints.borrow_and_update().clone();
-    assert!(!task.is_finished(), "it waits until nobody listens");
+    assert!(!task.is_finished(), "a source must keep running while somebody listens");
     drop(endpoints);
     tokio::time::timeout(DEADLINE, task).await.unwrap().unwrap();
     set

@@ -1,4 +1,4 @@
-//! How much memory a large answer of the API takes, measured in a separate process.
+//! How much memory a large response of the API takes, measured in a separate process.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use super::{Followed, until};
 use crate::support::api_server::{ApiServer, Asked, Ending};
 
-/// The size of each large answer: half of the limit, and many times what a follower needs anyway.
+/// The size of each large response: half of the limit, and many times what a follower needs
+/// otherwise.
 const SIZE: usize = 8 << 20;
 
 /// Tells the child process which kubeconfig to use.
@@ -46,23 +47,23 @@ async fn follows_until_it_is_killed() {
     std::future::pending().await
 }
 
-/// The peak of a follower that has read the answer set up by `prepare`, minus the peak of one that
-/// has read an empty list.
+/// The peak memory of a follower that has read the response set up by `prepare`, minus the peak of
+/// one that has read an empty list.
 async fn peak(prepare: impl FnOnce(&ApiServer), has_read: impl Fn(&ApiServer) -> bool) -> usize {
     let small = ApiServer::start();
     let idle = Follower::start(&small);
-    until("it watches", || small.watchers() == 1).await;
+    until("the follower watches the API", || small.watchers() == 1).await;
     let api = ApiServer::start();
     prepare(&api);
     let follower = Follower::start(&api);
-    until("it has read the answer", || has_read(&api)).await;
+    until("the follower has read the response", || has_read(&api)).await;
     follower.peak().saturating_sub(idle.peak())
 }
 
 #[track_caller]
 fn assert_at_most_four_times(peak: usize) {
-    assert!(peak <= 4 * SIZE, "{peak} bytes for an answer of {SIZE}");
-    assert!(peak >= SIZE / 2, "{peak} bytes: the answer has not been read");
+    assert!(peak <= 4 * SIZE, "a response of {SIZE} bytes took {peak} bytes of memory");
+    assert!(peak >= SIZE / 2, "only {peak} bytes were used, so the response was not read");
 }
 
 /// `before`, then `item` repeated up to [`SIZE`] bytes, then `after`.
@@ -98,11 +99,11 @@ async fn an_event_takes_at_most_four_times_its_size() {
     let event = filled(r#"{"object":{"endpoints":["#, "{}", after) + "\n";
     let api = ApiServer::start();
     let follower = Follower::start(&api);
-    until("it watches", || api.watchers() == 1).await;
+    until("the follower watches the API", || api.watchers() == 1).await;
     let before = follower.peak();
     api.send(event);
     api.end_watches(Ending::Complete);
-    until("it has read the event", || api.asked().contains(&Asked::Watch(4000))).await;
+    until("the follower has read the event", || api.asked().contains(&Asked::Watch(4000))).await;
     assert_at_most_four_times(follower.peak() - before);
 }
 

@@ -13,7 +13,7 @@ use crate::support::dns_server::{DnsServer, Mode, Service};
 
 const NAME: &str = "_zeromq._tcp.zmq-echo-headless.test.";
 
-/// The length of a whole round of queries.
+/// The time limit of a round of queries.
 const ROUND_LIMIT: Duration = Duration::from_secs(4);
 
 fn name(name: &str, server: &DnsServer) -> SrvName {
@@ -33,9 +33,9 @@ type Expected<'a> = (&'a str, &'a [&'a str]);
 
 impl Followed {
     /// Waits until the source has published exactly these endpoints and addresses.
-    async fn says_addresses(&mut self, expected: &[Expected<'_>]) {
+    async fn publishes_addresses(&mut self, expected: &[Expected<'_>]) {
         let address = |text: &&str| text.parse::<SocketAddr>().unwrap();
-        self.says_what(|set| {
+        self.publishes_a_set_that(|set| {
             let mut expected = expected.iter();
             set.len() == expected.len()
                 && expected.all(|(endpoint, addresses)| {
@@ -48,10 +48,10 @@ impl Followed {
     }
 }
 
-async fn until_asked(server: &DnsServer, more: usize) {
+async fn until_queried(server: &DnsServer, more: usize) {
     let asked = || server.questions().iter().filter(|asked| asked.kind == RecordType::SRV).count();
     let goal = asked() + more;
-    until("it asks again", || asked() >= goal).await;
+    until("the resolver sends further queries", || asked() >= goal).await;
 }
 
 #[tokio::test]
@@ -68,7 +68,9 @@ async fn a_target_is_one_endpoint_with_its_port_and_all_its_addresses() {
         );
         let mut followed = follow(&server);
         let pod_0: Expected<'_> = ("tcp://pod-0.test:5555", &["127.0.0.1:5555", "[::1]:5555"]);
-        followed.says_addresses(&[pod_0, ("tcp://pod-1.test:7777", &["127.0.0.2:7777"])]).await;
+        followed
+            .publishes_addresses(&[pod_0, ("tcp://pod-1.test:7777", &["127.0.0.2:7777"])])
+            .await;
         let addresses_asked = server.questions().iter().any(|asked| asked.kind == RecordType::A);
         assert_eq!(addresses_asked, !additional);
         server.set("pod-2.test.", &["127.0.0.3"], 0);
@@ -77,8 +79,10 @@ async fn a_target_is_one_endpoint_with_its_port_and_all_its_addresses() {
             &[service(0, 5555, "pod-0.test."), service(0, 5555, "pod-2.test.")],
             0,
         );
-        followed.says_addresses(&[pod_0, ("tcp://pod-2.test:5555", &["127.0.0.3:5555"])]).await;
-        followed.ends().await;
+        followed
+            .publishes_addresses(&[pod_0, ("tcp://pod-2.test:5555", &["127.0.0.3:5555"])])
+            .await;
+        followed.assert_ends().await;
     }
 }
 
@@ -113,9 +117,9 @@ async fn only_the_lowest_priority_that_has_an_address_counts() {
         0,
     );
     let mut followed = follow(&server);
-    followed.says_addresses(&[("tcp://first.test:5555", &["127.0.0.1:5555"])]).await;
+    followed.publishes_addresses(&[("tcp://first.test:5555", &["127.0.0.1:5555"])]).await;
     server.set("first.test.", &[], 0);
-    followed.says_addresses(&[("tcp://second.test:5555", &["127.0.0.2:5555"])]).await;
+    followed.publishes_addresses(&[("tcp://second.test:5555", &["127.0.0.2:5555"])]).await;
 }
 
 #[tokio::test]
@@ -124,46 +128,46 @@ async fn a_root_target_means_no_endpoints() {
     server.set("pod-0.test.", &["127.0.0.1"], 0);
     server.set_services(NAME, &[service(0, 5555, "pod-0.test.")], 0);
     let mut followed = follow(&server);
-    followed.says_addresses(&[("tcp://pod-0.test:5555", &["127.0.0.1:5555"])]).await;
+    followed.publishes_addresses(&[("tcp://pod-0.test:5555", &["127.0.0.1:5555"])]).await;
     server.set_services(NAME, &[service(0, 0, ".")], 0);
-    followed.says_addresses(&[]).await;
+    followed.publishes_addresses(&[]).await;
 }
 
-/// Checks that the last set stays while `break_it` holds, and that a new set is noticed afterwards.
-async fn the_last_set_stands(break_it: impl Fn(&DnsServer)) {
+/// Checks that the last set stays in use while `break_it` holds, and that a later set is noticed.
+async fn assert_keeps_the_last_set(break_it: impl Fn(&DnsServer)) {
     let server = DnsServer::start();
     server.set("pod-0.test.", &["127.0.0.1"], 0);
     server.set_services(NAME, &[service(0, 5555, "pod-0.test.")], 0);
     let mut followed = follow(&server);
-    followed.says_addresses(&[("tcp://pod-0.test:5555", &["127.0.0.1:5555"])]).await;
+    followed.publishes_addresses(&[("tcp://pod-0.test:5555", &["127.0.0.1:5555"])]).await;
     break_it(&server);
-    until_asked(&server, 3).await;
-    followed.has_said_nothing_new();
+    until_queried(&server, 3).await;
+    followed.has_published_nothing_new();
     server.set_mode(Mode::Answer);
     server.set_additional(true);
     server.set("pod-1.test.", &["127.0.0.2"], 0);
     server.set_services(NAME, &[service(0, 5555, "pod-1.test.")], 0);
-    followed.says_addresses(&[("tcp://pod-1.test:5555", &["127.0.0.2:5555"])]).await;
+    followed.publishes_addresses(&[("tcp://pod-1.test:5555", &["127.0.0.2:5555"])]).await;
 }
 
 #[tokio::test]
 async fn a_failing_server_leaves_the_last_set() {
-    the_last_set_stands(|server| server.set_mode(Mode::ServerFailure)).await;
+    assert_keeps_the_last_set(|server| server.set_mode(Mode::ServerFailure)).await;
 }
 
 #[tokio::test]
 async fn a_missing_record_leaves_the_last_set() {
-    the_last_set_stands(|server| server.remove(NAME)).await;
+    assert_keeps_the_last_set(|server| server.remove(NAME)).await;
 }
 
 #[tokio::test]
 async fn targets_without_an_address_leave_the_last_set() {
-    the_last_set_stands(|server| server.set("pod-0.test.", &["0.0.0.0", "ff02::1"], 0)).await;
+    assert_keeps_the_last_set(|server| server.set("pod-0.test.", &["0.0.0.0", "ff02::1"], 0)).await;
 }
 
 #[tokio::test]
 async fn targets_whose_lookups_fail_leave_the_last_set() {
-    the_last_set_stands(|server| {
+    assert_keeps_the_last_set(|server| {
         server.set_additional(false);
         server.set_mode_of(RecordType::A, Mode::ServerFailure);
         server.set_mode_of(RecordType::AAAA, Mode::ServerFailure);
@@ -181,16 +185,16 @@ async fn a_target_whose_lookup_fails_keeps_its_addresses_while_another_changes()
     server.set_services(NAME, &services, 0);
     let mut followed = follow(&server);
     let failing: Expected<'_> = ("tcp://pod-0.test:5555", &["127.0.0.1:5555"]);
-    followed.says_addresses(&[failing, ("tcp://pod-1.test:5555", &["127.0.0.2:5555"])]).await;
+    followed.publishes_addresses(&[failing, ("tcp://pod-1.test:5555", &["127.0.0.2:5555"])]).await;
     server.set_mode_of_name("pod-0.test.", Mode::ServerFailure);
     server.set("pod-1.test.", &["127.0.0.3"], 0);
     followed
-        .says_what(|set| {
+        .publishes_a_set_that(|set| {
             set[&"tcp://pod-1.test:5555".parse().unwrap()].addresses[0].ip()
                 != IpAddr::from([127, 0, 0, 2])
         })
         .await;
-    followed.says_addresses(&[failing, ("tcp://pod-1.test:5555", &["127.0.0.3:5555"])]).await;
+    followed.publishes_addresses(&[failing, ("tcp://pod-1.test:5555", &["127.0.0.3:5555"])]).await;
 }
 
 #[tokio::test]
@@ -215,16 +219,16 @@ async fn a_target_whose_lookup_is_silent_does_not_delay_the_others() {
     let started = Instant::now();
     let mut followed = follow(&server);
     let late: Expected<'_> = ("tcp://late.test:5555", &["127.0.0.2:5555"]);
-    followed.says_addresses(&[late, ("tcp://pod-0.test:5555", &["127.0.0.1:5555"])]).await;
+    followed.publishes_addresses(&[late, ("tcp://pod-0.test:5555", &["127.0.0.1:5555"])]).await;
     let took = started.elapsed();
-    assert!(took < ROUND_LIMIT, "after {took:?}");
-    until("the part is reported", || log.has("endpoint discovery failed in part")).await;
+    assert!(took < ROUND_LIMIT, "the other targets came only after {took:?}");
+    until("the partial failure is logged", || log.has("endpoint discovery failed in part")).await;
 }
 
 #[tokio::test]
 async fn targets_with_one_address_each_are_limited_to_one_family() {
     let server = DnsServer::start();
-    // Cluster DNS names the pods of a Deployment like this.
+    // Cluster DNS names the pods of a Deployment in this way.
     server.set("127-0-0-1.test.", &["127.0.0.1"], 0);
     server.set("127-0-0-2.test.", &["127.0.0.2"], 0);
     server.set("fd00--1.test.", &["::1"], 0);
@@ -232,9 +236,11 @@ async fn targets_with_one_address_each_are_limited_to_one_family() {
     server.set_services(NAME, &targets.map(|target| service(0, 5555, target)), 0);
     let mut followed = follow(&server);
     let first: Expected<'_> = ("tcp://127-0-0-1.test:5555", &["127.0.0.1:5555"]);
-    followed.says_addresses(&[first, ("tcp://127-0-0-2.test:5555", &["127.0.0.2:5555"])]).await;
+    followed
+        .publishes_addresses(&[first, ("tcp://127-0-0-2.test:5555", &["127.0.0.2:5555"])])
+        .await;
     server.set_services(NAME, &[service(0, 5555, "fd00--1.test.")], 0);
-    followed.says_addresses(&[("tcp://fd00--1.test:5555", &["[::1]:5555"])]).await;
+    followed.publishes_addresses(&[("tcp://fd00--1.test:5555", &["[::1]:5555"])]).await;
 }
 
 #[tokio::test]
@@ -247,7 +253,7 @@ async fn search_domains_apply_to_srv_names() {
                     nameserver 10.96.0.10\noptions ndots:5\n";
     let short = name("_zeromq._tcp.zmq-echo-headless", &server);
     let mut followed = Followed::start(Srv::with_resolv_conf(short, of_a_pod).unwrap());
-    followed.says_addresses(&[("tcp://pod-0.test:5555", &["127.0.0.1:5555"])]).await;
+    followed.publishes_addresses(&[("tcp://pod-0.test:5555", &["127.0.0.1:5555"])]).await;
 }
 
 #[tokio::test]
@@ -260,6 +266,6 @@ async fn surplus_targets_are_ignored() {
     let services: Vec<_> = (1..=1200).map(|port| service(0, port, "a.b.")).collect();
     server.set_services("_a._b.c.", &services, 0);
     let mut followed = Followed::start(Srv::new(name("_a._b.c.", &server)).unwrap());
-    followed.says_what(|set| set.len() == MAX_ENDPOINTS).await;
+    followed.publishes_a_set_that(|set| set.len() == MAX_ENDPOINTS).await;
     assert_eq!(log.count("too many endpoints; the rest are ignored"), (1, 1));
 }

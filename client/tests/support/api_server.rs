@@ -48,7 +48,7 @@ pub enum Ending {
     Broken,
 }
 
-/// How the API reports that a version has expired.
+/// How the API rejects an expired version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gone {
     /// By the status of the answer.
@@ -81,7 +81,7 @@ struct State {
     slices: BTreeMap<String, Json>,
     /// The changes with their versions, from [`Self::oldest`] on.
     history: Vec<(u64, Json)>,
-    /// A watch from an older version is refused.
+    /// A watch from an older version is rejected.
     oldest: u64,
     gone: Option<Gone>,
     failure: Option<u16>,
@@ -91,7 +91,7 @@ struct State {
     body: Option<Bytes>,
     delay: Duration,
     watchers: Vec<Watcher>,
-    /// How many watches have begun, and how many of them stay silent for ever.
+    /// How many watches have begun, and how many of the first ones stay silent forever.
     begun: usize,
     silent: usize,
     /// The silent watches, kept so that they stay open.
@@ -144,7 +144,9 @@ impl ApiServer {
 
     /// The same for another URL.
     pub async fn source_of(kubeconfig: &Path, url: &str) -> Kubernetes {
-        let Ok(Source::Kubernetes(port)) = url.parse() else { panic!("another source") };
+        let Ok(Source::Kubernetes(port)) = url.parse() else {
+            panic!("not the URL of a Kubernetes source")
+        };
         let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
         let options = KubeConfigOptions::default();
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
@@ -153,13 +155,13 @@ impl ApiServer {
 
     /// Sets the state of an endpoint. Each endpoint has its own slice, because all endpoints in a
     /// slice share a port, and these are on one host.
-    pub fn say(&self, endpoint: SocketAddr, condition: Condition) {
-        self.say_pod(None, &[endpoint], condition);
+    pub fn set(&self, endpoint: SocketAddr, condition: Condition) {
+        self.set_pod(None, &[endpoint], condition);
     }
 
     /// The same for a pod with several addresses. Each address has its own slice, as address
     /// families do.
-    pub fn say_pod(&self, uid: Option<&str>, addresses: &[SocketAddr], condition: Condition) {
+    pub fn set_pod(&self, uid: Option<&str>, addresses: &[SocketAddr], condition: Condition) {
         let (ready, serving, terminating) = match condition {
             Condition::Ready => (true, true, false),
             Condition::NotReady => (false, false, false),
@@ -183,7 +185,7 @@ impl ApiServer {
     }
 
     /// Removes an endpoint.
-    pub fn forget(&self, endpoint: SocketAddr) {
+    pub fn remove(&self, endpoint: SocketAddr) {
         self.delete(&slice_name(endpoint));
     }
 
@@ -211,7 +213,7 @@ impl ApiServer {
 
     pub fn delete(&self, name: &str) {
         let mut state = self.state();
-        let mut slice = state.slices.remove(name).expect("there is such a slice");
+        let mut slice = state.slices.remove(name).expect("the slice exists");
         state.version += 1;
         slice["metadata"]["resourceVersion"] = json!(state.version.to_string());
         state.happened("DELETED", slice);

@@ -211,7 +211,9 @@ fn serve_stream(mut stream: TcpStream, zone: &Mutex<Zone>) -> io::Result<()> {
         let mut question = vec![0; usize::from(u16::from_be_bytes(size))];
         stream.read_exact(&mut question)?;
         if let Some((answer, _)) = answer(&question, zone, true) {
-            let size = u16::try_from(answer.len()).expect("a short answer").to_be_bytes();
+            let size = u16::try_from(answer.len())
+                .expect("the answer fits into a DNS message")
+                .to_be_bytes();
             stream.write_all(&[&size, &answer[..]].concat())?;
         }
     }

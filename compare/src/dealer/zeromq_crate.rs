@@ -35,7 +35,11 @@ impl PipelineClient for Client {
                         dealer.send(request.into()).await?;
                     }
                     let reply = dealer.recv().await?;
-                    ensure!(reply.len() == 1, "a reply of {} frames", reply.len());
+                    ensure!(
+                        reply.len() == 1,
+                        "the reply has {} frames instead of one",
+                        reply.len()
+                    );
                     exchange.verify(reply.get(0).expect("there is one frame"))?;
                 }
             }

@@ -39,7 +39,11 @@ impl PipelineClient for Client {
                         None => dealer.recv().await.map_err(ended)?,
                     };
                     let frames = reply.frames();
-                    ensure!(frames.len() == 1, "a reply of {} frames", frames.len());
+                    ensure!(
+                        frames.len() == 1,
+                        "the reply has {} frames instead of one",
+                        frames.len()
+                    );
                     exchange.verify(&frames[0])?;
                 }
             }

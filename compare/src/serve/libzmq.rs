@@ -8,7 +8,7 @@ pub fn run() -> Result<()> {
     let context = zmq::Context::new();
     let router = context.socket(zmq::ROUTER)?;
     router.bind(&format!("tcp://{ANY_PORT}"))?;
-    let endpoint = router.get_last_endpoint()?.ok().context("an endpoint that is not text")?;
+    let endpoint = router.get_last_endpoint()?.ok().context("the endpoint is not valid text")?;
     announce(endpoint.trim_start_matches("tcp://").parse()?);
     loop {
         router.poll(zmq::POLLIN, -1)?;

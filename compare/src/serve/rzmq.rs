@@ -24,7 +24,8 @@ pub fn run() -> Result<()> {
         router.set_option(ADAPTIVE_THROTTLE, 0).await?;
         router.bind(&format!("tcp://{ANY_PORT}")).await?;
         let endpoint = String::from_utf8(router.get_option(LAST_ENDPOINT).await?)?;
-        let address = endpoint.strip_prefix("tcp://").context("an endpoint without tcp://")?;
+        let address =
+            endpoint.strip_prefix("tcp://").context("the endpoint does not start with tcp://")?;
         announce(address.parse()?);
         loop {
             let frames = router.recv_multipart().await?;

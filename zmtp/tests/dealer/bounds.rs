@@ -1,4 +1,4 @@
-//! Limits on what a server can make the socket hold.
+//! Limits on what a server can make the socket hold in memory.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use zmtp::memory_pool::MemoryPool;
 
 use super::*;
 
-/// One read, in addition to what the socket always holds.
+/// The size of one read, in addition to what the socket always holds.
 const LITTLE: usize = 80 << 10;
 
 /// 128 TiB, and sizes that do not fit into a signed number.
@@ -36,7 +36,11 @@ async fn an_announced_size_beyond_the_limit_ends_the_connection_and_costs_no_mem
         });
         let mut dealer = connected(address).await;
         assert_eq!(next(&mut dealer).await, Err(reason), "{header:?}");
-        assert!(dealer.held() < LITTLE, "{} for {header:?}", dealer.held());
+        assert!(
+            dealer.held() < LITTLE,
+            "{} bytes are held for the header {header:?}",
+            dealer.held()
+        );
         drop(dealer);
         server.join().unwrap();
     }
@@ -55,7 +59,11 @@ async fn an_announced_size_within_the_limit_costs_memory_as_bytes_arrive() {
         });
         let mut dealer = connected(address).await;
         assert_eq!(next(&mut dealer).await, Err(Reason::Error));
-        assert!(dealer.held() < LITTLE + 3 * sent, "{} for {sent}", dealer.held());
+        assert!(
+            dealer.held() < LITTLE + 3 * sent,
+            "{} bytes are held after {sent} bytes have arrived",
+            dealer.held()
+        );
         drop(dealer);
         server.join().unwrap();
     }
@@ -96,7 +104,7 @@ async fn endless_frames_and_commands_hit_a_limit_and_a_message_at_the_limit_pass
         let mut dealer = connected(address).await;
         assert_eq!(next(&mut dealer).await, Err(reason));
         let most = 2 * DealerConfig::default().limits.message_bytes + (192 << 10);
-        assert!(dealer.held() <= most, "{}", dealer.held());
+        assert!(dealer.held() <= most, "{} bytes are held", dealer.held());
         drop(dealer);
         server.join().unwrap();
     }
@@ -138,15 +146,16 @@ async fn a_server_that_sends_pings_is_not_read_from_until_it_reads_its_pongs() {
         assert!(pongs.chunks(size).all(|one| one == pong));
     });
     let mut dealer = connected(address).await;
-    // The kernel accepts megabytes of PONGs first. Then they wait here, and their number stays.
+    // The kernel accepts megabytes of PONGs first. After that they wait in the socket, and their
+    // number does not grow.
     let (mut unwritten, mut still) = (0, 0);
     while unwritten < 200 * size || still < 20 {
         tokio::select! {
-            told = dealer.recv() => panic!("{told:?}"),
+            told = dealer.recv() => panic!("unexpected message or end: {told:?}"),
             () = tokio::time::sleep(Duration::from_millis(5)) => {}
         }
-        assert!(dealer.unwritten() < 16 << 10, "{} of PONGs", dealer.unwritten());
-        assert!(dealer.held() < 192 << 10, "{}", dealer.held());
+        assert!(dealer.unwritten() < 16 << 10, "{} bytes of PONGs are queued", dealer.unwritten());
+        assert!(dealer.held() < 192 << 10, "{} bytes are held", dealer.held());
         still = if dealer.unwritten() == unwritten { still + 1 } else { 0 };
         unwritten = dealer.unwritten();
     }
@@ -155,7 +164,7 @@ async fn a_server_that_sends_pings_is_not_read_from_until_it_reads_its_pongs() {
     assert_eq!(payload(&mut dealer).await, b"at last");
     while dealer.unwritten() > 0 {
         let none = timeout(Duration::from_millis(5), dealer.recv()).await;
-        assert!(none.is_err(), "{none:?}");
+        assert!(none.is_err(), "unexpected message or end: {none:?}");
     }
     drop(dealer);
     server.join().unwrap();
@@ -169,7 +178,7 @@ async fn a_message_after_more_pings_than_may_queue_is_received() {
         stream.read_exact(&mut [0]).map(|()| stream)
     });
     let mut dealer = connected(address).await;
-    // By then the kernel has received everything, or most of it.
+    // By then, the kernel has received everything or most of it.
     thread::sleep(Duration::from_millis(200));
     assert_eq!(payload(&mut dealer).await, b"behind");
     assert!(server.join().unwrap().is_ok());
@@ -183,7 +192,7 @@ async fn a_timer_beside_recv_fires_during_endless_commands() {
     for _ in 0..20 {
         tokio::select! {
             biased;
-            told = dealer.recv() => panic!("{told:?}"),
+            told = dealer.recv() => panic!("unexpected message or end: {told:?}"),
             () = tokio::time::sleep(Duration::from_millis(5)) => {}
         }
     }
@@ -206,17 +215,17 @@ async fn a_message_that_does_not_fit_the_shared_pool_costs_one_connection() {
     let (other, other_server) = router(1, |mut stream| {
         stream.write_all(&raw::frame(&vec![b'b'; SIZE], false)).map_err(drop)
     });
-    // Room for one of them.
+    // There is room for one of the two messages.
     let memory = MemoryPool::new(2 * SIZE);
     let config = DealerConfig { memory: Some(memory.clone()), ..config() };
     let mut one = connect_to(&[one], &config).await.unwrap();
     while memory.taken() < SIZE / 3 {
         tokio::select! {
-            told = one.recv() => panic!("{told:?}"),
+            told = one.recv() => panic!("unexpected message or end: {told:?}"),
             () = tokio::time::sleep(Duration::from_millis(1)) => {}
         }
     }
-    // Leaves less in the pool than the other message needs.
+    // It leaves less room in the pool than the other message needs.
     let rest = memory.take(2 * SIZE - memory.taken() - SIZE / 3).unwrap();
     let mut other = connect_to(&[other], &config).await.unwrap();
     assert_eq!(next(&mut other).await, Err(Reason::PoolFull));
@@ -227,6 +236,10 @@ async fn a_message_that_does_not_fit_the_shared_pool_costs_one_connection() {
     assert_eq!(message.bytes(), SIZE);
     // The message and its memory now belong to the caller, although nothing more is read.
     assert_eq!(memory.taken(), 0);
-    assert!(one.held() < LITTLE, "{}", one.held());
+    assert!(
+        one.held() < LITTLE,
+        "{} bytes are held for a message that belongs to the caller",
+        one.held()
+    );
     server.join().unwrap();
 }

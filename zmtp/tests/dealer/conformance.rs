@@ -32,7 +32,7 @@ async fn the_whole_greeting_and_ready_are_sent_before_anything_is_read() {
     }
 }
 
-/// Greets with these bytes in place of others, then as a ROUTER; what a DEALER makes of it.
+/// The result of connecting to a ROUTER whose greeting has these bytes in place of others.
 async fn greeted_with(changes: &[(usize, u8)]) -> Result<Dealer, ConnectError> {
     let mut greeting = raw::greeting(1);
     changes.iter().for_each(|(at, byte)| greeting[*at] = *byte);
@@ -51,7 +51,7 @@ async fn the_padding_and_as_server_of_a_server_and_its_higher_version_are_accept
     let padding: Vec<_> = (1..9).map(|at| (at, 0x5a)).collect();
     let changes = [&padding[..], &[(32, 1)], &[(11, 9)], &[(10, 4), (11, 0)], &[(10, 255)]];
     for change in changes {
-        let mut dealer = greeted_with(change).await.expect("it connects");
+        let mut dealer = greeted_with(change).await.expect("the DEALER connects");
         assert_eq!(payload(&mut dealer).await, b"welcome", "{change:?}");
     }
 }
@@ -66,7 +66,7 @@ async fn a_server_of_another_protocol_version_or_mechanism_is_refused() {
         (&[(16, b'X')], Reason::Mechanism),
         (&[(12, b'P'), (13, b'L'), (14, b'A'), (15, b'I'), (16, b'N')], Reason::Mechanism),
     ] {
-        let error = greeted_with(change).await.expect_err("it is refused");
+        let error = greeted_with(change).await.expect_err("the DEALER refuses this server");
         assert!(
             matches!(error, ConnectError::Handshake { reason, .. } if reason == expected),
             "{error:?} for {change:?}"
@@ -105,7 +105,7 @@ async fn messages_are_sent_and_received_unchanged_and_in_order() {
     let expected = bytes.clone();
     let (address, server) = router(1, move |mut stream| {
         let received = raw::read(&mut stream, expected.len());
-        assert!(received == expected, "the frames are those that were sent");
+        assert!(received == expected, "the received messages differ from those that were sent");
         stream.write_all(&bytes).unwrap();
         stream
     });
@@ -130,13 +130,15 @@ async fn a_message_that_cannot_be_queued_is_returned() {
     let mut dealer = connect_to(&[address], &config).await.unwrap();
     // Nothing is written until the socket is polled.
     dealer.send(message(b"1")).unwrap();
-    let refused = dealer.send(message(b"0123456789")).expect_err("the queue is full");
+    let refused =
+        dealer.send(message(b"0123456789")).expect_err("a full queue must reject the message");
     assert_eq!(refused.0, message(b"0123456789"));
     go.send(()).unwrap();
     assert_eq!(next(&mut dealer).await, Err(Reason::Closed));
     assert_eq!(server.join().unwrap(), raw::frame(b"1", false));
-    // The connection has ended, so there is nobody to send to.
-    let refused = dealer.send(message(b"2")).expect_err("there is no connection");
+    // The connection has ended, so there is no peer to send to.
+    let refused =
+        dealer.send(message(b"2")).expect_err("an ended connection must reject the message");
     assert_eq!(refused.0, message(b"2"));
     assert_eq!(dealer.written(), 1);
 }

@@ -6,7 +6,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::*;
 
-/// Far longer than any of the tests takes.
+/// Far longer than any of these tests takes.
 const PATIENT: Duration = Duration::from_secs(20);
 
 fn patient() -> DealerConfig {
@@ -27,7 +27,8 @@ impl BlackHole {
         listener.listen(0).unwrap();
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let mut queued = Vec::new();
-        // On a busy machine a single attempt may just be late. Several in a row are lost.
+        // On a busy machine, a single attempt may just be late. If several in a row fail, packets
+        // are lost.
         let mut lost = 0;
         while lost < 3 {
             match TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
@@ -59,13 +60,13 @@ impl Counting {
         Self { address, listener }
     }
 
-    /// The connection works, and it was the only one.
-    async fn expect_only_use(self, mut dealer: Dealer) {
+    /// Checks that the connection works, and that it was the only one.
+    async fn assert_only_connection(self, mut dealer: Dealer) {
         assert_eq!(dealer.address(), self.address);
         assert_eq!(payload(&mut dealer).await, b"hello");
         drop(dealer);
         self.listener.set_nonblocking(true).unwrap();
-        assert!(self.listener.accept().is_err(), "there was a second connection");
+        assert!(self.listener.accept().is_err(), "the DEALER opened a second connection");
     }
 }
 
@@ -75,8 +76,8 @@ async fn a_second_address_is_used_if_the_first_is_a_black_hole() {
     let good = Counting::new();
     let started = Instant::now();
     let dealer = connect_to(&[hole.address, good.address], &patient()).await.unwrap();
-    assert!(started.elapsed() < PATIENT, "{:?}", started.elapsed());
-    good.expect_only_use(dealer).await;
+    assert!(started.elapsed() < PATIENT, "connecting took {:?}", started.elapsed());
+    good.assert_only_connection(dealer).await;
     let config = DealerConfig { connect_timeout: Duration::from_millis(300), ..config() };
     let error = connect_to(&[hole.address], &config).await.unwrap_err();
     assert!(matches!(error, ConnectError::ConnectTimeout(_)), "{error:?}");
@@ -91,9 +92,12 @@ async fn a_second_address_is_used_at_once_if_the_first_refuses() {
         let started = Instant::now();
         let dealer = connect_to(&[refuses, good.address], &patient()).await.unwrap();
         fastest = fastest.min(started.elapsed());
-        good.expect_only_use(dealer).await;
+        good.assert_only_connection(dealer).await;
     }
-    assert!(fastest < Duration::from_millis(250), "{fastest:?}: it waited for a timer");
+    assert!(
+        fastest < Duration::from_millis(250),
+        "the second address was used only after {fastest:?}, so a timer was awaited"
+    );
     let error = connect_to(&[refuses, refuses], &patient()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Connect { address, .. } if address == refuses));
 }
@@ -105,7 +109,7 @@ async fn a_second_address_is_used_if_the_first_accepts_and_does_not_greet() {
     let good = Counting::new();
     let config = DealerConfig { connect_timeout: Duration::from_secs(6), ..config() };
     let dealer = connect_to(&[deaf_address, good.address], &config).await.unwrap();
-    good.expect_only_use(dealer).await;
+    good.assert_only_connection(dealer).await;
     let config = DealerConfig { connect_timeout: Duration::from_millis(200), ..config };
     let error = connect_to(&[deaf_address], &config).await.unwrap_err();
     assert!(matches!(error, ConnectError::HandshakeTimeout { .. }), "{error:?}");

@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use super::*;
 
-/// Short, for servers that do not answer.
+/// A short timeout, for servers that do not answer.
 const INTERVAL: Duration = Duration::from_millis(50);
 const TIMEOUT: Duration = Duration::from_millis(150);
 
 async fn with_heartbeats(address: SocketAddr) -> Dealer {
     let config =
         DealerConfig { heartbeat_interval: INTERVAL, heartbeat_timeout: TIMEOUT, ..config() };
-    connect_to(&[address], &config).await.expect("it connects")
+    connect_to(&[address], &config).await.expect("the DEALER connects")
 }
 
 #[tokio::test]
@@ -62,7 +62,7 @@ async fn a_silent_server_of_3_0_gets_no_pings_and_is_checked_once_per_interval()
         stream.set_read_timeout(Some(20 * INTERVAL)).unwrap();
         let read = stream.read(&mut [0]);
         stream.write_all(&raw::frame(b"done", false)).unwrap();
-        read.expect_err("nothing comes").kind()
+        read.expect_err("nothing arrives").kind()
     });
     let started = Instant::now();
     let mut dealer = with_heartbeats(address).await;
@@ -73,7 +73,10 @@ async fn a_silent_server_of_3_0_gets_no_pings_and_is_checked_once_per_interval()
     });
     timeout(DEADLINE, received).await.unwrap().unwrap();
     let intervals = started.elapsed().div_duration_f64(INTERVAL);
-    assert!(f64::from(looks) < 3.0 * intervals + 10.0, "{looks} looks in {intervals} intervals");
+    assert!(
+        f64::from(looks) < 3.0 * intervals + 10.0,
+        "the DEALER woke up {looks} times in {intervals} intervals"
+    );
     assert_eq!(server.join().unwrap(), ErrorKind::WouldBlock);
 }
 
@@ -83,7 +86,11 @@ async fn a_server_that_answers_no_ping_is_disconnected_after_the_timeout() {
     let started = Instant::now();
     let mut dealer = with_heartbeats(address).await;
     assert_eq!(next(&mut dealer).await, Err(Reason::Vanished));
-    assert!(started.elapsed() >= INTERVAL + TIMEOUT, "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() >= INTERVAL + TIMEOUT,
+        "the DEALER disconnected after only {:?}",
+        started.elapsed()
+    );
     drop(dealer);
     server.join().unwrap();
 }
@@ -135,13 +142,17 @@ async fn a_servers_ttl_is_enforced_whatever_our_own_interval() {
         });
         let config = DealerConfig { heartbeat_interval, ..config() };
         let mut dealer = connect_to(&[address], &config).await.unwrap();
-        // It is already waiting, and would wait for an hour.
+        // It is already waiting, and would continue for an hour.
         let polled = std::future::poll_fn(|cx| Poll::Ready(dealer.poll_recv(cx).is_pending()));
         assert!(polled.await);
         go.send(()).unwrap();
         let started = Instant::now();
         assert_eq!(next(&mut dealer).await, Err(Reason::Vanished));
-        assert!(started.elapsed() >= Duration::from_millis(290), "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() >= Duration::from_millis(290),
+            "the DEALER disconnected after only {:?}",
+            started.elapsed()
+        );
         drop(dealer);
         server.join().unwrap();
     }

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 
 use super::*;
 
-/// Sizes for every way in which messages are queued: empty, copied and as they are.
+/// Sizes that cover every way in which messages are queued: empty, copied, and not copied.
 fn sizes(number: usize) -> usize {
     [0, 100, 5000, 9000, 100_000][number % 5]
 }
@@ -21,7 +21,7 @@ async fn fill(dealer: &mut Dealer) -> u64 {
             number += 1;
         }
         tokio::select! {
-            told = dealer.recv() => panic!("{told:?}"),
+            told = dealer.recv() => panic!("unexpected message or end: {told:?}"),
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }
         still = if dealer.unwritten() == unwritten { still + 1 } else { 0 };
@@ -78,8 +78,7 @@ async fn after_a_reset_the_server_has_seen_no_unwritten_message() {
             may_go.recv().unwrap();
             let mut part = stream.try_clone().unwrap().take(reads);
             std::io::copy(&mut part, &mut std::io::sink()).unwrap();
-            // Closing with unread bytes resets the connection. Whatever had arrived is seen
-            // first.
+            // Closing a connection with unread bytes resets it. Whatever had arrived is seen first.
             stream.set_nonblocking(true).unwrap();
             let mut bytes = vec![0; reads as usize];
             let _ = stream.read(&mut bytes);
@@ -91,7 +90,10 @@ async fn after_a_reset_the_server_has_seen_no_unwritten_message() {
         assert_eq!(end(&mut dealer).await, Reason::Error);
         server.join().unwrap();
         let written = dealer.written();
-        assert!(written < sent, "{written} of {sent}");
+        assert!(
+            written < sent,
+            "{written} of {sent} messages were written, so the buffers were not full"
+        );
         // Later calls return the same reason.
         assert_eq!(next(&mut dealer).await, Err(Reason::Error));
         assert_eq!(dealer.written(), written);
@@ -104,7 +106,7 @@ async fn messages_that_came_before_a_reset_are_received_although_writing_fails()
     for pings in [0, 1000] {
         let ((go, may_go), (closed, is_closed)) = (mpsc::channel(), mpsc::channel());
         let (address, server) = router(1, move |mut stream| {
-            // The request is not read, so closing resets the connection.
+            // The request is not read, so closing the connection resets it.
             stream.peek(&mut [0]).unwrap();
             may_go.recv().unwrap();
             stream.write_all(&ping(0, b"").repeat(pings)).unwrap();

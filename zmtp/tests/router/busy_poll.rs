@@ -1,8 +1,7 @@
 //! When the socket spins for its next message, and when it sleeps.
 //!
-//! The tests poll the socket themselves, and count how often it asks to be polled again at once.
-//! That is what spinning means. No time is measured, so the tests do not depend on either side's
-//! speed.
+//! The tests poll the socket themselves, and count how often it asks to be polled again at once,
+//! because that is spinning. They measure no time, so they do not depend on either side's speed.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -20,10 +19,10 @@ use crate::counts::Counts;
 use crate::polled::{LIMITS, bound, dealer_of, on_runtime};
 use crate::support::raw;
 
-/// Longer than any test, so a spin only ends with a message.
+/// Longer than any test takes, so a spin ends only with a message.
 const WITHOUT_END: Duration = Duration::from_secs(3600);
 
-/// Over by the time the clock is read again, so a spin ends without a message.
+/// Over when the clock is next read, so a spin ends without a message.
 const AT_ONCE: Duration = Duration::from_nanos(1);
 
 /// How often a spinning socket is polled before its message is sent.
@@ -111,9 +110,12 @@ fn busy_poll_spins_only_for_back_to_back_requests() {
     let waits = waits(AT_ONCE, 600);
     let spins: Vec<_> =
         (0..waits.len()).filter(|at| waits[*at] == Waited::SpinningInVain).collect();
-    assert!(spins.len() < 20, "{} of {} waits were spent spinning", spins.len(), waits.len());
+    assert!(spins.len() < 20, "{} of {} waits were spins in vain", spins.len(), waits.len());
     let pauses: Vec<_> = spins.windows(2).map(|pair| pair[1] - pair[0] - 1).collect();
-    assert!(pauses.is_sorted() && pauses.last() >= Some(&255), "pauses of {pauses:?}");
+    assert!(
+        pauses.is_sorted() && pauses.last() >= Some(&255),
+        "the pauses between spins did not grow: {pauses:?}"
+    );
 }
 
 #[test]

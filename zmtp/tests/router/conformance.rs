@@ -20,7 +20,7 @@ const GREETING: &[u8; 64] = b"\xff\0\0\0\0\0\0\0\0\x7f\x03\x01\
     \0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 /// A DEALER whose greeting has these bytes in place of others is served like any other.
-fn is_served(changes: &[(usize, u8)]) {
+fn assert_served(changes: &[(usize, u8)]) {
     let echo = Echo::start(LIMITS);
     let mut greeting = *GREETING;
     changes.iter().for_each(|(at, byte)| greeting[*at] = *byte);
@@ -35,24 +35,24 @@ fn is_served(changes: &[(usize, u8)]) {
 
 #[test]
 fn the_server_greets_with_zmtp_3_1_and_null_and_zeros_elsewhere() {
-    is_served(&[]);
+    assert_served(&[]);
 }
 
 #[test]
 fn the_padding_of_a_greeting_is_ignored() {
     let padding: Vec<_> = (1..9).map(|at| (at, 0xa5)).collect();
-    is_served(&padding);
+    assert_served(&padding);
 }
 
 #[test]
 fn the_as_server_field_of_a_client_is_ignored() {
-    is_served(&[(32, 1)]);
+    assert_served(&[(32, 1)]);
 }
 
 #[test]
 fn clients_of_higher_versions_are_served_with_our_own_framing() {
     for version in [(3, 2), (3, 255), (4, 0), (255, 255)] {
-        is_served(&[(10, version.0), (11, version.1)]);
+        assert_served(&[(10, version.0), (11, version.1)]);
     }
 }
 
@@ -84,7 +84,7 @@ fn a_message_is_delivered_whole_or_not_at_all() {
         assert_eq!(socket.recv().await, Message::from(expected));
         while counts.get().disconnections("error") == 0 {
             let next = tokio::time::timeout(Duration::from_millis(1), socket.recv()).await;
-            assert!(next.is_err(), "{next:?}");
+            assert!(next.is_err(), "part of a message was delivered: {next:?}");
         }
         other.write_all(&raw::frame(b"next", false)).unwrap();
         assert_eq!(socket.recv().await, Message::from(["other".into(), "next".into()]));
@@ -105,7 +105,10 @@ fn a_received_message_begins_with_the_peers_own_or_a_unique_generated_identity()
         }
         assert_eq!(identities[0].0, "me");
         let [one, other] = [&identities[1].0, &identities[2].0];
-        assert!(one != other && one[0] == 0 && other[0] == 0, "{one:?} {other:?}");
+        assert!(
+            one != other && one[0] == 0 && other[0] == 0,
+            "the generated identities must be unique and start with zero: {one:?} {other:?}"
+        );
     });
 }
 
@@ -121,7 +124,7 @@ fn a_message_goes_to_the_identity_in_its_first_frame_or_is_returned_with_an_erro
         let nobody = Message::from(["nobody".into(), "a".into()]);
         let mut message = nobody.clone();
         assert_eq!(socket.send(&mut message), Err(SendError::NoPeer));
-        assert_eq!(message, nobody, "the caller keeps it");
+        assert_eq!(message, nobody, "a message that cannot be sent must stay with the caller");
         // Sending never blocks: the replies are written while the socket is polled.
         let reading = tokio::task::spawn_blocking(move || {
             assert_eq!(raw::read_message(&mut one), [&b"for"[..], b"one"]);
@@ -129,7 +132,7 @@ fn a_message_goes_to_the_identity_in_its_first_frame_or_is_returned_with_an_erro
         });
         tokio::select! {
             read = reading => read.unwrap(),
-            message = socket.recv() => panic!("{message:?}"),
+            message = socket.recv() => panic!("unexpected message: {message:?}"),
         }
     });
 }
@@ -144,7 +147,7 @@ fn traffic_other_than_a_pong_answers_a_ping() {
     assert_eq!(raw::read(&mut peer, 7), raw::command(b"\x04PONG"));
     for _ in 0..2 {
         assert_eq!(raw::read(&mut peer, ping.len()), ping);
-        // Part of a message, which brings no reply.
+        // Part of a message, which gets no reply.
         peer.write_all(&raw::frame(b"part", true)).unwrap();
     }
     // It is pinged again, not closed, an interval after each of them.

@@ -1,4 +1,4 @@
-//! A flood is served in turns with all other peers.
+//! A peer that floods the socket gets turns like all other peers.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -12,13 +12,13 @@ use crate::support::raw;
 /// How many requests a well-behaved peer has in flight.
 const WINDOW: usize = 100;
 
-/// How many windows of the measured peer are answered.
+/// How many windows of requests of the measured peer are answered.
 const WINDOWS: usize = 50;
 
 /// Maximum number of requests in one turn.
 const TURN: usize = 512;
 
-/// As in the poll loop: after this many requests the runtime gets a turn.
+/// As in the poll loop: the runtime gets a turn after this many requests.
 const BATCH: usize = 256;
 
 fn request() -> Vec<u8> {
@@ -28,7 +28,7 @@ fn request() -> Vec<u8> {
 /// A client that never blocks: it reads what has arrived and writes what the kernel accepts.
 struct Client {
     stream: TcpStream,
-    /// Bytes still to be written, of requests that repeat.
+    /// Bytes still to be written. The requests repeat.
     unwritten: usize,
     written: usize,
     read: usize,
@@ -74,8 +74,8 @@ fn progress(moved: std::io::Result<usize>) -> Option<usize> {
     }
 }
 
-/// The clients and the socket share one thread, and the clients advance between any two requests.
-/// So the count does not depend on anyone's speed.
+/// The clients and the socket share one thread, and the clients advance between any two requests,
+/// so the count does not depend on speed.
 #[test]
 fn a_flood_gets_neither_more_nor_longer_turns_than_others() {
     on_runtime(async {
@@ -88,7 +88,7 @@ fn a_flood_gets_neither_more_nor_longer_turns_than_others() {
         let mut next = None;
         loop {
             let (flood, others) = clients.split_last_mut().unwrap();
-            // It always has more to send than the kernel accepts.
+            // The flooding client always has more to send than the kernel accepts.
             flood.ask(WINDOW);
             for other in others.iter_mut().filter(|other| other.is_answered()) {
                 other.ask(WINDOW);
@@ -113,9 +113,15 @@ fn a_flood_gets_neither_more_nor_longer_turns_than_others() {
             next = socket.try_recv();
         }
         eprintln!("{of_flood} requests of a flood in {WINDOWS} windows");
-        assert!(of_flood > WINDOWS * WINDOW, "{of_flood}: not a flood");
+        assert!(
+            of_flood > WINDOWS * WINDOW,
+            "only {of_flood} requests of the flood were served, so it was not a flood"
+        );
         // One turn that has begun when a window arrives, and one before the window's own turn.
         let most = (2 * WINDOWS + 1) * TURN;
-        assert!(of_flood <= most, "{of_flood} requests of a flood in {WINDOWS} windows");
+        assert!(
+            of_flood <= most,
+            "the flood got {of_flood} requests served in {WINDOWS} windows; the maximum is {most}"
+        );
     });
 }

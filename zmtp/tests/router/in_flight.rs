@@ -1,4 +1,4 @@
-//! Requests that are answered later hold back only the peers that sent them.
+//! Requests that are answered later delay only the peers that sent them.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -50,7 +50,10 @@ fn a_peer_with_many_requests_in_flight_waits_and_others_do_not() {
         pipeline(&mut other, 'o', 1);
         hold_all(&mut socket, &mut requests).await;
         assert_eq!(requests.len(), LIMITS.in_flight_per_peer + 1);
-        assert!(counts.get().buffered_bytes > 5 * 256, "what is in flight is held");
+        assert!(
+            counts.get().buffered_bytes > 5 * 256,
+            "requests in flight do not count towards the memory"
+        );
         // Each answer makes room for one more request, in order.
         let mut answered = Vec::new();
         while !requests.is_empty() {
@@ -141,7 +144,7 @@ fn a_peer_with_waiting_requests_gets_its_pongs_and_loses_nothing() {
         client.write_all(&within.concat()).unwrap();
         hold_all(&mut socket, &mut requests).await;
         assert_eq!(raw::read_frame(&mut client).1, b"\x04PONGtwo");
-        assert_eq!(requests.len(), LIMITS.in_flight_per_peer, "no further request was taken");
+        assert_eq!(requests.len(), LIMITS.in_flight_per_peer, "a request over the limit was taken");
         let mut answered = Vec::new();
         while !requests.is_empty() {
             answered.push(answer(&mut socket, &mut requests));

@@ -28,7 +28,9 @@ pub const LIMITS: Limits = Limits {
 };
 
 pub fn on_runtime<T>(future: impl Future<Output = T>) -> T {
-    runtime().block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
+    runtime().block_on(async {
+        tokio::time::timeout(DEADLINE, future).await.expect("the test ends in time")
+    })
 }
 
 /// A socket, its address and its counters.
@@ -48,7 +50,7 @@ pub async fn dealer_of(
     let shaking = tokio::task::spawn_blocking(move || raw::dealer(address, 0, identity));
     tokio::select! {
         stream = shaking => stream.unwrap(),
-        message = socket.recv() => panic!("{message:?} before any was sent"),
+        message = socket.recv() => panic!("{message:?} was received before any message was sent"),
     }
 }
 
@@ -68,11 +70,15 @@ fn a_reply_to_a_connection_never_reaches_another_one_with_the_same_identity() {
         while socket.connections() > 0 {
             let _ = tokio::time::timeout(Duration::from_millis(1), socket.recv()).await;
         }
-        // With the same identity, in the same slot.
+        // With the same identity, in the same internal slot.
         let mut second = dealer_of(&mut socket, address, b"me").await;
         let mut late = Message::from([b"late".as_slice().into()]);
         assert_eq!(socket.send_to(&asker, &mut late), Err(SendError::NoPeer));
-        assert_eq!(late.bytes(), b"late".len(), "the caller keeps it");
+        assert_eq!(
+            late.bytes(),
+            b"late".len(),
+            "a message that cannot be sent must stay with the caller"
+        );
         second.write_all(&raw::frame(b"two", false)).unwrap();
         let asker = socket.recv_from(&mut message).await;
         assert_eq!(socket.send_to(&asker, &mut Message::default()), Err(SendError::NoPayload));
@@ -94,7 +100,7 @@ fn a_reply_reaches_its_connection_while_another_one_is_served() {
         other.write_all(&raw::frame(b"of other", false)).unwrap();
         let second = socket.recv_from(&mut another).await;
         assert_ne!(first.peer, second.peer);
-        // To a peer other than the one whose request was handed out last.
+        // To a peer whose request was not the last one handed out.
         socket.send_to(&first, &mut request).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), socket.recv()).await.is_err());
         assert_eq!(raw::read_frame(&mut one).1, b"of one");

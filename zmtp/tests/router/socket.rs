@@ -25,7 +25,7 @@ enum Order {
     Close(Duration),
 }
 
-/// An echo on a socket of its own.
+/// An echo on a socket of its own, in its own thread.
 pub struct Echo {
     pub address: SocketAddr,
     pub counts: Counts,
@@ -79,7 +79,7 @@ impl Echo {
         self.done.recv_timeout(DEADLINE).unwrap();
     }
 
-    /// Closes the socket, and returns what was left.
+    /// Closes the socket, and returns the report.
     fn close(self, limit: Duration) -> Closed {
         self.orders.send(Order::Close(limit)).unwrap();
         self.thread.join().unwrap()
@@ -116,15 +116,10 @@ fn hello(minor: u8, socket_type: &str, identity: &[u8]) -> Vec<u8> {
     [raw::greeting(minor), raw::command(&raw::ready_body(socket_type, identity))].concat()
 }
 
-#[track_caller]
-fn eventually(condition: impl FnMut() -> bool) {
-    wait_until("it has happened", condition);
-}
-
 /// Writes until the other side has accepted nothing for a while. Returns how much it accepted.
 ///
-/// The rest waits in the kernel's buffers on both sides, and so may replies. Whether replies wait
-/// in the socket depends on where TCP got stuck.
+/// The rest stays in the kernel's buffers on both sides, and so may replies. Whether replies also
+/// wait in the socket depends on where TCP got stuck.
 fn write_until_stuck(stream: &mut TcpStream, bytes: &[u8]) -> u64 {
     stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let (mut written, mut at, mut refused) = (0, 0, 0);
@@ -163,7 +158,7 @@ fn the_zeromq_crates_req_and_dealer_sockets_get_their_echoes() {
             assert_eq!(dealer.recv().await.unwrap().into_vec(), message.into_vec());
         }
     });
-    eventually(|| echo.counts.get().replied == 14);
+    wait_until("all 14 messages are answered", || echo.counts.get().replied == 14);
     assert_eq!(echo.counts.get().established, 2);
 }
 
@@ -194,7 +189,10 @@ fn messages_of_all_sizes_come_back_in_order_however_writes_are_split() {
         let writing = thread::spawn(move || {
             bytes.chunks(cut).for_each(|chunk| writer.write_all(chunk).unwrap());
         });
-        assert!(raw::read(&mut reader, expected.len()) == expected, "cut {cut}");
+        assert!(
+            raw::read(&mut reader, expected.len()) == expected,
+            "the replies differ if the input is cut at {cut}"
+        );
         writing.join().unwrap();
     }
 }
@@ -214,7 +212,7 @@ fn a_client_that_half_closed_after_its_last_request_gets_all_its_replies() {
     stream.read_to_end(&mut replies).unwrap();
     assert!(replies == requests);
     writing.join().unwrap();
-    eventually(|| echo.disconnections("closed") == 1);
+    wait_until("the disconnection is counted", || echo.disconnections("closed") == 1);
 }
 
 #[test]
@@ -223,17 +221,17 @@ fn a_peer_that_does_not_read_is_paused_and_loses_nothing_and_delays_nobody() {
     let mut slow = echo.dealer(0, b"");
     let request = raw::frame(&[9; 100], false);
     let written = write_until_stuck(&mut slow, &request);
-    assert!(written < 2 << 20, "{written}");
+    assert!(written < 2 << 20, "the socket read {written} bytes from a peer that does not read");
     let held = echo.counts.get().buffered_bytes;
-    assert!(held < 1 << 20, "{held}");
+    assert!(held < 1 << 20, "the socket holds {held} bytes for a peer that does not read");
     let mut other = echo.dealer(0, b"");
     for _ in 0..100 {
         raw::echoes(&mut other, &request);
     }
     let replies = raw::read(&mut slow, written as usize / request.len() * request.len());
     assert!(replies.chunks(request.len()).all(|reply| reply == request));
-    eventually(|| echo.counts.get().pending_replies == 0);
-    eventually(|| echo.counts.get().buffered_bytes < 200);
+    wait_until("no reply is pending any more", || echo.counts.get().pending_replies == 0);
+    wait_until("the memory of the replies is freed", || echo.counts.get().buffered_bytes < 200);
 }
 
 #[test]
@@ -244,7 +242,7 @@ fn an_identity_in_use_stays_with_its_connection() {
     raw::echoes(&mut second, &raw::frame(b"second", false));
     raw::echoes(&mut first, &raw::frame(b"first", false));
     first.shutdown(std::net::Shutdown::Both).unwrap();
-    eventually(|| echo.counts.get().peers == 1);
+    wait_until("only one peer is connected", || echo.counts.get().peers == 1);
     let mut third = echo.dealer(0, b"me");
     raw::echoes(&mut third, &raw::frame(b"third", false));
     raw::echoes(&mut second, &raw::frame(b"second", false));
@@ -319,7 +317,7 @@ fn a_peer_that_works_on_its_replies_need_not_answer_a_ping() {
     let mut busy = echo.dealer(1, b"");
     // Its reply is in the kernel, unread, and it answers no PING.
     busy.write_all(&[ping.clone(), raw::frame(b"work", false)].concat()).unwrap();
-    // Meanwhile others without a reply are closed for not answering.
+    // Meanwhile, peers without a reply are closed because they do not answer.
     for _ in 0..5 {
         let mut idle = echo.dealer(1, b"");
         idle.write_all(&ping).unwrap();
@@ -337,7 +335,10 @@ fn pings_from_a_peer_that_does_not_read_are_bounded() {
     let echo = Echo::start(LIMITS);
     let mut stream = echo.dealer(1, b"");
     let written = write_until_stuck(&mut stream, &raw::command(b"\x04PING\0\0").repeat(1000));
-    assert!(written < 2 << 20, "{written}");
+    assert!(
+        written < 2 << 20,
+        "the socket read {written} bytes of PINGs from a peer that does not read"
+    );
     assert!(echo.counts.get().buffered_bytes < 1 << 20);
 }
 
@@ -407,7 +408,7 @@ fn a_tcp_probe_that_sends_nothing_is_not_a_failed_handshake() {
     let echo = Echo::start(LIMITS);
     for _ in 0..20 {
         let stream = echo.stream();
-        // The greeting is unread, so closing resets the connection.
+        // The greeting is unread, so closing the connection resets it.
         drop(stream);
     }
     let mut stream = echo.dealer(0, b"");
@@ -445,7 +446,7 @@ fn a_greeting_in_pieces_is_refused_for_its_reason_and_counted_once() {
             let mut stream = echo.stream();
             greet_in_pieces(&mut stream, &greeting[..10], &greeting[10..]);
             let mut rest = Vec::new();
-            stream.read_to_end(&mut rest).expect("it is not reset");
+            stream.read_to_end(&mut rest).expect("the connection is closed without a reset");
             assert_eq!(rest, raw::greeting(1)[raw::GREETING_START..]);
         }
         assert_eq!(echo.failures("mechanism"), before + REFUSED as u64, "{name}");
@@ -464,7 +465,7 @@ fn a_peer_that_sent_part_of_a_greeting_is_counted_even_if_it_resets() {
             for number in 0..REFUSED {
                 let mut stream = echo.stream();
                 if number % 2 == 0 {
-                    // Otherwise our greeting may find the connection already reset.
+                    // Otherwise, our greeting may find the connection already reset.
                     raw::read(&mut stream, raw::GREETING_START);
                 }
                 stream.write_all(bytes).unwrap();
@@ -473,7 +474,7 @@ fn a_peer_that_sent_part_of_a_greeting_is_counted_even_if_it_resets() {
                 }
             }
             failed += REFUSED as u64;
-            eventually(|| echo.counts.get().failed() == failed);
+            wait_until("each failed handshake is counted", || echo.counts.get().failed() == failed);
         }
         assert_eq!(echo.failures(reason), if reason == "error" { failed } else { 60 });
     }
@@ -504,11 +505,13 @@ fn a_refused_peer_gets_the_reason_and_no_reset_however_much_it_has_sent() {
             let before = echo.failures(reason);
             let mut stream = echo.stream();
             stream.write_all(&hello).unwrap();
-            eventually(|| echo.failures(reason) == before + 1);
-            // It has not read yet why it is refused.
-            stream.write_all(&vec![7; more]).expect("it is read from");
+            wait_until("the rejected peer is counted", || echo.failures(reason) == before + 1);
+            // It has not yet read why it is rejected.
+            stream
+                .write_all(&vec![7; more])
+                .expect("the socket still reads from the rejected peer");
             let mut told = Vec::new();
-            stream.read_to_end(&mut told).expect("it is not reset");
+            stream.read_to_end(&mut told).expect("the connection is closed without a reset");
             assert_eq!(told, [&greeting, &error[..]].concat(), "{reason}");
             drop(stream);
             assert_eq!(echo.failures(reason), before + 1, "{reason}");
@@ -533,12 +536,12 @@ fn a_refused_peer_that_stays_or_keeps_sending_is_closed_soon() {
     };
     let mut silent = refused();
     // The other side has closed, which shows when we write.
-    eventually(|| silent.write(b"x").is_err());
+    wait_until("the rejected peer is disconnected", || silent.write(b"x").is_err());
     let mut flood = refused();
     let mut written = 0;
     while let Ok(count) = flood.write(&[0; 16 << 10]) {
         written += count;
-        assert!(written < 8 << 20, "it is read from endlessly");
+        assert!(written < 8 << 20, "the socket reads from a rejected peer without end");
     }
     assert_eq!(echo.failures("socket_type"), 2);
     assert_eq!(echo.counts.get().failed(), 2);
@@ -706,7 +709,7 @@ fn a_full_pool_closes_the_peer_that_would_take_longest_to_clear() {
     for (number, holder) in holders.iter_mut().enumerate() {
         holder.write_all(&half).unwrap();
         let held = (number + 1) * half.len();
-        eventually(|| echo.counts.get().buffered_bytes >= held);
+        wait_until("the incomplete messages are held", || echo.counts.get().buffered_bytes >= held);
     }
     let mut next = echo.dealer(0, b"");
     next.write_all(&half).unwrap();
@@ -717,7 +720,7 @@ fn a_full_pool_closes_the_peer_that_would_take_longest_to_clear() {
         stream.write_all(&rest).unwrap();
         raw::read(stream, 9 + (1 << 20));
     }
-    eventually(|| echo.counts.get().buffered_bytes < 1000);
+    wait_until("the memory of the messages is freed", || echo.counts.get().buffered_bytes < 1000);
 }
 
 #[test]
@@ -731,11 +734,13 @@ fn an_answered_peer_holds_no_memory_however_large_its_reply_was() {
         // The start of the next message must not keep this one's memory alive.
         stream.write_all(&[&raw::frame(&[1; 1 << 20], false), &next[..5]].concat()).unwrap();
         raw::read(&mut stream, 9 + (1 << 20));
-        eventually(|| echo.counts.get().buffered_bytes < 1000);
+        wait_until("the memory of the messages is freed", || {
+            echo.counts.get().buffered_bytes < 1000
+        });
         stream.write_all(&next[5..]).unwrap();
         assert_eq!(raw::read(&mut stream, next.len()), next);
     }
-    eventually(|| echo.counts.get().buffered_bytes < 1000);
+    wait_until("the memory of the messages is freed", || echo.counts.get().buffered_bytes < 1000);
 }
 
 #[test]
@@ -747,7 +752,7 @@ fn peers_over_the_limit_are_closed_at_once_until_there_is_room_again() {
     assert_eq!(echo.failures("peer_limit"), 1);
     raw::echoes(&mut inside[0], &raw::frame(b"a", false));
     inside.pop();
-    eventually(|| echo.counts.get().peers == 19);
+    wait_until("19 peers are connected", || echo.counts.get().peers == 19);
     let mut late = echo.dealer(0, b"");
     raw::echoes(&mut late, &raw::frame(b"a", false));
 }
@@ -782,7 +787,9 @@ fn peers_of_every_listener_are_served_after_the_listeners_are_closed() {
         peers.push(stream);
     }
     peers.iter_mut().for_each(|peer| raw::echoes(peer, &raw::frame(b"hello", false)));
-    bound.iter().for_each(|at| assert!(TcpStream::connect(at).is_err(), "{at} is open"));
+    bound
+        .iter()
+        .for_each(|at| assert!(TcpStream::connect(at).is_err(), "{at} still accepts connections"));
 }
 
 #[test]
@@ -796,21 +803,27 @@ fn close_sends_every_reply_and_reports_what_is_owed_and_discarded() {
     let written = write_until_stuck(&mut stuck, &large);
     let requests = request.repeat(100);
     reader.write_all(&requests).unwrap();
-    eventually(|| echo.counts.get().replied > 0);
+    wait_until("a request is answered", || echo.counts.get().replied > 0);
     let mut replies = vec![0; requests.len()];
     reader.read_exact(&mut replies).unwrap();
-    // Requests that nobody will answer must not turn the close into a reset.
+    // Requests that will not be answered must not turn the close into a reset.
     reader.write_all(&request).unwrap();
     let counts = echo.counts.clone();
-    eventually(|| counts.get().pending_replies > 0);
+    wait_until("a reply is pending", || counts.get().pending_replies > 0);
     let closed = echo.close(Duration::from_millis(700));
     // The reader's last request was answered, or arrived too late and was counted.
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest).unwrap();
     assert!(rest.len() as u64 + closed.discarded * request.len() as u64 >= request.len() as u64);
-    assert!(closed.owed > 0 && closed.owed <= written / large.len() as u64, "{closed:?}");
+    assert!(
+        closed.owed > 0 && closed.owed <= written / large.len() as u64,
+        "the report must show what the slow reader is owed: {closed:?}"
+    );
     assert_eq!(closed.owed, counts.get().pending_replies as u64);
-    assert!(closed.owed_bytes > 0 && closed.discarded_bytes > 0, "{closed:?}");
+    assert!(
+        closed.owed_bytes > 0 && closed.discarded_bytes > 0,
+        "the report must show the bytes in both directions: {closed:?}"
+    );
 }
 
 #[test]
@@ -819,11 +832,11 @@ fn commands_within_a_message_do_not_restart_its_stall_timeout() {
     let echo = Echo::start(Limits { stall_timeout, stall_bytes: 4 << 20, ..LIMITS });
     let mut peer = echo.dealer(1, b"");
     peer.write_all(&raw::frame(&[1; 100_000], true)).unwrap();
-    // As many as end a turn, and in total fewer bytes than a window requires.
+    // Enough messages to end a turn, but fewer bytes in total than a window requires.
     let pongs = raw::command(b"\x04PONG").repeat(512);
     let started = Instant::now();
     while echo.disconnections("stalled") == 0 {
-        assert!(started.elapsed() < DEADLINE, "it is not closed");
+        assert!(started.elapsed() < DEADLINE, "the trickle was not closed");
         let _ = peer.write_all(&pongs);
         thread::sleep(Duration::from_millis(20));
     }
@@ -853,8 +866,15 @@ fn a_peer_that_ended_within_a_message_and_takes_no_reply_is_reported_when_the_so
         told.shutdown(std::net::Shutdown::Write).unwrap();
         let _ = tokio::time::timeout(Duration::from_millis(100), socket.recv()).await;
         let closed = socket.close(Instant::now() + Duration::from_millis(100)).await;
-        assert!(closed.owed > 0 && closed.owed_bytes > 0, "{closed:?}");
-        assert_eq!((closed.discarded, closed.discarded_bytes), (0, 0), "{closed:?}");
+        assert!(
+            closed.owed > 0 && closed.owed_bytes > 0,
+            "the report must show the unread reply: {closed:?}"
+        );
+        assert_eq!(
+            (closed.discarded, closed.discarded_bytes),
+            (0, 0),
+            "this incomplete message must not be counted as discarded: {closed:?}"
+        );
     });
 }
 
@@ -864,11 +884,13 @@ fn replies_to_a_peer_that_resets_are_counted_as_undeliverable() {
     let mut stuck = echo.dealer(0, b"");
     // A reply larger than the kernel accepts, so it waits in the socket.
     write_until_stuck(&mut stuck, &raw::frame(&[3; 1 << 20], false));
-    eventually(|| echo.counts.get().pending_replies > 0);
+    wait_until("a reply is pending", || echo.counts.get().pending_replies > 0);
     let pending = echo.counts.get().pending_replies;
     drop(stuck);
-    eventually(|| echo.counts.get().undeliverable == pending as u64);
-    eventually(|| echo.counts.get().pending_replies == 0);
+    wait_until("the pending replies count as undeliverable", || {
+        echo.counts.get().undeliverable == pending as u64
+    });
+    wait_until("no reply is pending any more", || echo.counts.get().pending_replies == 0);
 }
 
 #[test]
@@ -949,7 +971,10 @@ fn replies_caused_by_other_peers_give_a_peer_no_extra_turns() {
             }
             next = socket.try_recv();
         }
-        assert!(there > 2000 && counts[0] < 2 * counts[1], "{counts:?} of {there}");
+        assert!(
+            there > 2000 && counts[0] < 2 * counts[1],
+            "one peer was preferred: {counts:?} of {there} requests"
+        );
     });
 }
 
@@ -987,7 +1012,7 @@ fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
         let reading = tokio::task::spawn_blocking(move || raw::read(&mut told, 6));
         tokio::select! {
             news = reading => assert_eq!(news.unwrap(), b"\x00\x04news"),
-            message = socket.recv() => panic!("{message:?}"),
+            message = socket.recv() => panic!("unexpected message: {message:?}"),
         }
         // Measurements are reported when there is nothing else to do.
         while counts.get().replied == 0 {
@@ -1000,7 +1025,7 @@ fn a_reply_to_another_peer_is_timed_from_the_request_that_caused_it() {
 
 #[test]
 fn replies_caused_by_other_peers_are_bounded_by_the_pool() {
-    // So large that the kernel holds one of each peer before any is read.
+    // So large that the kernel holds one message of each peer before any is read.
     const MESSAGE: usize = 100 << 10;
     const PEERS: usize = 160;
     let limits =
@@ -1020,7 +1045,10 @@ fn replies_caused_by_other_peers_are_bounded_by_the_pool() {
             taken += usize::from(socket.send(&mut reply).is_ok());
         }
         // The pool, plus what the kernel's buffers hold on both sides.
-        assert!(taken * MESSAGE < (4 << 20) + (8 << 20), "{taken}");
+        assert!(
+            taken * MESSAGE < (4 << 20) + (8 << 20),
+            "the socket took {taken} messages, more than the pool and the kernel can hold"
+        );
     });
 }
 
@@ -1044,7 +1072,7 @@ fn a_peer_that_sent_data_while_the_process_was_stopped_is_not_closed() {
         thread::sleep(Duration::from_secs(4));
         for _ in 0..PEERS {
             let request = tokio::time::timeout(DEADLINE, socket.recv()).await;
-            socket.send(&mut request.expect("it is still served")).unwrap();
+            socket.send(&mut request.expect("the peer is still served")).unwrap();
         }
         // A peer that is silent after a PING is still closed.
         streams.iter_mut().for_each(|stream| stream.write_all(&ping).unwrap());
@@ -1052,8 +1080,12 @@ fn a_peer_that_sent_data_while_the_process_was_stopped_is_not_closed() {
         let vanished = || counts.get().disconnections("vanished");
         while vanished() < PEERS as u64 {
             let none = tokio::time::timeout(Duration::from_millis(50), socket.recv()).await;
-            assert!(none.is_err(), "{none:?}");
-            assert!(since.elapsed() < DEADLINE, "{} have", vanished());
+            assert!(none.is_err(), "unexpected message: {none:?}");
+            assert!(
+                since.elapsed() < DEADLINE,
+                "not every silent peer was closed, only {}",
+                vanished()
+            );
         }
     });
 }
