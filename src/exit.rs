@@ -37,7 +37,7 @@ pub const PANIC: u8 = 101;
 
 /// The server's exit codes with their meaning, for `--help` and docs/.
 pub const SERVER: [(&str, &str); 6] = [
-    ("0", "everything that was received was answered"),
+    ("0", "every request of a client that stayed connected was answered"),
     ("1", "could not start or serve"),
     ("2", "usage: a flag or environment variable is wrong"),
     (

@@ -234,8 +234,8 @@ fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
     (limits, side_connections)
 }
 
-/// Requests and replies that peers lost through their own fault do not count, because nobody is
-/// waiting for them.
+/// Requests and replies of peers whose connection ended before they were done do not count, because
+/// nobody is waiting for them.
 fn exit_of(report: &Report) -> Exit {
     let is_clean = report.closed.is_clean() && report.unfinished == 0;
     if is_clean { Exit::Answered } else { Exit::Deadline }

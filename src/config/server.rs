@@ -175,12 +175,12 @@ pub struct ServerConfig {
     #[arg(long, env = "ZMQ_ECHO_STALL_BYTES", value_name = "BYTES", default_value = "32KiB")]
     pub stall_bytes: ByteSize,
 
-    /// Memory for partial messages and unsent replies of all clients together, such as 64MiB
+    /// Memory for partial messages, unsent replies and requests in flight, such as 64MiB
     ///
-    /// Each client has 8 KiB on top. When the memory is full, the server disconnects the client
-    /// whose bytes would take longest to clear at its rate of the last minute. Messages that began
-    /// less than a second ago are spared if possible. The default, 64MiB, is enough for 256 clients
-    /// that do not read, and keeps the process under 160 MiB.
+    /// All clients share it, and each has 8 KiB on top. When it is full, the server disconnects the
+    /// client whose bytes would take longest to clear at its rate of the last minute. Messages that
+    /// began less than a second ago are spared if possible. The default, 64MiB, is enough for 256
+    /// clients that do not read, and keeps the process under 160 MiB.
     #[arg(long, env = "ZMQ_ECHO_BUFFER_LIMIT", value_name = "BYTES", default_value = "64MiB")]
     pub buffer_limit: ByteSize,
 

@@ -96,7 +96,7 @@ pub struct SocketMetrics {
     pub discarded_bytes: IntCounter,
     /// Replies that the kernel has not accepted yet.
     pub pending_replies: IntGauge,
-    /// Bytes held for peers: partial messages and unsent replies.
+    /// Bytes held for peers: partial messages, unsent replies and requests in flight.
     pub buffered_bytes: IntGauge,
     /// Replies and their latency, by method.
     pub methods: Methods,
@@ -366,7 +366,7 @@ impl Metrics {
                 buffered_bytes: gauge(
                     r,
                     "zmq_echo_buffered_bytes",
-                    "Bytes held for peers: partial messages and unsent replies.",
+                    "Bytes held for peers: partial messages, replies and requests in flight.",
                 )?,
                 methods: Methods::new(r, methods, buckets)?,
                 limits: LimitMetrics::new(r)?,

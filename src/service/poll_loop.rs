@@ -71,8 +71,8 @@ pub struct Report {
     pub ending: Ending,
     /// Requests answered since the signal.
     pub answered: u64,
-    /// Requests and replies that peers lost since the signal through their own fault: they left,
-    /// broke the protocol or were closed for another reason.
+    /// Requests and replies, since the signal, of peers whose connection ended before they were
+    /// done: they left, broke the protocol or were closed for another reason.
     pub lost: u64,
     /// Requests that the service had not finished by the deadline. Their clients were sent the
     /// error `draining`.

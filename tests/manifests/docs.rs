@@ -203,7 +203,7 @@ fn parts(limits: &Limits) -> [usize; 7] {
 fn the_documented_rates_match_the_cpu_request() {
     let cpu = resource(base().container(), "requests", "cpu").unwrap();
     let millicores: f64 = cpu.strip_suffix('m').unwrap().parse().unwrap();
-    let rows = table(OPERATIONS, "| clients | CPU of a message |");
+    let rows = table(OPERATIONS, "| load | CPU time per message |");
     let number = |cell: &str| cell.split(' ').next().unwrap().parse::<f64>().unwrap();
     assert_eq!(number(rows[0][1]), crate::scaling::CPU_OF_A_REQUEST);
     for row in rows {
@@ -225,7 +225,7 @@ fn the_documented_scaling_metrics_match_the_autoscaler() {
     assert_says(
         OPERATIONS,
         &format!(
-            "{} replicas at least, {} at most",
+            "at least {} and at most {} replicas",
             autoscaler.spec.min_replicas.unwrap(),
             autoscaler.spec.max_replicas,
         ),

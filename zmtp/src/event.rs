@@ -53,7 +53,7 @@ pub struct Totals {
     pub sent_bytes: usize,
     /// Replies that the kernel has not accepted yet.
     pub pending_replies: usize,
-    /// Bytes held for peers: partial messages and replies.
+    /// Bytes held for peers: partial messages, replies and requests in flight.
     pub buffered_bytes: usize,
 }
 

@@ -204,12 +204,16 @@ mod tests {
 
     #[test]
     fn an_address_in_use_is_an_error_even_if_another_one_is_free() {
-        let taken = open("127.0.0.2:0".parse().unwrap()).unwrap();
-        let port = taken.local_addr().unwrap().port();
-        let error = open_each(&[([127, 0, 0, 1], port).into(), ([127, 0, 0, 2], port).into()]);
-        let error = error.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        assert!(error.to_string().starts_with(&format!("127.0.0.2:{port}: ")), "{error}");
+        let reports_the_taken_one = || {
+            let taken = open("127.0.0.2:0".parse().unwrap()).unwrap();
+            let port = taken.local_addr().unwrap().port();
+            let error = open_each(&[([127, 0, 0, 1], port).into(), ([127, 0, 0, 2], port).into()]);
+            let error = error.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+            error.to_string().starts_with(&format!("127.0.0.2:{port}: "))
+        };
+        // Another program may use the same port at 127.0.0.1.
+        assert!((0..20).any(|_| reports_the_taken_one()), "it blames the free address each time");
     }
 
     #[test]
