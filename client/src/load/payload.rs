@@ -206,7 +206,7 @@ pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// The size of a payload in bytes, drawn evenly from `least` to `most`.
+/// The size of a payload in bytes, drawn uniformly from `least` to `most`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PayloadSize {
     /// The smallest.
