@@ -109,7 +109,7 @@ fn the_probe_fails_if_the_peer_stays_silent() {
 #[test]
 fn the_probe_fails_if_the_peer_hangs_up() {
     let hangs_up = |stream: TcpStream| stream.shutdown(std::net::Shutdown::Both).unwrap();
-    says_no_at_once(peer(hangs_up), "handshake", "closed the connection in the handshake");
+    says_no_at_once(peer(hangs_up), "handshake", "closed the connection during the handshake");
 }
 
 #[test]

@@ -67,9 +67,9 @@ impl Rejection {
         Self::new("failed", text)
     }
 
-    /// `panicked`: the handler panicked at this request.
+    /// `panicked`: the handler panicked on this request.
     pub fn panicked() -> Self {
-        Self::new("panicked", "the handler panicked at this request")
+        Self::new("panicked", "the handler panicked on this request")
     }
 
     /// `deadline`: the request waited for longer than its deadline.

@@ -36,7 +36,7 @@ pub fn frames(limit: Duration) -> [Bytes; 2] {
 pub(super) fn take(message: &mut Message, payload_at: usize) -> Result<Duration, Rejection> {
     let digits = message.frames().get(payload_at + 1);
     let limit = digits.and_then(|digits| parse(digits)).ok_or_else(|| {
-        let text = format!("expected 1 to {DIGITS} digits, the milliseconds, behind the marker");
+        let text = format!("expected milliseconds after the marker, as 1 to {DIGITS} digits");
         Rejection::new("invalid_deadline", text)
     })?;
     message.frames_mut().drain(payload_at..payload_at + 2);

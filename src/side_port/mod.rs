@@ -109,7 +109,7 @@ async fn accept(listener: TcpListener, side_port: Arc<SidePort>, open: Arc<Open>
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                debug!(%error, "the side port cannot accept");
+                debug!(%error, "the side port cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }

@@ -41,7 +41,7 @@ impl<O: Observer> Router<O> {
                 Poll::Ready(Ok((stream, from))) => self.admit(stream, from),
                 Poll::Ready(Err(error)) if ended_in_the_queue(&error) => {}
                 Poll::Ready(Err(error)) => {
-                    debug!(%error, "cannot accept");
+                    debug!(%error, "cannot accept a connection");
                     self.clock.set(Instant::now() + ACCEPT_PAUSE, LISTENER);
                     return;
                 }
