@@ -1,4 +1,4 @@
-//! Runs work that waits, such as calls to other services, as futures on a runtime beside the loop.
+//! Runs work that waits, such as calls to other services, as futures on a runtime outside the loop.
 //!
 //! It takes any [`tower_service::Service`] over [`Call`], so you can wrap yours in tower's layers
 //! for timeouts, concurrency, load shedding and rate limits. [`handler_fn`] makes one from an
