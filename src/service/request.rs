@@ -59,8 +59,8 @@ pub struct Call {
     pub peer: Option<ConnectedPeer>,
     /// When the request was read.
     pub read_at: Instant,
-    /// The deadline, set by the client or by `--request-deadline`. After it, a reply is probably of no
-    /// use. `None` if there is none.
+    /// The deadline, set by the client or by `--request-deadline`. After it, a reply is probably
+    /// useless. `None` if there is none.
     pub deadline: Option<Instant>,
 }
 

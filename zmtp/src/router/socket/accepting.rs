@@ -1,4 +1,5 @@
-//! Accepting connections: in turns like everything else, bounded, and undisturbed by errors.
+//! Accepts connections in turns, like all other work. Each turn is bounded, and errors do not stop
+//! it.
 
 use std::io;
 use std::net::SocketAddr;
