@@ -34,7 +34,8 @@ pub struct ClientConfig {
     /// timeout, plus the longest pauses between them.
     pub deadline: Option<Duration>,
     /// Whether to tell the server how long each attempt waits, so that it does not work on requests
-    /// that have timed out. Off, because a server without `--client-deadlines` rejects such requests.
+    /// that have timed out. Off by default, because a server without `--client-deadlines` rejects
+    /// such requests.
     pub send_deadlines: bool,
     /// How many times a request may be retried: 2, so that it survives two endpoints that fail at
     /// once. Set 0 if your handler must not see a request twice.

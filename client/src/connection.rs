@@ -375,8 +375,8 @@ impl Session<'_> {
 
     /// The alarm has fired: ends the attempts whose deadline has passed.
     ///
-    /// If it was this process that was paused, replies may be waiting in the kernel, so they are read
-    /// first.
+    /// If it was this process that was paused, replies may be waiting in the kernel. So they are
+    /// read first.
     async fn expire(&mut self) -> Result<(), Reason> {
         for _ in 0..self.pending.len() {
             tokio::select! {

@@ -127,9 +127,9 @@ pub struct ServerConfig {
     /// Maximum number of connections
     ///
     /// Eight of them are reserved for clients on this machine, such as the probe. When the others
-    /// are taken, the server drops an unfinished handshake to make room for the next connection. The
-    /// limit is lowered at the start if `ulimit -n` is smaller. The default, 6000, keeps the memory
-    /// that is reserved for clients under 70 MiB.
+    /// are taken, the server drops an unfinished handshake to make room for the next connection.
+    /// The limit is lowered at the start if `ulimit -n` is smaller. The default, 6000, keeps the
+    /// memory that is reserved for clients under 70 MiB.
     #[arg(
         long, env = "ZMQ_ECHO_PEER_LIMIT", value_name = "PEERS", default_value_t = 6000,
         value_parser = count(RESERVED_PEERS as u32 + 1..=1 << 20)

@@ -1,4 +1,4 @@
-//! How a client says how long its request is worth working on.
+//! How a client sets a deadline for a request.
 //!
 //! It sends two frames between the envelope and the payload:
 //!
@@ -23,8 +23,8 @@ pub const TIME_LIMIT: &[u8; MARKER] = b"\0zmq-echo/limit\0";
 /// The maximum number of digits, enough for 115 days.
 const DIGITS: usize = 10;
 
-/// The two frames for a request that is worth working on for `limit`. A longer limit than the
-/// digits can express is shortened.
+/// The two frames that give a request the time limit `limit`, shortened to what the digits can
+/// express.
 pub fn frames(limit: Duration) -> [Bytes; 2] {
     // Round up, so that a limit that has not passed is never sent as zero.
     let milliseconds = limit.as_nanos().div_ceil(1_000_000).min(10_u128.pow(DIGITS as u32) - 1);

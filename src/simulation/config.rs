@@ -49,8 +49,8 @@ pub struct SimulationConfig {
 
     /// How much longer or shorter than --work a request may take, such as 20%
     ///
-    /// The time is drawn uniformly: with 5ms and 20%, it is from 4 to 6 ms. The default, 0%, makes it
-    /// always the same.
+    /// The time is drawn uniformly: with 5ms and 20%, it is from 4 to 6 ms. The default, 0%, makes
+    /// it always the same.
     #[arg(long, env = "ZMQ_ECHO_WORK_JITTER", value_name = "PERCENT", default_value = "0%")]
     pub work_jitter: Share,
 
@@ -111,7 +111,7 @@ impl SimulationConfig {
         Work { duration: self.work, jitter: self.work_jitter, mode: self.work_mode }
     }
 
-    /// The faults that the side port may switch, or `None` without `--faults`.
+    /// The faults that the side port may set, or `None` without `--faults`.
     pub fn switches(&self) -> Option<Switches> {
         self.faults.then(Switches::default)
     }

@@ -44,7 +44,7 @@ pub enum Outcome {
 }
 
 /// The faults in force, shared by the threads that work on requests and the side port, which
-/// switches them.
+/// sets them.
 #[derive(Debug, Clone, Default)]
 pub struct Switches(Arc<Mutex<Faults>>);
 

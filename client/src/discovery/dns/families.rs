@@ -223,8 +223,7 @@ fn is_routed(heard: &Heard, routed: Routed) -> bool {
     matches!(heard, Some(Ok(answer)) if !answer.addresses.is_empty() && routed(&answer.addresses))
 }
 
-/// Whether the outcome is decided: the missing answers could not change it, or are not worth waiting
-/// for.
+/// Whether the outcome is decided: missing answers could not change it, or are not worth the wait.
 /// `over` means that the preferred family has had its time.
 fn is_decided(
     preference: Preference,
