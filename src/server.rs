@@ -234,7 +234,7 @@ fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
     (limits, side_connections)
 }
 
-/// Requests and replies that peers lost through their own fault do not count, because nobody is
+/// Requests and replies whose peers have left or were disconnected do not count, because nobody is
 /// waiting for them.
 fn exit_of(report: &Report) -> Exit {
     let is_clean = report.closed.is_clean() && report.unfinished == 0;

@@ -161,7 +161,7 @@ impl FromStr for Template {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
-            return Err("expected a text, such as 'order {n}'");
+            return Err("expected text, such as 'order {n}'");
         }
         Ok(Self(text.into()))
     }
