@@ -30,8 +30,8 @@ const REFUSED: [(&str, &str, &str); 51] = [
     ("--log-level", "zmq_echo=loud", "directives such as info,zmtp=debug"),
     ("--log-format", "xml", "[possible values: auto, json, text]"),
     ("--drain-delay", "5", "expected a number with a unit, such as 500ms, 1s or 2m"),
-    ("--drain-delay", "20s", "--drain-delay 20s leaves nothing of --drain-timeout 20s"),
-    ("--drain-delay", "18s", "1s are left after --drain-delay 18s"),
+    ("--drain-delay", "20s", "leaves no time to drain within --drain-timeout 20s"),
+    ("--drain-delay", "18s", "only 1s is left after --drain-delay 18s"),
     ("--drain-quiet", "soon", "expected a number with a unit"),
     ("--drain-quiet", "-1s", "expected a number with a unit"),
     ("--drain-quiet", "19s", "--drain-quiet 19s does not fit into --drain-timeout 20s"),
@@ -59,8 +59,8 @@ const REFUSED: [(&str, &str, &str); 51] = [
     ("--on-panic", "ignore", "[possible values: reply, exit]"),
     ("--socket-buffer", "64kB", "such as 65536, 64KiB or 8MiB"),
     ("--heartbeat-interval", "often", "expected a number with a unit"),
-    ("--busy-poll", "1s", "expected 0s to 1ms, with its unit, such as 10us"),
-    ("--busy-poll", "10", "expected 0s to 1ms, with its unit, such as 10us"),
+    ("--busy-poll", "1s", "expected 0s to 1ms with a unit, such as 10us"),
+    ("--busy-poll", "10", "expected 0s to 1ms with a unit, such as 10us"),
     ("--work", "5", "expected a number with a unit"),
     ("--work-mode", "think", "[possible values: sleep, burn]"),
     ("--work-jitter", "0.2", "expected 0% to 100%, such as 20%"),
@@ -162,11 +162,11 @@ fn an_unknown_argument_gets_no_misleading_tip() {
         );
     }
     let endpoint = "tcp://127.0.0.1:5555";
-    let right = |flag| format!("tip: endpoints follow a flag: --{flag} {endpoint}");
+    let right = |flag| format!("tip: put a flag before the endpoint: --{flag} {endpoint}");
     assert!(said(SERVER, endpoint).contains(&right("bind")));
     assert!(said(PROBE, endpoint).contains(&right("endpoint")));
     assert!(said(SERVER, "true").contains(
-        "tip: this value follows an equals sign: --client-deadlines=true or --faults=true"
+        "tip: write the value with an equals sign: --client-deadlines=true or --faults=true"
     ));
     assert!(said(PROBE, "--timout").contains("a similar argument exists: '--timeout'"));
 }

@@ -364,7 +364,7 @@ mod stuck {
         stdout.read_to_string(&mut rest).unwrap();
         let mut records = rest.lines().filter_map(|line| serde_json::from_str(line).ok());
         let record: serde_json::Value = records.next().expect("the watchdog logs a record");
-        assert_eq!(record["message"], "stuck at the drain deadline: leaving");
+        assert_eq!(record["message"], "stuck at the drain deadline: exiting");
         assert_eq!(record["timeout"], 0.3);
         assert_documented(&record, false);
     }

@@ -542,7 +542,7 @@ const REFUSED: [(&str, &str, &str); 26] = [
     ),
     ("--payload", "/no/such/file", "cannot be read: No such file"),
     ("--payload", "/dev/zero", "expected a file of at most 16MiB"),
-    ("--payload-template", "", "expected a text, such as 'order {n}'"),
+    ("--payload-template", "", "expected text, such as 'order {n}'"),
     ("--expect", "ok", "expected echo, any or contains:TEXT, such as contains:ok"),
     ("--wait", "0s", "more than 0s"),
     ("--duration", "0s", "more than 0s"),

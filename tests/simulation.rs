@@ -223,7 +223,7 @@ fn a_web_page_cannot_switch_faults() {
         "the response allows other origins: {answer}"
     );
     assert_eq!(server.get("/faults"), (200, OFF.to_owned()));
-    assert!(server.find_record("faults switched").is_none());
+    assert!(server.find_record("simulated faults changed").is_none());
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn a_wrong_fault_is_rejected_with_an_example_and_changes_nothing() {
     let too_long = format!("delay=1ms{}", " ".repeat(2000));
     for (body, right) in [
         ("errors=ten", "errors: expected 0% to 100%, such as 20%; for example: delay=200ms"),
-        ("speed=1", "expected delay, errors, silence and panics"),
+        ("speed=1", "expected delay, errors, silence or panics"),
         (&too_long, "expected 1024 bytes at most"),
     ] {
         let (status, answer) = http(&server, &[POST, HOST, HEADER], body);
@@ -277,7 +277,7 @@ fn faults_are_switched_on_and_off_while_the_server_runs() {
     raw::leave_when_closed(client);
     assert_eq!(server.wait(), 0);
     assert_eq!(server.wait_for_record("drained")["unfinished"], 0);
-    for message in ["simulating work", "faults switched"] {
+    for message in ["simulating work", "simulated faults changed"] {
         assert_documented(&server.wait_for_record(message), false);
     }
 }

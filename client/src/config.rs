@@ -33,9 +33,9 @@ pub struct ClientConfig {
     /// How long a request may take, all attempts included. `None` allows all attempts their full
     /// timeout, plus the longest pauses between them.
     pub deadline: Option<Duration>,
-    /// Whether to tell the server how long each attempt waits, so that it does not work on
-    /// requests that have timed out: no. A server without `--client-deadlines` rejects such
-    /// requests.
+    /// Whether to tell the server how long each attempt waits, so that it does not work on requests
+    /// that have timed out. Off by default, because a server without `--client-deadlines` rejects
+    /// such requests.
     pub send_deadlines: bool,
     /// How many times a request may be retried: 2, so that it survives two endpoints that fail at
     /// once. Set 0 if your handler must not see a request twice.
@@ -71,7 +71,7 @@ pub struct ClientConfig {
     /// default. A larger one ends its connection as soon as its size is announced.
     pub max_reply: usize,
     /// Memory for one connection's replies until their callers receive them, in bytes: 32 MiB, four
-    /// of the largest. Replies up to 4 KiB do not count.
+    /// of the largest replies. Replies of up to 4 KiB do not count.
     pub max_connection_replies: usize,
     /// The same for all connections together, including replies that are still arriving: 128 MiB.
     pub max_replies: usize,

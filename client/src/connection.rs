@@ -43,7 +43,7 @@ pub(super) struct Connection {
     news: watch::Receiver<Endpoint>,
     /// Consecutive failures: failed connects, failed checks and requests without a reply.
     failures: u32,
-    /// Attempts that have ended and whose callers do not know yet.
+    /// Attempts that have ended and whose callers have not been told yet.
     settled: Settled,
 }
 
@@ -375,8 +375,8 @@ impl Session<'_> {
 
     /// The alarm has fired: ends the attempts whose deadline has passed.
     ///
-    /// If this process was the one that stood still, replies may be waiting in the kernel, so they
-    /// are read first.
+    /// If it was this process that was paused, replies may be waiting in the kernel. So they are
+    /// read first.
     async fn expire(&mut self) -> Result<(), Reason> {
         for _ in 0..self.pending.len() {
             tokio::select! {
@@ -433,8 +433,9 @@ impl Session<'_> {
         self.show_state();
     }
 
-    /// The check was answered. The connection stays if it has answered too: anything since it
-    /// became suspect, or a request sent after the lost one. Otherwise it is replaced.
+    /// The check was answered. The connection stays if a reply has arrived on it since the endpoint
+    /// became suspect, or if it has answered the newest attempt that timed out or a later one.
+    /// Otherwise it is replaced.
     fn checked(&mut self) {
         self.check = None;
         self.connection.member.is_well();

@@ -16,7 +16,7 @@ use super::trouble::Unusable;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The last attempt timed out, or the deadline passed.
-    #[error("{endpoint}: no reply after {}, attempts {attempts}", milliseconds(*elapsed))]
+    #[error("{endpoint}: no reply after {} (attempts: {attempts})", milliseconds(*elapsed))]
     TimedOut {
         /// The last endpoint that was tried.
         endpoint: Arc<ConnectEndpoint>,
@@ -26,7 +26,7 @@ pub enum RequestError {
         elapsed: Duration,
     },
     /// The connection of the last attempt broke before the reply came.
-    #[error("{endpoint}: connection lost after {}, attempts {attempts}", milliseconds(*elapsed))]
+    #[error("{endpoint}: connection lost after {} (attempts: {attempts})", milliseconds(*elapsed))]
     Disconnected {
         /// The last endpoint that was tried.
         endpoint: Arc<ConnectEndpoint>,
@@ -39,7 +39,7 @@ pub enum RequestError {
     /// [`max_connection_replies`](super::ClientConfig::max_connection_replies) or
     /// [`max_replies`](super::ClientConfig::max_replies).
     #[error(
-        "{endpoint}: no memory for the reply, attempts {attempts}; raise \
+        "{endpoint}: no memory for the reply (attempts: {attempts}); raise \
          max_connection_replies or max_replies"
     )]
     ReplyMemory {
@@ -52,7 +52,7 @@ pub enum RequestError {
     },
     /// The server answered with an error, and either says that a retry is pointless or no attempt
     /// is left.
-    #[error("{endpoint}: {rejection}, attempts {attempts}")]
+    #[error("{endpoint}: {rejection} (attempts: {attempts})")]
     Rejected {
         /// The endpoint that answered.
         endpoint: Arc<ConnectEndpoint>,
@@ -81,7 +81,7 @@ pub enum RequestError {
         elapsed: Duration,
     },
     /// The maximum number of requests is outstanding or waiting.
-    #[error("no slot for the request after {}: raise max_outstanding or send fewer at a time", milliseconds(*elapsed))]
+    #[error("no slot for the request after {}: raise max_outstanding or send fewer requests at a time", milliseconds(*elapsed))]
     Full {
         /// Time from the request to this error.
         elapsed: Duration,

@@ -1,7 +1,7 @@
 //! A ZeroMQ client that knows all endpoints of a service: it follows them as they come and go,
 //! spreads requests over them, and retries elsewhere if a reply does not come.
 //!
-//! A Kubernetes Service balances connections, and a ZeroMQ client keeps its connection for ever.
+//! A Kubernetes Service balances connections, and a ZeroMQ client keeps its connection forever.
 //! Behind a Service it stays on one pod and gains nothing when you scale out. What it sends while
 //! that pod closes the connection gets no reply, because ZeroMQ does not repeat requests. This client
 //! does what a service mesh would do for HTTP.

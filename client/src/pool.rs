@@ -70,7 +70,7 @@ fn warn_if_too_many(shared: &Shared, endpoints: usize) {
     }
 }
 
-/// Passes the source's latest word on an endpoint to its connection.
+/// Passes the state that the source reports for an endpoint to its connection.
 fn want(member: &Member, known: &Endpoint) {
     let mut before = None;
     member.wanted.send_if_modified(|now| {

@@ -18,7 +18,7 @@ pub(super) fn pick<T>(
 }
 
 /// Draws one that is allowed. If the draw falls on one that is not, it takes the next that is. This
-/// favours the one behind a forbidden endpoint, but few are forbidden, and only for a moment.
+/// favours the one after a forbidden endpoint, but few are forbidden, and only for a moment.
 fn draw<T>(from: &[T], allowed: impl Fn(&T) -> bool) -> Option<&T> {
     if from.is_empty() {
         return None;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// `duration` after `now`, but at most thirty years. An `Instant` can overflow, and callers may
-/// pass a huge duration to mean "for ever".
+/// pass a huge duration to mean "forever".
 pub(super) fn after(now: Instant, duration: Duration) -> Instant {
     now + duration.min(FAR)
 }

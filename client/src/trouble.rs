@@ -73,7 +73,7 @@ impl fmt::Display for Trouble {
             Self::Lost(Reason::Error) => f.write_str("the connection broke"),
             Self::Lost(Reason::Vanished) => f.write_str("the server's host no longer answers"),
             Self::Lost(reason) => {
-                write!(f, "the connection was closed, reason {}", reason.as_str())
+                write!(f, "the connection was closed: {}", reason.as_str())
             }
             Self::NoReply => f.write_str("no reply"),
             Self::Check(error) => write!(f, "no reply, and the check failed: {}", error.reason),
@@ -116,7 +116,7 @@ impl Unusable {
     /// What to check, as a question to the user.
     pub fn advice(&self) -> &'static str {
         match self {
-            Self::NotAsked | Self::Connecting => "does it only need more time?",
+            Self::NotAsked | Self::Connecting => "does it just need more time?",
             Self::Source(failure) => failure.kind().advice(),
             Self::NoneNamed => "is a pod ready, and does the Service have this port?",
             Self::Draining => "is the service restarting, or scaled to zero?",

@@ -45,7 +45,7 @@ impl FromStr for LatencyBuckets {
         }
         if bounds.len() > MOST_BUCKETS {
             return Err(format!(
-                "expected at most {MOST_BUCKETS} bounds, because each is a series of its own"
+                "expected at most {MOST_BUCKETS} bounds, because each adds a time series"
             ));
         }
         Ok(Self(bounds))

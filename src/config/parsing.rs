@@ -55,7 +55,8 @@ fn from_environment(program: &Command, args: &[OsString]) -> Option<clap::Error>
         flag.push(value);
         let alone = [OsString::from(arguments.get_name()), flag];
         let mut error = arguments.clone().try_get_matches_from(alone).err()?;
-        let origin = format!("this is the environment variable {}", variable.to_string_lossy());
+        let origin =
+            format!("the value comes from the environment variable {}", variable.to_string_lossy());
         tip(&mut error, origin);
         Some(error)
     })
@@ -73,14 +74,14 @@ fn with_useful_tip(mut error: clap::Error, program: &Command) -> clap::Error {
         if argument.starts_with("tcp://")
             && let Some(flag) = flag_that(program, |arg| takes(arg, ENDPOINT))
         {
-            tip(&mut error, format!("endpoints follow a flag: --{flag} {argument}"));
+            tip(&mut error, format!("put a flag before the endpoint: --{flag} {argument}"));
         } else if argument.parse::<bool>().is_ok() {
             let flags = program.get_arguments().filter(|arg| arg.is_require_equals_set());
             let right: Vec<_> =
                 flags.filter_map(|arg| Some(format!("--{}={argument}", arg.get_long()?))).collect();
             if !right.is_empty() {
                 let right = right.join(" or ");
-                tip(&mut error, format!("this value follows an equals sign: {right}"));
+                tip(&mut error, format!("write the value with an equals sign: {right}"));
             }
         }
     }

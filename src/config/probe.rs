@@ -18,7 +18,7 @@ pub struct ProbeConfig {
     /// The service's public endpoint, tcp://HOST:PORT
     ///
     /// Use the endpoint that clients use: a check over another path proves nothing about theirs.
-    /// The default is the server's own.
+    /// The default is the server's default endpoint.
     #[arg(
         long,
         env = "ZMQ_ECHO_PROBE_ENDPOINT",

@@ -50,7 +50,7 @@ pub struct ServerConfig {
     /// What to log: off, error, warn, info, debug, trace, or a tracing filter
     ///
     /// A filter is a list such as info,zmtp=debug. The default, info, logs starting, draining and
-    /// stopping; debug adds each client's faults, and trace each request.
+    /// stopping. debug adds each client's connections and errors; trace adds each request.
     #[arg(long, env = "ZMQ_ECHO_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     pub log_level: LogFilter,
 
@@ -127,9 +127,9 @@ pub struct ServerConfig {
     /// Maximum number of connections
     ///
     /// Eight of them are reserved for clients on this machine, such as the probe. When the others
-    /// are taken, an unfinished handshake makes room for the next connection. The limit is lowered
-    /// at the start if `ulimit -n` is smaller. The default, 6000, keeps the memory that is reserved
-    /// for clients under 70 MiB.
+    /// are taken, the server drops an unfinished handshake to make room for the next connection.
+    /// The limit is lowered at the start if `ulimit -n` is smaller. The default, 6000, keeps the
+    /// memory that is reserved for clients under 70 MiB.
     #[arg(
         long, env = "ZMQ_ECHO_PEER_LIMIT", value_name = "PEERS", default_value_t = 6000,
         value_parser = count(RESERVED_PEERS as u32 + 1..=1 << 20)
@@ -158,8 +158,8 @@ pub struct ServerConfig {
 
     /// A partial message must grow by --stall-bytes within this time, such as 30s
     ///
-    /// Otherwise its client is disconnected. A message that is complete within this time may be as
-    /// small and slow as it likes. The default, 30s, is longer than a client's pause for garbage
+    /// Otherwise its client is disconnected. A message that is completed within this time is never
+    /// affected, however small it is. The default, 30s, is longer than a client's pause for garbage
     /// collection or a hiccup of the network.
     #[arg(
         long, env = "ZMQ_ECHO_STALL_TIMEOUT", value_name = "DURATION", default_value = "30s",
@@ -169,9 +169,9 @@ pub struct ServerConfig {
 
     /// How much a partial message must grow in each --stall-timeout
     ///
-    /// A message that grows by a byte now and then would hold its memory forever. The default,
-    /// 32KiB, is 1 KiB/s with the default of --stall-timeout, which is slower than the slowest
-    /// mobile network.
+    /// Without a minimum, a client could hold memory forever by sending a byte from time to time.
+    /// The default, 32KiB, is 1 KiB/s with the default of --stall-timeout, which is slower than the
+    /// slowest mobile network.
     #[arg(long, env = "ZMQ_ECHO_STALL_BYTES", value_name = "BYTES", default_value = "32KiB")]
     pub stall_bytes: ByteSize,
 
@@ -186,9 +186,10 @@ pub struct ServerConfig {
 
     /// Maximum number of requests in flight, of all clients together
     ///
-    /// It matters only for services that answer later; an echo has no requests in flight. At the
-    /// limit the server stops reading, so further requests wait in the kernel and at the clients.
-    /// The default, 4096, is enough for forty clients with a hundred slow requests each.
+    /// It matters only for services that work outside the loop, such as on a pool of threads; an
+    /// echo has no requests in flight. At the limit the server stops reading, so further requests
+    /// wait in the kernel and at the clients. The default, 4096, is enough for forty clients with a
+    /// hundred slow requests each.
     #[arg(
         long, env = "ZMQ_ECHO_IN_FLIGHT_LIMIT", value_name = "REQUESTS", default_value_t = 4096,
         value_parser = count(1..=1 << 20)
@@ -208,17 +209,18 @@ pub struct ServerConfig {
     /// A request that has waited this long is answered with an error, such as 2s
     ///
     /// Its client has probably given up, so the work would be wasted. It matters only for services
-    /// that answer later. The default, 0s, is no limit.
+    /// that work outside the loop. The default, 0s, is no limit.
     #[arg(
         long, env = "ZMQ_ECHO_REQUEST_DEADLINE", value_name = "DURATION", default_value = "0s",
         value_parser = parse_duration
     )]
     pub request_deadline: Duration,
 
-    /// Let a client say how long a request is worth working on
+    /// Let clients set a deadline for each request
     ///
-    /// It sends two frames before the payload (docs/services.md), and a request that has waited
-    /// longer is answered with an error. The default, false, rejects requests with these frames.
+    /// A client sends it in two frames before the payload (docs/services.md). A request that has
+    /// waited longer is answered with an error. The default, false, rejects requests with these
+    /// frames.
     #[arg(
         long, env = "ZMQ_ECHO_CLIENT_DEADLINES", value_name = "BOOL", default_value_t = false,
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,
@@ -236,8 +238,8 @@ pub struct ServerConfig {
     /// The kernel's buffer for each connection's requests, such as 512KiB
     ///
     /// The buffer for replies is a quarter of it. Linux doubles both, within net.core.rmem_max and
-    /// wmem_max. The default, 512KiB, holds several messages of 64 KiB; with 256KiB they take half
-    /// as long again.
+    /// wmem_max. The default, 512KiB, holds several messages of 64 KiB; with 256KiB they take 50%
+    /// longer.
     #[arg(long, env = "ZMQ_ECHO_SOCKET_BUFFER", value_name = "BYTES", default_value = "512KiB")]
     pub socket_buffer: ByteSize,
 
@@ -294,16 +296,16 @@ impl ServerConfig {
         let serving = drain.timeout - drain.reserve();
         let message = if drain.delay >= serving {
             format!(
-                "--drain-delay {delay} leaves nothing of --drain-timeout {timeout}, of which a \
-                 tenth, or 1s if that is less, is kept for closing; set a shorter delay or a \
-                 longer timeout"
+                "--drain-delay {delay} leaves no time to drain within --drain-timeout {timeout}, \
+                 because a tenth of the timeout, but at most 1s, is reserved for closing; set a \
+                 shorter delay or a longer timeout"
             )
         } else if drain.quiet >= serving - drain.delay {
             let left = humantime::format_duration(serving - drain.delay);
             format!(
-                "--drain-quiet {quiet} does not fit into --drain-timeout {timeout}, of which \
-                 {left} are left after --drain-delay {delay} and the time for closing; set a \
-                 shorter quiet time or a longer timeout"
+                "--drain-quiet {quiet} does not fit into --drain-timeout {timeout}: only {left} \
+                 is left after --drain-delay {delay} and the time for closing; set a shorter \
+                 quiet time or a longer timeout"
             )
         } else if self.message_limit > self.buffer_limit {
             format!(
@@ -368,5 +370,5 @@ pub enum OnPanic {
 
 fn parse_busy_poll(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text).ok().filter(|duration| *duration <= LONGEST_BUSY_POLL);
-    duration.ok_or_else(|| "expected 0s to 1ms, with its unit, such as 10us".to_owned())
+    duration.ok_or_else(|| "expected 0s to 1ms with a unit, such as 10us".to_owned())
 }

@@ -267,7 +267,7 @@ impl<'a> MakeWriter<'a> for Logs {
 }
 
 fn record_panic(panic: &PanicHookInfo<'_>) {
-    let message = panic.payload_as_str().unwrap_or("the panic carries no text");
+    let message = panic.payload_as_str().unwrap_or("the panic has no message");
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let backtrace = Backtrace::force_capture().to_string();
     error!(

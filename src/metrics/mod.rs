@@ -133,7 +133,7 @@ impl LimitMetrics {
             buffered_bytes: gauge(
                 r,
                 "zmq_echo_limit_buffered_bytes",
-                "Maximum bytes held for all peers, beyond the allowance of each.",
+                "Maximum bytes held for all peers together, beyond each peer's allowance.",
             )?,
             message_bytes: gauge(r, "zmq_echo_limit_message_bytes", "Maximum bytes of a message.")?,
             message_frames: gauge(
@@ -144,12 +144,12 @@ impl LimitMetrics {
             in_flight: gauge(
                 r,
                 "zmq_echo_limit_in_flight_requests",
-                "Maximum requests in flight beside the loop, from all clients.",
+                "Maximum requests in flight outside the loop, from all clients.",
             )?,
             in_flight_per_peer: gauge(
                 r,
                 "zmq_echo_limit_in_flight_requests_per_peer",
-                "Maximum requests in flight beside the loop, from one client.",
+                "Maximum requests in flight outside the loop, from one client.",
             )?,
             metadata_bytes: gauge(
                 r,
@@ -169,12 +169,12 @@ impl LimitMetrics {
             stall_seconds: seconds(
                 r,
                 "zmq_echo_limit_stall_seconds",
-                "Window in which a partial message has to receive a minimum of bytes.",
+                "Window in which a partial message must receive a minimum number of bytes.",
             )?,
             stall_bytes: gauge(
                 r,
                 "zmq_echo_limit_stall_bytes",
-                "Minimum bytes that a partial message has to receive in each window.",
+                "Minimum number of bytes that a partial message must receive in each window.",
             )?,
             heartbeat_seconds: seconds(
                 r,
@@ -385,18 +385,18 @@ impl Metrics {
             in_flight: gauge(
                 r,
                 "zmq_echo_in_flight_requests",
-                "Requests that are being worked on beside the loop, or wait for that work to start.",
+                "Requests that are being worked on outside the loop, or wait for that work to start.",
             )?,
             queue_duration: histogram(
                 r,
                 "zmq_echo_queue_duration_seconds",
-                "Time from reading a request to the start of work on it, beside the loop.",
+                "Time from reading a request to the start of work on it, outside the loop.",
                 buckets,
             )?,
             work_duration: histogram(
                 r,
                 "zmq_echo_work_duration_seconds",
-                "Time from the start of work on a request to its last reply, beside the loop.",
+                "Time from the start of work on a request to its last reply, outside the loop.",
                 buckets,
             )?,
             undeliverable_deadline: undeliverable.with_label_values(&["deadline"]),

@@ -1,4 +1,4 @@
-//! Runs work that waits, such as calls to other services, as futures on a runtime beside the loop.
+//! Runs work that waits, such as calls to other services, as futures on a runtime outside the loop.
 //!
 //! It takes any [`tower_service::Service`] over [`Call`], so you can wrap yours in tower's layers
 //! for timeouts, concurrency, load shedding and rate limits. [`handler_fn`] makes one from an
@@ -194,7 +194,7 @@ async fn dispatch<S>(
                     };
                     let mut work = Box::pin(answer(ticket, started, reply, &replies));
                     // Work that is done after one poll never joins the running futures. Other work
-                    // joins them and is polled again there, which registers the waker that counts.
+                    // joins them and is polled again there, which registers the waker of `running`.
                     match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
                         Poll::Ready(done) => send(&replies, done).await,
                         Poll::Pending => {
@@ -309,7 +309,7 @@ impl Window {
     /// Takes as much room as a reply of `bytes` bytes needs, or all of it if the reply is larger.
     /// Dropping the token frees the room.
     fn take(&self, mut room: OwnedSemaphorePermit, bytes: usize) -> Box<dyn Any + Send> {
-        // Only this stream takes room, so nobody else takes the available permits meanwhile.
+        // Only this stream takes permits, so the available ones cannot be taken meanwhile.
         let more = (bytes + REPLY - 1).min(self.0.available_permits());
         if let Ok(more) = Arc::clone(&self.0).try_acquire_many_owned(more as u32) {
             room.merge(more);

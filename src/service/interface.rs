@@ -19,7 +19,7 @@
 //!
 //! While a call runs, the loop serves no other request. So work that takes longer belongs behind
 //! [`Blocking`](super::Blocking), a pool of threads, or [`Concurrent`](super::Concurrent), which
-//! runs futures on a runtime beside the loop.
+//! runs futures on a runtime outside the loop.
 
 use std::any::Any;
 use std::future::{Future, pending};

@@ -4,7 +4,7 @@
 //! 2. [`interface`]: the trait that every service implements, [`Service`].
 //! 3. [`request`]: what a service receives: the payload, and the ways to answer.
 //! 4. [`rejection`]: the error replies that tell a client why its request was not answered.
-//! 5. [`time_limit`]: how a client says how long its request is worth working on.
+//! 5. [`time_limit`]: how a client sets a deadline for a request.
 //! 6. [`blocking`]: runs work on a pool of threads.
 //! 7. [`concurrent`]: runs work as futures, behind tower's layers.
 //! 8. [`methods`]: several methods in one service.

@@ -33,8 +33,8 @@ use crate::service::termination::{AsyncTermination, Signal, TerminationSocket};
 use crate::service::time_limit::{self, TIME_LIMIT};
 use crate::service::turn::{Due, TurnClock};
 
-/// How often the loop turns at least while draining, so that it soon notices that a peer has left.
-/// While serving, it is [`Health::TICK`].
+/// The longest time between two turns while draining, so that the loop soon notices that a peer has
+/// left. While serving, it is [`Health::TICK`].
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 
 /// After the drain decides to end, how often the loop checks whether everything that had arrived
@@ -105,7 +105,7 @@ pub struct Settings {
     /// A request that is answered later is rejected if it has waited for this long before work on
     /// it begins. `None` for no limit.
     pub request_deadline: Option<Duration>,
-    /// Whether clients may say how long a request is worth working on: see [`time_limit`].
+    /// Whether clients may set a deadline for each request: see [`time_limit`].
     pub client_deadlines: bool,
     /// Whether a panic of the service ends the process instead of costing only its request.
     pub exit_on_panic: bool,
@@ -167,8 +167,8 @@ struct PollLoop<'a, O, S, F> {
     message: Message,
     in_flight: InFlight,
     clock: TurnClock,
-    /// Set while the loop calls the service: the label of the request. It shows that a panic is the
-    /// service's.
+    /// The label of the request, while the loop calls the service. If it is set during a panic, the
+    /// service has panicked.
     calling: Option<Label>,
     panics: Panics,
     /// Added to the metrics once per batch, because an atomic operation per reply is too slow.
@@ -360,7 +360,8 @@ where
         } else {
             self.call(origin, payload_at, None)
         };
-        // Each arm builds its own, so that only the cold arms need it in memory.
+        // A closure, because a value that all arms share would have to be in memory for the hot arm
+        // as well.
         let labelled = || Origin { label: label.number(), ..*origin };
         match kind {
             Kind::Reply => self.send(&labelled(), tally),
@@ -623,8 +624,8 @@ where
     }
 
     /// Answers the requests that have already arrived. Takes at most a quarter of the time that is
-    /// left, because there may be too many to answer them all. Returns whether there were any, or
-    /// some bytes are still unread.
+    /// left, because there may be too many to answer them all. Returns whether there were any
+    /// requests, or there are still unread bytes.
     async fn answer_arrived(&mut self) -> Result<bool, LoopError> {
         let now = Instant::now();
         let until = now + self.drain.close_by(now).saturating_duration_since(now) / 4;
@@ -657,8 +658,8 @@ where
         let Self { socket, drain, metrics, health, replied, unreachable, .. } = self;
         let deadline = drain.close_by(Instant::now());
         let closed = turning(health, socket.close(deadline)).await;
-        // Discarded requests may include a few of probes. It is unknown which, so all of them count
-        // as clients'.
+        // A few of the discarded requests may come from probes. It is unknown which, so all of them
+        // count as client requests.
         metrics.client_requests.inc_by(closed.discarded);
         metrics.undeliverable_deadline.inc_by(closed.owed);
         let gone = metrics.socket.undeliverable_peer_gone.get() - self.gone_before;

@@ -13,7 +13,7 @@
 //! There are two other reserved frames. A payload that begins with [`CHECK`] is not passed to the
 //! service. The loop returns it, or rejects it if the service is unhealthy. Clients use this to
 //! find out whether a server answers. The other frame is in [`time_limit`](super::time_limit): it
-//! says how long a request is worth working on.
+//! sets a deadline for the request.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -42,9 +42,9 @@ pub fn is_reserved(frame: &[u8]) -> bool {
 /// Why a request was not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
-    /// For programs, such as `overloaded`. Lower case, with underscores.
+    /// The code, for programs, such as `overloaded`. It is in lower case, with underscores.
     pub code: Cow<'static, str>,
-    /// For people.
+    /// The explanation, for people.
     pub text: String,
     /// Whether the same request may succeed if it is sent again, here or elsewhere.
     pub retry: bool,
@@ -67,9 +67,9 @@ impl Rejection {
         Self::new("failed", text)
     }
 
-    /// `panicked`: the handler panicked at this request.
+    /// `panicked`: the handler panicked on this request.
     pub fn panicked() -> Self {
-        Self::new("panicked", "the handler panicked at this request")
+        Self::new("panicked", "the handler panicked on this request")
     }
 
     /// `deadline`: the request waited for longer than its deadline.

@@ -59,7 +59,8 @@ pub struct Call {
     pub peer: Option<ConnectedPeer>,
     /// When the request was read.
     pub read_at: Instant,
-    /// When the request is no longer worth working on. `None` if it has no deadline.
+    /// The deadline, set by the client or by `--request-deadline`. After it, a reply is probably
+    /// useless. `None` if there is none.
     pub deadline: Option<Instant>,
 }
 
@@ -101,8 +102,8 @@ impl Request<'_> {
         self.origin.read_at
     }
 
-    /// When the request is no longer worth working on, if its client has set a deadline. The
-    /// deadline had not passed when the service was called.
+    /// The deadline that the client has set, if any. After it, the client no longer needs a reply.
+    /// The deadline had not passed when the service was called.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }

@@ -179,7 +179,7 @@ impl Watchdog {
             thread::sleep(patience.saturating_sub(signalled_at.elapsed()));
             let code = self.exit.0.load(Ordering::SeqCst);
             let timeout = policy.timeout.as_secs_f64();
-            error!(timeout, code, "stuck at the drain deadline: leaving");
+            error!(timeout, code, "stuck at the drain deadline: exiting");
             logs.flush(policy.watchdog_margin());
             std::process::exit(code.into());
         })?;

@@ -1,4 +1,4 @@
-//! How a client says how long its request is worth working on.
+//! How a client sets a deadline for a request.
 //!
 //! It sends two frames between the envelope and the payload:
 //!
@@ -23,8 +23,8 @@ pub const TIME_LIMIT: &[u8; MARKER] = b"\0zmq-echo/limit\0";
 /// The maximum number of digits, enough for 115 days.
 const DIGITS: usize = 10;
 
-/// The two frames for a request that is worth working on for `limit`. A longer limit than the
-/// digits can express is shortened.
+/// The two frames that give a request the time limit `limit`, shortened to what the digits can
+/// express.
 pub fn frames(limit: Duration) -> [Bytes; 2] {
     // Round up, so that a limit that has not passed is never sent as zero.
     let milliseconds = limit.as_nanos().div_ceil(1_000_000).min(10_u128.pow(DIGITS as u32) - 1);
@@ -36,7 +36,7 @@ pub fn frames(limit: Duration) -> [Bytes; 2] {
 pub(super) fn take(message: &mut Message, payload_at: usize) -> Result<Duration, Rejection> {
     let digits = message.frames().get(payload_at + 1);
     let limit = digits.and_then(|digits| parse(digits)).ok_or_else(|| {
-        let text = format!("expected 1 to {DIGITS} digits, the milliseconds, behind the marker");
+        let text = format!("expected milliseconds after the marker, as 1 to {DIGITS} digits");
         Rejection::new("invalid_deadline", text)
     })?;
     message.frames_mut().drain(payload_at..payload_at + 2);

@@ -1,6 +1,6 @@
-//! `/faults`: shows the simulated faults, and lets this host switch them.
+//! `/faults`: shows the simulated faults, and lets this host set them.
 //!
-//! Anyone who can switch faults can stop the service, so a request has to prove that it comes from a
+//! Anyone who can set faults can stop the service, so a request has to prove that it comes from a
 //! person or a script on this host (or through `kubectl port-forward`, which ends there). Its
 //! address alone does not prove that: a web page that is open in a browser here sends from this
 //! host as well, and so does the sidecar of a service mesh on behalf of anyone.
@@ -25,7 +25,7 @@ use crate::simulation::{Faults, Switches};
 /// The path, which exists only with `--faults`.
 pub const PATH: &str = "/faults";
 
-/// The header that a request needs to switch faults, with the value `1`.
+/// The header that a request needs to set faults, with the value `1`.
 pub const HEADER: &str = "x-faults";
 
 /// The largest body that is read. It is many times the length of all faults together.
@@ -54,7 +54,7 @@ pub async fn answer(switches: &Switches, request: Request<Incoming>, from: IpAdd
     match faults.and_then(str::parse::<Faults>) {
         Ok(faults) => {
             switches.set(faults);
-            warn!(faults = faults.to_string(), "faults switched");
+            warn!(faults = faults.to_string(), "simulated faults changed");
             line(StatusCode::OK, faults.to_string())
         }
         Err(right) => {
@@ -64,19 +64,19 @@ pub async fn answer(switches: &Switches, request: Request<Incoming>, from: IpAdd
     }
 }
 
-/// Whether a request may switch faults.
+/// Whether a request may set faults.
 fn may_switch(headers: &HeaderMap, from: IpAddr) -> Result<(), &'static str> {
     if !from.to_canonical().is_loopback() {
-        return Err("faults can be switched from this host only");
+        return Err("faults can be set from this host only");
     }
     if headers.get(HEADER).is_none_or(|value| value != "1") {
-        return Err("faults can be switched only with the header X-Faults: 1");
+        return Err("faults can be set only with the header X-Faults: 1");
     }
     if headers.contains_key(ORIGIN) {
-        return Err("web pages cannot switch faults");
+        return Err("web pages cannot set faults");
     }
     if !headers.get(HOST).is_some_and(is_loopback) {
-        return Err("faults can be switched at localhost or a loopback address only");
+        return Err("faults can be set only at localhost or a loopback address");
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 //! a live page for people.
 //!
 //! It has its own thread and runtime, so a scrape is answered while the poll loop is saturated, and a
-//! slow scraper never delays an echo. Untrusted clients are bounded in connections, header bytes and
-//! time.
+//! slow scraper never delays an echo. Clients are not trusted, so their connections, header bytes and
+//! time are limited.
 
 pub mod address;
 mod answer;
@@ -67,7 +67,7 @@ pub struct SidePort {
     health: Arc<Health>,
     addresses: OwnAddresses,
     page: Page,
-    /// The simulated faults, if they may be switched.
+    /// The simulated faults, if they may be set.
     switches: Option<Switches>,
     /// The last echo's end and result. The lock is held during an echo, so there is one at a time.
     last_echo: Mutex<Option<(Instant, Result<Duration, String>)>>,
@@ -109,7 +109,7 @@ async fn accept(listener: TcpListener, side_port: Arc<SidePort>, open: Arc<Open>
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                debug!(%error, "the side port cannot accept");
+                debug!(%error, "the side port cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -197,7 +197,7 @@ async fn serve(stream: TcpStream, from: IpAddr, side_port: Arc<SidePort>, place:
         // An idle connection that waits for the next request would need a bound as well.
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // Any error is the client's own doing.
+    // Only the client can cause an error here.
     let _ = tokio::time::timeout(CONNECTION_LIMIT, connection).await;
 }
 

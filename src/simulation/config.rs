@@ -42,15 +42,15 @@ pub struct SimulationConfig {
 
     /// Whether simulated work waits or takes CPU time
     ///
-    /// The default, sleep, is like waiting for a database. burn makes an autoscaler that watches the
-    /// CPU act.
+    /// The default, sleep, is like waiting for a database. burn uses CPU time, so it triggers an
+    /// autoscaler that scales by CPU.
     #[arg(long, env = "ZMQ_ECHO_WORK_MODE", value_name = "MODE", default_value = "sleep")]
     pub work_mode: WorkMode,
 
     /// How much longer or shorter than --work a request may take, such as 20%
     ///
-    /// The time is drawn evenly: with 5ms and 20%, it is from 4 to 6 ms. The default, 0%, makes it
-    /// always the same.
+    /// The time is drawn uniformly: with 5ms and 20%, it is from 4 to 6 ms. The default, 0%, makes
+    /// it always the same.
     #[arg(long, env = "ZMQ_ECHO_WORK_JITTER", value_name = "PERCENT", default_value = "0%")]
     pub work_jitter: Share,
 
@@ -67,8 +67,8 @@ pub struct SimulationConfig {
 
     /// Let POST /faults on the side port, from this machine only, make requests slow or fail
     ///
-    /// Use it to demonstrate and test retries, alerts and drains. The default, false, answers 404
-    /// there.
+    /// Use it to demonstrate and test retries, alerts and drains. The default, false, makes that
+    /// path answer 404.
     #[arg(
         long, env = "ZMQ_ECHO_FAULTS", value_name = "BOOL", default_value_t = false,
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,
@@ -111,7 +111,7 @@ impl SimulationConfig {
         Work { duration: self.work, jitter: self.work_jitter, mode: self.work_mode }
     }
 
-    /// The faults that the side port may switch, or `None` without `--faults`.
+    /// The faults that the side port may set, or `None` without `--faults`.
     pub fn switches(&self) -> Option<Switches> {
         self.faults.then(Switches::default)
     }

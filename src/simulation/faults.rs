@@ -1,4 +1,4 @@
-//! Faults that can be switched while the server runs.
+//! Faults that can be changed while the server runs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -44,7 +44,7 @@ pub enum Outcome {
 }
 
 /// The faults in force, shared by the threads that work on requests and the side port, which
-/// switches them.
+/// sets them.
 #[derive(Debug, Clone, Default)]
 pub struct Switches(Arc<Mutex<Faults>>);
 
@@ -102,15 +102,15 @@ impl FromStr for Faults {
                     let right = format!("expected 0 to {MOST_PANICS}, such as 1");
                     faults.panics = number.ok_or_else(|| wrong(&right))?;
                 }
-                _ => return Err("expected delay, errors, silence and panics".to_owned()),
+                _ => return Err("expected delay, errors, silence or panics".to_owned()),
             }
             if named.contains(&name) {
-                return Err(wrong(&"expected once"));
+                return Err(wrong(&"given twice"));
             }
             named.push(name);
         }
         if faults.errors.fraction() + faults.silence.fraction() > 1.0 {
-            return Err("errors and silence: expected 100% at most together".to_owned());
+            return Err("errors and silence together: expected at most 100%".to_owned());
         }
         Ok(faults)
     }
@@ -159,9 +159,9 @@ mod tests {
             ("silence", "silence: expected 0% to 100%"),
             ("panics=101", "panics: expected 0 to 100"),
             ("panics=-1", "panics: expected 0 to 100"),
-            ("errors=60% silence=41%", "100% at most together"),
-            ("errors=1% errors=2%", "errors: expected once"),
-            ("slowness=1", "expected delay, errors, silence and panics"),
+            ("errors=60% silence=41%", "together: expected at most 100%"),
+            ("errors=1% errors=2%", "errors: given twice"),
+            ("slowness=1", "expected delay, errors, silence or panics"),
         ] {
             let error = text.parse::<Faults>().unwrap_err();
             assert!(error.contains(right), "{text}: {error}");

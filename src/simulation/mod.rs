@@ -6,7 +6,7 @@
 //!
 //! 1. [`config`]: the flags of the simulation, added to those of every server.
 //! 2. [`work`]: how long a request takes, and whether it sleeps or burns CPU.
-//! 3. [`faults`]: what goes wrong. The side port switches it while the server runs.
+//! 3. [`faults`]: what goes wrong. The side port sets it while the server runs.
 //! 4. [`share`]: a percentage, for flags and faults.
 //! 5. [`echo`]: the service.
 

@@ -42,7 +42,7 @@ impl Work {
         }
     }
 
-    /// Draws a duration evenly from the mean minus the jitter to the mean plus the jitter.
+    /// Draws a duration uniformly from the mean minus the jitter to the mean plus the jitter.
     fn draw(&self, rng: &mut Rng) -> Duration {
         let jitter = self.jitter.fraction() * (2.0 * rng.f64() - 1.0);
         self.duration.mul_f64(1.0 + jitter)

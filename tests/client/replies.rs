@@ -96,7 +96,7 @@ async fn an_error_names_the_endpoint_the_attempts_and_the_time() {
     let error = client.request("anybody?").await.unwrap_err();
     let text = error.to_string();
     assert!(text.starts_with(&format!("{}: no reply after ", silent.endpoint)), "{text}");
-    assert!(text.ends_with(" ms, attempts 1"), "{text}");
+    assert!(text.ends_with(" ms (attempts: 1)"), "{text}");
     assert_eq!(error.kind(), "timed_out");
     let RequestError::TimedOut { elapsed, .. } = error else { panic!("{error}") };
     assert!(

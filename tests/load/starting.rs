@@ -101,7 +101,7 @@ fn if_no_endpoint_answers_one_line_says_the_last_reason_and_what_to_do() {
         ),
         (
             closing.to_string(),
-            "the server closed the connection in the handshake; is the server full, or draining?",
+            "the server closed the connection during the handshake; is the server full, or draining?",
         ),
         (
             http.to_string(),

@@ -290,7 +290,7 @@ fn a_panel_turns_red_where_its_alert_fires() {
     let alerts = alerts();
     for (title, field, alert, condition, value) in [
         ("Slower than 10 ms", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4 * 0.001),
-        ("Use of the latency objective", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4),
+        ("Latency error budget: burn rate", None, "LatencyBurnsFast", "> 14.4 * 0.001", 14.4),
         ("Failed requests", None, "Errors", "> 0.01", 0.01),
         ("Load of a pod relative to the others", None, "PodAboveShare", "ratio_to_others > 3", 3.0),
         ("Closest to a limit", None, "PeersNearLimit", "> 0.8", 0.8),
@@ -313,7 +313,7 @@ fn a_panel_turns_red_where_its_alert_fires() {
     }
     let burns_slowly = &alerts.iter().find(|(alert, _)| alert == "ZmqEchoLatencyBurnsSlowly");
     assert!(burns_slowly.unwrap().1.contains("> 6 * 0.001"));
-    let panel = panel("Use of the latency objective");
+    let panel = panel("Latency error budget: burn rate");
     assert_eq!(panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1]["value"], 6);
     assert!(list(&panel["targets"]).iter().all(|one| text(&one["expr"]).ends_with(" / 0.001")));
 }

@@ -112,7 +112,7 @@
 //! | opens a connection and sends nothing | It is disconnected after a timeout. | [`handshake_timeout`](router::Limits::handshake_timeout) |
 //! | opens thousands of connections | The host with the most unfinished handshakes loses its oldest. Established peers stay. | [`peers`](router::Limits::peers), [`peers_per_address`](router::Limits::peers_per_address) |
 //! | sends a message one byte at a time | It is disconnected unless it keeps a minimum rate. | [`stall_timeout`](router::Limits::stall_timeout), [`stall_bytes`](router::Limits::stall_bytes) |
-//! | floods the socket with requests | It gets one turn after the other peers, as everyone does. | none |
+//! | floods the socket with requests | It gets one turn at a time, in rotation with all other peers. | none |
 //! | uses another peer's identity | It gets a generated identity. | none |
 //! | disappears without closing | Heartbeats notice. | [`heartbeat_interval`](router::Limits::heartbeat_interval) |
 //!

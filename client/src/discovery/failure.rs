@@ -30,7 +30,7 @@ impl SourceFailure {
         self.kind
     }
 
-    /// What the source said, in one printable line.
+    /// The source's text, in one printable line.
     pub fn text(&self) -> &str {
         &self.text
     }

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::{EndpointState, Endpoints, Failures, MAX_ENDPOINTS, SourceFailure};
 use crate::Backoff;
 
-/// Runs `follow` until nobody listens to `endpoints` any more.
+/// Runs `follow` until `endpoints` has no receivers left.
 pub(super) async fn until_unheard<F>(
     source: String,
     endpoints: watch::Sender<Endpoints>,

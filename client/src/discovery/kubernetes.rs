@@ -231,7 +231,7 @@ impl Discovery for Kubernetes {
 enum Failure {
     /// The API has dropped an old version, as it regularly does. This neither starts nor ends an
     /// outage.
-    #[error("the API has dropped this version")]
+    #[error("the API no longer has this resource version")]
     Gone { retry_after: Option<Duration> },
     #[error("the API answered {code}{message}")]
     Refused { code: u16, message: String, retry_after: Option<Duration> },
@@ -315,7 +315,7 @@ impl Follower {
 
     fn failed(&mut self, failure: &Failure) {
         if matches!(failure, Failure::Gone { .. }) {
-            debug!(source = %self.api.port, "the version has expired; listing again");
+            debug!(source = %self.api.port, "the resource version has expired; listing again");
             self.version = None;
             return;
         }

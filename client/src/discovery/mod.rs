@@ -51,7 +51,7 @@
 //!
 //! 1. [`source`]: the URL that names a source, such as `dns://zmq-echo-headless:5555`.
 //! 2. [`fixed`]: a list that does not change.
-//! 3. [`dns`]: the addresses or SRV records of a name, looked up again and again.
+//! 3. [`dns`]: the addresses or SRV records of a name, looked up repeatedly.
 //! 4. [`kubernetes`]: the EndpointSlices of a Service, listed and watched.
 //! 5. [`failure`]: why a source failed.
 //! 6. [`service_port`]: which port of a Service to use.

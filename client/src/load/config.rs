@@ -27,13 +27,13 @@ const MOST_BYTES: u64 = 1 << 30;
 /// The highest rate. It is many times what one thread can make, so a higher one is a mistake.
 const HIGHEST_RATE: u32 = 10_000_000;
 
-/// Puts a ZeroMQ echo service under load and measures how it answers
+/// Puts a ZeroMQ echo service under load and measures its latency and failures
 #[derive(Debug, Clone, Parser)]
 #[command(name = "zmq-echo-load", version = WITH_REVISION, after_help = exit::help(&exit::LOAD))]
 pub struct LoadConfig {
     /// The endpoints to put under load, tcp://HOST:PORT
     ///
-    /// In the environment they are comma-separated. The default is the server's own.
+    /// In the environment they are comma-separated. The default is the server's default endpoint.
     #[arg(
         env = "ZMQ_ECHO_LOAD_ENDPOINTS",
         value_name = "ENDPOINT",
@@ -44,8 +44,8 @@ pub struct LoadConfig {
 
     /// Discover the endpoints instead, and follow them as they come and go
     ///
-    /// dns://HOST:PORT looks up the name's addresses again and again. dns://_SERVICE._PROTO.NAME
-    /// looks up its SRV records, which include the port. k8s://NAMESPACE/SERVICE:PORT watches the
+    /// dns://HOST:PORT looks up the name's addresses repeatedly. dns://_SERVICE._PROTO.NAME looks
+    /// up its SRV records, which include the port. k8s://NAMESPACE/SERVICE:PORT watches the
     /// Service's EndpointSlices; PORT is the Service's name for the port, or the port number on
     /// which the pods listen, and can be left out if there is only one.
     #[arg(long, env = "ZMQ_ECHO_LOAD_DISCOVER", value_name = "URL", conflicts_with = "endpoints")]
@@ -107,8 +107,8 @@ pub struct LoadConfig {
 
     /// Which replies are correct: echo, any, or contains:TEXT
     ///
-    /// The server's error replies never are. The default, echo, accepts only the request's own
-    /// payload, byte for byte.
+    /// The server's error replies are never correct. The default, echo, accepts only the request's
+    /// own payload, byte for byte.
     #[arg(long, env = "ZMQ_ECHO_LOAD_EXPECT", value_name = "REPLY", default_value = "echo")]
     pub expect: Expect,
 
@@ -154,7 +154,8 @@ pub struct LoadConfig {
 
     /// How many requests may fail before the run counts as failed
     ///
-    /// The default, 0, is what a service that drains and a client that retries promise together.
+    /// The default, 0, is realistic even during a rollout, because the server drains and the client
+    /// retries.
     #[arg(
         long, env = "ZMQ_ECHO_LOAD_MAX_FAILURES", value_name = "REQUESTS", default_value_t = 0,
         value_parser = count(0..=u32::MAX)
@@ -170,7 +171,8 @@ pub struct LoadConfig {
 
     /// Memory for one connection's replies until they are checked
     ///
-    /// Replies of up to 4KiB do not count. The default, 64MiB, is enough for four of the largest.
+    /// Replies of up to 4KiB do not count. The default, 64MiB, is enough for four replies of the
+    /// largest size.
     #[arg(
         long,
         env = "ZMQ_ECHO_LOAD_MAX_CONNECTION_REPLIES",

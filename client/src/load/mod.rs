@@ -41,7 +41,7 @@ use progress::Progress;
 use report::Destination;
 use result::LoadResult;
 
-/// Puts the service under load as `config` says, and measures how it answers.
+/// Puts the service under load as `config` says, and measures its latency and failures.
 ///
 /// `command` is shown in the result. A byte in `termination` ends the run early; the result then
 /// covers the requests made so far.

@@ -161,7 +161,7 @@ impl FromStr for Template {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
-            return Err("expected a text, such as 'order {n}'");
+            return Err("expected text, such as 'order {n}'");
         }
         Ok(Self(text.into()))
     }
@@ -206,7 +206,7 @@ pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// The size of a payload in bytes, drawn evenly from `least` to `most`.
+/// The size of a payload in bytes, drawn uniformly from `least` to `most`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PayloadSize {
     /// The smallest.

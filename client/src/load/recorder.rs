@@ -50,12 +50,12 @@ pub struct Recorder {
     /// Time from when a request was sent to its reply: what a generator that waits for replies
     /// would report.
     pub from_sending: Histogram<u64>,
-    /// Time from when a request was due to when this process noticed. It is the generator's own
-    /// error.
+    /// Time from when a request was due to when this process noticed. It shows how late the load
+    /// generator itself was.
     pub lateness: Histogram<u64>,
     /// Answered requests, by endpoint.
     pub endpoints: BTreeMap<Arc<ConnectEndpoint>, u64>,
-    /// The last failure of each endpoint that did not work at the end.
+    /// The last failure of each endpoint that was not usable at the end.
     pub troubles: BTreeMap<Arc<ConnectEndpoint>, String>,
     /// When endpoints came and went.
     pub changes: Vec<Change>,

@@ -98,7 +98,7 @@ pub struct Share {
     pub answered: u64,
     /// Its share of all answered requests, from 0 to 1.
     pub share: f64,
-    /// Why it could not be used at the end of the run. `None` if it could, or had gone.
+    /// Why it was not usable at the end of the run. `None` if it was, or if it had been removed.
     pub last_failure: Option<String>,
 }
 

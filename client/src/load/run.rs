@@ -91,8 +91,8 @@ async fn start(
     {
         return Err(no_endpoint(config, client, &unusable, &endpoints.borrow(), after));
     }
-    // An endpoint that does not answer by now appears in the result as one that came later, or
-    // never.
+    // An endpoint that does not answer by now appears in the result as one that came later, or that
+    // never came.
     let known = endpoints.borrow().len();
     let settled = join_all(clients.iter().map(|client| settled(client, known)));
     let _ = timeout(SETTLE_LIMIT, settled).await;

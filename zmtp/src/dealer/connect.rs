@@ -78,7 +78,7 @@ fn handshake_text(reason: Reason, refusal: Option<&str>) -> String {
     match (reason, refusal) {
         (_, Some(refusal)) => format!("the server refuses the connection: {refusal}"),
         (Reason::Closed | Reason::Error, None) => {
-            "the server closed the connection in the handshake".to_owned()
+            "the server closed the connection during the handshake".to_owned()
         }
         (Reason::NotZmtp, None) => {
             "this is not a ZeroMQ port: the peer does not speak ZMTP".to_owned()

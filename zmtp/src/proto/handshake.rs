@@ -1,6 +1,7 @@
 //! The handshake of one connection as a state machine, without I/O and without a clock.
 //!
-//! Bytes go in. Out come bytes to send, and in the end the peer or the reason for refusing it.
+//! It takes received bytes, and returns bytes to send and finally the peer or the reason for
+//! refusing it.
 //!
 //! We announce ZMTP 3.1, and speak 3.1 or 3.0 with every peer of version 3.0 or later. The
 //! connecting side sends everything at once: its greeting and the first command of its mechanism.

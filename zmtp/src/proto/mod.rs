@@ -9,7 +9,7 @@
 //! 3. [`command`]: PING, PONG and ERROR, and the framing of all commands.
 //! 4. [`metadata`]: the properties in a READY.
 //! 5. [`peer_info`]: the role, socket type and identity of each side.
-//! 6. [`mechanism`]: security mechanisms, of which there is NULL.
+//! 6. [`mechanism`]: security mechanisms. NULL is the only one.
 //! 7. [`handshake`]: greeting and mechanism as a state machine, for both roles.
 //! 8. [`out_queue`]: bytes that are waiting to be sent to a peer.
 //! 9. [`connection`]: a complete connection: bytes in, events out; messages in, bytes out.

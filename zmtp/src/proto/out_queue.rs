@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::frame::{encode_header, message_flags};
 
-/// Frames of at least this size are queued as they are. Smaller ones are copied behind each
+/// Frames of at least this size are queued as they are. Smaller ones are copied one after the
 /// other, which costs no more than an entry of their own.
 const LARGE: usize = 8 << 10;
 
@@ -31,7 +31,7 @@ struct Reads {
 pub struct OutQueue {
     /// Sent before `tail`.
     parts: VecDeque<Bytes>,
-    /// Frames copied behind each other.
+    /// Small frames, copied one after the other.
     tail: Vec<u8>,
     /// How much of the first part has been sent, or of `tail` if there are no parts.
     front_sent: usize,

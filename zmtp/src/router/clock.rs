@@ -14,7 +14,7 @@ use super::ready::{Bell, CLOCK, ReadyList, Token};
 
 /// Alarms in order of time, and the timer for the next one.
 ///
-/// Alarms cannot be cancelled. Whoever sets one remembers its time and ignores any other.
+/// Alarms cannot be cancelled. Code that sets an alarm must remember its time and ignore any other.
 #[derive(Debug)]
 pub struct Clock {
     alarms: BinaryHeap<Reverse<(Instant, Token)>>,
@@ -52,12 +52,12 @@ impl Clock {
         self.alarms.pop().map(|Reverse(alarm)| alarm)
     }
 
-    /// Number of alarms, including those that nobody needs any more.
+    /// Number of alarms, including obsolete ones.
     pub fn alarms(&self) -> usize {
         self.alarms.len()
     }
 
-    /// Drops the alarms that nobody needs any more.
+    /// Drops the obsolete alarms.
     pub fn retain(&mut self, wanted: impl Fn(Instant, Token) -> bool) {
         self.alarms.retain(|Reverse((at, token))| wanted(*at, *token));
     }

@@ -36,13 +36,13 @@ pub struct Limits {
     /// Maximum number of connections from one address of another host, or zero for no limit.
     /// Default: zero, because behind NAT or a proxy, all clients share a few addresses.
     pub peers_per_address: usize,
-    /// How long a connection may take from accept to READY. Default: 5 s, several round trips,
-    /// with lost packets among them.
+    /// How long a connection may take from accept to READY. Default: 5 s, enough for several round
+    /// trips, even if some packets are lost.
     pub handshake_timeout: Duration,
-    /// A partial message must bring `stall_bytes` in each window of this length. Default: 30 s,
+    /// A partial message must grow by `stall_bytes` in each window of this length. Default: 30 s,
     /// longer than a pause for garbage collection.
     pub stall_timeout: Duration,
-    /// Minimum number of bytes that a partial message must bring in each `stall_timeout`.
+    /// Minimum number of bytes by which a partial message must grow in each `stall_timeout`.
     /// Default: 32 KiB, which is 1 KiB/s: less than the slowest mobile network carries.
     pub stall_bytes: usize,
     /// Size of the shared pool, in bytes: what all peers together may hold beyond their

@@ -88,7 +88,7 @@ pub struct Peer {
     pub generation: u64,
     /// The peer's address.
     pub address: SocketAddr,
-    /// Its place among the connections, and whether it may have to make room.
+    /// Its place among the connections, and whether it may be dropped to make room for another.
     pub place: Place,
     /// Puts the peer on the ready list.
     pub bell: Arc<Bell>,
@@ -111,7 +111,7 @@ pub struct Peer {
     pub missing: usize,
     /// How fast the partial message arrives, while there is one.
     pub half_message: Option<Meter>,
-    /// The window in which it must bring a minimum number of bytes.
+    /// The window in which it must grow by a minimum number of bytes.
     pub window: Window,
     /// Bytes received since the connection was made.
     pub received: u64,
@@ -145,7 +145,7 @@ pub struct Peer {
     pub active_at: Instant,
     /// When we last asked the kernel whether the host is reachable.
     pub looked_at: Instant,
-    /// Whether the host seemed lost then, or the handshake late.
+    /// Whether the host seemed lost at that time, or the handshake had already been late once.
     pub doubted: bool,
     /// When we sent the PING that is unanswered.
     pub pinged_at: Option<Instant>,
@@ -156,9 +156,9 @@ pub struct Peer {
     /// Requests in flight, and the bytes that they hold.
     pub in_flight: usize,
     pub in_flight_bytes: usize,
-    /// Whether so many are in flight that the peer is not read from.
+    /// Whether the peer is not read from because too many of its requests are in flight.
     pub is_busy: bool,
-    /// Bytes read since then, to look for PINGs.
+    /// Bytes read in that state, only to look for PINGs.
     pub ahead: usize,
     /// Dropped once the peer has room for more replies.
     pub tokens: Vec<Box<dyn Any + Send>>,
@@ -318,7 +318,7 @@ impl Peer {
         let mut pings = Vec::new();
         let mut scan = self.scan.clone();
         let mut from = 0;
-        // Errors are handled when it is the bytes' turn.
+        // Errors are handled once these bytes are processed in order.
         while let Ok(scanned) = scan.step(&self.partial[from..], limits) {
             match scanned {
                 Scanned::Message(end) => from += end,
@@ -337,12 +337,12 @@ impl Peer {
         pings
     }
 
-    /// Whether a turn ended before all messages that it had read.
+    /// Whether complete messages are left that an earlier turn read but did not hand out.
     pub fn has_messages(&self) -> bool {
         self.missing == 0 && !self.partial.is_empty()
     }
 
-    /// Whether there may be more for a turn. If not, the bell rings when there is.
+    /// Whether another turn may have something to read. If not, the bell rings once there is.
     pub fn is_readable(&self) -> bool {
         self.has_messages() || self.has_unread()
     }
@@ -508,7 +508,7 @@ impl Peer {
                 if let Some(meter) = &mut self.half_message {
                     meter.suspend(paused);
                 }
-                // We could not hear it while it was paused.
+                // We were not reading, so the peer's silence during the pause does not count.
                 self.read_at = now;
                 self.pinged_at = None;
             }
@@ -516,7 +516,8 @@ impl Peer {
         }
     }
 
-    /// When the peer began to hold what it holds now, if that is more than its turns explain.
+    /// Since when the peer has held memory between its turns: for a handshake, a partial message or
+    /// replies that the kernel has not accepted. `None` if it holds none.
     pub fn holds_since(&self) -> Option<Instant> {
         if matches!(self.state, State::Handshake(_)) {
             return Some(self.accepted_at);
@@ -525,10 +526,10 @@ impl Peer {
         meters.into_iter().flatten().map(Meter::since).min()
     }
 
-    /// At the peer's rate, how many seconds until what it holds is free again.
+    /// How many seconds it would take to free the peer's memory at its current rate.
     pub fn seconds_to_clear(&self, now: Instant) -> f64 {
         if matches!(self.state, State::Handshake(_)) {
-            // Metadata larger than any client needs.
+            // It holds more than its allowance, so its metadata is larger than any client needs.
             return f64::INFINITY;
         }
         let seconds = |held: usize, rate: f64| if held == 0 { 0.0 } else { held as f64 / rate };

@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(places.giving_way(true, now), Some(0));
         let mut peers: Vec<_> =
             (1..4).map(|slot| places.take(address(1), false, slot, now)).collect();
-        // Of both: the oldest of the host with the most.
+        // Of both groups, the oldest handshake of the host with the most handshakes.
         assert_eq!(places.giving_way(true, now), Some(1));
         assert_eq!(places.giving_way(false, now), Some(1));
         peers.iter_mut().for_each(|place| places.keep(place));

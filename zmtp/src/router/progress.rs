@@ -1,8 +1,8 @@
 //! How fast the bytes that a peer makes the server hold are moving. No I/O and no clock.
 //!
 //! Progress is a rate: a single byte now and then does not count. Two questions are answered
-//! here. [`Window`]: has a partial message brought enough bytes within its window? [`Meter`]:
-//! when the pool is full, how long would it take until a peer's memory is free again?
+//! here. [`Window`]: has a partial message grown enough within its window? [`Meter`]: when the
+//! pool is full, how long would it take until a peer's memory is free again?
 
 use std::time::{Duration, Instant};
 
@@ -80,7 +80,7 @@ impl Meter {
     }
 }
 
-/// The window in which a partial message must bring a minimum number of bytes.
+/// The window in which a partial message must grow by a minimum number of bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
     /// When it began.

@@ -35,7 +35,7 @@ pub struct Turns {
     tokens: VecDeque<Token>,
     /// Which slots are among the tokens.
     due: Vec<bool>,
-    /// Whether the listener is.
+    /// Whether the listener token is.
     listener: bool,
 }
 

@@ -62,7 +62,8 @@ const HALVED: usize = 2 << 10;
 /// How many turns without a message the socket takes before it yields to the runtime.
 const TURNS: usize = 64;
 
-/// A full pool spares whatever began less than this ago, if there is anything else.
+/// When the pool is full, peers that began to hold memory less than this ago are spared, if another
+/// peer can be closed.
 const YOUNG: Duration = Duration::from_secs(1);
 
 /// Upper bound on the reply buffer kept between batches.
@@ -172,8 +173,7 @@ pub struct Router<O> {
     /// Requests in flight, and the bytes that they hold.
     in_flight: usize,
     in_flight_bytes: usize,
-    /// Whether no more requests are taken until some of these are answered, and which turns are
-    /// due then.
+    /// Whether no peer is read from until some of these are answered, and whose turns are due then.
     is_full: bool,
     unread: Turns,
     abandoned: Vec<PeerId>,
@@ -184,11 +184,11 @@ pub struct Router<O> {
     /// What was owed and discarded while closing.
     closed: Closed,
     bound_at: Instant,
-    /// What was in the kernel when the drain checked whether it could end.
+    /// The bytes that were unprocessed when the drain checked whether it could end.
     noted: Vec<Noted>,
 }
 
-/// The result of one read, as far as it has not been handed out.
+/// The part of one read that has not been handed out yet.
 struct Batch {
     origin: Origin,
     bytes: Bytes,
@@ -211,11 +211,11 @@ impl Batch {
     }
 }
 
-/// What a peer had sent at some moment and had not been processed.
+/// The bytes that a peer had sent by a given moment and that were not processed yet.
 #[derive(Debug)]
 struct Noted {
     peer_id: PeerId,
-    /// The value of [`Peer::handled`] once all of that has been processed.
+    /// The value of [`Peer::handled`] once all of these have been processed.
     handled: u64,
 }
 

@@ -6,8 +6,8 @@
 //! - the family that this host has a route to, if it has none to the other;
 //! - otherwise the family in use, as long as it has addresses, so that nothing reconnects
 //!   needlessly;
-//! - at first IPv4. IPv6 if there is no A record, or no answer to that query within the resolution
-//!   delay of RFC 8305.
+//! - at first IPv4, or IPv6 if there is no A record or if the A query is not answered within the
+//!   resolution delay of RFC 8305.
 //!
 //! If the family in use has no addresses left and the other has some, its last addresses stay for
 //! one more round beside the new ones, until these are connected. If the family in use cannot be
@@ -223,7 +223,7 @@ fn is_routed(heard: &Heard, routed: Routed) -> bool {
     matches!(heard, Some(Ok(answer)) if !answer.addresses.is_empty() && routed(&answer.addresses))
 }
 
-/// Whether no answer that is still missing could change the outcome, or would be worth the wait.
+/// Whether the outcome is decided: missing answers could not change it, or are not worth the wait.
 /// `over` means that the preferred family has had its time.
 fn is_decided(
     preference: Preference,

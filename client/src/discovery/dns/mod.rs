@@ -8,8 +8,8 @@
 //! # What an answer means
 //!
 //! - The addresses in an answer are the new set. An address that is missing has gone.
-//! - If a server fails, refuses or does not answer, the last set stays. No question delays another
-//!   one for long.
+//! - If a server fails, refuses or does not answer, the last set stays. No query delays another one
+//!   for long.
 //! - A and AAAA records cannot be paired: two addresses may be two pods or one dual-stack pod. So
 //!   only one family is used: IPv4 at first, then the family in use for as long as it has
 //!   addresses. If its queries fail, its last addresses stay.
@@ -24,7 +24,7 @@
 //! 1. `resolv_conf`: which servers to ask, and how to complete a name.
 //! 2. `resolver`: one query.
 //! 3. `walk`: the fully qualified names that a name may stand for, in order.
-//! 4. `families`: the A and AAAA records of one name, of which one kind is used.
+//! 4. `families`: which of a name's A and AAAA records to use.
 //! 5. [`srv`]: SRV records, whose targets may use both families.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,5 @@
-//! Accepting connections: in turns like everything else, bounded, and undisturbed by errors.
+//! Accepts connections in turns, like all other work. Each turn is bounded, and errors do not stop
+//! it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,7 +42,7 @@ impl<O: Observer> Router<O> {
                 Poll::Ready(Ok((stream, from))) => self.admit(stream, from),
                 Poll::Ready(Err(error)) if ended_in_the_queue(&error) => {}
                 Poll::Ready(Err(error)) => {
-                    debug!(%error, "cannot accept");
+                    debug!(%error, "cannot accept a connection");
                     self.clock.set(Instant::now() + ACCEPT_PAUSE, LISTENER);
                     return;
                 }

@@ -63,7 +63,7 @@ impl<O: Observer> Router<O> {
             Some((heard_at + interval.unwrap_or(LOOK).min(LOOK), Due::Look))
         };
         if peer.is_paused() || peer.ended.is_some() {
-            // It is not read from, so nothing else can be expected of it.
+            // We do not read from it, so the other deadlines do not apply.
             return look;
         }
         let window = peer.half_message.as_ref();

@@ -1,4 +1,4 @@
-//! Draining: which peers are quiet, what has arrived, and the last bytes.
+//! Draining: which peers are quiet, which bytes have arrived, and how the socket is closed.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;

@@ -24,8 +24,8 @@ const READY_WAIT: Duration = Duration::from_millis(100);
 /// How long a refused peer may take to read the reason and close: a few round trips.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
-/// How many bytes are read from it meanwhile: enough for what it sent before it knew, not for a
-/// flood.
+/// How many bytes are read from it meanwhile: enough for what it sent before it learned of the
+/// refusal, but not for a flood.
 const REFUSED_BYTES: usize = READ;
 
 impl<O: Observer> Router<O> {

@@ -100,7 +100,7 @@ impl<O: Observer> Router<O> {
         match peer.poll_read_ahead() {
             Poll::Pending => return Ok(()),
             Poll::Ready(Err(error)) => return Err(Reason::of(&error)),
-            // The peer has left, so its waiting requests have nobody to answer.
+            // The peer has left, so nobody waits for replies to these requests.
             Poll::Ready(Ok(false)) => return Err(Reason::Closed),
             Poll::Ready(Ok(true)) => {}
         }
