@@ -113,7 +113,11 @@ fn the_probe_fails_if_the_peer_stays_silent() {
 #[test]
 fn the_probe_fails_if_the_peer_hangs_up() {
     let hangs_up = |stream: TcpStream| stream.shutdown(std::net::Shutdown::Both).unwrap();
-    fails_before_the_limit(peer(hangs_up), "handshake", "closed the connection during the handshake");
+    fails_before_the_limit(
+        peer(hangs_up),
+        "handshake",
+        "closed the connection during the handshake",
+    );
 }
 
 #[test]
