@@ -138,9 +138,9 @@ fn the_documented_probes_match_the_manifests() {
         OPERATIONS,
         &format!("such a container has {shorter} s instead of {usual} to leave"),
     );
-    assert_says(DEPLOYMENT, "Three failures in a row,");
-    assert_says(DEPLOYMENT, &format!("Every {period} s, because each probe starts a process"));
-    assert_says(DEPLOYMENT, &format!("gives up after {limit}"));
+    assert_says(DEPLOYMENT, "so it takes three failures in a row");
+    assert_says(DEPLOYMENT, &format!("starts a process, so there is only one every {period} s"));
+    assert_says(DEPLOYMENT, &format!("The probe gives up after {limit}"));
     // Each probe takes 5 ms.
     assert_says(OPERATIONS, &format!("every {period} s takes {} millicores", 5.0 / period as f64));
     let cpu = resource(container, "requests", "cpu").unwrap();
