@@ -157,6 +157,10 @@ fn a_flood_of_slow_requests_stays_within_the_memory_formula() {
     assert!(taken <= most, "{taken} of {most}");
     let in_flight = server.metric("zmq_echo_in_flight_requests");
     assert!((10.0..=4096.0).contains(&in_flight), "{in_flight} in flight");
+    // Reading stops before the pool is full, so no client that reads its replies is closed.
+    let closed = server.metric("zmq_echo_disconnections_total{reason=\"pool_full\"}");
+    assert_eq!(closed, 0.0, "clients closed for a full pool");
+    assert_eq!(server.metric("zmq_echo_peers"), 100.0);
     server.wait_until_alive();
 }
 

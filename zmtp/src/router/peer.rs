@@ -30,8 +30,8 @@ use crate::proto::peer_info::{Local, Role, SocketType};
 use crate::reason::Reason;
 use crate::tcp_info::{TcpInfo, keep_alive};
 
-/// Minimum room for a read after a message in memory of its own, so that small frames after a
-/// large one do not cost a system call each.
+/// Minimum size of a read, so that small frames do not cost a system call each: after a message
+/// in memory of its own, and at the end of a message that is larger than others were.
 const LEAST_READ: usize = 4 << 10;
 
 /// The stages of a connection.
@@ -61,8 +61,8 @@ pub struct Refused {
 /// How the body of a PING begins (RFC 37).
 const PING: &[u8] = b"\x04PING";
 
-/// Maximum size of the first reads, before the size of the messages is known.
-const FIRST_READ: usize = 16 << 10;
+/// Assumed size of a message before any has come. The first reads are then 16 KiB.
+const FIRST_SIZE: usize = 32;
 
 /// The result of a read.
 #[derive(Debug)]
@@ -115,8 +115,8 @@ pub struct Peer {
     pub window: Window,
     /// Bytes received since the connection was made.
     pub received: u64,
-    /// Maximum size of a read, chosen so that the peer's messages fit one turn.
-    appetite: usize,
+    /// Average size of the messages of its last batch, so that a read fits what one turn takes.
+    pub message_size: usize,
     /// Bytes to send.
     pub out: OutQueue,
     /// Whether the last write left something behind.
@@ -158,7 +158,7 @@ pub struct Peer {
     pub in_flight_bytes: usize,
     /// Whether the peer is not read from because too many of its requests are in flight.
     pub is_busy: bool,
-    /// Bytes read in that state, only to look for PINGs.
+    /// How many of the waiting bytes were read in that state, only to look for PINGs.
     pub ahead: usize,
     /// Dropped once the peer has room for more replies.
     pub tokens: Vec<Box<dyn Any + Send>>,
@@ -204,7 +204,7 @@ impl Peer {
             half_message: None,
             window: Window::new(now, 0),
             received: 0,
-            appetite: FIRST_READ,
+            message_size: FIRST_SIZE,
             out,
             blocked: false,
             paused_at: None,
@@ -251,11 +251,16 @@ impl Peer {
         keep_alive(&self.stream, interval);
     }
 
-    /// Reads once into `scratch`, which the socket owns and which has `limit` bytes. If the
-    /// arriving frame is larger than that, it reads into memory of its own instead. Bytes kept of
-    /// a message go to the front of the batch. Messages that an earlier turn left behind come
-    /// first, without a read.
-    pub fn poll_read(&mut self, scratch: &mut BytesMut, limit: usize) -> Poll<io::Result<Read>> {
+    /// Reads about `messages` messages once into `scratch`, which the socket owns and which has
+    /// `limit` bytes. If the arriving frame is larger than that, it reads into memory of its own
+    /// instead. Bytes kept of a message go to the front of the batch. Messages that an earlier
+    /// turn left behind come first, without a read.
+    pub fn poll_read(
+        &mut self,
+        scratch: &mut BytesMut,
+        limit: usize,
+        messages: usize,
+    ) -> Poll<io::Result<Read>> {
         if self.has_messages() {
             let bytes = std::mem::take(&mut self.partial).into();
             return Poll::Ready(Ok(Read::Batch { bytes, own: true }));
@@ -266,7 +271,8 @@ impl Peer {
         scratch.clear();
         scratch.reserve(limit);
         scratch.extend_from_slice(&self.partial);
-        let room = (limit - self.partial.len()).min(self.appetite.max(self.missing));
+        let wanted = self.message_size.saturating_mul(messages).saturating_sub(self.partial.len());
+        let room = (limit - self.partial.len()).min(wanted.max(self.missing).max(LEAST_READ));
         let mut room = (&mut *scratch).limit(room);
         let read = ready!(poll_once(&self.waker, self.stream.read_buf(&mut room)))?;
         if read == 0 {
@@ -298,7 +304,8 @@ impl Peer {
     /// Returns whether any bytes came.
     pub fn poll_read_ahead(&mut self) -> Poll<io::Result<bool>> {
         let room = ALLOWANCE - self.ahead;
-        self.partial.reserve(room);
+        // Exactly, because `reserve` would double the memory of a partial message.
+        self.partial.reserve_exact(room);
         let mut ahead = (&mut self.partial).limit(room);
         let read = ready!(poll_once(&self.waker, self.stream.read_buf(&mut ahead)))?;
         self.received += read as u64;
@@ -329,6 +336,7 @@ impl Peer {
                         pings.push(self.partial[command.clone()].to_vec());
                         let header = frame::command_header(&self.partial, command.start);
                         self.partial.drain(command.start - header..command.end);
+                        self.ahead = self.ahead.saturating_sub(header + command.len());
                         scan.take_back(header, body.len());
                     }
                 }
@@ -468,11 +476,10 @@ impl Peer {
         }
     }
 
-    /// Sets the size of the next reads to fit about `messages` messages, up to `limit` bytes. The
-    /// last `count` messages took `bytes` bytes.
-    pub fn adapt(&mut self, bytes: usize, count: usize, messages: usize, limit: usize) {
+    /// Adapts the size of the next reads. The last `count` messages took `bytes` bytes.
+    pub fn adapt(&mut self, bytes: usize, count: usize) {
         if let Some(average) = bytes.checked_div(count) {
-            self.appetite = (average * messages).clamp(LEAST_READ, limit);
+            self.message_size = average;
         }
     }
 

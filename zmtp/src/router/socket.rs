@@ -532,12 +532,13 @@ impl<O: Observer> Router<O> {
         let slot = batch.slot();
         let Batch { origin, bytes, whole, taken, commands, .. } = batch;
         let peer = &mut self.peers[slot];
-        peer.adapt(whole - bytes.len(), taken, MESSAGES, READ);
+        peer.adapt(whole - bytes.len(), taken);
         peer.missing = missing;
         // The batch's own memory goes back to the peer if most of it is still needed. Otherwise
         // the rest is copied, because the whole buffer would stay allocated and charged. A slice
         // of the scratch buffer is copied in any case.
         peer.partial = if bytes.len() < whole / 2 { bytes.to_vec() } else { bytes.into() };
+        peer.ahead = peer.ahead.min(peer.partial.len());
         peer.track_message(taken > commands, origin.read_at);
         let flushed = self.flush(slot);
         let peer = &mut self.peers[slot];
@@ -595,9 +596,13 @@ impl<O: Observer> Router<O> {
         if (peer.is_busy || self.is_full) && !shaking {
             return self.read_ahead(slot);
         }
-        peer.ahead = 0;
+        if !peer.has_messages() {
+            peer.ahead = 0;
+        }
+        let messages = if self.in_flight == 0 { MESSAGES } else { self.room_for_requests(slot) };
+        let peer = &mut self.peers[slot];
         let (kept, received) = (peer.has_messages(), peer.received);
-        let (mut bytes, own) = match peer.poll_read(&mut self.scratch, READ) {
+        let (mut bytes, own) = match peer.poll_read(&mut self.scratch, READ, messages) {
             Poll::Pending => return Ok(()),
             Poll::Ready(Err(error)) => return Err(Reason::of(&error)),
             Poll::Ready(Ok(Read::End)) => {
@@ -723,6 +728,10 @@ impl<O: Observer> Router<O> {
         if peer.is_paused() && peer.paused_at.is_none() {
             peer.pause_or_resume(Instant::now());
         }
+        let (held, owed) = (peer.held(), peer.out.replies());
+        // Before the rest, because it decides whether there is room for more requests.
+        self.account(slot, held, owed);
+        let peer = &self.peers[slot];
         // A closing socket reads again once the peer has its replies.
         let reads = !self.closing || matches!(peer.state, State::HalfClosed);
         let waits = peer.is_busy || self.is_full;
@@ -730,8 +739,6 @@ impl<O: Observer> Router<O> {
             && !peer.is_behind()
             && peer.ended.is_none()
             && if waits { peer.can_read_ahead() && peer.has_unread() } else { peer.is_readable() };
-        let (held, owed) = (peer.held(), peer.out.replies());
-        self.account(slot, held, owed);
         if self.is_full {
             self.unread.push(slot);
         }
@@ -769,6 +776,9 @@ impl<O: Observer> Router<O> {
         self.buffered = self.buffered + held - peer.charged;
         self.owed = self.owed + owed - peer.owed;
         (peer.charged, peer.owed) = (held, owed);
+        if self.in_flight > 0 {
+            self.check_room();
+        }
     }
 
     fn close_peer(&mut self, slot: usize, reason: Reason) {

@@ -1,11 +1,12 @@
 //! Requests that are answered later delay only the peers that sent them.
 
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use zmtp::Message;
-use zmtp::router::{Origin, Router};
+use zmtp::router::{ALLOWANCE, Limits, Origin, Router};
 
 use crate::counts::Counts;
 use crate::polled::{LIMITS, bound, dealer_of, on_runtime};
@@ -157,5 +158,203 @@ fn a_peer_with_waiting_requests_gets_its_pongs_and_loses_nothing() {
         }
         assert_eq!(raw::read_message(&mut client), [b"d", b"0"]);
         assert_eq!(counts.get().buffered_bytes, 0);
+    });
+}
+
+/// Waits until the client has its next `count` PONGs. Other frames may come before them.
+async fn read_pongs(socket: &mut Router<Counts>, client: &TcpStream, count: usize) {
+    let mut client = client.try_clone().unwrap();
+    let reading = thread::spawn(move || {
+        let mut pongs = 0;
+        while pongs < count {
+            pongs += usize::from(raw::read_frame(&mut client).1.starts_with(b"\x04PONG"));
+        }
+    });
+    while !reading.is_finished() {
+        assert!(poll(socket).await.is_none(), "a request over the limit was taken");
+    }
+    reading.join().unwrap();
+}
+
+#[test]
+fn a_peer_with_waiting_requests_gets_its_pongs_however_many_there_are() {
+    on_runtime(async {
+        let (mut socket, address, _) = bound(LIMITS);
+        let mut client = dealer_of(&mut socket, address, b"client").await;
+        pipeline(&mut client, 'c', 9);
+        hold(&mut socket, &mut Vec::new(), LIMITS.in_flight_per_peer).await;
+        // Twice what is read ahead.
+        let ping = raw::command(b"\x04PING\0\0sixteen bytes...");
+        let count = 2 * ALLOWANCE / ping.len();
+        client.write_all(&ping.repeat(count)).unwrap();
+        read_pongs(&mut socket, &client, count).await;
+    });
+}
+
+#[test]
+fn a_ping_behind_many_requests_is_answered_once_some_of_them_are() {
+    on_runtime(async {
+        let (mut socket, address, counts) = bound(LIMITS);
+        let mut client = dealer_of(&mut socket, address, b"client").await;
+        let request = raw::frame(&[7; 1 << 10], false);
+        client.write_all(&request.repeat(LIMITS.in_flight_per_peer)).unwrap();
+        let mut requests = Vec::new();
+        hold(&mut socket, &mut requests, LIMITS.in_flight_per_peer).await;
+        // So many that the PING is not among what is read ahead.
+        let held = counts.get().buffered_bytes + ALLOWANCE;
+        client.write_all(&request.repeat(10)).unwrap();
+        client.write_all(&raw::command(b"\x04PING\0\0")).unwrap();
+        while counts.get().buffered_bytes < held {
+            assert!(poll(&mut socket).await.is_none(), "a request over the limit was taken");
+        }
+        for _ in 0..4 {
+            answer(&mut socket, &mut requests);
+            hold(&mut socket, &mut requests, LIMITS.in_flight_per_peer).await;
+            assert!(poll(&mut socket).await.is_none(), "a request over the limit was taken");
+        }
+        read_pongs(&mut socket, &client, 1).await;
+    });
+}
+
+/// Connects clients that send requests of `size` bytes without end and read every reply.
+async fn flood(socket: &mut Router<Counts>, address: SocketAddr, count: usize, size: usize) {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        clients.push(dealer_of(socket, address, b"").await);
+    }
+    let requests = raw::frame(&vec![7; size], false).repeat((64 << 10) / size + 1);
+    for mut client in clients {
+        raw::flood(&client, requests.clone());
+        thread::spawn(move || raw::read_until_closed(&mut client));
+    }
+}
+
+/// Connects a client that sends the first `size` bytes of a message that is one byte longer, and
+/// returns it once they are read.
+async fn holder(
+    socket: &mut Router<Counts>,
+    address: SocketAddr,
+    counts: &Counts,
+    size: usize,
+) -> TcpStream {
+    let holder = dealer_of(socket, address, b"").await;
+    let held = counts.get().buffered_bytes + size;
+    let (mut writer, bytes) = (holder.try_clone().unwrap(), raw::frame(&vec![1; size], false));
+    thread::spawn(move || writer.write_all(&bytes[..size]));
+    while counts.get().buffered_bytes < held {
+        assert!(poll(socket).await.is_none(), "an incomplete message was received");
+    }
+    holder
+}
+
+/// Lets the socket work for a moment, or until it has a request.
+async fn poll(socket: &mut Router<Counts>) -> Option<(Origin, Message)> {
+    let mut message = Message::default();
+    let received = socket.recv_from(&mut message);
+    let origin = tokio::time::timeout(Duration::from_millis(1), received).await.ok()?;
+    Some((origin, message))
+}
+
+/// Holds requests until there are `count`.
+async fn hold(socket: &mut Router<Counts>, requests: &mut Vec<(Origin, Message)>, count: usize) {
+    while requests.len() < count {
+        if let Some((origin, message)) = poll(socket).await {
+            socket.hold(&origin, message.bytes());
+            requests.push((origin, message));
+        }
+    }
+}
+
+#[test]
+fn small_requests_that_cannot_be_in_flight_wait_in_the_kernel() {
+    on_runtime(async {
+        let (mut socket, address, counts) = bound(LIMITS);
+        flood(&mut socket, address, 20, 1 << 10).await;
+        let mut requests = Vec::new();
+        // Each client has its turn 25 times, and each turn has room for one request.
+        for _ in 0..500 {
+            hold(&mut socket, &mut requests, LIMITS.in_flight).await;
+            assert!(poll(&mut socket).await.is_none(), "a request over the limit was taken");
+            answer(&mut socket, &mut requests);
+        }
+        // A small read of each client, what is read ahead to find PINGs, and one large read before
+        // the first request was in flight.
+        let most = 20 * ((8 << 10) + ALLOWANCE) + LIMITS.in_flight * (2 << 10) + (256 << 10);
+        let held = counts.get().buffered_bytes;
+        assert!(held < most, "{held} bytes wait in memory, more than {most}");
+    });
+}
+
+#[test]
+fn large_requests_that_cannot_be_in_flight_close_no_client_for_a_full_pool() {
+    let limits = Limits { buffer_bytes: 4 << 20, in_flight: 1000, ..LIMITS };
+    on_runtime(async {
+        let (mut socket, address, counts) = bound(limits);
+        // One unfinished request of each is half the pool, and four of each are twice the pool.
+        flood(&mut socket, address, 32, 64 << 10).await;
+        let (mut requests, mut answered) = (Vec::new(), 0);
+        while answered < 500 {
+            if let Some((origin, message)) = poll(&mut socket).await {
+                socket.hold(&origin, message.bytes());
+                requests.push((origin, message));
+            } else if !requests.is_empty() {
+                answer(&mut socket, &mut requests);
+                answered += 1;
+            }
+            assert_eq!(counts.get().disconnections("pool_full"), 0, "after {answered} answers");
+        }
+    });
+}
+
+#[test]
+fn requests_in_flight_hold_half_of_what_unfinished_messages_leave_of_the_pool() {
+    let limits = Limits { in_flight: 1000, in_flight_per_peer: 1000, ..LIMITS };
+    on_runtime(async {
+        let (mut socket, address, counts) = bound(limits);
+        let most = limits.buffer_bytes / 4;
+        let holder = holder(&mut socket, address, &counts, limits.buffer_bytes / 2).await;
+        flood(&mut socket, address, 1, 64 << 10).await;
+        let mut requests = Vec::new();
+        hold(&mut socket, &mut requests, most / (68 << 10)).await;
+        hold_all(&mut socket, &mut requests).await;
+        assert!(requests.len() <= most / (64 << 10), "{} requests in flight", requests.len());
+        // When the message is gone, there is room for more, although none has been answered.
+        drop(holder);
+        hold(&mut socket, &mut requests, 2 * most / (68 << 10)).await;
+    });
+}
+
+#[test]
+fn peers_that_hold_most_of_the_pool_leave_room_for_requests_in_flight() {
+    on_runtime(async {
+        let (mut socket, address, counts) = bound(LIMITS);
+        // All but 600 KiB of the pool, of which four requests of 100 KiB take more than half.
+        let size = LIMITS.buffer_bytes / 2 - (300 << 10);
+        let _one = holder(&mut socket, address, &counts, size).await;
+        let _other = holder(&mut socket, address, &counts, size).await;
+        flood(&mut socket, address, 1, 100 << 10).await;
+        hold(&mut socket, &mut Vec::new(), LIMITS.in_flight_per_peer).await;
+        assert_eq!(counts.get().disconnections("pool_full"), 0, "peers closed for a full pool");
+    });
+}
+
+#[test]
+fn what_is_read_ahead_costs_no_more_memory_than_its_bytes() {
+    on_runtime(async {
+        let (mut socket, address, counts) = bound(LIMITS);
+        let mut holder = holder(&mut socket, address, &counts, 60 << 10).await;
+        let mut clients = Vec::new();
+        for identity in [b"a", b"b"] {
+            clients.push(dealer_of(&mut socket, address, identity).await);
+        }
+        clients.iter_mut().zip('a'..).for_each(|(client, letter)| pipeline(client, letter, 3));
+        hold(&mut socket, &mut Vec::new(), LIMITS.in_flight).await;
+        let before = counts.get().buffered_bytes;
+        holder.write_all(&[1; 16 << 10]).unwrap();
+        while counts.get().buffered_bytes < before + ALLOWANCE {
+            assert!(poll(&mut socket).await.is_none(), "a request over the limit was taken");
+        }
+        let held = counts.get().buffered_bytes - before;
+        assert!(held < ALLOWANCE + (2 << 10), "{held} bytes for {ALLOWANCE}");
     });
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tracing::debug;
 
-use super::{READ, Router};
+use super::{MESSAGES, READ, Router};
 use crate::event::{Event, Observer};
 use crate::proto::handshake::Handshake;
 use crate::reason::Reason;
@@ -96,7 +96,7 @@ impl<O: Observer> Router<O> {
         if all_sent && !std::mem::replace(&mut refused.half_closed, true) {
             peer.half_close().map_err(|_| Reason::Error)?;
         }
-        let read = peer.poll_read(&mut self.scratch, READ);
+        let read = peer.poll_read(&mut self.scratch, READ, MESSAGES);
         let State::Refused(refused) = &mut peer.state else { return Ok(()) };
         match read {
             Poll::Pending => Ok(()),

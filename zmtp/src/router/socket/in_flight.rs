@@ -4,12 +4,16 @@
 //! [`Router::release`]. A peer with too many of them is not read from, like a slow reader. With
 //! too many of all peers together, no peer is read from. Further requests then wait in the kernel
 //! and at the clients, because TCP makes them wait.
+//!
+//! So a slow service does not fill the pool. Requests in flight may hold half of what everything
+//! else leaves of it. While there are some, a turn reads no more than it can hand out, because the
+//! rest would wait in memory, for each peer again.
 
 use std::any::Any;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::{Origin, PeerId, Router, obey};
+use super::{MESSAGES, Origin, PeerId, Router, obey};
 use crate::event::Observer;
 use crate::reason::Reason;
 use crate::router::peer::Peer;
@@ -56,6 +60,9 @@ impl<O: Observer> Router<O> {
 
     /// Pauses or resumes reading after a change in what is in flight.
     fn limit_in_flight(&mut self, slot: usize) {
+        let peer = &self.peers[slot];
+        let (held, owed) = (peer.held(), peer.out.replies());
+        self.account(slot, held, owed);
         self.check_room();
         let peer = &mut self.peers[slot];
         let is_busy = peer.in_flight >= self.limits.in_flight_per_peer;
@@ -71,16 +78,35 @@ impl<O: Observer> Router<O> {
             }
             self.turns.push(slot);
         }
-        let Some(peer) = self.peers.get(slot) else { return };
-        let (held, owed) = (peer.held(), peer.out.replies());
-        self.account(slot, held, owed);
+    }
+
+    /// How many bytes requests in flight may hold: half of what partial messages and unread
+    /// replies leave of the pool, but at least an eighth of it. Otherwise peers that almost fill
+    /// the pool and then stop would slow down the service for all others. With the eighth, the
+    /// pool overflows and these peers are closed.
+    fn most_in_flight(&self) -> usize {
+        let pool = self.limits.buffer_bytes;
+        let others = self.pooled.saturating_sub(self.in_flight_bytes);
+        (pool.saturating_sub(others) / 2).max(pool / 8)
+    }
+
+    /// How many of a peer's next requests fit before a limit is reached, at least one.
+    pub(super) fn room_for_requests(&self, slot: usize) -> usize {
+        let (peer, limits) = (&self.peers[slot], &self.limits);
+        let bytes = self.most_in_flight().saturating_sub(self.in_flight_bytes);
+        (bytes / (peer.message_size + REQUEST))
+            .min(limits.in_flight.saturating_sub(self.in_flight))
+            .min(limits.in_flight_per_peer.saturating_sub(peer.in_flight))
+            .clamp(1, MESSAGES)
     }
 
     /// Updates whether there is room for more requests of all peers together. When there is room
     /// again, the waiting peers get their turns.
-    fn check_room(&mut self) {
-        let is_full = self.in_flight >= self.limits.in_flight
-            || self.in_flight_bytes >= self.limits.buffer_bytes / 2;
+    pub(super) fn check_room(&mut self) {
+        // With none in flight nothing would make room.
+        let is_full = self.in_flight > 0
+            && (self.in_flight >= self.limits.in_flight
+                || self.in_flight_bytes >= self.most_in_flight());
         if std::mem::replace(&mut self.is_full, is_full) && !is_full {
             while let Some(slot) = self.unread.pop() {
                 self.turns.push(slot);
