@@ -26,12 +26,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use tokio::sync::mpsc;
 use zmtp::Message;
 
 use crate::log;
 
-use super::completions::{Completions, blocking_send};
+use super::completions::{Completions, ReplySender};
 use super::in_flight::Ticket;
 use super::interface::{Completion, Service};
 use super::rejection::Rejection;
@@ -144,7 +143,7 @@ impl Queue {
 /// Runs one thread: works on requests until the pool has been dropped.
 fn run<S>(
     queue: &Queue,
-    replies: &mpsc::Sender<Completion>,
+    replies: &ReplySender,
     make: &impl Fn() -> io::Result<S>,
     work: &impl Fn(&mut S, &Call) -> Result<Message, Rejection>,
 ) {
@@ -163,7 +162,7 @@ fn run<S>(
             worked: Some((started, Instant::now())),
             token: None,
         };
-        if !blocking_send(replies, completion) {
+        if !replies.blocking_send(completion) {
             return;
         }
     }

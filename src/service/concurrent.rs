@@ -29,11 +29,11 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::{AbortHandle, Abortable};
 use futures_util::stream::{BoxStream, FuturesUnordered};
@@ -44,7 +44,7 @@ use zmtp::router::ALLOWANCE;
 
 use crate::log;
 
-use super::completions::{Completions, send};
+use super::completions::{Completions, ReplySender};
 use super::in_flight::Ticket;
 use super::interface::{Completion, Service};
 use super::rejection::Rejection;
@@ -58,8 +58,11 @@ const WINDOW: usize = ALLOWANCE;
 /// How much of the window a reply takes in addition to its bytes.
 const REPLY: usize = 64;
 
-/// The maximum number of orders that are taken from the loop at once.
-const BATCH: usize = 256;
+/// How many orders the loop collects at most before it sends them.
+const ORDERS: usize = 256;
+
+/// How old a reply may be before it is sent, while more requests can start at once.
+const REPLY_AGE: Duration = Duration::from_micros(200);
 
 /// What a request is answered with.
 pub enum Replies {
@@ -88,7 +91,10 @@ impl fmt::Debug for Replies {
 /// A thread that answers requests with futures.
 #[derive(Debug)]
 pub struct Concurrent {
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::UnboundedSender<Vec<Order>>,
+    /// Orders that are not sent yet. They are sent together at the end of the loop's turn, because
+    /// each sending may wake the thread, which would then work on one request at a time.
+    unsent: Vec<Order>,
     replies: Completions,
 }
 
@@ -118,21 +124,38 @@ impl Concurrent {
         thread::Builder::new().name("futures".to_owned()).spawn(move || {
             runtime.block_on(dispatch(make(), limit.max(1), received, sender));
         })?;
-        Ok(Self { orders, replies })
+        Ok(Self { orders, unsent: Vec::new(), replies })
+    }
+
+    fn order(&mut self, order: Order) {
+        self.unsent.push(order);
+        if self.unsent.len() >= ORDERS {
+            self.send_orders();
+        }
+    }
+
+    fn send_orders(&mut self) {
+        if !self.unsent.is_empty() {
+            // If the thread has ended, the next request finds out.
+            let _ = self.orders.send(std::mem::take(&mut self.unsent));
+        }
     }
 }
 
 impl Service for Concurrent {
     fn call(&mut self, request: Request<'_>) -> Answer {
-        let (call, answer) = request.later();
-        if self.orders.send(Order::Answer(call)).is_err() {
+        if self.orders.is_closed() {
             // `make`, or the service's `poll_ready` or `call`, has panicked.
             panic!("the thread that runs the futures has ended");
         }
+        let (call, answer) = request.later();
+        self.order(Order::Answer(call));
         answer
     }
 
+    /// The loop calls this once per turn, after the turn's requests.
     async fn completed(&mut self) -> Completion {
+        self.send_orders();
         self.replies.next().await
     }
 
@@ -141,7 +164,7 @@ impl Service for Concurrent {
     }
 
     fn cancel(&mut self, ticket: Ticket) {
-        let _ = self.orders.send(Order::Cancel(ticket));
+        self.order(Order::Cancel(ticket));
     }
 }
 
@@ -149,8 +172,8 @@ impl Service for Concurrent {
 async fn dispatch<S>(
     mut service: S,
     limit: usize,
-    mut orders: mpsc::UnboundedReceiver<Order>,
-    replies: mpsc::Sender<Completion>,
+    mut orders: mpsc::UnboundedReceiver<Vec<Order>>,
+    replies: ReplySender,
 ) where
     S: tower_service::Service<Call, Response = Replies>,
     S::Error: Into<Rejection>,
@@ -158,17 +181,17 @@ async fn dispatch<S>(
     let mut running = FuturesUnordered::new();
     let mut waiting = VecDeque::new();
     let mut handles = Handles::default();
-    let mut taken = Vec::with_capacity(BATCH);
+    let mut finished = Vec::new();
+    // The memory of futures that are done after one poll is used again.
+    let mut work = Box::pin(None);
     loop {
         let may_begin = !waiting.is_empty() && running.len() < limit;
-        // Each arm is cancel-safe: `poll_ready` may be called again, and `recv_many` and `next`
-        // take nothing from the channel or the stream unless their arm runs.
+        // Each arm is cancel-safe: `poll_ready` may be called again, and `recv` and `next` take
+        // nothing from the channel or the stream unless their arm runs.
         tokio::select! {
-            count = orders.recv_many(&mut taken, BATCH) => {
-                if count == 0 {
-                    return;
-                }
-                for order in taken.drain(..) {
+            taken = orders.recv() => {
+                let Some(taken) = taken else { return };
+                for order in taken {
                     match order {
                         Order::Answer(call) => waiting.push_back(call),
                         Order::Cancel(ticket) => {
@@ -180,11 +203,12 @@ async fn dispatch<S>(
             }
             ready = poll_fn(|cx| service.poll_ready(cx)), if may_begin => {
                 let mut ready = Some(ready);
+                let began = Instant::now();
+                let mut started = began;
                 // Start everything that can start at once, instead of one request per turn.
                 while let Some(now) = ready {
                     let call = waiting.pop_front().expect("a call is waiting");
                     let ticket = call.ticket;
-                    let started = Instant::now();
                     let reply = match now {
                         _ if call.deadline.is_some_and(|deadline| started >= deadline) => {
                             Err(Rejection::deadline())
@@ -192,17 +216,29 @@ async fn dispatch<S>(
                         Ok(()) => Ok(service.call(call)),
                         Err(error) => Err(error.into()),
                     };
-                    let mut work = Box::pin(answer(ticket, started, reply, &replies));
+                    work.set(Some(answer(ticket, started, reply, &replies)));
                     // Work that is done after one poll never joins the running futures. Other work
                     // joins them and is polled again there, which registers the waker of `running`.
-                    match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
-                        Poll::Ready(done) => send(&replies, done).await,
+                    match poll_fn(|cx| Poll::Ready(current(&mut work).poll(cx))).await {
+                        Poll::Ready(done) => {
+                            work.set(None);
+                            // The end of one request is the start of the next, which saves a look
+                            // at the clock.
+                            started = done.worked.map_or_else(Instant::now, |(_, ended)| ended);
+                            finished.push(done);
+                        }
                         Poll::Pending => {
+                            let mut work = std::mem::replace(&mut work, Box::pin(None));
+                            let work = async move { current(&mut work).await };
                             let (handle, registration) = AbortHandle::new_pair();
                             handles.put(ticket, handle);
                             let work = Abortable::new(work, registration);
                             running.push(work.map(move |done| (ticket, done)));
+                            started = Instant::now();
                         }
+                    }
+                    if !finished.is_empty() && started - began >= REPLY_AGE {
+                        break;
                     }
                     ready = if !waiting.is_empty() && running.len() < limit {
                         poll_fn(|cx| service.poll_ready(cx)).now_or_never()
@@ -210,19 +246,24 @@ async fn dispatch<S>(
                         None
                     };
                 }
+                replies.send_all(&mut finished).await;
             }
             ended = running.next(), if !running.is_empty() => {
                 let mut ended = ended;
                 while let Some((ticket, done)) = ended {
                     handles.take(ticket);
-                    if let Ok(completion) = done {
-                        send(&replies, completion).await;
-                    }
+                    finished.extend(done);
                     ended = running.next().now_or_never().flatten();
                 }
+                replies.send_all(&mut finished).await;
             }
         }
     }
+}
+
+/// The future in `work`, which must have one.
+fn current<F>(work: &mut Pin<Box<Option<F>>>) -> Pin<&mut F> {
+    work.as_mut().as_pin_mut().expect("it was set")
 }
 
 /// The abort handles of the running futures, indexed by the slots of their tickets.
@@ -248,7 +289,7 @@ async fn answer<E: Into<Rejection>>(
     ticket: Ticket,
     started: Instant,
     reply: Result<impl Future<Output = Result<Replies, E>>, Rejection>,
-    replies: &mpsc::Sender<Completion>,
+    replies: &ReplySender,
 ) -> Completion {
     let completion = |reply: Option<Result<Message, Rejection>>, is_last: bool| Completion {
         ticket,
@@ -276,7 +317,7 @@ async fn answer<E: Into<Rejection>>(
                 Some(Ok(message)) => {
                     let token = Some(window.take(room, message.bytes()));
                     let reply = Completion { token, ..completion(Some(Ok(message)), false) };
-                    send(replies, reply).await;
+                    replies.send(reply).await;
                 }
             }
         }
