@@ -352,7 +352,7 @@ fn nothing_is_simulated_unless_a_flag_says_so() {
 #[test]
 fn flags_are_checked_against_each_other_including_those_of_the_simulation() {
     let args = ["zmq-echo-server", "--faults", "--drain-delay", "20s"];
-    assert!(EchoConfig::parse_args(args).unwrap_err().to_string().contains("leaves nothing"));
+    assert!(EchoConfig::parse_args(args).unwrap_err().to_string().contains("leaves no time"));
 }
 
 #[test]
