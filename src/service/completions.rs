@@ -7,27 +7,26 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::interface::Completion;
 
-/// How many sendings may wait for the loop. Once that many are waiting, senders wait too.
+/// How many batches may wait for the loop. Once that many are waiting, senders wait too.
 const WAITING: usize = 1024;
 
-/// What is sent at once. Replies that are ready together are sent together, because a sending costs
-/// about as much as the rest of a reply's way, and may wake the loop.
+/// Replies that are sent together, because each send may wake the loop. `One` needs no allocation.
 #[derive(Debug)]
-enum Sending {
+enum Batch {
     One(Completion),
     Several(Vec<Completion>),
 }
 
-/// The sending end, of which each thread has its own.
+/// The sending end. Each thread has its own clone.
 #[derive(Debug, Clone)]
-pub(super) struct ReplySender(mpsc::Sender<Sending>);
+pub(super) struct ReplySender(mpsc::Sender<Batch>);
 
 /// The receiving end, from which an adapter's [`Service`](super::Service) takes replies for the
 /// loop.
 #[derive(Debug)]
 pub(super) struct Completions {
-    received: mpsc::Receiver<Sending>,
-    /// What is left of those that were sent together.
+    received: mpsc::Receiver<Batch>,
+    /// What is left of the last batch.
     rest: vec::IntoIter<Completion>,
 }
 
@@ -36,30 +35,30 @@ impl ReplySender {
     /// waiting first costs half as much, and there is nearly always room. If the loop has ended,
     /// the reply is dropped.
     pub async fn send(&self, completion: Completion) {
-        self.send_now_or_wait(Sending::One(completion)).await;
+        self.send_batch(Batch::One(completion)).await;
     }
 
     /// Like [`send`](Self::send), for replies that are ready together. Leaves `completions` empty.
     pub async fn send_all(&self, completions: &mut Vec<Completion>) {
         match completions.len() {
             0 => {}
-            1 => self.send_now_or_wait(Sending::One(completions.remove(0))).await,
-            _ => self.send_now_or_wait(Sending::Several(std::mem::take(completions))).await,
+            1 => self.send_batch(Batch::One(completions.remove(0))).await,
+            _ => self.send_batch(Batch::Several(std::mem::take(completions))).await,
         }
     }
 
     /// Like [`send`](Self::send), for a thread. Returns whether the loop still receives replies.
     pub fn blocking_send(&self, completion: Completion) -> bool {
-        match self.0.try_send(Sending::One(completion)) {
+        match self.0.try_send(Batch::One(completion)) {
             Ok(()) => true,
-            Err(TrySendError::Full(sending)) => self.0.blocking_send(sending).is_ok(),
+            Err(TrySendError::Full(batch)) => self.0.blocking_send(batch).is_ok(),
             Err(TrySendError::Closed(_)) => false,
         }
     }
 
-    async fn send_now_or_wait(&self, sending: Sending) {
-        if let Err(TrySendError::Full(sending)) = self.0.try_send(sending) {
-            let _ = self.0.send(sending).await;
+    async fn send_batch(&self, batch: Batch) {
+        if let Err(TrySendError::Full(batch)) = self.0.try_send(batch) {
+            let _ = self.0.send(batch).await;
         }
     }
 }
@@ -78,8 +77,8 @@ impl Completions {
                 return completion;
             }
             match self.received.recv().await {
-                Some(Sending::One(completion)) => return completion,
-                Some(Sending::Several(completions)) => self.rest = completions.into_iter(),
+                Some(Batch::One(completion)) => return completion,
+                Some(Batch::Several(completions)) => self.rest = completions.into_iter(),
                 // All senders are gone, so no more replies will come.
                 None => std::future::pending().await,
             }
@@ -93,8 +92,8 @@ impl Completions {
                 return Some(completion);
             }
             match self.received.try_recv().ok()? {
-                Sending::One(completion) => return Some(completion),
-                Sending::Several(completions) => self.rest = completions.into_iter(),
+                Batch::One(completion) => return Some(completion),
+                Batch::Several(completions) => self.rest = completions.into_iter(),
             }
         }
     }
