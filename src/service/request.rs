@@ -116,6 +116,17 @@ impl Request<'_> {
 
     /// Replies with `payload`. If it has no frame, or begins with a
     /// [reserved](super::rejection) one, the client gets the error `failed` instead.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use zmq_echo::service::{Answer, Request};
+    ///
+    /// fn upper(request: Request<'_>) -> Answer {
+    ///     let frames: Vec<Bytes> =
+    ///         request.frames().map(|frame| frame.to_ascii_uppercase().into()).collect();
+    ///     request.reply(frames)
+    /// }
+    /// ```
     pub fn reply(self, payload: impl Into<Message>) -> Answer {
         let payload = payload.into();
         if let Err(rejection) = check_payload(&payload) {

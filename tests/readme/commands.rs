@@ -45,6 +45,7 @@ const NOT_RUN: &[(&str, &str)] = &[
         "cargo run -- --work ",
         "serves until Ctrl-C; the tests of the simulation start such a server",
     ),
+    ("cargo run -p zmq-echo-client --bin zmq-echo-load -- --rate 20", "needs the server above"),
     ("curl -H 'X-Faults: 1'", "the tests of the simulation send the same"),
     ("curl http://127.0.0.1:8080/faults", "the tests of the simulation send the same"),
 ];

@@ -49,6 +49,12 @@ impl Message {
     }
 }
 
+impl From<Vec<Bytes>> for Message {
+    fn from(frames: Vec<Bytes>) -> Self {
+        Self { frames: frames.into() }
+    }
+}
+
 impl From<VecDeque<Bytes>> for Message {
     #[inline(always)]
     fn from(frames: VecDeque<Bytes>) -> Self {
