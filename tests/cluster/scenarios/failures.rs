@@ -1,7 +1,7 @@
 //! Failures: of pods, by an attack, and of the kubelet.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value as Json;
 
@@ -66,16 +66,28 @@ pub fn frozen(cluster: &Cluster) {
     let last = replaced(cluster, &pod);
     println!("  replaced after {:.1} s", start.elapsed().as_secs_f64());
     assert_eq!(last["exitCode"], 137, "{last}");
-    let events = cluster.list("events", "");
-    let is_of_probe = |event: &&Json| {
-        event["involvedObject"]["name"] == pod["metadata"]["name"]
-            && event["message"].to_string().contains("Liveness probe failed")
+    let mut events = cluster.list("events", "");
+    events.retain(|event| event["involvedObject"]["name"] == pod["metadata"]["name"]);
+    let says = |text: &str| {
+        let event = events.iter().find(|event| event["message"].to_string().contains(text));
+        event.unwrap_or_else(|| panic!("no event says {text:?}"))
     };
-    let event = events.iter().find(is_of_probe).expect("an event reports the failed probe");
-    println!("  {}", event["message"]);
+    println!("  {}", says("Liveness probe failed")["message"]);
+    // The server cannot drain, so it gets the probe's grace period instead of the pod's.
+    let signalled = time(&says("will be restarted")["lastTimestamp"]);
+    let took = time(&last["finishedAt"]).duration_since(signalled).unwrap_or_default();
+    println!("  killed {} s after SIGTERM", took.as_secs());
+    let grace = pod["spec"]["terminationGracePeriodSeconds"].as_u64().expect("the pod has one");
+    assert!(took < Duration::from_secs(grace), "a frozen server was given time to drain: {took:?}");
     cluster.wait_for_servers(3);
     let outcome = load.finish();
     fleet.accounts_for(&[outcome]);
+}
+
+#[track_caller]
+fn time(timestamp: &Json) -> SystemTime {
+    let text = timestamp.as_str().unwrap_or_default();
+    humantime::parse_rfc3339(text).unwrap_or_else(|error| panic!("{timestamp}: {error}"))
 }
 
 /// Duration of the attack in seconds: longer than three failed probes, after which the kubelet
@@ -105,11 +117,11 @@ pub fn attacked(cluster: &Cluster) {
         peers * 100.0,
         buffers * 100.0
     );
-    assert!(peers > 0.9, "the attack did not reach the limit of peers");
-    assert!(buffers > 0.8, "the attack did not reach the limit of the buffers");
     let after = cluster.ready_servers();
     let after = after.iter().find(|pod| name(pod) == name(&server)).expect("the pod is ready");
     assert_eq!(restarts(after), restarts(&server), "{}", container(after)["lastState"]);
+    assert!(peers > 0.9, "the attack did not reach the limit of peers");
+    assert!(buffers > 0.8, "the attack did not reach the limit of the buffers");
     drop(attack);
     let outcome = load.finish();
     fleet.accounts_for(&[outcome]);
