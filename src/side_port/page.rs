@@ -18,7 +18,7 @@ const TEMPLATE: &str = include_str!("status.html");
 /// Allows only the page's own script and styles, by their SHA-256, and requests only to the side
 /// port. If the page changes, a test prints the new hashes.
 const POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-uiVKCy36N8VC6KxXI1bX4VqM8UDh0/v1E5NNXwCX11Y='; \
+     script-src 'sha256-8ggs0twEirZhZyV5rhX5GXEsV2uP69R6dL3+kycXDEc='; \
      style-src 'sha256-6J5EXO1QBzN0wosgvt8x7SNi/qORNzu2mQO4HO/4skw='; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
