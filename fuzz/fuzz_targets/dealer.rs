@@ -17,7 +17,7 @@ use zmq_echo_fuzz::{DEALER_READY, End, frame, greeting, hello_to_dealer, outcome
 use zmtp::dealer::{ConnectError, DealerConfig, connect_to};
 use zmtp::memory_pool::MemoryPool;
 use zmtp::proto::connection::ConnectionLimits;
-use zmtp::{Dealer, Reason};
+use zmtp::Reason;
 
 /// A deadline for every step, generous enough for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);

@@ -319,8 +319,10 @@ impl Service {
             let received = pin!(self.router.recv()).poll(cx);
             let Poll::Ready(request) = received else { break };
             let mut next = Some(request);
-            while let Some(request) = next {
-                self.router.send(request).expect("the peer that sent the request is connected");
+            while let Some(mut request) = next {
+                self.router
+                    .send(&mut request)
+                    .expect("the peer that sent the request is connected");
                 next = self.router.try_recv();
             }
         }
@@ -365,9 +367,11 @@ impl Service {
         let mut expected = hello.sent;
         // If the peer was slow, our READY did not wait for its own. If it is then refused, nothing
         // follows our READY, which is longer than any ERROR.
-        let waited = (hello.greeted && hello.result.is_err())
-            .then(|| [&greeting(1), READY].concat())
-            .unwrap_or_default();
+        let waited = if hello.greeted && hello.result.is_err() {
+            [&greeting(1), READY].concat()
+        } else {
+            Vec::new()
+        };
         let (end, mut may_end) = match hello.result {
             Err(end @ End::Fault(reason)) => (end, vec![Some((false, reason))]),
             Err(End::Whole) => (End::Whole, vec![None]),
