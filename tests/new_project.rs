@@ -1,9 +1,10 @@
 //! `new-project` makes a project with its own name everywhere, and rejects names and folders that
 //! cannot work.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
+use std::{fs, io, thread};
 
 use crate::side_port::hash_of;
 
@@ -38,7 +39,20 @@ fn run(program: impl AsRef<Path>, arguments: &[&str], folder: &Path) -> Output {
     for variable in ["GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"] {
         command.env(variable, "somebody@example.com");
     }
-    let output = command.args(arguments).current_dir(folder).output();
+    command.args(arguments).current_dir(folder);
+    // If another test starts a process while a script is copied, that process inherits the open
+    // file until it has executed its own program.
+    let is_busy = |output: &io::Result<Output>| {
+        output.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ExecutableFileBusy)
+    };
+    let mut output = command.output();
+    for _ in 0..500 {
+        if !is_busy(&output) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+        output = command.output();
+    }
     output.unwrap_or_else(|error| panic!("{}: {error}", program.as_ref().display()))
 }
 
