@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
-use std::{fs, io, thread};
+use std::{fs, io};
 
 use crate::side_port::hash_of;
+use crate::support::wait_until;
 
 /// A folder for one test, which is removed at its end.
 struct Folder(PathBuf);
@@ -42,17 +42,13 @@ fn run(program: impl AsRef<Path>, arguments: &[&str], folder: &Path) -> Output {
     command.args(arguments).current_dir(folder);
     // If another test starts a process while a script is copied, that process inherits the open
     // file until it has executed its own program.
-    let is_busy = |output: &io::Result<Output>| {
-        output.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ExecutableFileBusy)
-    };
-    let mut output = command.output();
-    for _ in 0..500 {
-        if !is_busy(&output) {
-            break;
-        }
-        thread::sleep(Duration::from_millis(10));
-        output = command.output();
-    }
+    let mut output = None;
+    wait_until("no other process has the script open", || {
+        let is_busy = |error: &io::Error| error.kind() == io::ErrorKind::ExecutableFileBusy;
+        let result = output.insert(command.output());
+        !result.as_ref().is_err_and(is_busy)
+    });
+    let output = output.expect("the command was run");
     output.unwrap_or_else(|error| panic!("{}: {error}", program.as_ref().display()))
 }
 

@@ -40,11 +40,12 @@ impl ReplySender {
 
     /// Like [`send`](Self::send), for replies that are ready together. Leaves `completions` empty.
     pub async fn send_all(&self, completions: &mut Vec<Completion>) {
-        match completions.len() {
-            0 => {}
-            1 => self.send_batch(Batch::One(completions.remove(0))).await,
-            _ => self.send_batch(Batch::Several(std::mem::take(completions))).await,
-        }
+        let batch = match completions.len() {
+            0 => return,
+            1 => Batch::One(completions.remove(0)),
+            _ => Batch::Several(std::mem::take(completions)),
+        };
+        self.send_batch(batch).await;
     }
 
     /// Like [`send`](Self::send), for a thread. Returns whether the loop still receives replies.
@@ -72,28 +73,32 @@ impl Completions {
 
     /// Waits for the next reply. Cancel-safe, because a channel's `recv` is.
     pub async fn next(&mut self) -> Completion {
-        loop {
-            if let Some(completion) = self.rest.next() {
-                return completion;
-            }
-            match self.received.recv().await {
-                Some(Batch::One(completion)) => return completion,
-                Some(Batch::Several(completions)) => self.rest = completions.into_iter(),
-                // All senders are gone, so no more replies will come.
-                None => std::future::pending().await,
-            }
+        if let Some(completion) = self.rest.next() {
+            return completion;
+        }
+        match self.received.recv().await {
+            Some(batch) => self.first_of(batch),
+            // All senders are gone, so no more replies will come.
+            None => std::future::pending().await,
         }
     }
 
     /// Returns the next reply if one is ready. Never waits.
     pub fn try_next(&mut self) -> Option<Completion> {
-        loop {
-            if let Some(completion) = self.rest.next() {
-                return Some(completion);
-            }
-            match self.received.try_recv().ok()? {
-                Batch::One(completion) => return Some(completion),
-                Batch::Several(completions) => self.rest = completions.into_iter(),
+        if let Some(completion) = self.rest.next() {
+            return Some(completion);
+        }
+        let batch = self.received.try_recv().ok()?;
+        Some(self.first_of(batch))
+    }
+
+    /// Returns the first reply of a batch, and keeps the others.
+    fn first_of(&mut self, batch: Batch) -> Completion {
+        match batch {
+            Batch::One(completion) => completion,
+            Batch::Several(completions) => {
+                self.rest = completions.into_iter();
+                self.rest.next().expect("a batch has at least two replies")
             }
         }
     }

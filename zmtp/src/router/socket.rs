@@ -776,7 +776,7 @@ impl<O: Observer> Router<O> {
         self.buffered = self.buffered + held - peer.charged;
         self.owed = self.owed + owed - peer.owed;
         (peer.charged, peer.owed) = (held, owed);
-        if self.in_flight > 0 {
+        if self.in_flight > 0 || self.is_full {
             self.check_room();
         }
     }

@@ -63,7 +63,6 @@ impl<O: Observer> Router<O> {
         let peer = &self.peers[slot];
         let (held, owed) = (peer.held(), peer.out.replies());
         self.account(slot, held, owed);
-        self.check_room();
         let peer = &mut self.peers[slot];
         let is_busy = peer.in_flight >= self.limits.in_flight_per_peer;
         let was_busy = std::mem::replace(&mut peer.is_busy, is_busy);
