@@ -76,7 +76,7 @@ impl Failure {
     fn to_connect(error: ConnectError, limit: Duration) -> Self {
         let step = if error.is_of_handshake() { Step::Handshake } else { Step::Connect };
         let limit = humantime::format_duration(limit);
-        // The error names what was left of the limit. The whole limit says more.
+        // The error contains the time that was left. The whole limit is more useful to the reader.
         let reason = match error {
             ConnectError::ResolveTimeout(_) => format!("the name was not resolved within {limit}"),
             ConnectError::ConnectTimeout(_) => format!("no connection within {limit}"),

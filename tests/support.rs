@@ -49,7 +49,8 @@ pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
 /// A log filter for every record of the service and its socket.
 pub const EVERY_RECORD: &str = "zmq_echo=trace,zmtp=trace";
 
-/// The variables that tell a server where it runs: the variable, the field of each record, a value.
+/// The environment variables that name a server's pod. Each comes with the field that it sets in
+/// every record, and with a sample value.
 pub const POD: [(&str, &str, &str); 3] = [
     (PLACE[0].0, PLACE[0].1, "default"),
     (PLACE[1].0, PLACE[1].1, "zmq-echo-7f9c6d5b8-x2x4z"),

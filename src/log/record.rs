@@ -1,5 +1,5 @@
-//! Records as JSON: one object per line, with the pod, namespace and node where the process runs,
-//! and short enough that no container runtime splits it. `docs/logs.md` is the schema.
+//! Formats log records as JSON, one object per line. Each names its pod, namespace and node, and is
+//! short enough that no container runtime splits it. `docs/logs.md` is the schema.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use crate::api::{Cluster, NAME, apply, container, kubectl, name};
 use crate::wait_for;
 
-/// The flag that says where the load generator finds endpoints.
+/// The flag that sets the load generator's source of endpoints.
 const DISCOVER: &str = "--discover";
 
 /// A load, which goes on until it is told to end.

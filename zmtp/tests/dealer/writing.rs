@@ -5,7 +5,7 @@ use std::sync::mpsc;
 
 use super::*;
 
-/// Sizes that cover every way in which messages are queued: empty, copied, and not copied.
+/// Message sizes for each way of queueing: empty, copied, and not copied.
 fn sizes(number: usize) -> usize {
     [0, 100, 5000, 9000, 100_000][number % 5]
 }
