@@ -14,10 +14,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 use zmq_echo_fuzz::{DEALER_READY, End, frame, greeting, hello_to_dealer, outcome, ready};
+use zmtp::Reason;
 use zmtp::dealer::{ConnectError, DealerConfig, connect_to};
 use zmtp::memory_pool::MemoryPool;
 use zmtp::proto::connection::ConnectionLimits;
-use zmtp::Reason;
 
 /// A deadline for every step, generous enough for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
