@@ -17,7 +17,8 @@
 //! 11. [`exit`]: the exit codes, a contract with whatever starts the process.
 //!
 //! The ROUTER socket is in its own library, [`zmtp`]. The client and the load generator are in the
-//! package `zmq-echo-client`.
+//! package `zmq-echo-client`. `examples/` has services to copy, `compare/` measures this service
+//! beside others, and `fuzz/` feeds the socket arbitrary bytes.
 #![deny(unsafe_code)]
 
 pub mod config;

@@ -181,11 +181,22 @@
 //! of eight bytes, an empty delimiter, and the payload. A reply repeats the id and the delimiter,
 //! followed by one payload frame or the frames of an [error](zmq_echo::service::rejection).
 //!
-//! Inside, a pool follows the source and runs one task for each endpoint. The task owns the
-//! [`Dealer`](zmtp::Dealer) and reconnects it. The caller's own future drives its request: it
-//! picks an endpoint, hands over an attempt and waits for the outcome.
+//! # Inside
 //!
-//! [`load`] is the load generator `zmq-echo-load`, which is built on this client.
+//! A pool follows the source and runs one task for each endpoint. The task owns the
+//! [`Dealer`](zmtp::Dealer) and reconnects it. The caller's own future drives its request: it
+//! picks an endpoint, hands over an attempt and waits for the outcome. The modules, in reading
+//! order:
+//!
+//! 1. `config`, `reply`, `error`, `trouble`: what a caller sets, gets back, and is told.
+//! 2. [`discovery`]: which endpoints exist.
+//! 3. `request`: one request with its attempts; `slots` limits their number, `spread` picks the
+//!    endpoint, and `backoff` and `time` say when to try again.
+//! 4. `pool`: opens and drains connections as endpoints appear and disappear.
+//! 5. `member`: one endpoint as callers see it; `shared`: what callers and connections share.
+//! 6. `connection`: the task of one endpoint; `pending` matches replies to its attempts.
+//! 7. `metrics`: the client's series.
+//! 8. [`load`]: the load generator `zmq-echo-load`, which is built on this client.
 #![deny(missing_docs)]
 
 mod backoff;

@@ -91,6 +91,7 @@ fn connect(
     connections: &mut JoinSet<()>,
 ) {
     info!(%endpoint, "endpoint added");
+    // Bounded by the limit of outstanding requests: each submission holds a slot.
     let (submissions, queue) = mpsc::unbounded_channel();
     let metrics = shared.metrics.clone();
     let member = Arc::new(Member::new(endpoint.clone(), known.clone(), submissions, metrics));

@@ -2,6 +2,13 @@
 //!
 //! Names and labels are a contract with scrapers, dashboards and autoscalers. Each series exists
 //! at zero from the first scrape, because autoscalers and alerts cannot work with a missing series.
+//!
+//! The modules, in reading order:
+//!
+//! 1. [`series`]: creates and registers a series at zero.
+//! 2. [`latency`]: histograms that take many equal observations at once.
+//! 3. [`methods`]: requests by method.
+//! 4. `process`: CPU time, memory and file descriptors of the process.
 
 pub mod latency;
 pub mod methods;

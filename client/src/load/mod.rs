@@ -14,10 +14,12 @@
 //! 2. [`run()`]: clients, workers and the pacer.
 //! 3. [`schedule`]: when each request of an open loop is due.
 //! 4. [`payload`]: what is sent, and which replies are correct.
-//! 5. [`recorder`]: counts what happened.
-//! 6. [`progress`]: how the run is going, on stderr.
-//! 7. [`result`]: the result as a table and as JSON.
-//! 8. [`report`]: the result as an HTML page.
+//! 5. [`Completion`]: the ways in which a request can end.
+//! 6. [`recorder`]: counts what happened.
+//! 7. [`progress`]: how the run is going, on stderr.
+//! 8. [`result`]: the result as a table and as JSON.
+//! 9. [`report`]: the result as an HTML page.
+//! 10. [`LoadError`]: why a run has no result.
 
 mod completion;
 pub mod config;
