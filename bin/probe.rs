@@ -28,7 +28,7 @@ fn main() -> ExitCode {
                 let round_trip = milliseconds(round_trip);
                 let _ = writeln!(io::stdout(), "{}: echoed in {round_trip}", config.endpoint);
             }
-            Exit::Answered.into()
+            Exit::Success.into()
         }
         Err(error) => {
             let _ = writeln!(io::stderr(), "{}", log::chain(&error));

@@ -2,15 +2,15 @@
 
 use std::process::ExitCode;
 
-/// How the server and the load generator end. The remaining codes come from elsewhere: clap exits
+/// How the server, the probe and the load generator end. The remaining codes come from elsewhere: clap exits
 /// with 2, a panic with 101 (see [`crate::log`]), and a second signal with 128 plus its number (see
 /// [`crate::service::termination`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Everything that was received was answered.
-    Answered = 0,
-    /// The service could not start or continue.
+    /// Everything that was received was answered, the echo came back, or the run succeeded.
+    Success = 0,
+    /// The program could not start or continue, or the probe or the run failed.
     Failed = 1,
     /// A signal cut the load generator's run short. It has printed the result up to then.
     Interrupted = 3,

@@ -238,5 +238,5 @@ fn fit_to_descriptors(mut limits: Limits) -> (Limits, usize) {
 /// nobody is waiting for them.
 fn exit_of(report: &Report) -> Exit {
     let is_clean = report.closed.is_clean() && report.unfinished == 0;
-    if is_clean { Exit::Answered } else { Exit::Deadline }
+    if is_clean { Exit::Success } else { Exit::Deadline }
 }

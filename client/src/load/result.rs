@@ -192,7 +192,7 @@ impl LoadResult {
         match (self.is_success(), self.interrupted) {
             (false, _) => Exit::Failed,
             (true, true) => Exit::Interrupted,
-            (true, false) => Exit::Answered,
+            (true, false) => Exit::Success,
         }
     }
 
