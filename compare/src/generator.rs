@@ -16,22 +16,13 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::cases::Load;
-use crate::wire;
+use crate::wire::{self, Protocol};
 
 /// How long a server may send nothing on any connection, including during the handshake.
 const STALL: Duration = Duration::from_secs(10);
 
 /// Maximum bytes per read: four of the largest messages.
 const READ: usize = 256 << 10;
-
-/// The protocol on top of TCP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// ZMTP 3.0, mechanism NULL, socket type DEALER.
-    Zmtp,
-    /// The same frames, without a handshake.
-    Raw,
-}
 
 /// The results of one measurement window.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use crate::generator::Protocol;
+use crate::wire::Protocol;
 
 /// The name of the server's binary.
 const SERVER: &str = "zmq-echo-server";

@@ -6,6 +6,15 @@ use std::net::TcpStream;
 
 use anyhow::{Context, Result, ensure};
 
+/// The protocol on top of TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// ZMTP 3.0, mechanism NULL, socket type DEALER.
+    Zmtp,
+    /// The same frames, without a handshake.
+    Raw,
+}
+
 /// Signature, version 3.0, mechanism NULL, not a server, filler. A ZMTP 3.0 peer gets no
 /// heartbeats, so only replies come back.
 const GREETING: [u8; 64] = {
