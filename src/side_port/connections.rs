@@ -79,17 +79,17 @@ impl<E> Connections<E> {
     }
 
     /// The connection has sent its request.
-    pub fn has_asked(&mut self, id: Id) {
+    pub fn request_read(&mut self, id: Id) {
         self.enter(id, Stage::Answering);
     }
 
     /// The connection's answer was made at `now` and is on its way to the kernel.
-    pub fn has_its_answer(&mut self, id: Id, now: Instant) {
+    pub fn answer_made(&mut self, id: Id, now: Instant) {
         self.enter(id, Stage::Unread(now));
     }
 
     /// The connection has ended.
-    pub fn has_ended(&mut self, id: Id) {
+    pub fn ended(&mut self, id: Id) {
         self.remove(id);
     }
 
@@ -151,9 +151,9 @@ mod tests {
     fn a_connection_without_a_whole_request_gives_way_before_any_that_has_one() {
         let (mut connections, now) = eight();
         for id in [0, 1, 2, 5] {
-            connections.has_asked(id);
+            connections.request_read(id);
         }
-        connections.has_its_answer(2, now);
+        connections.answer_made(2, now);
         let order: Vec<_> = std::iter::from_fn(|| connections.make_room(now)).collect();
         assert_eq!(order, [3, 4, 6, 7, 2]);
         assert_eq!(connections.open.len(), 3, "connections whose request is being answered stay");
@@ -164,8 +164,8 @@ mod tests {
     fn an_unread_answer_gives_way_first_after_a_second() {
         let (mut connections, now) = eight();
         for (id, after) in [(6, SHORT), (4, 2 * SHORT)] {
-            connections.has_asked(id);
-            connections.has_its_answer(id, now + after);
+            connections.request_read(id);
+            connections.answer_made(id, now + after);
         }
         assert_eq!(connections.make_room(now + UNREAD_LIMIT), Some(0));
         assert_eq!(connections.make_room(now + SHORT + UNREAD_LIMIT), Some(6));
@@ -177,8 +177,8 @@ mod tests {
     fn unread_answers_keep_at_most_half_of_the_connections_when_others_arrive() {
         let (mut connections, now) = eight();
         for id in 1..8 {
-            connections.has_asked(id);
-            connections.has_its_answer(id, now);
+            connections.request_read(id);
+            connections.answer_made(id, now);
         }
         // The one that has not sent its request keeps its place while too many answers are unread.
         assert_eq!([(); 3].map(|()| connections.make_room(now)), [Some(1), Some(2), Some(3)]);
@@ -200,12 +200,12 @@ mod tests {
     #[test]
     fn a_connection_that_has_ended_is_forgotten() {
         let (mut connections, now) = eight();
-        connections.has_ended(0);
-        connections.has_asked(0);
-        connections.has_asked(1);
-        connections.has_its_answer(1, now);
-        connections.has_ended(1);
-        connections.has_ended(1);
+        connections.ended(0);
+        connections.request_read(0);
+        connections.request_read(1);
+        connections.answer_made(1, now);
+        connections.ended(1);
+        connections.ended(1);
         assert_eq!(connections.make_room(now), Some(2));
         assert!(connections.unread.is_empty());
         assert_eq!((connections.open.len(), connections.asking.len()), (5, 5));

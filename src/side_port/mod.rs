@@ -4,6 +4,14 @@
 //! It has its own thread and runtime, so a scrape is answered while the poll loop is saturated, and a
 //! slow scraper never delays an echo. Clients are not trusted, so their connections, header bytes and
 //! time are limited.
+//!
+//! The modules, in reading order:
+//!
+//! 1. [`address`]: where it listens; [`own_addresses`]: the addresses that reach it.
+//! 2. `connections`: which connection gives way to the next if there is no room.
+//! 3. `answer`: the paths, and the form of every answer.
+//! 4. `page`: the live page.
+//! 5. [`faults`]: shows and sets simulated faults.
 
 pub mod address;
 mod answer;
@@ -176,7 +184,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.open.change(|connections| connections.has_ended(self.id));
+        self.open.change(|connections| connections.ended(self.id));
     }
 }
 
@@ -185,10 +193,10 @@ async fn serve(stream: TcpStream, from: IpAddr, side_port: Arc<SidePort>, place:
     let service = service_fn(|request| {
         let side_port = Arc::clone(&side_port);
         async move {
-            place.open.change(|connections| connections.has_asked(place.id));
+            place.open.change(|connections| connections.request_read(place.id));
             let answer = side_port.answer(request, from).await;
             // If the kernel does not accept all of it now, the client has to read first.
-            place.open.change(|connections| connections.has_its_answer(place.id, Instant::now()));
+            place.open.change(|connections| connections.answer_made(place.id, Instant::now()));
             Ok::<_, Infallible>(answer)
         }
     });
