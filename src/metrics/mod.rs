@@ -93,9 +93,10 @@ pub struct SocketMetrics {
     pub failures: IntCounterVec,
     /// Established connections that ended, by reason.
     pub disconnections: IntCounterVec,
-    /// Replies that could not be sent because the peer had disconnected.
+    /// Replies that could not be sent, and requests in flight that need no reply any more, because
+    /// the peer had disconnected.
     pub undeliverable_peer_gone: IntCounter,
-    /// Requests whose peer left, or was disconnected, before they were answered.
+    /// Requests whose peer left, or was disconnected, before the service got them.
     pub lost_requests: IntCounter,
     /// Requests that were received during a drain and discarded.
     pub discarded_requests: IntCounter,
@@ -353,7 +354,7 @@ impl Metrics {
                 lost_requests: counter(
                     r,
                     "zmq_echo_lost_requests_total",
-                    "Requests whose peer left, or was disconnected, before they were answered.",
+                    "Requests whose peer left, or was disconnected, before the service got them.",
                 )?,
                 discarded_requests: counter(
                     r,

@@ -27,7 +27,7 @@ pub struct Limits {
     /// Maximum number of frames in a message. Each frame costs work and memory in addition to its
     /// bytes. Default: 1,024, far more than any envelope needs.
     pub message_frames: usize,
-    /// Maximum size of a READY command, in bytes. Default: 4 KiB, sixteen times what ZeroMQ
+    /// Maximum size of a READY command, in bytes. Default: 4 KiB, more than ten times what ZeroMQ
     /// libraries send with the longest identity.
     pub metadata_bytes: usize,
     /// Maximum number of connections, including [`RESERVED_PEERS`]. Default: 6,000, which keeps
