@@ -375,6 +375,10 @@ fn log_format_auto_is_text_on_a_terminal_and_json_elsewhere() {
     assert!(!LogFormat::Text.is_json(false));
 }
 
+fn texts(arg: &clap::Arg) -> String {
+    arg.get_help().into_iter().chain(arg.get_long_help()).map(ToString::to_string).collect()
+}
+
 #[test]
 fn help_shows_every_default_and_variable_and_the_exit_codes() {
     for (command, codes) in [
@@ -383,6 +387,9 @@ fn help_shows_every_default_and_variable_and_the_exit_codes() {
         (zmq_echo_client::load::config::LoadConfig::command(), &exit::LOAD[..]),
     ] {
         let help = command.clone().render_long_help().to_string();
+        // clap turns its own placeholders, such as {n}, into something else.
+        let source: String = command.get_arguments().map(texts).collect();
+        assert!(!["{n}", "{bin}"].iter().any(|own| source.contains(own)), "{source}");
         for (code, _) in codes {
             assert!(
                 help.contains(&format!("\n  {code}")),

@@ -252,7 +252,7 @@ fn an_altered_reply_fails_the_run_unless_failures_are_allowed() {
 fn a_reply_is_compared_with_the_expected_one() {
     let endpoint = server_with(Behaviour::Alters);
     let server = Server::start(&[]);
-    let args = ["--rate", "100", "--duration", "500ms", "--payload-template", "order {n}"];
+    let args = ["--rate", "100", "--duration", "500ms", "--payload-template", "order {number}"];
     for (endpoint, expect, failure) in [
         (&endpoint, "any", None),
         (&endpoint, "echo", Some("altered")),
@@ -542,7 +542,7 @@ const REFUSED: [(&str, &str, &str); 26] = [
     ),
     ("--payload", "/no/such/file", "cannot be read: No such file"),
     ("--payload", "/dev/zero", "expected a file of at most 16MiB"),
-    ("--payload-template", "", "expected text, such as 'order {n}'"),
+    ("--payload-template", "", "expected text, such as 'order {number}'"),
     ("--expect", "ok", "expected echo, any or contains:TEXT, such as contains:ok"),
     ("--wait", "0s", "more than 0s"),
     ("--duration", "0s", "more than 0s"),

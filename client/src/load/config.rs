@@ -94,9 +94,9 @@ pub struct LoadConfig {
     )]
     pub payload: Option<PayloadFile>,
 
-    /// Send this text as every request's payload, such as 'order {n}'
+    /// Send this text as every request's payload, such as 'order {number}'
     ///
-    /// Each {n} is replaced with the request's number, which starts at 0.
+    /// Each {number} is replaced with the request's number, which starts at 0.
     #[arg(
         long,
         env = "ZMQ_ECHO_LOAD_PAYLOAD_TEMPLATE",

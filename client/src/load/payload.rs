@@ -24,7 +24,7 @@ const OFFSETS: usize = 64 << 10;
 const LARGEST: usize = 16 << 20;
 
 /// The placeholder for the request's number.
-const PLACE: &str = "{n}";
+const PLACE: &str = "{number}";
 
 /// The most digits in a number.
 const DIGITS: usize = 20;
@@ -146,7 +146,7 @@ impl FromStr for PayloadFile {
     }
 }
 
-/// A text in which `{n}` is replaced with the request's number, starting at 0.
+/// A text in which `{number}` is replaced with the request's number, starting at 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template(Arc<str>);
 
@@ -161,7 +161,7 @@ impl FromStr for Template {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
-            return Err("expected text, such as 'order {n}'");
+            return Err("expected text, such as 'order {number}'");
         }
         Ok(Self(text.into()))
     }
@@ -280,8 +280,8 @@ mod tests {
 
     #[test]
     fn a_template_numbers_its_payloads_and_each_matches_only_itself() {
-        let source = Source::Template("{n}: order {n}".parse().unwrap());
-        assert_eq!(source.most(), "{n}: order {n}".len() + 40);
+        let source = Source::Template("{number}: order {number}".parse().unwrap());
+        assert_eq!(source.most(), "{number}: order {number}".len() + 40);
         let mut payloads = Payloads::new(source);
         let drawn: Vec<_> = (0..11).map(|_| payloads.draw()).collect();
         assert_eq!(payloads.bytes(drawn[0]), "0: order 0");
