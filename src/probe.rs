@@ -83,6 +83,12 @@ impl Failure {
             ConnectError::HandshakeTimeout { .. } => {
                 format!("connected, but no handshake within {limit}")
             }
+            error @ ConnectError::Resolve(_) => {
+                format!("{}; is the name in --endpoint right?", log::chain(&error))
+            }
+            error @ ConnectError::Connect { .. } => {
+                format!("{}; is the server running?", log::chain(&error))
+            }
             error => log::chain(&error),
         };
         Self(step, reason)
