@@ -29,7 +29,8 @@ impl Trouble {
     /// What to check, as a question to the user.
     pub fn advice(&self) -> &'static str {
         const IS_BUSY: &str = "is the server stuck or overloaded?";
-        const IS_ZEROMQ: &str = "is this the server's ZeroMQ port?";
+        const WHICH_PORT: &str =
+            "is this the port of --bind, 5555 by default, and not the server's HTTP port?";
         let error = match self {
             Self::Connect(error) => error,
             Self::Lost(_) => return "is the server restarting, or does a proxy close connections?",
@@ -51,7 +52,7 @@ impl Trouble {
                 Reason::Version | Reason::Mechanism => {
                     "does the server speak ZMTP 3 with the NULL mechanism?"
                 }
-                _ => IS_ZEROMQ,
+                _ => WHICH_PORT,
             },
         }
     }
@@ -116,7 +117,8 @@ impl Unusable {
     /// What to check, as a question to the user.
     pub fn advice(&self) -> &'static str {
         match self {
-            Self::NotAsked | Self::Connecting => "does it just need more time?",
+            Self::NotAsked => "does it just need more time?",
+            Self::Connecting => "does it just need more time, or is this not a ZeroMQ port?",
             Self::Source(failure) => failure.kind().advice(),
             Self::NoneNamed => "is a pod ready, and does the Service have this port?",
             Self::Draining => "is the service restarting, or scaled to zero?",
@@ -131,7 +133,7 @@ impl fmt::Display for Unusable {
             Self::NotAsked => f.write_str("the endpoint source has not answered yet"),
             Self::Source(failure) => failure.fmt(f),
             Self::NoneNamed => f.write_str("the endpoint source lists no endpoints"),
-            Self::Connecting => f.write_str("not connected yet"),
+            Self::Connecting => f.write_str("no endpoint has completed its handshake yet"),
             Self::Draining => f.write_str("every endpoint is terminating or not ready"),
             Self::Endpoint { endpoint, trouble } => write!(f, "{endpoint}: {trouble}"),
         }

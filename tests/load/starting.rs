@@ -105,10 +105,14 @@ fn if_no_endpoint_answers_one_line_says_the_last_reason_and_what_to_do() {
         ),
         (
             http.to_string(),
-            "this is not a ZeroMQ port: the peer does not speak ZMTP; is this the server's \
-             ZeroMQ port?",
+            "this is not a ZeroMQ port: the peer does not speak ZMTP; is this the port of \
+             --bind, 5555 by default, and not the server's HTTP port?",
         ),
-        (publisher.to_string(), "the peer is not a ROUTER; is this the server's ZeroMQ port?"),
+        (
+            publisher.to_string(),
+            "the peer is not a ROUTER; is this the port of --bind, 5555 by default, and not the \
+             server's HTTP port?",
+        ),
     ];
     // All at once, because each waits for five seconds.
     let running = cases.map(|(address, reason)| {

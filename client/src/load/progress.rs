@@ -134,7 +134,7 @@ mod tests {
             failed: 3,
             endpoints: 2,
         };
-        let line = "10.0 s, 5000/s, p50 80.0 us, p99 1.20 ms, failed 3, endpoints 2";
+        let line = "10.0 s, 5000/s, p50 80.0 µs, p99 1.20 ms, failed 3, endpoints 2";
         assert_eq!(look.line(), line);
         look.recent = Slice { answered: 0, failed: 0, latency: None };
         assert_eq!(look.line(), "10.0 s, 0/s, p50 -, p99 -, failed 3, endpoints 2");

@@ -57,7 +57,7 @@ pub struct Recorder {
     pub endpoints: BTreeMap<Arc<ConnectEndpoint>, u64>,
     /// The last failure of each endpoint that was not usable at the end.
     pub troubles: BTreeMap<Arc<ConnectEndpoint>, String>,
-    /// When endpoints came and went.
+    /// When endpoints appeared and left.
     pub changes: Vec<Change>,
     /// Requests that ended since the progress was last shown.
     pub recent: Window,

@@ -56,7 +56,7 @@ pub struct LoadResult {
     pub lateness: Latency,
     /// Every endpoint that the source listed, with its share of the replies.
     pub endpoints: Vec<Share>,
-    /// When endpoints came and went.
+    /// When endpoints appeared and left.
     pub changes: Vec<Change>,
     /// Latency by percentile.
     pub curve: Vec<Point>,
@@ -309,9 +309,16 @@ impl LoadResult {
         writeln!(f, "{}", if open { "      since sent        lateness" } else { "" })?;
         let columns = [self.latency, self.from_sending, self.lateness].map(|c| c.rows());
         for (index, (name, latency)) in columns[0].iter().enumerate() {
-            write!(f, "{name:<16}{:>16}", time(*latency))?;
-            for column in columns[1..].iter().filter(|_| open) {
-                write!(f, "{:>16}", time(column[index].1))?;
+            let answered =
+                |seconds| if self.answered > 0 { time(seconds) } else { "–".to_owned() };
+            write!(f, "{name:<16}{:>16}", answered(*latency))?;
+            if open {
+                write!(
+                    f,
+                    "{:>16}{:>16}",
+                    answered(columns[1][index].1),
+                    time(columns[2][index].1)
+                )?;
             }
             writeln!(f)?;
         }
@@ -359,7 +366,7 @@ pub fn time(seconds: f64) -> String {
     let (value, unit) = match seconds {
         _ if seconds >= 1.0 => (seconds, "s"),
         _ if seconds >= 1e-3 => (seconds * 1e3, "ms"),
-        _ => (seconds * 1e6, "us"),
+        _ => (seconds * 1e6, "µs"),
     };
     let decimals = match value {
         _ if value >= 100.0 => 0,
@@ -376,9 +383,9 @@ mod tests {
     #[test]
     fn times_are_printed_in_a_suitable_unit() {
         for (seconds, text) in [
-            (0.0, "0.00 us"),
-            (0.000_031_4, "31.4 us"),
-            (0.000_314_2, "314 us"),
+            (0.0, "0.00 µs"),
+            (0.000_031_4, "31.4 µs"),
+            (0.000_314_2, "314 µs"),
             (0.003_142, "3.14 ms"),
             (1.5, "1.50 s"),
         ] {
