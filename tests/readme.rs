@@ -22,6 +22,7 @@ const README: &str = include_str!("../README.md");
 const CLIENT: &str = include_str!("../docs/client.md");
 const CONFIGURATION: &str = include_str!("../docs/configuration.md");
 const DEVELOPMENT: &str = include_str!("../docs/development.md");
+const KUBERNETES: &str = include_str!("../docs/kubernetes.md");
 const LOAD_GENERATOR: &str = include_str!("../docs/load-generator.md");
 const METRICS: &str = include_str!("../docs/metrics.md");
 const REFUSED_PEERS: &str = include_str!("../docs/refused-peers.md");

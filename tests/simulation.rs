@@ -150,7 +150,7 @@ fn a_flood_of_slow_requests_stays_within_the_memory_formula() {
     }
     let replies = "zmq_echo_replies_total{method=\"echo\",outcome=\"ok\"}";
     server.wait_for_metric(replies, |replies| replies >= 400.0);
-    // The rows of docs/operations.md except those about the kernel.
+    // The rows of docs/sizing.md except those about the kernel.
     let most = (limits.most_memory() + zmq_echo::log::QUEUE_BYTES + (16 << 20)) as u64;
     let taken = server.memory("VmHWM");
     eprintln!("{} MiB of {} MiB", taken >> 20, most >> 20);

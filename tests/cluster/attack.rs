@@ -1,5 +1,5 @@
 //! An attack on one server: a pod whose programs make the server hold as much memory as it allows,
-//! at every limit of the memory formula in `docs/operations.md` at the same time.
+//! at every limit of the memory formula in `docs/sizing.md` at the same time.
 
 use serde_json::json;
 

@@ -19,6 +19,9 @@ pub const NAME: &str = "zmq-echo";
 /// The release that the manifests are for.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// Where the documents tell readers to put an overlay of their own. It is theirs, so no test reads it.
+pub const YOURS: &str = "k8s/overlays/mine";
+
 /// The first minor version of kubectl whose kustomize supports components.
 const KUBECTL_MINOR: u32 = 21;
 
@@ -183,9 +186,8 @@ fn build_all() -> Vec<Variant> {
     check_kubectl();
     // A copy, because a kustomization may name only files next to it, and because the
     // kustomizations that add a component to the base are created here.
-    let _ = fs::remove_dir_all(work());
     let tree = work().join("k8s");
-    copy(&root().join("k8s"), &tree);
+    copy_manifests(&work());
     let mut variants = vec![build("base", &tree.join("base"))];
     for component in directories(&tree.join("components")) {
         let name = format!("components-{}", file_name(&component));
@@ -270,6 +272,12 @@ pub fn sources() -> Vec<(PathBuf, String)> {
     files
 }
 
+/// Copies `k8s/` into a directory.
+pub fn copy_manifests(to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    copy(&root().join("k8s"), &to.join("k8s"));
+}
+
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in entries(from) {
@@ -290,6 +298,7 @@ fn entries(path: &Path) -> Vec<PathBuf> {
     let mut entries: Vec<_> = fs::read_dir(path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         .map(|entry| entry.unwrap().path())
+        .filter(|path| *path != root().join(YOURS))
         .collect();
     entries.sort();
     entries

@@ -1,4 +1,4 @@
-//! docs/operations.md, docs/kubernetes.md and the README match the manifests.
+//! The README and the documents about running the service in a cluster match the manifests.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ use zmtp::Reason;
 use zmtp::router::Limits;
 
 use crate::build::{
-    NAME, Server, VERSION, build_beside, directory_beside, kubectl, name_of, root, sources, variant,
+    NAME, Server, VERSION, YOURS, build_beside, copy_manifests, kubectl, name_of, root, sources,
+    variant,
 };
 use crate::lifecycle::{grace, pre_stop};
 use crate::memory::{self, resource};
@@ -25,13 +26,17 @@ use crate::probes::seconds;
 use crate::server::{config, probe_config};
 use crate::support::shell::{blocks_of, commands, commands_of};
 
-const OPERATIONS: &str = include_str!("../../docs/operations.md");
 const KUBERNETES: &str = include_str!("../../docs/kubernetes.md");
+const MONITORING: &str = include_str!("../../docs/monitoring.md");
+const OPERATIONS: &str = include_str!("../../docs/operations.md");
+const PROBES: &str = include_str!("../../docs/probes.md");
+const SCALING: &str = include_str!("../../docs/scaling.md");
+const SIZING: &str = include_str!("../../docs/sizing.md");
 const README: &str = include_str!("../../README.md");
 const DEPLOYMENT: &str = include_str!("../../k8s/base/deployment.yaml");
 
-/// Where the documents tell readers to put an overlay of their own.
-const YOURS: &str = "k8s/overlays/mine";
+/// Documents for whoever runs the service in a cluster.
+const PAGES: [&str; 6] = [KUBERNETES, MONITORING, OPERATIONS, PROBES, SCALING, SIZING];
 
 /// The rows of the table whose header starts with these columns, with trimmed cells.
 fn table(text: &'static str, header: &str) -> Vec<Vec<&'static str>> {
@@ -121,30 +126,27 @@ fn the_documented_probes_match_the_manifests() {
     let limit = plain(probe_config(container, &command).timeout).replace("ms", " ms");
     let period = seconds(liveness.period_seconds).as_secs();
     let timeout = seconds(liveness.timeout_seconds).as_secs();
-    assert_says(OPERATIONS, &format!("Liveness is an exec of `{}`", command.join(" ")));
+    assert_says(PROBES, &format!("Liveness is an exec of `{}`", command.join(" ")));
     assert_eq!(liveness.failure_threshold, Some(3));
-    assert_says(OPERATIONS, &format!("Three probes in a row must fail, {period} s apart"));
-    assert_says(OPERATIONS, &format!("gives up after {limit}"));
-    assert_says(OPERATIONS, &format!("the kubelet's {timeout} s are for"));
+    assert_says(PROBES, &format!("Three probes in a row must fail, {period} s apart"));
+    assert_says(PROBES, &format!("gives up after {limit}"));
+    assert_says(PROBES, &format!("the kubelet's {timeout} s are for"));
     assert_says(OPERATIONS, &format!("needed more than {timeout} s to start the probe"));
     assert_says(
-        OPERATIONS,
+        PROBES,
         &format!("every {} s, and two", seconds(readiness.period_seconds).as_secs()),
     );
     assert_eq!(readiness.failure_threshold, Some(2));
     let shorter = liveness.termination_grace_period_seconds.unwrap();
     let usual = grace(&server).as_secs();
-    assert_says(
-        OPERATIONS,
-        &format!("such a container has {shorter} s instead of {usual} to leave"),
-    );
+    assert_says(PROBES, &format!("such a container has {shorter} s instead of {usual} to leave"));
     assert_says(DEPLOYMENT, "so it takes three failures in a row");
     assert_says(DEPLOYMENT, &format!("starts a process, so there is only one every {period} s"));
     assert_says(DEPLOYMENT, &format!("The probe gives up after {limit}"));
     // Each probe takes 5 ms.
-    assert_says(OPERATIONS, &format!("every {period} s takes {} millicores", 5.0 / period as f64));
+    assert_says(PROBES, &format!("every {period} s takes {} millicores", 5.0 / period as f64));
     let cpu = resource(container, "requests", "cpu").unwrap();
-    assert_says(OPERATIONS, &format!("in the container, which requests {cpu}"));
+    assert_says(PROBES, &format!("in the container, which requests {cpu}"));
 }
 
 #[test]
@@ -161,7 +163,7 @@ fn the_documented_sizes_match_the_manifests() {
         ("`--peer-limit`", of_both(&|server| config(server).peer_limit.to_string())),
         ("`--socket-buffer`", of_both(&|server| config(server).socket_buffer.to_string())),
     ];
-    let rows = table(OPERATIONS, "| what | base | production |");
+    let rows = table(SIZING, "| what | base | production |");
     let expected: Vec<_> = expected.iter().map(|(what, [a, b])| vec![*what, a, b]).collect();
     assert_eq!(rows, expected);
 }
@@ -169,7 +171,7 @@ fn the_documented_sizes_match_the_manifests() {
 #[test]
 fn the_documented_memory_matches_the_formula_in_the_code() {
     let both = base_and_production();
-    let rows = table(OPERATIONS, "| MiB | base | production |");
+    let rows = table(SIZING, "| MiB | base | production |");
     for (column, server) in both.iter().enumerate() {
         let limits = config(server).limits();
         let limit = memory::bytes(&resource(server.container(), "limits", "memory").unwrap());
@@ -203,7 +205,7 @@ fn parts(limits: &Limits) -> [usize; 7] {
 fn the_documented_rates_match_the_cpu_request() {
     let cpu = resource(base().container(), "requests", "cpu").unwrap();
     let millicores: f64 = cpu.strip_suffix('m').unwrap().parse().unwrap();
-    let rows = table(OPERATIONS, "| load | CPU time per message |");
+    let rows = table(SIZING, "| load | CPU time per message |");
     let number = |cell: &str| cell.split(' ').next().unwrap().parse::<f64>().unwrap();
     assert_eq!(number(rows[0][1]), crate::scaling::CPU_OF_A_REQUEST);
     for row in rows {
@@ -215,7 +217,7 @@ fn the_documented_rates_match_the_cpu_request() {
 
 #[test]
 fn the_documented_scaling_metrics_match_the_autoscaler() {
-    let rows = table(OPERATIONS, "| metric | each pod's target |");
+    let rows = table(SCALING, "| metric | each pod's target |");
     let stated: Vec<_> = rows
         .iter()
         .map(|row| (row[0].trim_matches('`').to_owned(), row[1].parse::<f64>().unwrap()))
@@ -223,7 +225,7 @@ fn the_documented_scaling_metrics_match_the_autoscaler() {
     let autoscaler = crate::scaling::with_hpa();
     assert_eq!(stated, crate::scaling::targets(&autoscaler));
     assert_says(
-        OPERATIONS,
+        SCALING,
         &format!(
             "at least {} and at most {} replicas",
             autoscaler.spec.min_replicas.unwrap(),
@@ -235,7 +237,7 @@ fn the_documented_scaling_metrics_match_the_autoscaler() {
 #[test]
 fn every_documented_series_exists() {
     let (_, scraped) = base_metrics();
-    let texts = sources().into_iter().map(|(_, text)| text).chain([OPERATIONS.to_owned()]);
+    let texts = sources().into_iter().map(|(_, text)| text).chain(PAGES.map(str::to_owned));
     let (rules, _) = component_file("prometheus/rules.yml");
     let (adapter, _) = component_file("hpa/prometheus-adapter-values.yaml");
     for text in texts {
@@ -279,7 +281,9 @@ fn every_documented_flag_exists() {
         .flat_map(|command| command.get_arguments())
         .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
         .collect();
-    let named: Vec<_> = code(OPERATIONS).filter(|code| code.starts_with("--")).collect();
+    // The page about installation also names flags of docker.
+    let pages = PAGES.into_iter().filter(|page| *page != KUBERNETES);
+    let named: Vec<_> = pages.flat_map(code).filter(|code| code.starts_with("--")).collect();
     assert!(named.len() > 10, "too few flags were found: {named:?}");
     for flag in named {
         assert!(flags.contains(flag), "the server has no flag {flag}");
@@ -288,12 +292,15 @@ fn every_documented_flag_exists() {
 
 #[test]
 fn every_documented_reason_exists() {
-    let rows = table(OPERATIONS, "| symptom | look at |");
-    let reasons = rows.iter().filter(|row| row[0].starts_with("clients "));
+    let section = |heading| {
+        let (_, rest) = OPERATIONS.split_once(heading).unwrap_or_else(|| panic!("no {heading}"));
+        rest.split("\n#").next().unwrap()
+    };
+    let sections = ["\n### Clients cannot connect\n", "\n### Clients lose their connection\n"];
     let mut seen = 0;
-    for word in reasons.flat_map(|row| code(row[2])) {
+    for word in sections.into_iter().flat_map(|heading| code(section(heading))) {
         let is_word = word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-        if is_word && !word.starts_with("zmq_echo_") && word != "failed" {
+        if is_word && !word.starts_with("zmq_echo_") && !["failed", "debug"].contains(&word) {
             assert!(
                 Reason::ALL.iter().any(|reason| reason.as_str() == word),
                 "the socket has no reason {word}"
@@ -308,8 +315,9 @@ fn every_documented_reason_exists() {
 fn every_documented_object_exists() {
     let there: BTreeSet<_> =
         variant("overlays-local").documents.iter().map(|one| name_of(one).to_lowercase()).collect();
-    let words = [OPERATIONS, KUBERNETES, README]
+    let words = PAGES
         .into_iter()
+        .chain([README])
         .flat_map(|text| text.split(|c: char| !c.is_ascii_alphanumeric() && !"/-".contains(c)));
     let named: Vec<_> = words
         .filter(|word| ["deployment/", "job/"].iter().any(|kind| word.starts_with(kind)))
@@ -328,14 +336,14 @@ fn every_documented_service_and_path_exists() {
         .map(|document| name_of(document).to_lowercase())
         .collect();
     let belongs = |c: char| c.is_ascii_alphanumeric() || "/-._".contains(c);
-    let pages = [OPERATIONS, KUBERNETES, README];
-    let words = pages.into_iter().flat_map(|text| text.split(|c| !belongs(c)));
+    let pages = PAGES.into_iter().chain([README]);
+    let words = pages.flat_map(|text| text.split(|c| !belongs(c)));
     let (mut services, mut paths) = (0, 0);
     for word in words.map(|word| word.trim_end_matches('.')) {
         if word.starts_with("service/") {
             assert!(there.contains(word), "{word} does not exist");
             services += 1;
-        } else if word.starts_with("k8s/") && word != YOURS {
+        } else if word.starts_with("k8s/") && !word.starts_with(YOURS) {
             assert!(root().join(word).exists(), "{word} does not exist");
             paths += 1;
         }
@@ -345,7 +353,7 @@ fn every_documented_service_and_path_exists() {
 
 #[test]
 fn the_other_probes_are_an_overlay_that_builds_and_asks_the_side_port() {
-    let (_, rest) = OPERATIONS.split_once("```yaml\n").unwrap();
+    let (_, rest) = PROBES.split_once("```yaml\n").unwrap();
     let (kustomization, _) = rest.split_once("```").unwrap();
     let other = build_beside("overlays", "http-probes", kustomization);
     let other: k8s_openapi::api::apps::v1::Deployment = other.named(NAME);
@@ -367,29 +375,32 @@ fn the_other_probes_are_an_overlay_that_builds_and_asks_the_side_port() {
 }
 
 #[test]
-fn production_takes_an_image_by_its_digest_with_the_commands_of_the_documents() {
+fn the_commands_for_production_make_an_overlay_that_takes_the_image_by_its_digest() {
+    let (place, apply) = with_your_overlay("production");
+    assert_eq!(apply, format!("kubectl apply -k {YOURS}"));
+    // kustomize takes the place of a cluster.
+    let output = kubectl(&["kustomize", place.join(YOURS).to_str().unwrap()]);
+    let yaml = String::from_utf8(output.stdout).unwrap();
+    let image = format!("image: registry.example/{NAME}@{DIGEST}\n");
+    assert!(yaml.contains(&image), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+const DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
+/// A copy of the manifests in which the documented commands have made your own overlay, and the
+/// last of these commands, which would apply it.
+fn with_your_overlay(name: &str) -> (PathBuf, String) {
     let blocks = blocks_of(KUBERNETES);
     let block = blocks.iter().find(|block| block.contains("sha256:DIGEST")).unwrap();
-    let [set, apply] = &commands_of(block)[..] else { panic!("expected two commands") };
-    // In a copy, with kustomize in place of a cluster.
-    let overlay = "k8s/overlays/production";
-    assert_eq!(apply, &format!("kubectl apply -k {overlay}"));
-    let text = std::fs::read_to_string(root().join(overlay).join("kustomization.yaml")).unwrap();
-    let digest = format!("sha256:{}", "0".repeat(64));
-    let place = directory_beside("overlays", "with-digest", &text);
-    std::fs::copy(root().join(overlay).join("deployment.yaml"), place.join("deployment.yaml"))
-        .unwrap();
-    let set = set.replace("k8s/overlays/production/", "").replace("sha256:DIGEST", &digest);
-    let set = set.replace("REGISTRY", "registry.example");
-    let status = Command::new("sh").args(["-c", &set]).current_dir(&place).status().unwrap();
-    assert!(status.success());
-    let output = kubectl(&["kustomize", place.to_str().unwrap()]);
-    let yaml = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        yaml.contains(&format!("image: registry.example/{NAME}@{digest}\n")),
-        "{output:?}",
-        output = output.stderr
-    );
+    let mut commands = commands_of(block);
+    let apply = commands.pop().expect("the block applies the overlay");
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("with-your-overlay-{name}"));
+    copy_manifests(&place);
+    let make = commands.join("\n").replace("sha256:DIGEST", DIGEST);
+    let make = make.replace("REGISTRY", "registry.example");
+    let status = Command::new("sh").args(["-e", "-c", &make]).current_dir(&place).status().unwrap();
+    assert!(status.success(), "the commands failed: {make}");
+    (place, apply)
 }
 
 /// Each command is run against a cluster that cannot be reached. If it gets as far as connecting,
@@ -397,6 +408,7 @@ fn production_takes_an_image_by_its_digest_with_the_commands_of_the_documents() 
 #[test]
 fn every_kubectl_command_fails_only_because_there_is_no_cluster() {
     let mut count = 0;
+    let (place, _) = with_your_overlay("no-cluster");
     for (file, command) in commands() {
         // A command that reads the output of another one must run together with it.
         for part in command.split(" && ").filter(|part| part.starts_with("kubectl ")) {
@@ -404,7 +416,7 @@ fn every_kubectl_command_fails_only_because_there_is_no_cluster() {
             let away = Command::new("sh")
                 .args(["-c", part])
                 .env("KUBECONFIG", away())
-                .current_dir(root())
+                .current_dir(&place)
                 .output()
                 .unwrap();
             let said = String::from_utf8_lossy(&away.stderr);
@@ -475,7 +487,8 @@ fn the_commands_build_load_and_run_the_image_of_the_manifests() {
                 }
                 ["kubectl", "apply", "-k", overlay, ..] => {
                     assert!(
-                        root().join(overlay).join("kustomization.yaml").exists(),
+                        overlay == YOURS
+                            || root().join(overlay).join("kustomization.yaml").exists(),
                         "the directory has no kustomization: {place}"
                     );
                     overlays += 1;

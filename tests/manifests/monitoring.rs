@@ -118,8 +118,8 @@ fn the_bundled_prometheus_finds_the_servers_even_next_to_the_operators() {
 
 #[test]
 fn the_release_label_is_documented_and_reaches_what_the_operator_selects() {
-    let page = include_str!("../../docs/operations.md");
-    let (_, section) = page.split_once("### The operator's `release` label\n").expect("a section");
+    let page = include_str!("../../docs/monitoring.md");
+    let (_, section) = page.split_once("## The operator's `release` label\n").expect("a section");
     let shown = section.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
     let built = build_beside("overlays", "release", shown);
     let of_the_operator: Vec<_> = built
@@ -137,7 +137,8 @@ fn the_release_label_is_documented_and_reaches_what_the_operator_selects() {
     let kubernetes = include_str!("../../docs/kubernetes.md");
     let (monitoring, _) = component_file("monitoring/kustomization.yaml");
     let (monitor, _) = component_file("monitoring/pod-monitor.yaml");
-    let alert = page.split("### ZmqEchoNoReplicaSeen\n").nth(1).unwrap();
+    let operations = include_str!("../../docs/operations.md");
+    let alert = operations.split("### ZmqEchoNoReplicaSeen\n").nth(1).unwrap();
     for text in [kubernetes, &monitoring, &monitor, alert] {
         assert!(text.contains("`release`"), "the file does not explain the label: {text}");
     }

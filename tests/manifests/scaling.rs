@@ -9,7 +9,7 @@ use crate::memory::resource;
 use crate::monitoring::{PROMETHEUS, component_file};
 
 /// The CPU time of a request if requests come one at a time, in microseconds: the first row of
-/// the table under "Sizing" in docs/operations.md.
+/// the table about CPU in docs/sizing.md.
 pub const CPU_OF_A_REQUEST: f64 = 14.0;
 
 /// The CPU that other pods request in a cluster with one node, in cores: kind's own pods,

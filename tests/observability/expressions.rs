@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 
 use serde_json::Value;
 
@@ -91,15 +90,20 @@ fn dashboards() -> Vec<Expression> {
 
 /// Code in the documents that is an expression.
 fn docs() -> Vec<Expression> {
-    let page = Path::new("docs/operations.md");
-    let page_text = fs::read_to_string(root().join(page)).expect("the page can be read");
-    let prose = page_text.split("```").step_by(2).collect::<String>();
-    let code = prose.split('`').skip(1).step_by(2);
     let computes = |code: &&str| {
         let names = code.contains("zmq_echo") || code.contains("process_");
         names && (code.contains('(') || code.contains(" / "))
     };
-    code.filter(computes).map(|code| expression(page.display().to_string(), code)).collect()
+    let mut found = Vec::new();
+    for page in ["docs/operations.md", "docs/sizing.md"] {
+        let text = fs::read_to_string(root().join(page)).expect(page);
+        let prose = text.split("```").step_by(2).collect::<String>();
+        let code = prose.split('`').skip(1).step_by(2).filter(computes);
+        let before = found.len();
+        found.extend(code.map(|code| expression(page.to_owned(), code)));
+        assert!(found.len() > before, "{page} has no expressions");
+    }
+    found
 }
 
 /// What is wrong with the names in an expression.
@@ -270,7 +274,7 @@ fn the_threshold_for_slow_is_the_same_in_rules_and_texts() {
     let seconds: f64 = bound.parse().expect("the bound is a number");
     assert!(zmq_echo::metrics::LATENCY_BUCKETS.contains(&seconds));
     let said = format!(" {} ms", seconds * 1000.0);
-    for file in ["k8s/components/prometheus/rules.yml", "docs/operations.md"] {
+    for file in ["k8s/components/prometheus/rules.yml", "docs/operations.md", "docs/scaling.md"] {
         let text = fs::read_to_string(root().join(file)).expect(file);
         assert!(text.contains(&said), "{file} does not say `{said}`");
     }

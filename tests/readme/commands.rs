@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::{LOAD_GENERATOR, README};
+use super::{KUBERNETES, LOAD_GENERATOR, README};
 use crate::support::built::LOAD;
 use crate::support::shell::{blocks_of, blocks_under, commands, commands_of, documents, inline};
 use crate::support::{PROBE, Process, SERVER, Server, command, get, sample, scrape, wait_until};
@@ -51,16 +51,14 @@ const NOT_RUN: &[(&str, &str)] = &[
 ];
 
 /// Documents and sections with blocks that a test runs as written, each with a command that
-/// identifies the block.
-const RUN: [(&str, &str, &str); 4] = [
+/// identifies the block. The tests of the manifests run the one of kubernetes.md.
+const RUN: [(&str, &str, &str); 5] = [
     (README, "## One minute", "zmq-echo-probe"),
     (README, "## Three replicas", "for n in 1 2 3"),
     (README, "## Three replicas", ">> 2.log"),
     (LOAD_GENERATOR, "# The load generator", "zmq-echo-load"),
+    (KUBERNETES, "## In production", "sha256:DIGEST"),
 ];
-
-/// A block of another document that a test runs: the tests of the manifests do.
-const RUN_WITH_KUBECTL: &str = "cat >> k8s/overlays/production/kustomization.yaml";
 
 /// The command in the text that stops all three servers.
 const STOP: &str = "kill $(cat ?.pid)";
@@ -74,8 +72,7 @@ fn every_documented_command_is_tested_or_listed_with_a_reason() {
     let commands = commands();
     let begins = |command: &str| NOT_RUN.iter().any(|(begin, _)| command.starts_with(begin));
     for (file, command) in &commands {
-        let is_run =
-            run.contains(command) || command.starts_with(RUN_WITH_KUBECTL) || command == STOP;
+        let is_run = run.contains(command) || command == STOP;
         assert!(
             is_run || begins(command),
             "no test runs this command of {}: {command}",
