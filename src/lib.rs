@@ -1,6 +1,6 @@
 //! A reference ZeroMQ microservice that serves an echo: one poll loop over a ROUTER socket, a
-//! termination socket for a graceful drain, a probe, and an HTTP side port with health checks and
-//! Prometheus metrics.
+//! termination socket that delivers signals for a graceful drain, a probe, and an HTTP side port
+//! with health checks and Prometheus metrics.
 //!
 //! The modules, in reading order:
 //!
@@ -13,8 +13,8 @@
 //! 7. [`log`]: one record per line on stdout, panics included; it never blocks the service.
 //! 8. [`config`]: the flags of the server and the probe, validated once.
 //! 9. [`version`]: the version and the commit.
-//! 10. [`units`]: sizes and durations, in the form in which people write and read them.
-//! 11. [`exit`]: the exit codes, a contract with whatever starts the process.
+//! 10. [`units`]: sizes and durations, in human-readable form.
+//! 11. [`exit`]: the exit codes, on which supervisors rely.
 //!
 //! The ROUTER socket is in its own library, [`zmtp`]. The client and the load generator are in the
 //! package `zmq-echo-client`. `examples/` has services to copy, `compare/` measures this service

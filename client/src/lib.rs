@@ -79,10 +79,10 @@
 //! # Retries: a request may run twice
 //!
 //! If an attempt times out or its connection breaks, the client repeats the request on another
-//! endpoint, twice by default. The first attempt may have been worked on, although its reply was
-//! lost. So **the service may run the same request more than once**.
+//! endpoint, twice by default. The first attempt may have run even though its reply was lost.
+//! So **the service may run the same request more than once**.
 //!
-//! An echo or a read does not mind. If your handler has side effects, choose one:
+//! Echoes and reads are safe to repeat. If your handler has side effects, choose one:
 //!
 //! - Send an idempotency key in the payload. All attempts of a request have the same payload, so
 //!   the handler can recognise work that it has done and repeat its answer.

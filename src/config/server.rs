@@ -71,7 +71,7 @@ pub struct ServerConfig {
     )]
     pub drain_delay: Duration,
 
-    /// The drain ends after this long without a byte of a request or reply, such as 1s
+    /// The drain ends after this long with no request or reply data in either direction, such as 1s
     ///
     /// Requests may still be on the wire when the listener has closed. A client with a partial
     /// message or an unread reply is waited for as well. The default, 1s, is several times the

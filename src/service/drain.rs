@@ -19,7 +19,7 @@ pub struct DrainPolicy {
     /// How long to keep accepting connections after the signal, for clients that are still
     /// being routed here.
     pub delay: Duration,
-    /// Serving ends after this long without a byte of a request or a reply.
+    /// Serving ends after this long with no request or reply data in either direction.
     pub quiet: Duration,
     /// The longest time from the signal to the exit, including the delay and the quiet period.
     pub timeout: Duration,

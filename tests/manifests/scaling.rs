@@ -400,10 +400,7 @@ fn both_components_say_that_the_adapter_is_on_its_way_to_deprecation() {
         ["hpa/kustomization.yaml", "hpa/prometheus-adapter-values.yaml", "keda/kustomization.yaml"]
     {
         let (text, _) = component_file(file);
-        assert!(
-            text.contains("on its way to deprecation"),
-            "{file} does not mention the deprecation"
-        );
+        assert!(text.contains("being deprecated"), "{file} does not mention the deprecation");
     }
 }
 

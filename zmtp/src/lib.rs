@@ -4,6 +4,14 @@
 //! on [Tokio](https://docs.rs/tokio). It interoperates with libzmq and other implementations of
 //! ZMTP 3.0 and later. Everything that a peer can make a socket hold or wait for has a limit.
 //!
+//! The package is called `zmtp-sockets`, its library `zmtp`:
+//!
+//! ```toml
+//! [dependencies]
+//! tokio = { version = "1", features = ["macros", "rt"] }
+//! zmtp-sockets = "0.1"
+//! ```
+//!
 //! There are two sockets and a core:
 //!
 //! - [`Router`] serves many peers. It is the socket for a server.
@@ -114,7 +122,7 @@
 //! | sends a message one byte at a time | It is disconnected unless it keeps a minimum rate. | [`stall_timeout`](router::Limits::stall_timeout), [`stall_bytes`](router::Limits::stall_bytes) |
 //! | floods the socket with requests | It gets one turn at a time, in rotation with all other peers. | none |
 //! | uses another peer's identity | It gets a generated identity. | none |
-//! | disappears without closing | Heartbeats notice. | [`heartbeat_interval`](router::Limits::heartbeat_interval) |
+//! | disappears without closing | Heartbeats detect it, and the connection is closed. | [`heartbeat_interval`](router::Limits::heartbeat_interval) |
 //!
 //! The total memory of a [`Router`] has an upper bound: [`router::Limits::most_memory`].
 //!
