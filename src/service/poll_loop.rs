@@ -490,8 +490,8 @@ where
 
     /// Sends one reply to a request in flight.
     fn complete(&mut self, completion: Completion) {
-        let Completion { ticket, reply, is_last, worked, token } = completion;
-        if matches!(&reply, Some(Err(rejection)) if rejection.code == "panicked") {
+        let Completion { ticket, reply, is_last, worked, token, panicked } = completion;
+        if panicked {
             self.panicked();
         }
         let Some(entry) = self.in_flight.get(ticket) else { return };
