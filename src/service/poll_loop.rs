@@ -89,6 +89,9 @@ pub enum LoopError {
     /// The service could not be created, at the start or after a panic.
     #[error("the service could not be created")]
     Service(#[source] ServiceError),
+    /// The service has panicked, and could not be created again.
+    #[error("the service could not be created again after a panic")]
+    Rebuild(#[source] ServiceError),
     /// The termination socket cannot be read.
     #[error("the termination socket cannot be read")]
     Termination(#[source] io::Error),
@@ -447,7 +450,8 @@ where
     /// Counts a request as in flight, towards the limits of its peer and of the socket.
     #[inline(never)]
     fn hold(&mut self, origin: &Origin, ticket: Ticket) {
-        if let Some(entry) = self.in_flight.get(ticket) {
+        if let Some(entry) = self.in_flight.get_mut(ticket) {
+            entry.held = true;
             self.socket.hold(origin, entry.bytes);
         }
     }
@@ -547,7 +551,7 @@ where
 
     /// Ends a request in flight: it gets no more replies, and no longer counts towards the limits.
     fn settle(&mut self, ticket: Ticket) {
-        if let Some(Entry { origin, bytes, .. }) = self.in_flight.remove(ticket) {
+        if let Some(Entry { origin, bytes, held: true, .. }) = self.in_flight.remove(ticket) {
             self.socket.release(&origin, bytes);
         }
     }
@@ -581,9 +585,17 @@ where
         }
         // The requests that the old service had in flight are lost with it.
         for ticket in self.in_flight.all() {
-            self.give_up(ticket, &Rejection::panicked().retryable());
+            if self.in_flight.get(ticket).is_some_and(|entry| entry.held) {
+                self.give_up(ticket, &Rejection::panicked().retryable());
+            } else {
+                // The service accepted the request that has just been rejected, and then panicked.
+                self.in_flight.remove(ticket);
+            }
         }
-        self.service = (self.make)().map_err(LoopError::Service)?;
+        // If there is no new service, the connections end, but this client should know why.
+        self.socket.flush_batch();
+        self.service = (self.make)().map_err(LoopError::Rebuild)?;
+        self.clock.message(Instant::now);
         Ok(true)
     }
 
