@@ -86,7 +86,7 @@ pub struct Report {
 /// Why the loop cannot serve any more.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopError {
-    /// The service could not be created, at the start or after a panic.
+    /// The service could not be created at the start.
     #[error("the service could not be created")]
     Service(#[source] ServiceError),
     /// The service has panicked, and could not be created again.
@@ -105,8 +105,8 @@ pub type ServiceError = Box<dyn Error + Send + Sync>;
 pub struct Settings {
     /// How the loop drains after a signal.
     pub drain: DrainPolicy,
-    /// A request that is answered later is rejected if it has waited for this long before work on
-    /// it begins. `None` for no limit.
+    /// A request is rejected if it has waited for this long before work on it begins. `None` for no
+    /// limit.
     pub request_deadline: Option<Duration>,
     /// Whether clients may set a deadline for each request: see [`time_limit`].
     pub client_deadlines: bool,
@@ -244,8 +244,8 @@ where
             let now = Instant::now();
             self.health.turned(now);
             match event {
-                Event::Request(origin) => self.answer_batch(origin).await?,
-                Event::Completed(completion) => self.complete_batch(completion).await?,
+                Event::Request(origin) => self.answer_batch(origin, now).await?,
+                Event::Completed(completion) => self.complete_batch(completion, now).await?,
                 Event::Terminate(signal) => {
                     self.begin_drain(signal.map_err(LoopError::Termination)?);
                     alarm.as_mut().reset(self.wake_at(now));
@@ -300,10 +300,11 @@ where
         (now + left.unwrap_or_default()).as_secs_f64()
     }
 
-    /// Answers the request from `first` and those that are ready after it, at most [`BATCH`].
-    async fn answer_batch(&mut self, first: Origin) -> Result<(), LoopError> {
+    /// Answers the request from `first` and those that are ready after it, at most [`BATCH`], in a
+    /// turn that began at `began`.
+    async fn answer_batch(&mut self, first: Origin, began: Instant) -> Result<(), LoopError> {
         let mut tally = Tally::default();
-        self.clock.begin(Instant::now());
+        self.clock.begin(began);
         let answered = if self.exit_on_panic {
             Ok(self.answer_ready(first, &mut tally))
         } else {
@@ -314,7 +315,12 @@ where
         let is_cut = outcome.as_ref().is_ok_and(|more| *more);
         if is_cut {
             self.socket.flush_batch();
-            self.report_slow_turn();
+        }
+        let duration = self.clock.end(Instant::now);
+        if duration >= SLOW_TURN {
+            self.report_slow_turn(duration);
+        }
+        if is_cut {
             // More may be ready, but first let the runtime see signals, timers and other sockets.
             tokio::task::yield_now().await;
         }
@@ -476,7 +482,7 @@ where
 
     /// Sends the replies that are ready, and then answers the requests that are ready. A flood of
     /// replies must not hold up requests, or the other way round.
-    async fn complete_batch(&mut self, first: Completion) -> Result<(), LoopError> {
+    async fn complete_batch(&mut self, first: Completion, began: Instant) -> Result<(), LoopError> {
         let mut next = Some(first);
         let mut left = BATCH;
         while let Some(completion) = next {
@@ -487,7 +493,7 @@ where
         self.queue_duration.flush();
         self.work_duration.flush();
         match self.socket.try_recv_from(&mut self.message) {
-            Some(origin) => self.answer_batch(origin).await,
+            Some(origin) => self.answer_batch(origin, began).await,
             None => Ok(()),
         }
     }
@@ -606,21 +612,18 @@ where
     }
 
     /// Counts a slow turn, and logs at most one report per [`REPORT_INTERVAL`].
-    fn report_slow_turn(&mut self) {
-        let elapsed = self.clock.elapsed();
-        if elapsed < SLOW_TURN {
-            return;
-        }
+    #[cold]
+    fn report_slow_turn(&mut self, duration: Duration) {
         self.metrics.slow_turns.inc();
         self.slow_turns += 1;
-        let now = Instant::now();
+        let now = self.clock.looked();
         if self.reported_at.is_some_and(|at| now - at < REPORT_INTERVAL) {
             return;
         }
         self.reported_at = Some(now);
         let turns = std::mem::take(&mut self.slow_turns);
-        let longest = elapsed.as_secs_f64();
-        warn!(turns, duration = longest, "slow turns: the service blocks the loop");
+        let duration = duration.as_secs_f64();
+        warn!(turns, duration, "slow turns: the service blocks the loop");
     }
 
     fn identity(&self, peer: PeerId) -> Bytes {
@@ -649,7 +652,7 @@ where
             let look_at = until.min(Instant::now() + LAST_LOOK);
             let received = self.socket.recv_from(&mut self.message);
             if let Ok(origin) = timeout_at(look_at.into(), received).await {
-                self.answer_batch(origin).await?;
+                self.answer_batch(origin, Instant::now()).await?;
                 any = true;
             }
             self.health.turned(Instant::now());
