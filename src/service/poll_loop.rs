@@ -400,7 +400,12 @@ where
         let label = Label::of_method(self.service.method(&request));
         self.calling = Some(label);
         request.origin.label = label.number();
-        let answer = if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        // The server's deadline is compared with the time of the last look, because this runs for
+        // each message. If the service is slow, that is the time before this call.
+        let own = request.in_flight.deadline(origin.read_at);
+        let is_late = own.is_some_and(|deadline| self.clock.looked() >= deadline)
+            || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let answer = if is_late {
             request.reject(Rejection::deadline())
         } else {
             self.service.call(request)
