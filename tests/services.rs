@@ -1,6 +1,9 @@
 //! Services of every kind behind the real socket: what they may do, and how they affect other
 //! clients.
 
+mod faults;
+mod processes;
+
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
