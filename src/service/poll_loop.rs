@@ -313,10 +313,13 @@ where
         let outcome = answered.or_else(|panic| self.recover(panic, &mut tally));
         self.count(&tally);
         let is_cut = outcome.as_ref().is_ok_and(|more| *more);
-        if is_cut {
+        let duration = self.clock.end(Instant::now);
+        if is_cut && self.clock.is_slow() {
+            // The service is slow, so probes and other clients must not wait for the whole batch.
+            self.socket.yield_batch();
+        } else if is_cut {
             self.socket.flush_batch();
         }
-        let duration = self.clock.end(Instant::now);
         if duration >= SLOW_TURN {
             self.report_slow_turn(duration);
         }

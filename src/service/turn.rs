@@ -73,6 +73,11 @@ impl TurnClock {
         self.looked
     }
 
+    /// Whether messages take so long that the clock is read after each of them.
+    pub fn is_slow(&self) -> bool {
+        self.stride == 1
+    }
+
     /// Ends a turn and returns how long it took. `clock` is called only if there were messages since
     /// the last look.
     pub fn end(&mut self, clock: impl FnOnce() -> Instant) -> Duration {

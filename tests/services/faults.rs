@@ -1,6 +1,7 @@
 //! Services that panic, pass on errors or are slow, in the test's own process.
 
 use std::io::Write;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll};
 use std::thread;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tower::ServiceBuilder;
 use zmq_echo::config::ServerConfig;
+use zmq_echo::metrics::PROBE_IDENTITY;
 use zmq_echo::service::panics;
 use zmq_echo::service::{
     Answer, Blocking, Call, Completion, Concurrent, Rejection, Replies, Request, Service, Ticket,
@@ -15,7 +17,7 @@ use zmq_echo::service::{
 };
 
 use super::{Gate, answer, ask, end, error, first};
-use crate::poll_loop::{start, start_with};
+use crate::poll_loop::{Loop, start, start_with};
 use crate::support::{DEADLINE, raw, wait_until};
 
 #[test]
@@ -159,10 +161,10 @@ struct Permits {
     may_end: AtomicUsize,
 }
 
-#[test]
-fn after_fast_requests_a_signal_waits_for_few_slow_ones() {
-    let permits: &'static Permits = Box::leak(Box::default());
-    let mut running = start(move || {
+/// Starts a service whose slow requests end one at a time, sends it fast requests and then 40 slow
+/// ones, and waits until it works on the first of these.
+fn at_slow_work(permits: &'static Permits) -> (Loop, TcpStream) {
+    let running = start(move || {
         move |request: Request<'_>| {
             if request.frame(0) == Some(b"slow") {
                 let number = permits.begun.fetch_add(1, SeqCst) + 1;
@@ -180,19 +182,52 @@ fn after_fast_requests_a_signal_waits_for_few_slow_ones() {
     }
     client.write_all(&raw::frame(b"slow", false).repeat(40)).unwrap();
     wait_until("a slow request has begun", || permits.begun.load(SeqCst) == 1);
-    running.termination.write_all(b"x").unwrap();
-    let mut ended = 0;
-    while running.metrics.draining.get() == 0 {
-        ended += 1;
-        permits.may_end.store(ended, SeqCst);
-        wait_until("the signal is noticed, or the next request has begun", || {
-            running.metrics.draining.get() == 1 || permits.begun.load(SeqCst) > ended
-        });
+    (running, client)
+}
+
+impl Permits {
+    /// Lets slow requests end, one at a time, until `holds`. Then lets all of them end. Returns how
+    /// many ended before.
+    fn end_until(&self, holds: impl Fn() -> bool) -> usize {
+        let mut ended = 0;
+        while !holds() {
+            ended += 1;
+            self.may_end.store(ended, SeqCst);
+            wait_until("the event is noticed, or the next request has begun", || {
+                holds() || self.begun.load(SeqCst) > ended
+            });
+        }
+        self.may_end.store(usize::MAX, SeqCst);
+        ended
     }
+}
+
+#[test]
+fn after_fast_requests_a_signal_waits_for_few_slow_ones() {
+    let permits: &'static Permits = Box::leak(Box::default());
+    let (mut running, client) = at_slow_work(permits);
+    running.termination.write_all(b"x").unwrap();
+    let ended = permits.end_until(|| running.metrics.draining.get() == 1);
     assert!(ended <= 4, "{ended} slow requests were answered before the signal was noticed");
-    permits.may_end.store(usize::MAX, SeqCst);
     raw::leave_when_closed(client);
     assert_eq!(running.thread.join().unwrap().unfinished, 0);
+}
+
+#[test]
+fn after_fast_requests_a_probe_waits_for_few_slow_ones_of_another_client() {
+    let permits: &'static Permits = Box::leak(Box::default());
+    let (running, client) = at_slow_work(permits);
+    let address = running.address;
+    let probing = thread::spawn(move || {
+        let mut probe = raw::connect(address, PROBE_IDENTITY.as_bytes());
+        probe.write_all(&raw::frame(b"probe", false)).unwrap();
+        assert_eq!(raw::read_frame(&mut probe).1, b"probe");
+        probe
+    });
+    let ended = permits.end_until(|| probing.is_finished());
+    // A few for each of the accept, the handshake and the request.
+    assert!(ended <= 12, "{ended} slow requests were answered before the probe was");
+    end(running, [client, probing.join().unwrap()]);
 }
 
 #[test]
