@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         let upstream = std::env::var("UPSTREAM").unwrap_or("127.0.0.1:8000".to_owned());
         Ok(Concurrent::new(CONCURRENCY, move || {
             let client = Client::builder(TokioExecutor::new()).build_http();
+            let upstream = upstream.clone();
             let fetch = handler_fn(move |call: Call| {
                 let (client, upstream) = (client.clone(), upstream.clone());
                 async move { fetch(&client, &upstream, &call).await }

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-/// How the server, the probe and the load generator end. The remaining codes come from elsewhere: clap exits
-/// with 2, a panic with 101 (see [`crate::log`]), and a second signal with 128 plus its number (see
-/// [`crate::service::termination`]).
+/// How the server, the probe and the load generator end. The remaining codes come from elsewhere:
+/// clap exits with 2, a panic that is not caught with 101 (see [`crate::log`]), and a second signal
+/// with 128 plus its number (see [`crate::service::termination`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -17,6 +17,9 @@ pub enum Exit {
     /// The drain ended with unfinished requests, with replies owed to connected peers, or with
     /// discarded requests.
     Deadline = 4,
+    /// The service has panicked and cannot be created again, so the process ends like one whose
+    /// panic was not caught.
+    Panicked = PANIC,
 }
 
 impl Exit {

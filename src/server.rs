@@ -103,10 +103,15 @@ pub fn main_with<S: Service>(
     report_ignored_variables();
     let exit = run(config, switches, termination, &logs, make).unwrap_or_else(|error| {
         match &error {
-            ServerError::Loop(LoopError::Termination(_)) => log::cannot_continue(&error),
+            ServerError::Loop(LoopError::Termination(_) | LoopError::Rebuild(_)) => {
+                log::cannot_continue(&error);
+            }
             _ => log::cannot_start(&error),
         }
-        Exit::Failed
+        match error {
+            ServerError::Loop(LoopError::Rebuild(_)) => Exit::Panicked,
+            _ => Exit::Failed,
+        }
     });
     logs.flush(FLUSH_LIMIT);
     exit.into()

@@ -1,6 +1,9 @@
 //! Services of every kind behind the real socket: what they may do, and how they affect other
 //! clients.
 
+mod faults;
+mod processes;
+
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -308,8 +311,11 @@ fn futures_run_concurrently_and_a_panic_fails_one_request() {
     let (dropped, _drops) = mpsc::channel();
     let running = start(move || {
         let dropped = dropped.clone();
-        Concurrent::new(200, move || handler_fn(move |call| waits(call, gate, dropped.clone())))
-            .unwrap()
+        let make = move || {
+            let dropped = dropped.clone();
+            handler_fn(move |call| waits(call, gate, dropped.clone()))
+        };
+        Concurrent::new(200, make).unwrap()
     });
     let mut client = raw::connect(running.address, b"");
     let started = Instant::now();
@@ -339,8 +345,11 @@ fn the_futures_of_a_client_that_leaves_are_dropped() {
     let (dropped, drops) = mpsc::channel();
     let running = start(move || {
         let dropped = dropped.clone();
-        Concurrent::new(2, move || handler_fn(move |call| waits(call, gate, dropped.clone())))
-            .unwrap()
+        let make = move || {
+            let dropped = dropped.clone();
+            handler_fn(move |call| waits(call, gate, dropped.clone()))
+        };
+        Concurrent::new(2, make).unwrap()
     });
     let mut leaving = raw::connect(running.address, b"leaving");
     for id in ["1", "2", "3"] {

@@ -208,8 +208,7 @@ pub struct ServerConfig {
 
     /// A request that has waited this long is answered with an error, such as 2s
     ///
-    /// Its client has probably given up, so the work would be wasted. It matters only for services
-    /// that work outside the loop. The default, 0s, is no limit.
+    /// Its client has probably given up, so the work would be wasted. The default, 0s, is no limit.
     #[arg(
         long, env = "ZMQ_ECHO_REQUEST_DEADLINE", value_name = "DURATION", default_value = "0s",
         value_parser = parse_duration

@@ -16,8 +16,8 @@
 //! The queue in front of the threads has no limit of its own. It is bounded by the server's limits
 //! on requests in flight: beyond them, further requests wait in the kernel and at the clients.
 //!
-//! A panic costs its request and the state of its thread, which is then created again. A thread
-//! cannot be stopped. If the client has left or the server is shutting down, it still finishes the
+//! A panic costs its request and the state of its thread, which is then created again. If that
+//! fails, the process ends. A thread cannot be stopped. If the client has left or the server is shutting down, it still finishes the
 //! request that it has begun. A client that sends the request again gets the work done twice.
 
 use std::collections::VecDeque;
@@ -140,6 +140,15 @@ impl Queue {
     }
 }
 
+/// What a thread keeps from one request to the next.
+enum State<S> {
+    /// Not created yet.
+    New,
+    Ready(S),
+    /// A panic may have left it half changed.
+    Lost,
+}
+
 /// Runs one thread: works on requests until the pool has been dropped.
 fn run<S>(
     queue: &Queue,
@@ -147,20 +156,23 @@ fn run<S>(
     make: &impl Fn() -> io::Result<S>,
     work: &impl Fn(&mut S, &Call) -> Result<Message, Rejection>,
 ) {
-    let mut state = None;
+    let mut state = State::New;
     while let Some(call) = queue.next() {
         let started = Instant::now();
         let reply = if call.deadline.is_some_and(|deadline| started >= deadline) {
-            Err(Rejection::deadline())
+            Ok(Err(Rejection::deadline()))
         } else {
             answer(&mut state, make, &call, work)
         };
+        let panicked = reply.is_err();
+        let reply = reply.unwrap_or_else(|_| Err(Rejection::panicked()));
         let completion = Completion {
             ticket: call.ticket,
             reply: Some(reply),
             is_last: true,
             worked: Some((started, Instant::now())),
             token: None,
+            panicked,
         };
         if !replies.blocking_send(completion) {
             return;
@@ -170,21 +182,25 @@ fn run<S>(
 
 /// Works on one request. A panic may leave the state half changed, so it is then not used again.
 fn answer<S>(
-    state: &mut Option<S>,
+    state: &mut State<S>,
     make: &impl Fn() -> io::Result<S>,
     call: &Call,
     work: &impl Fn(&mut S, &Call) -> Result<Message, Rejection>,
-) -> Result<Message, Rejection> {
-    let mut own = match state.take() {
-        Some(own) => own,
-        None => make().map_err(|error| Rejection::failed(error.to_string()).retryable())?,
+) -> thread::Result<Result<Message, Rejection>> {
+    let before = std::mem::replace(state, State::Lost);
+    let mut own = match before {
+        State::Ready(own) => own,
+        before => match make() {
+            Ok(own) => own,
+            Err(error) if matches!(before, State::New) => {
+                *state = State::New;
+                return Ok(Err(Rejection::failed(error.to_string()).retryable()));
+            }
+            // Not caught, so it ends the process: without its state the thread could only fail.
+            Err(error) => panic!("the state cannot be created again after a panic: {error}"),
+        },
     };
-    let reply = log::caught(|| work(&mut own, call));
-    match reply {
-        Ok(reply) => {
-            *state = Some(own);
-            reply
-        }
-        Err(_) => Err(Rejection::panicked()),
-    }
+    let reply = log::caught(|| work(&mut own, call))?;
+    *state = State::Ready(own);
+    Ok(reply)
 }

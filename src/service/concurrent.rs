@@ -21,8 +21,9 @@
 //!
 //! All futures share one thread, so none of them may block: use [`Blocking`](super::Blocking) for
 //! that. When a client leaves, the futures of its requests are dropped. A panic in a future costs
-//! only its request. A stream of replies waits for a client that reads slowly, and counts towards
-//! the limit meanwhile.
+//! only its request. A panic in the service's `poll_ready` or `call` costs its request as well, and
+//! then the service is created again. A stream of replies waits for a client that reads slowly, and
+//! counts towards the limit meanwhile.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -108,12 +109,13 @@ enum Order {
 
 impl Concurrent {
     /// Starts the thread. It creates its service with `make`, and runs at most `limit` requests at
-    /// a time.
+    /// a time. `make` runs in the context of the runtime, so it may spawn tasks and use timers. It
+    /// is called again after a panic of the service's `poll_ready` or `call`.
     ///
     /// # Errors
     ///
     /// If the thread or the runtime cannot be created.
-    pub fn new<S>(limit: usize, make: impl FnOnce() -> S + Send + 'static) -> io::Result<Self>
+    pub fn new<S>(limit: usize, make: impl FnMut() -> S + Send + 'static) -> io::Result<Self>
     where
         S: tower_service::Service<Call, Response = Replies> + 'static,
         S::Error: Into<Rejection>,
@@ -122,7 +124,7 @@ impl Concurrent {
         let (orders, received) = mpsc::unbounded_channel();
         let (sender, replies) = Completions::channel();
         thread::Builder::new().name("futures".to_owned()).spawn(move || {
-            runtime.block_on(dispatch(make(), limit.max(1), received, sender));
+            runtime.block_on(dispatch(make, limit.max(1), received, sender));
         })?;
         Ok(Self { orders, unsent: Vec::new(), replies })
     }
@@ -145,7 +147,7 @@ impl Concurrent {
 impl Service for Concurrent {
     fn call(&mut self, request: Request<'_>) -> Answer {
         if self.orders.is_closed() {
-            // `make`, or the service's `poll_ready` or `call`, has panicked.
+            // `make` has panicked.
             panic!("the thread that runs the futures has ended");
         }
         let (call, answer) = request.later();
@@ -170,7 +172,7 @@ impl Service for Concurrent {
 
 /// The runtime's only task: takes orders and drives the futures that they start.
 async fn dispatch<S>(
-    mut service: S,
+    mut make: impl FnMut() -> S,
     limit: usize,
     mut orders: mpsc::UnboundedReceiver<Vec<Order>>,
     replies: ReplySender,
@@ -178,6 +180,8 @@ async fn dispatch<S>(
     S: tower_service::Service<Call, Response = Replies>,
     S::Error: Into<Rejection>,
 {
+    // Created here and not by the caller, because some of tower's layers need the runtime's context.
+    let mut service = make();
     let mut running = FuturesUnordered::new();
     let mut waiting = VecDeque::new();
     let mut handles = Handles::default();
@@ -201,7 +205,7 @@ async fn dispatch<S>(
                     }
                 }
             }
-            ready = poll_fn(|cx| service.poll_ready(cx)), if may_begin => {
+            ready = poll_fn(|cx| poll_ready(&mut service, cx)), if may_begin => {
                 let mut ready = Some(ready);
                 let began = Instant::now();
                 let mut started = began;
@@ -210,12 +214,18 @@ async fn dispatch<S>(
                     let call = waiting.pop_front().expect("a call is waiting");
                     let ticket = call.ticket;
                     let reply = match now {
-                        _ if call.deadline.is_some_and(|deadline| started >= deadline) => {
-                            Err(Rejection::deadline())
+                        Ok(_) if call.deadline.is_some_and(|deadline| started >= deadline) => {
+                            Ok(Err(Rejection::deadline()))
                         }
-                        Ok(()) => Ok(service.call(call)),
-                        Err(error) => Err(error.into()),
+                        Ok(Ok(())) => log::caught(|| service.call(call)).map(Ok),
+                        Ok(Err(error)) => Ok(Err(error.into())),
+                        Err(panic) => Err(panic),
                     };
+                    let reply = reply.map_err(|_| {
+                        // The panic may have left the service half changed.
+                        service = make();
+                        Panicked
+                    });
                     work.set(Some(answer(ticket, started, reply, &replies)));
                     // Work that is done after one poll never joins the running futures. Other work
                     // joins them and is polled again there, which registers the waker of `running`.
@@ -241,7 +251,7 @@ async fn dispatch<S>(
                         break;
                     }
                     ready = if !waiting.is_empty() && running.len() < limit {
-                        poll_fn(|cx| service.poll_ready(cx)).now_or_never()
+                        poll_fn(|cx| poll_ready(&mut service, cx)).now_or_never()
                     } else {
                         None
                     };
@@ -260,6 +270,20 @@ async fn dispatch<S>(
         }
     }
 }
+
+/// The service's `poll_ready`, or its panic.
+fn poll_ready<S: tower_service::Service<Call>>(
+    service: &mut S,
+    cx: &mut Context<'_>,
+) -> Poll<thread::Result<Result<(), S::Error>>> {
+    match log::caught(|| service.poll_ready(cx)) {
+        Ok(ready) => ready.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    }
+}
+
+/// The service has panicked, and the log has recorded it.
+struct Panicked;
 
 /// The future in `work`, which must have one.
 fn current<F>(work: &mut Pin<Box<Option<F>>>) -> Pin<&mut F> {
@@ -288,7 +312,7 @@ impl Handles {
 async fn answer<E: Into<Rejection>>(
     ticket: Ticket,
     started: Instant,
-    reply: Result<impl Future<Output = Result<Replies, E>>, Rejection>,
+    reply: Result<Result<impl Future<Output = Result<Replies, E>>, Rejection>, Panicked>,
     replies: &ReplySender,
 ) -> Completion {
     let completion = |reply: Option<Result<Message, Rejection>>, is_last: bool| Completion {
@@ -297,7 +321,11 @@ async fn answer<E: Into<Rejection>>(
         is_last,
         worked: is_last.then(|| (started, Instant::now())),
         token: None,
+        panicked: false,
     };
+    let panicked =
+        || Completion { panicked: true, ..completion(Some(Err(Rejection::panicked())), true) };
+    let Ok(reply) = reply else { return panicked() };
     let work = async {
         let made = match reply {
             Ok(future) => future.await.map_err(Into::into),
@@ -327,8 +355,7 @@ async fn answer<E: Into<Rejection>>(
         Ok(poll) => poll.map(Ok),
         Err(panic) => Poll::Ready(Err(panic)),
     });
-    let panicked = |_| completion(Some(Err(Rejection::panicked())), true);
-    caught.await.unwrap_or_else(panicked)
+    caught.await.unwrap_or_else(|_| panicked())
 }
 
 /// The part of [`WINDOW`] that a stream has not used.

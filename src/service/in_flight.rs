@@ -37,6 +37,9 @@ pub(super) struct Entry {
     pub envelope: Message,
     /// The size of the payload.
     pub bytes: usize,
+    /// Whether the request counts towards the socket's limits. It does not while the service is
+    /// still being called.
+    pub held: bool,
 }
 
 impl InFlight {
@@ -47,8 +50,8 @@ impl InFlight {
 
     pub(super) fn add(&mut self, origin: Origin, envelope: Message, bytes: usize) -> Ticket {
         self.accepted += 1;
-        let number = self.accepted;
-        let slot = self.entries.insert(Entry { number, origin, envelope, bytes });
+        let (number, held) = (self.accepted, false);
+        let slot = self.entries.insert(Entry { number, origin, envelope, bytes, held });
         Ticket { slot, number }
     }
 
@@ -60,6 +63,11 @@ impl InFlight {
 
     pub(super) fn get(&self, ticket: Ticket) -> Option<&Entry> {
         self.entries.get(ticket.slot).filter(|entry| entry.number == ticket.number)
+    }
+
+    pub(super) fn get_mut(&mut self, ticket: Ticket) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(ticket.slot)?;
+        (entry.number == ticket.number).then_some(entry)
     }
 
     pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {

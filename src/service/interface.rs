@@ -95,6 +95,9 @@ pub struct Completion {
     /// Dropped when the client has room for more replies, or has left. A stream waits for that,
     /// so a client that reads slowly slows it down.
     pub token: Option<Box<dyn Any + Send>>,
+    /// Whether an adapter has caught a panic of the work on this request. The loop counts it. An
+    /// error that the work has passed on from another server is not a panic, whatever its code.
+    pub panicked: bool,
 }
 
 impl<F: FnMut(Request<'_>) -> Answer> Service for F {

@@ -86,9 +86,12 @@ pub struct Report {
 /// Why the loop cannot serve any more.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopError {
-    /// The service could not be created, at the start or after a panic.
+    /// The service could not be created at the start.
     #[error("the service could not be created")]
     Service(#[source] ServiceError),
+    /// The service has panicked, and could not be created again.
+    #[error("the service could not be created again after a panic")]
+    Rebuild(#[source] ServiceError),
     /// The termination socket cannot be read.
     #[error("the termination socket cannot be read")]
     Termination(#[source] io::Error),
@@ -102,8 +105,8 @@ pub type ServiceError = Box<dyn Error + Send + Sync>;
 pub struct Settings {
     /// How the loop drains after a signal.
     pub drain: DrainPolicy,
-    /// A request that is answered later is rejected if it has waited for this long before work on
-    /// it begins. `None` for no limit.
+    /// A request is rejected if it has waited for this long before work on it begins. `None` for no
+    /// limit.
     pub request_deadline: Option<Duration>,
     /// Whether clients may set a deadline for each request: see [`time_limit`].
     pub client_deadlines: bool,
@@ -241,8 +244,8 @@ where
             let now = Instant::now();
             self.health.turned(now);
             match event {
-                Event::Request(origin) => self.answer_batch(origin).await?,
-                Event::Completed(completion) => self.complete_batch(completion).await?,
+                Event::Request(origin) => self.answer_batch(origin, now).await?,
+                Event::Completed(completion) => self.complete_batch(completion, now).await?,
                 Event::Terminate(signal) => {
                     self.begin_drain(signal.map_err(LoopError::Termination)?);
                     alarm.as_mut().reset(self.wake_at(now));
@@ -297,10 +300,11 @@ where
         (now + left.unwrap_or_default()).as_secs_f64()
     }
 
-    /// Answers the request from `first` and those that are ready after it, at most [`BATCH`].
-    async fn answer_batch(&mut self, first: Origin) -> Result<(), LoopError> {
+    /// Answers the request from `first` and those that are ready after it, at most [`BATCH`], in a
+    /// turn that began at `began`.
+    async fn answer_batch(&mut self, first: Origin, began: Instant) -> Result<(), LoopError> {
         let mut tally = Tally::default();
-        self.clock.begin(Instant::now());
+        self.clock.begin(began);
         let answered = if self.exit_on_panic {
             Ok(self.answer_ready(first, &mut tally))
         } else {
@@ -309,9 +313,17 @@ where
         let outcome = answered.or_else(|panic| self.recover(panic, &mut tally));
         self.count(&tally);
         let is_cut = outcome.as_ref().is_ok_and(|more| *more);
-        if is_cut {
+        let duration = self.clock.end(Instant::now);
+        if is_cut && self.clock.is_slow() {
+            // The service is slow, so probes and other clients must not wait for the whole batch.
+            self.socket.yield_batch();
+        } else if is_cut {
             self.socket.flush_batch();
-            self.report_slow_turn();
+        }
+        if duration >= SLOW_TURN {
+            self.report_slow_turn(duration);
+        }
+        if is_cut {
             // More may be ready, but first let the runtime see signals, timers and other sockets.
             tokio::task::yield_now().await;
         }
@@ -391,7 +403,12 @@ where
         let label = Label::of_method(self.service.method(&request));
         self.calling = Some(label);
         request.origin.label = label.number();
-        let answer = if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        // The server's deadline is compared with the time of the last look, because this runs for
+        // each message. If the service is slow, that is the time before this call.
+        let own = request.in_flight.deadline(origin.read_at);
+        let is_late = own.is_some_and(|deadline| self.clock.looked() >= deadline)
+            || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let answer = if is_late {
             request.reject(Rejection::deadline())
         } else {
             self.service.call(request)
@@ -447,7 +464,8 @@ where
     /// Counts a request as in flight, towards the limits of its peer and of the socket.
     #[inline(never)]
     fn hold(&mut self, origin: &Origin, ticket: Ticket) {
-        if let Some(entry) = self.in_flight.get(ticket) {
+        if let Some(entry) = self.in_flight.get_mut(ticket) {
+            entry.held = true;
             self.socket.hold(origin, entry.bytes);
         }
     }
@@ -472,7 +490,7 @@ where
 
     /// Sends the replies that are ready, and then answers the requests that are ready. A flood of
     /// replies must not hold up requests, or the other way round.
-    async fn complete_batch(&mut self, first: Completion) -> Result<(), LoopError> {
+    async fn complete_batch(&mut self, first: Completion, began: Instant) -> Result<(), LoopError> {
         let mut next = Some(first);
         let mut left = BATCH;
         while let Some(completion) = next {
@@ -483,15 +501,15 @@ where
         self.queue_duration.flush();
         self.work_duration.flush();
         match self.socket.try_recv_from(&mut self.message) {
-            Some(origin) => self.answer_batch(origin).await,
+            Some(origin) => self.answer_batch(origin, began).await,
             None => Ok(()),
         }
     }
 
     /// Sends one reply to a request in flight.
     fn complete(&mut self, completion: Completion) {
-        let Completion { ticket, reply, is_last, worked, token } = completion;
-        if matches!(&reply, Some(Err(rejection)) if rejection.code == "panicked") {
+        let Completion { ticket, reply, is_last, worked, token, panicked } = completion;
+        if panicked {
             self.panicked();
         }
         let Some(entry) = self.in_flight.get(ticket) else { return };
@@ -547,7 +565,7 @@ where
 
     /// Ends a request in flight: it gets no more replies, and no longer counts towards the limits.
     fn settle(&mut self, ticket: Ticket) {
-        if let Some(Entry { origin, bytes, .. }) = self.in_flight.remove(ticket) {
+        if let Some(Entry { origin, bytes, held: true, .. }) = self.in_flight.remove(ticket) {
             self.socket.release(&origin, bytes);
         }
     }
@@ -581,9 +599,17 @@ where
         }
         // The requests that the old service had in flight are lost with it.
         for ticket in self.in_flight.all() {
-            self.give_up(ticket, &Rejection::panicked().retryable());
+            if self.in_flight.get(ticket).is_some_and(|entry| entry.held) {
+                self.give_up(ticket, &Rejection::panicked().retryable());
+            } else {
+                // The service accepted the request that has just been rejected, and then panicked.
+                self.in_flight.remove(ticket);
+            }
         }
-        self.service = (self.make)().map_err(LoopError::Service)?;
+        // If there is no new service, the connections end, but this client should know why.
+        self.socket.flush_batch();
+        self.service = (self.make)().map_err(LoopError::Rebuild)?;
+        self.clock.message(Instant::now);
         Ok(true)
     }
 
@@ -594,21 +620,18 @@ where
     }
 
     /// Counts a slow turn, and logs at most one report per [`REPORT_INTERVAL`].
-    fn report_slow_turn(&mut self) {
-        let elapsed = self.clock.elapsed();
-        if elapsed < SLOW_TURN {
-            return;
-        }
+    #[cold]
+    fn report_slow_turn(&mut self, duration: Duration) {
         self.metrics.slow_turns.inc();
         self.slow_turns += 1;
-        let now = Instant::now();
+        let now = self.clock.looked();
         if self.reported_at.is_some_and(|at| now - at < REPORT_INTERVAL) {
             return;
         }
         self.reported_at = Some(now);
         let turns = std::mem::take(&mut self.slow_turns);
-        let longest = elapsed.as_secs_f64();
-        warn!(turns, duration = longest, "slow turns: the service blocks the loop");
+        let duration = duration.as_secs_f64();
+        warn!(turns, duration, "slow turns: the service blocks the loop");
     }
 
     fn identity(&self, peer: PeerId) -> Bytes {
@@ -637,7 +660,7 @@ where
             let look_at = until.min(Instant::now() + LAST_LOOK);
             let received = self.socket.recv_from(&mut self.message);
             if let Ok(origin) = timeout_at(look_at.into(), received).await {
-                self.answer_batch(origin).await?;
+                self.answer_batch(origin, Instant::now()).await?;
                 any = true;
             }
             self.health.turned(Instant::now());

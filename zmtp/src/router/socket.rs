@@ -388,6 +388,13 @@ impl<O: Observer> Router<O> {
         }
     }
 
+    /// Ends the turn of the current batch's peer. What is left of the batch waits behind the turns of
+    /// other peers. Use it if handling a message takes so long that they should not wait for the
+    /// whole batch.
+    pub fn yield_batch(&mut self) {
+        self.end_batch(0);
+    }
+
     /// Address and identity of a connection's peer, or `None` if the connection has ended.
     pub fn connected_peer(&self, peer: PeerId) -> Option<ConnectedPeer> {
         let peer = self.peer(peer)?;
