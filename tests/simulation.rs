@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +13,7 @@ use zmq_echo::service::Rejection;
 use zmq_echo::simulation::EchoConfig;
 
 use crate::log_schema::assert_documented;
-use crate::support::{Server, raw, wait_until};
+use crate::support::{DEADLINE, Server, raw, wait_until};
 
 /// Sends a request of one frame after an envelope that holds an id.
 fn ask(client: &mut TcpStream, id: &str, payload: &str) {
@@ -161,6 +162,50 @@ fn a_flood_of_slow_requests_stays_within_the_memory_formula() {
     let closed = server.metric("zmq_echo_disconnections_total{reason=\"pool_full\"}");
     assert_eq!(closed, 0.0, "clients closed for a full pool");
     assert_eq!(server.metric("zmq_echo_peers"), 100.0);
+    server.wait_until_alive();
+}
+
+/// Ten requests are worked on at a time, and the limit of requests in flight is always reached.
+#[test]
+fn a_flood_of_slow_requests_leaves_livez_at_200_and_its_clients_take_turns() {
+    const CLIENTS: usize = 100;
+    let args = ["--work", "50ms", "--work-threads", "10", "--in-flight-limit", "20"];
+    let server = Server::start(&args);
+    let (sender, replies) = mpsc::channel();
+    for (number, mut client) in raw::crowd(server.address(), CLIENTS).into_iter().enumerate() {
+        raw::flood(&client, raw::message(&[b"id", b"", b"hello"]).repeat(1000));
+        let sender = sender.clone();
+        // Ends with the test, which receives nothing more.
+        thread::spawn(move || {
+            while client.read_exact(&mut [0; 13]).is_ok() && sender.send(number).is_ok() {}
+        });
+    }
+    server.wait_for_metric("zmq_echo_in_flight_requests", |requests| requests == 20.0);
+    let mut counts = [0; CLIENTS];
+    while counts.contains(&0) {
+        counts[replies.recv_timeout(DEADLINE).unwrap()] += 1;
+        // A busy machine may let some clients send later than others.
+        assert!(counts.iter().sum::<u32>() < 3000, "some clients have no turn: {counts:?}");
+    }
+    // The result of a check is shared for a second, so each of these gets one of its own.
+    let checks = [(); 6].map(|()| {
+        thread::sleep(Duration::from_millis(1100));
+        server.get("/livez").0
+    });
+    // The check has a time limit, which a busy machine may exceed once.
+    let failed = checks.iter().filter(|status| **status != 200).count();
+    assert!(failed <= 1, "/livez at the limit: {checks:?}");
+}
+
+#[test]
+fn livez_stays_200_while_hung_work_fills_the_limit_of_requests_in_flight() {
+    let server = Server::start(&["--work", "1h", "--in-flight-limit", "8"]);
+    let mut client = raw::connect(server.address(), b"");
+    (0..20).for_each(|_| ask(&mut client, "id", "hello"));
+    server.wait_for_metric("zmq_echo_in_flight_requests", |requests| requests == 8.0);
+    server.wait_until_alive();
+    // The result of a check is shared for a second, so this is another check.
+    thread::sleep(Duration::from_millis(1100));
     server.wait_until_alive();
 }
 

@@ -489,6 +489,12 @@ impl Peer {
         self.is_busy || self.is_behind()
     }
 
+    /// Whether its requests must wait. `is_full` says that the limit for all peers is reached. It
+    /// does not apply to monitors: a busy server would fail their checks and be restarted.
+    pub fn must_wait(&self, is_full: bool) -> bool {
+        self.is_busy || (is_full && self.is_client)
+    }
+
     /// Whether so many replies are waiting that the peer is not read from.
     pub fn is_behind(&self) -> bool {
         self.out.len() > ALLOWANCE

@@ -34,7 +34,7 @@ use super::limits::{ALLOWANCE, Limits};
 use super::peer::{Peer, Read, State};
 use super::places::Places;
 use super::progress::Meter;
-use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
+use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Token, Turns};
 use crate::event::{Event, Observer, Totals};
 use crate::message::Message;
 use crate::proto::command::{self, Command};
@@ -173,7 +173,8 @@ pub struct Router<O> {
     /// Requests in flight, and the bytes that they hold.
     in_flight: usize,
     in_flight_bytes: usize,
-    /// Whether no peer is read from until some of these are answered, and whose turns are due then.
+    /// Whether no client is read from until some of these are answered, and whose turns are due
+    /// then, in order.
     is_full: bool,
     unread: Turns,
     abandoned: Vec<PeerId>,
@@ -459,7 +460,7 @@ impl<O: Observer> Router<O> {
     fn next_of_turns(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
         for _ in 0..TURNS {
             self.ready.take(&mut self.turns);
-            match self.turns.pop()? {
+            match self.next_turn()? {
                 LISTENER => self.accept(),
                 CLOCK => self.expire(),
                 slot => self.visit(slot),
@@ -470,6 +471,18 @@ impl<O: Observer> Router<O> {
             }
         }
         None
+    }
+
+    /// The next turn that is due. Peers that have waited for room come first. Otherwise a peer
+    /// with a turn of its own would take each place that becomes free, before they have had any.
+    fn next_turn(&mut self) -> Option<Token> {
+        let waiting = if self.is_full { None } else { self.unread.pop() };
+        waiting.or_else(|| self.turns.pop())
+    }
+
+    /// Whether a turn is due now.
+    fn has_turn(&self) -> bool {
+        !self.turns.is_empty() || (!self.is_full && !self.unread.is_empty())
     }
 
     /// The next message of the batch. Without one, the batch is done.
@@ -593,7 +606,7 @@ impl<O: Observer> Router<O> {
         if peer.is_behind() || peer.ended.is_some() || (self.closing && !half_closed) {
             return Ok(());
         }
-        if (peer.is_busy || self.is_full) && !shaking {
+        if peer.must_wait(self.is_full) && !shaking {
             return self.read_ahead(slot);
         }
         if !peer.has_messages() {
@@ -633,7 +646,7 @@ impl<O: Observer> Router<O> {
         if !bytes.is_empty() {
             let whole = bytes.len();
             let taken = 0;
-            let alone = self.turns.is_empty() && whole >= HALVED;
+            let alone = !self.has_turn() && whole >= HALVED;
             let write_at = if alone { WRITE.min(whole / 2) } else { WRITE };
             let commands = 0;
             let peer = &self.peers[slot];
@@ -734,12 +747,12 @@ impl<O: Observer> Router<O> {
         let peer = &self.peers[slot];
         // A closing socket reads again once the peer has its replies.
         let reads = !self.closing || matches!(peer.state, State::HalfClosed);
-        let waits = peer.is_busy || self.is_full;
+        let waits = peer.must_wait(self.is_full);
         let readable = reads
             && !peer.is_behind()
             && peer.ended.is_none()
             && if waits { peer.can_read_ahead() && peer.has_unread() } else { peer.is_readable() };
-        if self.is_full {
+        if self.is_full && peer.is_client {
             self.unread.push(slot);
         }
         if readable {
@@ -846,10 +859,10 @@ impl<O: Observer> Router<O> {
         if let Some(origin) = self.next_published(frames) {
             return Poll::Ready(origin);
         }
-        if self.turns.is_empty() {
-            self.ready.wake_next(cx.waker());
-        } else {
+        if self.has_turn() {
             cx.waker().wake_by_ref();
+        } else {
+            self.ready.wake_next(cx.waker());
         }
         Poll::Pending
     }

@@ -1,5 +1,6 @@
 //! Requests that are answered later delay only the peers that sent them.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
@@ -70,7 +71,7 @@ fn a_peer_with_many_requests_in_flight_waits_and_others_do_not() {
 }
 
 #[test]
-fn at_the_limit_for_all_peers_no_peer_is_read_until_there_is_room() {
+fn at_the_limit_for_all_peers_no_client_is_read_until_there_is_room() {
     on_runtime(async {
         let (mut socket, address, _) = bound(LIMITS);
         let mut clients = Vec::new();
@@ -94,6 +95,84 @@ fn at_the_limit_for_all_peers_no_peer_is_read_until_there_is_room() {
                 raw::read_frame(client);
             }
         }
+    });
+}
+
+#[test]
+fn a_monitor_is_read_at_the_limit_for_all_peers() {
+    on_runtime(async {
+        let (socket, address, _) = bound(LIMITS);
+        let mut socket = socket.with_monitors(b"monitor");
+        let mut monitor = dealer_of(&mut socket, address, b"monitor 1").await;
+        let mut clients = Vec::new();
+        for identity in [b"a", b"b", b"c"] {
+            clients.push(dealer_of(&mut socket, address, identity).await);
+        }
+        clients.iter_mut().zip('a'..).for_each(|(client, letter)| pipeline(client, letter, 3));
+        let mut requests = Vec::new();
+        hold_all(&mut socket, &mut requests).await;
+        assert_eq!(requests.len(), LIMITS.in_flight);
+        for number in 0..3_u8 {
+            monitor.write_all(&raw::frame(&[number], false)).unwrap();
+            let mut message = Message::default();
+            let origin = socket.recv_from(&mut message).await;
+            assert!(origin.is_monitor, "a request over the limit was taken");
+            socket.send_to(&origin, &mut message).unwrap();
+            assert!(poll(&mut socket).await.is_none(), "a request over the limit was taken");
+            assert_eq!(raw::read_frame(&mut monitor).1, [number]);
+        }
+    });
+}
+
+#[test]
+fn at_the_limit_for_all_peers_clients_take_turns() {
+    const CLIENTS: usize = 10;
+    on_runtime(async {
+        let limits = Limits { in_flight_per_peer: LIMITS.in_flight, ..LIMITS };
+        let (mut socket, address, _) = bound(limits);
+        flood(&mut socket, address, CLIENTS, 64).await;
+        let mut requests = Vec::new();
+        let (mut taken, mut rounds_at) = (HashMap::new(), None);
+        for number in 0.. {
+            hold(&mut socket, &mut requests, LIMITS.in_flight).await;
+            assert!(poll(&mut socket).await.is_none(), "a request over the limit was taken");
+            let (newest, _) = requests.last().unwrap();
+            *taken.entry(newest.peer).or_insert(0) += 1;
+            // Once every client has sent something, the turns are counted.
+            if rounds_at.is_none() && taken.len() == CLIENTS {
+                rounds_at = Some(number);
+                taken.clear();
+            }
+            if rounds_at.is_some_and(|at| number == at + 10 * CLIENTS) {
+                break;
+            }
+            answer(&mut socket, &mut requests);
+        }
+        assert!(taken.values().all(|turns| (8..=12).contains(turns)), "uneven turns: {taken:?}");
+    });
+}
+
+#[test]
+fn a_client_that_reaches_both_limits_is_read_again_once_there_is_room() {
+    on_runtime(async {
+        let (mut socket, address, _) = bound(LIMITS);
+        let mut client = dealer_of(&mut socket, address, b"client").await;
+        let mut other = dealer_of(&mut socket, address, b"other").await;
+        pipeline(&mut client, 'c', 9);
+        let mut requests = Vec::new();
+        hold_all(&mut socket, &mut requests).await;
+        assert_eq!(requests.len(), LIMITS.in_flight_per_peer);
+        // One request of the other client takes all the memory that requests in flight may take.
+        pipeline(&mut other, 'o', 1);
+        let mut message = Message::default();
+        let large = socket.recv_from(&mut message).await;
+        socket.hold(&large, LIMITS.buffer_bytes / 2);
+        // The client is below its own limit before there is room. No reply wakes it.
+        let (origin, request) = requests.remove(0);
+        socket.release(&origin, request.bytes());
+        assert!(poll(&mut socket).await.is_none(), "a request over the limit was taken");
+        socket.release(&large, LIMITS.buffer_bytes / 2);
+        hold(&mut socket, &mut requests, LIMITS.in_flight_per_peer).await;
     });
 }
 

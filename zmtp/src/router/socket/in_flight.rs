@@ -2,8 +2,8 @@
 //!
 //! The caller reports which requests are not answered yet with [`Router::hold`] and
 //! [`Router::release`]. A peer with too many of them is not read from, like a slow reader. With
-//! too many of all peers together, no peer is read from. Further requests then wait in the kernel
-//! and at the clients, because TCP makes them wait.
+//! too many of all peers together, no client is read from, and when there is room, they take turns.
+//! Further requests then wait in the kernel and at the clients, because TCP makes them wait.
 //!
 //! So a slow service does not fill the pool. Requests in flight may hold half of what everything
 //! else leaves of it. While there are some, a turn reads no more than it can hand out, because the
@@ -66,16 +66,17 @@ impl<O: Observer> Router<O> {
         let peer = &mut self.peers[slot];
         let is_busy = peer.in_flight >= self.limits.in_flight_per_peer;
         let was_busy = std::mem::replace(&mut peer.is_busy, is_busy);
-        if is_busy || self.is_full {
-            // Messages that were read but not handed out stay with the peer.
-            if self.batch.as_ref().is_some_and(|batch| batch.slot() == slot) {
-                self.end_batch(0);
-            }
-        } else if was_busy {
+        if was_busy && !is_busy {
             if peer.paused_at.is_some() {
                 peer.pause_or_resume(Instant::now());
             }
-            self.turns.push(slot);
+            let turns = if self.is_full { &mut self.unread } else { &mut self.turns };
+            turns.push(slot);
+        }
+        // Messages that were read but not handed out stay with the peer.
+        let has_batch = self.batch.as_ref().is_some_and(|batch| batch.slot() == slot);
+        if has_batch && (is_busy || self.is_full) {
+            self.end_batch(0);
         }
     }
 
@@ -99,25 +100,17 @@ impl<O: Observer> Router<O> {
             .clamp(1, MESSAGES)
     }
 
-    /// Updates whether there is room for more requests of all peers together. When there is room
-    /// again, the waiting peers get their turns.
+    /// Updates whether there is room for more requests of all peers together. While there is, the
+    /// waiting peers have their turns: see [`Self::next_turn`].
     pub(super) fn check_room(&mut self) {
         // With none in flight nothing would make room.
-        let is_full = self.in_flight > 0
+        self.is_full = self.in_flight > 0
             && (self.in_flight >= self.limits.in_flight
                 || self.in_flight_bytes >= self.most_in_flight());
-        if std::mem::replace(&mut self.is_full, is_full) && !is_full {
-            while let Some(slot) = self.unread.pop() {
-                self.turns.push(slot);
-            }
-        }
     }
 
     /// Looks for PINGs behind waiting requests. A client that gets no PONG would disconnect.
     pub(super) fn read_ahead(&mut self, slot: usize) -> Result<(), Reason> {
-        if self.is_full {
-            self.unread.push(slot);
-        }
         let peer = &mut self.peers[slot];
         if !peer.can_read_ahead() {
             return Ok(());
