@@ -197,6 +197,45 @@ fn a_flood_of_slow_requests_leaves_livez_at_200_and_its_clients_take_turns() {
     assert!(failed <= 1, "/livez at the limit: {checks:?}");
 }
 
+/// 200 requests that arrive together and are worked on four at a time, so that the last ones wait
+/// for 2.5 s. Most of them wait in the server before the service gets them.
+fn pipelined(args: &[&str]) -> (Server, Vec<Result<String, String>>) {
+    let work = ["--work", "50ms", "--work-threads", "4", "--peer-in-flight-limit", "8"];
+    let server = Server::start(&[&work[..], args].concat());
+    let mut client = raw::connect(server.address(), b"");
+    client.write_all(&raw::message(&[b"id", b"", b"hello"]).repeat(200)).unwrap();
+    let replies = (0..200).map(|_| answer(&mut client).1).collect();
+    (server, replies)
+}
+
+#[test]
+fn request_duration_includes_the_time_that_a_pipelined_request_waits() {
+    let (server, replies) = pipelined(&[]);
+    assert!(replies.iter().all(Result::is_ok));
+    let (_, metrics) = server.get("/metrics");
+    let total = |part: &str| -> f64 {
+        let series = format!("zmq_echo_request_duration_seconds_{part}");
+        let samples = metrics.lines().filter(|line| line.starts_with(&series));
+        samples.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    };
+    let (sum, count) = (total("sum"), total("count"));
+    assert_eq!(count, 200.0);
+    // Request n cannot be done before (n / 4 + 1) * 50 ms, which is 1.275 s on average.
+    let mean = sum / count;
+    assert!(mean > 1.2, "the mean is {mean} s");
+}
+
+#[test]
+fn the_request_deadline_includes_the_time_that_a_pipelined_request_waits() {
+    let (_server, replies) = pipelined(&["--request-deadline", "500ms"]);
+    let answered = replies.iter().filter(|reply| reply.is_ok()).count();
+    // Work on the last one begins before the deadline: ten times four requests, and a few more
+    // that may arrive a moment later than the first.
+    assert!(answered <= 60, "{answered} requests were worked on");
+    let rejected = replies.iter().filter(|reply| **reply == Err("deadline".to_owned())).count();
+    assert_eq!(answered + rejected, 200, "{replies:?}");
+}
+
 #[test]
 fn livez_stays_200_while_hung_work_fills_the_limit_of_requests_in_flight() {
     let server = Server::start(&["--work", "1h", "--in-flight-limit", "8"]);

@@ -30,7 +30,7 @@ use tracing::debug;
 
 use super::busy_poll::BusyPoll;
 use super::clock::Clock;
-use super::limits::{ALLOWANCE, Limits};
+use super::limits::{ALLOWANCE, Limits, MESSAGES};
 use super::peer::{Peer, Read, State};
 use super::places::Places;
 use super::progress::Meter;
@@ -46,11 +46,6 @@ use crate::reason::Reason;
 /// Maximum size of one turn's read: almost four messages of 64 KiB. Half of it would halve the
 /// throughput of such messages, because a partial message at the end is copied.
 const READ: usize = 256 << 10;
-
-/// Maximum number of messages in one turn. They take well under 0.1 ms, and the turn's two system
-/// calls are small in comparison. A peer that floods the socket with tiny messages gets neither
-/// more turns than others nor longer ones.
-const MESSAGES: usize = 512;
 
 /// Replies are written before the batch is done once this many bytes are queued.
 const WRITE: usize = READ;
@@ -82,7 +77,8 @@ pub struct PeerId {
 pub struct Origin {
     /// The connection.
     pub peer: PeerId,
-    /// When the message was read. A reply's latency is measured from here.
+    /// When the last bytes of the message were read, however long it has waited for its turn since
+    /// then. A reply's latency is measured from here.
     pub read_at: Instant,
     /// Whether the peer is a monitor on this host (see [`Router::with_monitors`]).
     pub is_monitor: bool,
@@ -200,6 +196,8 @@ struct Batch {
     /// The messages and commands taken from it, and how many of them are commands.
     taken: usize,
     commands: usize,
+    /// How many may be taken in this turn.
+    most: usize,
     /// Replies are written once this many bytes are queued.
     write_at: usize,
 }
@@ -492,7 +490,7 @@ impl<O: Observer> Router<O> {
         let slot = batch.slot();
         let peer = &mut self.peers[slot];
         let reason = loop {
-            if batch.taken == MESSAGES && !batch.bytes.is_empty() {
+            if batch.taken == batch.most && !batch.bytes.is_empty() {
                 self.end_batch(0);
                 return None;
             }
@@ -551,8 +549,11 @@ impl<O: Observer> Router<O> {
         // the rest is copied, because the whole buffer would stay allocated and charged. A slice
         // of the scratch buffer is copied in any case.
         peer.partial = if bytes.len() < whole / 2 { bytes.to_vec() } else { bytes.into() };
-        peer.ahead = peer.ahead.min(peer.partial.len());
-        peer.track_message(taken > commands, origin.read_at);
+        if peer.ahead > 0 {
+            peer.keep_ahead(peer.ahead.min(peer.partial.len()));
+        }
+        peer.kept_at = origin.read_at;
+        peer.track_message(taken > commands, peer.read_at);
         let flushed = self.flush(slot);
         let peer = &mut self.peers[slot];
         self.spare = if peer.out.is_empty() {
@@ -609,12 +610,13 @@ impl<O: Observer> Router<O> {
         if peer.must_wait(self.is_full) && !shaking {
             return self.read_ahead(slot);
         }
-        if !peer.has_messages() {
-            peer.ahead = 0;
+        if !peer.has_messages() && peer.ahead > 0 {
+            peer.keep_ahead(0);
         }
         let messages = if self.in_flight == 0 { MESSAGES } else { self.room_for_requests(slot) };
         let peer = &mut self.peers[slot];
-        let (kept, received) = (peer.has_messages(), peer.received);
+        let received = peer.received;
+        let kept = peer.has_messages().then(|| peer.next_kept(&self.message_limits));
         let (mut bytes, own) = match peer.poll_read(&mut self.scratch, READ, messages) {
             Poll::Pending => return Ok(()),
             Poll::Ready(Err(error)) => return Err(Reason::of(&error)),
@@ -634,10 +636,10 @@ impl<O: Observer> Router<O> {
             Poll::Ready(Ok(Read::More)) => (Bytes::new(), true),
             Poll::Ready(Ok(Read::Batch { bytes, own })) => (bytes, own),
         };
-        if !kept {
+        let (read_at, most) = kept.unwrap_or_else(|| {
             peer.heard(Instant::now(), (peer.received - received) as usize);
-        }
-        let read_at = peer.read_at;
+            (peer.read_at, None)
+        });
         match peer.state {
             State::Refused(_) => return Ok(()),
             State::Established | State::HalfClosed => {}
@@ -648,7 +650,7 @@ impl<O: Observer> Router<O> {
             let taken = 0;
             let alone = !self.has_turn() && whole >= HALVED;
             let write_at = if alone { WRITE.min(whole / 2) } else { WRITE };
-            let commands = 0;
+            let (commands, most) = (0, most.map_or(MESSAGES, |most| most.min(MESSAGES)));
             let peer = &self.peers[slot];
             let origin = Origin {
                 peer: PeerId { slot, generation: peer.generation },
@@ -656,7 +658,8 @@ impl<O: Observer> Router<O> {
                 is_monitor: !peer.is_client,
                 label: 0,
             };
-            self.begin_batch(Batch { origin, bytes, own, whole, taken, commands, write_at });
+            let batch = Batch { origin, bytes, own, whole, taken, commands, most, write_at };
+            self.begin_batch(batch);
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zmtp::Message;
 use zmtp::router::{ALLOWANCE, Limits, Origin, Router};
@@ -202,6 +202,37 @@ fn the_requests_of_a_disconnected_peer_are_no_longer_in_flight() {
         hold_all(&mut socket, &mut requests).await;
         assert_eq!(raw::read_frame(&mut other).1, b"o0");
         assert_eq!(counts.get().buffered_bytes, 0);
+    });
+}
+
+#[test]
+fn a_waiting_request_keeps_the_time_at_which_it_was_read() {
+    on_runtime(async {
+        let (mut socket, address, _) = bound(LIMITS);
+        let mut client = dealer_of(&mut socket, address, b"client").await;
+        let (mut requests, mut read_by) = (Vec::new(), HashMap::new());
+        let mut before = Instant::now();
+        // The requests of each letter arrive together. Half of the first ones are read while there
+        // is room, and all others wait. A PING is between them, and removed.
+        for letter in 'a'..='d' {
+            pipeline(&mut client, letter, 8);
+            client.write_all(&raw::command(b"\x04PING\0\0")).unwrap();
+            hold_all(&mut socket, &mut requests).await;
+            read_by.insert(letter, (before, Instant::now()));
+            before = Instant::now();
+        }
+        let mut count = 0;
+        while !requests.is_empty() {
+            let read_at = requests[0].0.read_at;
+            let payload = answer(&mut socket, &mut requests);
+            let (from, until) = read_by[&char::from(payload[0])];
+            let payload = String::from_utf8(payload).unwrap();
+            assert!(from <= read_at, "{payload} is dated {:?} too early", from - read_at);
+            assert!(read_at <= until, "{payload} is dated {:?} too late", read_at - until);
+            hold_all(&mut socket, &mut requests).await;
+            count += 1;
+        }
+        assert_eq!(count, 4 * 8);
     });
 }
 

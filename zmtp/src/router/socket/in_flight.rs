@@ -13,9 +13,10 @@ use std::any::Any;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::{MESSAGES, Origin, PeerId, Router, obey};
+use super::{Origin, PeerId, Router, obey};
 use crate::event::Observer;
 use crate::reason::Reason;
+use crate::router::limits::MESSAGES;
 use crate::router::peer::Peer;
 
 /// What a held request costs in addition to its bytes.
@@ -115,14 +116,14 @@ impl<O: Observer> Router<O> {
         if !peer.can_read_ahead() {
             return Ok(());
         }
-        match peer.poll_read_ahead() {
+        let now = match peer.poll_read_ahead() {
             Poll::Pending => return Ok(()),
             Poll::Ready(Err(error)) => return Err(Reason::of(&error)),
             // The peer has left, so nobody waits for replies to these requests.
-            Poll::Ready(Ok(false)) => return Err(Reason::Closed),
-            Poll::Ready(Ok(true)) => {}
-        }
-        peer.heard(Instant::now(), 0);
+            Poll::Ready(Ok(None)) => return Err(Reason::Closed),
+            Poll::Ready(Ok(Some(now))) => now,
+        };
+        peer.heard(now, 0);
         for ping in peer.take_pings(&self.message_limits) {
             obey(peer, &ping, true)?;
         }
