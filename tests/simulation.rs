@@ -248,6 +248,46 @@ fn livez_stays_200_while_hung_work_fills_the_limit_of_requests_in_flight() {
     server.wait_until_alive();
 }
 
+/// Sends copies of `request` from `clients` clients to a server whose work never ends, until no
+/// more of them get in flight. Checks the server's memory against the formula.
+fn hung_requests_stay_within_the_memory_formula(clients: usize, request: &[u8]) {
+    let limits = ["--buffer-limit", "16MiB", "--socket-buffer", "64KiB", "--peer-limit", "300"];
+    let args = [&["--work", "1h"][..], &limits].concat();
+    let command = [&["zmq-echo-server"], &args[..]].concat();
+    let limits = EchoConfig::parse_args(command).unwrap().server.limits();
+    let server = Server::start(&args);
+    let clients = raw::crowd(server.address(), clients);
+    for client in &clients {
+        raw::flood(client, request.to_vec());
+    }
+    let in_flight = || server.metric("zmq_echo_in_flight_requests");
+    let (mut last, mut changed_at) = (0.0, Instant::now());
+    while last == 0.0 || changed_at.elapsed() < Duration::from_secs(1) {
+        let now = in_flight();
+        if now != last {
+            (last, changed_at) = (now, Instant::now());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    // The rows of docs/operations.md except those about the kernel.
+    let most = (limits.most_memory() + zmq_echo::log::QUEUE_BYTES + (16 << 20)) as u64;
+    let taken = server.memory("VmHWM");
+    eprintln!("{} MiB of {} MiB with {last} in flight", taken >> 20, most >> 20);
+    assert!(taken <= most, "{taken} of {most}");
+}
+
+#[test]
+fn requests_with_large_envelopes_stay_within_the_memory_formula() {
+    let request = raw::message(&[&[7; 4 << 20], b"", b"hello"]);
+    hung_requests_stay_within_the_memory_formula(60, &request);
+}
+
+#[test]
+fn requests_of_many_small_frames_stay_within_the_memory_formula() {
+    let request = raw::message(&[b"7".as_slice(); 1022]);
+    hung_requests_stay_within_the_memory_formula(32, &request);
+}
+
 #[test]
 fn simulated_work_takes_its_time_and_only_burn_mode_uses_the_cpu() {
     for (mode, is_costly) in [("sleep", false), ("burn", true)] {

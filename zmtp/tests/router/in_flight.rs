@@ -206,6 +206,29 @@ fn the_requests_of_a_disconnected_peer_are_no_longer_in_flight() {
 }
 
 #[test]
+fn a_release_of_a_request_that_is_not_held_has_no_effect() {
+    on_runtime(async {
+        let (mut socket, address, counts) = bound(LIMITS);
+        let mut client = dealer_of(&mut socket, address, b"client").await;
+        pipeline(&mut client, 'c', 2);
+        let mut requests = Vec::new();
+        hold_all(&mut socket, &mut requests).await;
+        // The first one is released with a wrong size, and both are released twice.
+        socket.release(&requests[0].0, 1 << 20);
+        for (origin, request) in requests.iter().chain(&requests) {
+            socket.release(origin, request.bytes());
+        }
+        assert!(poll(&mut socket).await.is_none());
+        assert_eq!(counts.get().buffered_bytes, 0);
+        // The limits are those of before.
+        requests.clear();
+        pipeline(&mut client, 'd', 9);
+        hold_all(&mut socket, &mut requests).await;
+        assert_eq!(requests.len(), LIMITS.in_flight_per_peer);
+    });
+}
+
+#[test]
 fn a_waiting_request_keeps_the_time_at_which_it_was_read() {
     on_runtime(async {
         let (mut socket, address, _) = bound(LIMITS);

@@ -23,8 +23,8 @@ use crate::router::peer::Peer;
 const REQUEST: usize = 256;
 
 impl<O: Observer> Router<O> {
-    /// Counts a request as in flight: it is not answered yet, and `bytes` of it are kept. They
-    /// count towards the pool. Call this before you receive the next message.
+    /// Counts a request as in flight: it is not answered yet, and `bytes` of memory are kept for it.
+    /// They count towards the pool. Call this before you receive the next message.
     pub fn hold(&mut self, request: &Origin, bytes: usize) {
         let Some(peer) = self.peer_mut(request.peer) else { return };
         peer.in_flight += 1;
@@ -34,14 +34,20 @@ impl<O: Observer> Router<O> {
         self.limit_in_flight(request.peer.slot);
     }
 
-    /// Call this when the request has been answered or abandoned, with the same `bytes`. Has no
-    /// effect if its connection has ended.
+    /// Call this once when the request has been answered or abandoned, with the same `bytes`. Has
+    /// no effect if its connection has ended, or has no request in flight.
     pub fn release(&mut self, request: &Origin, bytes: usize) {
-        let Some(peer) = self.peer_mut(request.peer) else { return };
+        let Some(peer) = self.peer_mut(request.peer).filter(|peer| peer.in_flight > 0) else {
+            return;
+        };
         peer.in_flight -= 1;
-        peer.in_flight_bytes -= bytes + REQUEST;
+        // All that is left, if this was the last one. So a wrong size cannot stay in the accounts.
+        let is_last = peer.in_flight == 0;
+        let left = peer.in_flight_bytes;
+        let bytes = if is_last { left } else { left.min(bytes + REQUEST) };
+        peer.in_flight_bytes -= bytes;
         self.in_flight -= 1;
-        self.in_flight_bytes -= bytes + REQUEST;
+        self.in_flight_bytes -= bytes;
         self.limit_in_flight(request.peer.slot);
     }
 
