@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rustix::io::ioctl_fionread;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
 
@@ -106,6 +106,13 @@ pub struct Peer {
     pub is_client: bool,
     /// Whether it has shown that it knows PING, by sending a PING or PONG.
     pub knows_ping: bool,
+    /// The shortest time between two of its PINGs, or from the start to the first one. `None` if
+    /// none has been seen.
+    pub ping_interval: Option<Duration>,
+    /// When its last PING was seen.
+    ping_at: Instant,
+    /// When we last looked for a PING among its unread bytes.
+    pub peeked_at: Instant,
     /// Whether it is a REQ, whose messages must be requests.
     pub is_req: bool,
     /// The bytes of an incomplete message.
@@ -206,6 +213,9 @@ impl Peer {
             identity: Bytes::new(),
             is_client: true,
             knows_ping: false,
+            ping_interval: None,
+            ping_at: now,
+            peeked_at: now,
             is_req: false,
             partial: Vec::new(),
             scan: Scan::default(),
@@ -318,7 +328,11 @@ impl Peer {
         // Exactly, because `reserve` would double the memory of a partial message.
         self.partial.reserve_exact(room);
         let mut ahead = (&mut self.partial).limit(room);
-        let read = ready!(poll_once(&self.waker, self.stream.read_buf(&mut ahead)))?;
+        let read = poll_once(&self.waker, self.stream.read_buf(&mut ahead));
+        if read.is_pending() && self.partial.is_empty() {
+            self.partial = Vec::new();
+        }
+        let read = ready!(read)?;
         if read == 0 {
             return Poll::Ready(Ok(None));
         }
@@ -419,6 +433,37 @@ impl Peer {
             }
         }
         pings
+    }
+
+    /// Whether there is a PING among the unread bytes, of which the first `limit` are examined. They
+    /// stay unread.
+    pub fn has_unread_ping(&self, limit: usize, limits: &MessageLimits) -> bool {
+        let kept = self.partial.len();
+        let mut bytes = self.partial.clone();
+        bytes.resize(kept + limit, 0);
+        let mut unread = ReadBuf::new(&mut bytes[kept..]);
+        let peek = std::future::poll_fn(|cx| self.stream.poll_peek(cx, &mut unread));
+        let Poll::Ready(Ok(count)) = poll_once(&self.waker, peek) else { return false };
+        bytes.truncate(kept + count);
+        let (mut scan, mut from) = (self.scan.clone(), 0);
+        loop {
+            match scan.step(&bytes[from..], limits) {
+                Ok(Scanned::Message(end)) => from += end,
+                Ok(Scanned::Command(body)) if bytes[from + body.start..].starts_with(PING) => {
+                    return true;
+                }
+                Ok(Scanned::Command(_)) => {}
+                Ok(Scanned::Partial(_)) | Err(_) => return false,
+            }
+        }
+    }
+
+    /// Notes that a PING was seen at `now`.
+    pub fn saw_ping(&mut self, now: Instant) {
+        let interval = now.saturating_duration_since(self.ping_at);
+        self.ping_interval = Some(self.ping_interval.map_or(interval, |it| it.min(interval)));
+        self.ping_at = now;
+        self.knows_ping = true;
     }
 
     /// Whether complete messages are left that an earlier turn read but did not hand out.

@@ -1,7 +1,7 @@
 //! Requests that are answered later delay only the peers that sent them.
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -272,12 +272,12 @@ fn a_peer_with_waiting_requests_gets_its_pongs_and_loses_nothing() {
         let between = [raw::command(b"\x04PING\0\0one"), raw::frame(b"c9", false)];
         client.write_all(&between.concat()).unwrap();
         hold_all(&mut socket, &mut requests).await;
-        assert_eq!(raw::read_frame(&mut client).1, b"\x04PONGone");
+        assert_eq!(next_frame(&mut client), b"\x04PONGone");
         let within =
             [raw::frame(b"d", true), raw::command(b"\x04PING\0\0two"), raw::frame(b"0", false)];
         client.write_all(&within.concat()).unwrap();
         hold_all(&mut socket, &mut requests).await;
-        assert_eq!(raw::read_frame(&mut client).1, b"\x04PONGtwo");
+        assert_eq!(next_frame(&mut client), b"\x04PONGtwo");
         assert_eq!(requests.len(), LIMITS.in_flight_per_peer, "a request over the limit was taken");
         let mut answered = Vec::new();
         while !requests.is_empty() {
@@ -287,11 +287,21 @@ fn a_peer_with_waiting_requests_gets_its_pongs_and_loses_nothing() {
         let expected = (0..10).map(|n| format!("c{n}").into_bytes()).chain([b"d".to_vec()]);
         assert_eq!(answered, expected.collect::<Vec<_>>());
         for _ in 0..10 {
-            raw::read_frame(&mut client);
+            next_frame(&mut client);
         }
-        assert_eq!(raw::read_message(&mut client), [b"d", b"0"]);
+        assert_eq!([next_frame(&mut client), next_frame(&mut client)], [b"d", b"0"]);
         assert_eq!(counts.get().buffered_bytes, 0);
     });
+}
+
+/// The body of the next frame that is not a heartbeat of the server's own.
+fn next_frame(client: &mut TcpStream) -> Vec<u8> {
+    loop {
+        let (_, body) = raw::read_frame(client);
+        if body != b"\x04PONG" {
+            return body;
+        }
+    }
 }
 
 /// Waits until the client has its next `count` PONGs. Other frames may come before them.
@@ -321,6 +331,27 @@ fn a_peer_with_waiting_requests_gets_its_pongs_however_many_there_are() {
         let count = 2 * ALLOWANCE / ping.len();
         client.write_all(&ping.repeat(count)).unwrap();
         read_pongs(&mut socket, &client, count).await;
+    });
+}
+
+#[test]
+fn a_client_whose_pings_are_unread_gets_pongs_and_one_that_sent_none_gets_nothing() {
+    on_runtime(async {
+        let (mut socket, address, _) = bound(LIMITS);
+        // More than is read ahead, and less than the kernel takes.
+        let requests = raw::frame(&[7; 200], false).repeat(100);
+        let mut other = dealer_of(&mut socket, address, b"other").await;
+        other.write_all(&requests).unwrap();
+        hold(&mut socket, &mut Vec::new(), LIMITS.in_flight_per_peer).await;
+        let mut client = dealer_of(&mut socket, address, b"client").await;
+        client.write_all(&requests).unwrap();
+        client.write_all(&raw::command(b"\x04PING\0\0")).unwrap();
+        hold(&mut socket, &mut Vec::new(), LIMITS.in_flight - LIMITS.in_flight_per_peer).await;
+        // Each is more than the one PING asks for.
+        read_pongs(&mut socket, &client, 3).await;
+        other.set_nonblocking(true).unwrap();
+        let read = other.read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(read, Err(ErrorKind::WouldBlock), "a peer that sent no PING got something");
     });
 }
 
