@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +13,7 @@ use zmq_echo::service::Rejection;
 use zmq_echo::simulation::EchoConfig;
 
 use crate::log_schema::assert_documented;
-use crate::support::{Server, raw, wait_until};
+use crate::support::{DEADLINE, Server, raw, wait_until};
 
 /// Sends a request of one frame after an envelope that holds an id.
 fn ask(client: &mut TcpStream, id: &str, payload: &str) {
@@ -162,6 +163,129 @@ fn a_flood_of_slow_requests_stays_within_the_memory_formula() {
     assert_eq!(closed, 0.0, "clients closed for a full pool");
     assert_eq!(server.metric("zmq_echo_peers"), 100.0);
     server.wait_until_alive();
+}
+
+/// Ten requests are worked on at a time, and the limit of requests in flight is always reached.
+#[test]
+fn a_flood_of_slow_requests_leaves_livez_at_200_and_its_clients_take_turns() {
+    const CLIENTS: usize = 100;
+    let args = ["--work", "50ms", "--work-threads", "10", "--in-flight-limit", "20"];
+    let server = Server::start(&args);
+    let (sender, replies) = mpsc::channel();
+    for (number, mut client) in raw::crowd(server.address(), CLIENTS).into_iter().enumerate() {
+        raw::flood(&client, raw::message(&[b"id", b"", b"hello"]).repeat(1000));
+        let sender = sender.clone();
+        // Ends with the test, which receives nothing more.
+        thread::spawn(move || {
+            while client.read_exact(&mut [0; 13]).is_ok() && sender.send(number).is_ok() {}
+        });
+    }
+    server.wait_for_metric("zmq_echo_in_flight_requests", |requests| requests == 20.0);
+    let mut counts = [0; CLIENTS];
+    while counts.contains(&0) {
+        counts[replies.recv_timeout(DEADLINE).unwrap()] += 1;
+        // A busy machine may let some clients send later than others.
+        assert!(counts.iter().sum::<u32>() < 3000, "some clients have no turn: {counts:?}");
+    }
+    // The result of a check is shared for a second, so each of these gets one of its own.
+    let checks = [(); 6].map(|()| {
+        thread::sleep(Duration::from_millis(1100));
+        server.get("/livez").0
+    });
+    // The check has a time limit, which a busy machine may exceed once.
+    let failed = checks.iter().filter(|status| **status != 200).count();
+    assert!(failed <= 1, "/livez at the limit: {checks:?}");
+}
+
+/// 200 requests that arrive together and are worked on four at a time, so that the last ones wait
+/// for 2.5 s. Most of them wait in the server before the service gets them.
+fn pipelined(args: &[&str]) -> (Server, Vec<Result<String, String>>) {
+    let work = ["--work", "50ms", "--work-threads", "4", "--peer-in-flight-limit", "8"];
+    let server = Server::start(&[&work[..], args].concat());
+    let mut client = raw::connect(server.address(), b"");
+    client.write_all(&raw::message(&[b"id", b"", b"hello"]).repeat(200)).unwrap();
+    let replies = (0..200).map(|_| answer(&mut client).1).collect();
+    (server, replies)
+}
+
+#[test]
+fn request_duration_includes_the_time_that_a_pipelined_request_waits() {
+    let (server, replies) = pipelined(&[]);
+    assert!(replies.iter().all(Result::is_ok));
+    let (_, metrics) = server.get("/metrics");
+    let total = |part: &str| -> f64 {
+        let series = format!("zmq_echo_request_duration_seconds_{part}");
+        let samples = metrics.lines().filter(|line| line.starts_with(&series));
+        samples.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    };
+    let (sum, count) = (total("sum"), total("count"));
+    assert_eq!(count, 200.0);
+    // Request n cannot be done before (n / 4 + 1) * 50 ms, which is 1.275 s on average.
+    let mean = sum / count;
+    assert!(mean > 1.2, "the mean is {mean} s");
+}
+
+#[test]
+fn the_request_deadline_includes_the_time_that_a_pipelined_request_waits() {
+    let (_server, replies) = pipelined(&["--request-deadline", "500ms"]);
+    let answered = replies.iter().filter(|reply| reply.is_ok()).count();
+    // Work on the last one begins before the deadline: ten times four requests, and a few more
+    // that may arrive a moment later than the first.
+    assert!(answered <= 60, "{answered} requests were worked on");
+    let rejected = replies.iter().filter(|reply| **reply == Err("deadline".to_owned())).count();
+    assert_eq!(answered + rejected, 200, "{replies:?}");
+}
+
+#[test]
+fn livez_stays_200_while_hung_work_fills_the_limit_of_requests_in_flight() {
+    let server = Server::start(&["--work", "1h", "--in-flight-limit", "8"]);
+    let mut client = raw::connect(server.address(), b"");
+    (0..20).for_each(|_| ask(&mut client, "id", "hello"));
+    server.wait_for_metric("zmq_echo_in_flight_requests", |requests| requests == 8.0);
+    server.wait_until_alive();
+    // The result of a check is shared for a second, so this is another check.
+    thread::sleep(Duration::from_millis(1100));
+    server.wait_until_alive();
+}
+
+/// Sends copies of `request` from `clients` clients to a server whose work never ends, until no
+/// more of them get in flight. Checks the server's memory against the formula.
+fn hung_requests_stay_within_the_memory_formula(clients: usize, request: &[u8]) {
+    let limits = ["--buffer-limit", "16MiB", "--socket-buffer", "64KiB", "--peer-limit", "300"];
+    let args = [&["--work", "1h"][..], &limits].concat();
+    let command = [&["zmq-echo-server"], &args[..]].concat();
+    let limits = EchoConfig::parse_args(command).unwrap().server.limits();
+    let server = Server::start(&args);
+    let clients = raw::crowd(server.address(), clients);
+    for client in &clients {
+        raw::flood(client, request.to_vec());
+    }
+    let in_flight = || server.metric("zmq_echo_in_flight_requests");
+    let (mut last, mut changed_at) = (0.0, Instant::now());
+    while last == 0.0 || changed_at.elapsed() < Duration::from_secs(1) {
+        let now = in_flight();
+        if now != last {
+            (last, changed_at) = (now, Instant::now());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    // The rows of docs/operations.md except those about the kernel.
+    let most = (limits.most_memory() + zmq_echo::log::QUEUE_BYTES + (16 << 20)) as u64;
+    let taken = server.memory("VmHWM");
+    eprintln!("{} MiB of {} MiB with {last} in flight", taken >> 20, most >> 20);
+    assert!(taken <= most, "{taken} of {most}");
+}
+
+#[test]
+fn requests_with_large_envelopes_stay_within_the_memory_formula() {
+    let request = raw::message(&[&[7; 4 << 20], b"", b"hello"]);
+    hung_requests_stay_within_the_memory_formula(60, &request);
+}
+
+#[test]
+fn requests_of_many_small_frames_stay_within_the_memory_formula() {
+    let request = raw::message(&[b"7".as_slice(); 1022]);
+    hung_requests_stay_within_the_memory_formula(32, &request);
 }
 
 #[test]

@@ -42,22 +42,22 @@ fn a_connection_with_heartbeats_survives_silence() {
     assert_eq!(established, 1.0, "the client had to reconnect");
 }
 
-/// Ten pipelined requests that take four seconds each. While four are in progress, the others wait
-/// in the server, and so do the PINGs after them. No reply is sent for longer than the limit.
-#[test]
-fn a_client_whose_requests_wait_for_slow_work_keeps_its_connection() {
+/// Pipelined requests that take four seconds each. While four are in progress, the others wait in
+/// the server, and so do the PINGs after them. No reply is sent for longer than the limit. Checks
+/// the first ten replies.
+fn keeps_its_connection(name: &str, count: usize, padding: &str) {
     let server = server(&["--work", "4s", "--work-threads", "4", "--peer-in-flight-limit", "4"]);
     let context = zmq::Context::new();
     let dealer = client(&context, zmq::DEALER, &server.endpoint(), |dealer| {
         dealer.set_heartbeat_ivl(500)?;
         dealer.set_heartbeat_timeout(LIMIT.as_millis() as i32)?;
-        dealer.monitor("inproc://slow-work", zmq::SocketEvent::DISCONNECTED as i32)
+        dealer.monitor(&format!("inproc://{name}"), zmq::SocketEvent::DISCONNECTED as i32)
     });
     let monitor = context.socket(zmq::PAIR).unwrap();
-    monitor.connect("inproc://slow-work").unwrap();
+    monitor.connect(&format!("inproc://{name}")).unwrap();
 
-    for number in 0..10 {
-        dealer.send_multipart(["id", "", &number.to_string()], 0).unwrap();
+    for number in 0..count {
+        dealer.send_multipart(["id", "", &number.to_string(), padding], 0).unwrap();
     }
     let mut replies: Vec<_> = (0..10).map(|_| dealer.recv_multipart(0).unwrap()).collect();
     replies.sort();
@@ -66,4 +66,15 @@ fn a_client_whose_requests_wait_for_slow_work_keeps_its_connection() {
     }
     let lost = std::iter::from_fn(|| monitor.recv_multipart(zmq::DONTWAIT).ok()).count();
     assert_eq!(lost, 0, "the client was disconnected during slow work");
+}
+
+#[test]
+fn a_client_whose_requests_wait_for_slow_work_keeps_its_connection() {
+    keeps_its_connection("few-requests", 10, "");
+}
+
+/// The PINGs come after more bytes than the server reads while requests wait.
+#[test]
+fn a_client_with_many_large_requests_that_wait_keeps_its_connection() {
+    keeps_its_connection("many-requests", 200, &"x".repeat(200));
 }

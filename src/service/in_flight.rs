@@ -7,6 +7,11 @@ use slab::Slab;
 use zmtp::Message;
 use zmtp::router::{Origin, PeerId};
 
+/// What each frame of a request costs in addition to its bytes: its entry in the message, and what
+/// the allocator adds. Measured with a flood of one-byte frames: 65 bytes. A frame of the envelope
+/// takes 32 more once it is shared with a reply.
+const FRAME: usize = 96;
+
 /// Identifies a request in flight. Unlike a peer's identity, a ticket is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket {
@@ -35,7 +40,7 @@ pub(super) struct Entry {
     number: u64,
     pub origin: Origin,
     pub envelope: Message,
-    /// The size of the payload.
+    /// The memory that the request takes.
     pub bytes: usize,
     /// Whether the request counts towards the socket's limits. It does not while the service is
     /// still being called.
@@ -48,10 +53,13 @@ impl InFlight {
         Self { time_limit, ..Self::default() }
     }
 
-    pub(super) fn add(&mut self, origin: Origin, envelope: Message, bytes: usize) -> Ticket {
+    /// Adds a request with this envelope, which is kept here, and this payload, which the service
+    /// keeps.
+    pub(super) fn add(&mut self, origin: Origin, envelope: Message, payload: &Message) -> Ticket {
         self.accepted += 1;
-        let (number, held) = (self.accepted, false);
-        let slot = self.entries.insert(Entry { number, origin, envelope, bytes, held });
+        let number = self.accepted;
+        let bytes = held(&envelope) + held(payload);
+        let slot = self.entries.insert(Entry { number, origin, envelope, bytes, held: false });
         Ticket { slot, number }
     }
 
@@ -103,4 +111,9 @@ impl InFlight {
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
+}
+
+/// The memory that a message takes.
+fn held(message: &Message) -> usize {
+    message.bytes() + message.frames().len() * FRAME
 }

@@ -151,7 +151,7 @@ impl Request<'_> {
         let envelope = self.message.frames().range(..self.payload_at);
         let envelope = owned(envelope.map(|frame| &frame[..]));
         let read_at = self.origin.read_at;
-        let ticket = self.in_flight.add(self.origin, envelope, payload.bytes());
+        let ticket = self.in_flight.add(self.origin, envelope, &payload);
         let deadlines = [self.deadline, self.in_flight.deadline(read_at)];
         let deadline = deadlines.into_iter().flatten().min();
         let call = Call { ticket, payload, method, peer, read_at, deadline };

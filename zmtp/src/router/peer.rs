@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -13,11 +14,11 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rustix::io::ioctl_fionread;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
 
-use super::limits::ALLOWANCE;
+use super::limits::{ALLOWANCE, MESSAGES};
 use super::places::Place;
 use super::progress::{Meter, Window};
 use super::ready::Bell;
@@ -64,6 +65,10 @@ const PING: &[u8] = b"\x04PING";
 /// Assumed size of a message before any has come. The first reads are then 16 KiB.
 const FIRST_SIZE: usize = 32;
 
+/// The maximum number of reads ahead whose times are kept. Bytes of further ones get the time of
+/// the last.
+const AHEAD_READS: usize = 8;
+
 /// The result of a read.
 #[derive(Debug)]
 pub enum Read {
@@ -101,6 +106,13 @@ pub struct Peer {
     pub is_client: bool,
     /// Whether it has shown that it knows PING, by sending a PING or PONG.
     pub knows_ping: bool,
+    /// The shortest time between two of its PINGs, or from the start to the first one. `None` if
+    /// none has been seen.
+    pub ping_interval: Option<Duration>,
+    /// When its last PING was seen.
+    ping_at: Instant,
+    /// When we last looked for a PING among its unread bytes.
+    pub peeked_at: Instant,
     /// Whether it is a REQ, whose messages must be requests.
     pub is_req: bool,
     /// The bytes of an incomplete message.
@@ -160,6 +172,10 @@ pub struct Peer {
     pub is_busy: bool,
     /// How many of the waiting bytes were read in that state, only to look for PINGs.
     pub ahead: usize,
+    /// When these were read, in order, and how many each time. At most [`AHEAD_READS`].
+    ahead_reads: VecDeque<(Instant, usize)>,
+    /// When the waiting bytes before them were read.
+    pub kept_at: Instant,
     /// Dropped once the peer has room for more replies.
     pub tokens: Vec<Box<dyn Any + Send>>,
     /// The memory charged for this peer.
@@ -197,6 +213,9 @@ impl Peer {
             identity: Bytes::new(),
             is_client: true,
             knows_ping: false,
+            ping_interval: None,
+            ping_at: now,
+            peeked_at: now,
             is_req: false,
             partial: Vec::new(),
             scan: Scan::default(),
@@ -227,6 +246,8 @@ impl Peer {
             in_flight_bytes: 0,
             is_busy: false,
             ahead: 0,
+            ahead_reads: VecDeque::new(),
+            kept_at: now,
             tokens: Vec::new(),
             charged: 0,
             owed: 0,
@@ -301,18 +322,88 @@ impl Peer {
     }
 
     /// Reads up to [`ALLOWANCE`] bytes after the waiting requests, to find PINGs among them.
-    /// Returns whether any bytes came.
-    pub fn poll_read_ahead(&mut self) -> Poll<io::Result<bool>> {
+    /// Returns when bytes came, or `None` if the peer closed its direction.
+    pub fn poll_read_ahead(&mut self) -> Poll<io::Result<Option<Instant>>> {
         let room = ALLOWANCE - self.ahead;
         // Exactly, because `reserve` would double the memory of a partial message.
         self.partial.reserve_exact(room);
         let mut ahead = (&mut self.partial).limit(room);
-        let read = ready!(poll_once(&self.waker, self.stream.read_buf(&mut ahead)))?;
+        let read = poll_once(&self.waker, self.stream.read_buf(&mut ahead));
+        if read.is_pending() && self.partial.is_empty() {
+            self.partial = Vec::new();
+        }
+        let read = ready!(read)?;
+        if read == 0 {
+            return Poll::Ready(Ok(None));
+        }
+        let now = Instant::now();
         self.received += read as u64;
         self.ahead += read;
+        let is_full = self.ahead_reads.len() == AHEAD_READS;
+        match self.ahead_reads.back_mut().filter(|_| is_full) {
+            Some((_, bytes)) => *bytes += read,
+            None => self.ahead_reads.push_back((now, read)),
+        }
         // The next turn finds out how many bytes are missing.
         self.missing = 0;
-        Poll::Ready(Ok(read > 0))
+        Poll::Ready(Ok(Some(now)))
+    }
+
+    /// Keeps the times of the last `ahead` bytes that were read ahead.
+    pub fn keep_ahead(&mut self, ahead: usize) {
+        let mut processed = self.ahead - ahead;
+        self.ahead = ahead;
+        while let Some((_, bytes)) = self.ahead_reads.front_mut() {
+            let part = processed.min(*bytes);
+            *bytes -= part;
+            processed -= part;
+            if *bytes > 0 {
+                break;
+            }
+            self.ahead_reads.pop_front();
+        }
+    }
+
+    /// Removes these bytes, which may have been read ahead, from the waiting ones.
+    fn remove(&mut self, range: Range<usize>) {
+        let mut start = self.partial.len() - self.ahead;
+        for (_, bytes) in &mut self.ahead_reads {
+            let end = start + *bytes;
+            let removed = range.end.min(end).saturating_sub(range.start.max(start));
+            *bytes -= removed;
+            self.ahead -= removed;
+            start = end;
+        }
+        self.ahead_reads.retain(|(_, bytes)| *bytes > 0);
+        self.partial.drain(range);
+    }
+
+    /// When the next of the waiting messages were read, and how many messages and commands were
+    /// complete by then. `None` if no later ones are waiting.
+    pub fn next_kept(&self, limits: &MessageLimits) -> (Instant, Option<usize>) {
+        let mut reads = self.ahead_reads.iter();
+        let (mut read_at, mut complete_at) = (self.kept_at, self.partial.len() - self.ahead);
+        let (mut scan, mut from, mut count) = (self.scan.clone(), 0, 0);
+        while !self.ahead_reads.is_empty() && count < MESSAGES {
+            let end = match scan.step(&self.partial[from..], limits) {
+                Ok(Scanned::Message(bytes)) => {
+                    from += bytes;
+                    from
+                }
+                Ok(Scanned::Command(body)) => from + body.end,
+                // Errors are handled once these bytes are processed in order.
+                Ok(Scanned::Partial(_)) | Err(_) => break,
+            };
+            while end > complete_at {
+                if count > 0 {
+                    return (read_at, Some(count));
+                }
+                let Some((later, bytes)) = reads.next() else { break };
+                (read_at, complete_at) = (*later, complete_at + bytes);
+            }
+            count += 1;
+        }
+        (read_at, None)
     }
 
     /// Whether bytes may be read to look for PINGs while requests wait.
@@ -335,14 +426,44 @@ impl Peer {
                     if self.partial[command.clone()].starts_with(PING) {
                         pings.push(self.partial[command.clone()].to_vec());
                         let header = frame::command_header(&self.partial, command.start);
-                        self.partial.drain(command.start - header..command.end);
-                        self.ahead = self.ahead.saturating_sub(header + command.len());
+                        self.remove(command.start - header..command.end);
                         scan.take_back(header, body.len());
                     }
                 }
             }
         }
         pings
+    }
+
+    /// Whether there is a PING among the unread bytes, of which the first `limit` are examined. They
+    /// stay unread.
+    pub fn has_unread_ping(&self, limit: usize, limits: &MessageLimits) -> bool {
+        let kept = self.partial.len();
+        let mut bytes = self.partial.clone();
+        bytes.resize(kept + limit, 0);
+        let mut unread = ReadBuf::new(&mut bytes[kept..]);
+        let peek = std::future::poll_fn(|cx| self.stream.poll_peek(cx, &mut unread));
+        let Poll::Ready(Ok(count)) = poll_once(&self.waker, peek) else { return false };
+        bytes.truncate(kept + count);
+        let (mut scan, mut from) = (self.scan.clone(), 0);
+        loop {
+            match scan.step(&bytes[from..], limits) {
+                Ok(Scanned::Message(end)) => from += end,
+                Ok(Scanned::Command(body)) if bytes[from + body.start..].starts_with(PING) => {
+                    return true;
+                }
+                Ok(Scanned::Command(_)) => {}
+                Ok(Scanned::Partial(_)) | Err(_) => return false,
+            }
+        }
+    }
+
+    /// Notes that a PING was seen at `now`.
+    pub fn saw_ping(&mut self, now: Instant) {
+        let interval = now.saturating_duration_since(self.ping_at);
+        self.ping_interval = Some(self.ping_interval.map_or(interval, |it| it.min(interval)));
+        self.ping_at = now;
+        self.knows_ping = true;
     }
 
     /// Whether complete messages are left that an earlier turn read but did not hand out.
@@ -460,7 +581,8 @@ impl Peer {
     #[inline]
     pub fn queue(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant, label: u32) -> usize {
         if self.out.is_empty() {
-            self.moved_at = read_at.max(self.moved_at);
+            // The request may have waited for its turn, but the reply begins to wait now.
+            self.moved_at = read_at.max(self.moved_at).max(self.read_at);
         }
         self.out.push_reply(frames, read_at, label)
     }
@@ -487,6 +609,12 @@ impl Peer {
     /// of its requests are in flight.
     pub fn is_paused(&self) -> bool {
         self.is_busy || self.is_behind()
+    }
+
+    /// Whether its requests must wait. `is_full` says that the limit for all peers is reached. It
+    /// does not apply to monitors: a busy server would fail their checks and be restarted.
+    pub fn must_wait(&self, is_full: bool) -> bool {
+        self.is_busy || (is_full && self.is_client)
     }
 
     /// Whether so many replies are waiting that the peer is not read from.

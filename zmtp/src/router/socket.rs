@@ -30,11 +30,11 @@ use tracing::debug;
 
 use super::busy_poll::BusyPoll;
 use super::clock::Clock;
-use super::limits::{ALLOWANCE, Limits};
+use super::limits::{ALLOWANCE, Limits, MESSAGES};
 use super::peer::{Peer, Read, State};
 use super::places::Places;
 use super::progress::Meter;
-use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Turns};
+use super::ready::{Bell, CLOCK, LISTENER, ReadyList, Token, Turns};
 use crate::event::{Event, Observer, Totals};
 use crate::message::Message;
 use crate::proto::command::{self, Command};
@@ -46,11 +46,6 @@ use crate::reason::Reason;
 /// Maximum size of one turn's read: almost four messages of 64 KiB. Half of it would halve the
 /// throughput of such messages, because a partial message at the end is copied.
 const READ: usize = 256 << 10;
-
-/// Maximum number of messages in one turn. They take well under 0.1 ms, and the turn's two system
-/// calls are small in comparison. A peer that floods the socket with tiny messages gets neither
-/// more turns than others nor longer ones.
-const MESSAGES: usize = 512;
 
 /// Replies are written before the batch is done once this many bytes are queued.
 const WRITE: usize = READ;
@@ -82,7 +77,8 @@ pub struct PeerId {
 pub struct Origin {
     /// The connection.
     pub peer: PeerId,
-    /// When the message was read. A reply's latency is measured from here.
+    /// When the last bytes of the message were read, however long it has waited for its turn since
+    /// then. A reply's latency is measured from here.
     pub read_at: Instant,
     /// Whether the peer is a monitor on this host (see [`Router::with_monitors`]).
     pub is_monitor: bool,
@@ -173,7 +169,8 @@ pub struct Router<O> {
     /// Requests in flight, and the bytes that they hold.
     in_flight: usize,
     in_flight_bytes: usize,
-    /// Whether no peer is read from until some of these are answered, and whose turns are due then.
+    /// Whether no client is read from until some of these are answered, and whose turns are due
+    /// then, in order.
     is_full: bool,
     unread: Turns,
     abandoned: Vec<PeerId>,
@@ -199,6 +196,8 @@ struct Batch {
     /// The messages and commands taken from it, and how many of them are commands.
     taken: usize,
     commands: usize,
+    /// How many may be taken in this turn.
+    most: usize,
     /// Replies are written once this many bytes are queued.
     write_at: usize,
 }
@@ -466,7 +465,7 @@ impl<O: Observer> Router<O> {
     fn next_of_turns(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
         for _ in 0..TURNS {
             self.ready.take(&mut self.turns);
-            match self.turns.pop()? {
+            match self.next_turn()? {
                 LISTENER => self.accept(),
                 CLOCK => self.expire(),
                 slot => self.visit(slot),
@@ -479,6 +478,18 @@ impl<O: Observer> Router<O> {
         None
     }
 
+    /// The next turn that is due. Peers that have waited for room come first. Otherwise a peer
+    /// with a turn of its own would take each place that becomes free, before they have had any.
+    fn next_turn(&mut self) -> Option<Token> {
+        let waiting = if self.is_full { None } else { self.unread.pop() };
+        waiting.or_else(|| self.turns.pop())
+    }
+
+    /// Whether a turn is due now.
+    fn has_turn(&self) -> bool {
+        !self.turns.is_empty() || (!self.is_full && !self.unread.is_empty())
+    }
+
     /// The next message of the batch. Without one, the batch is done.
     #[inline(always)]
     fn next_of_batch(&mut self, frames: &mut VecDeque<Bytes>) -> Option<Origin> {
@@ -486,7 +497,7 @@ impl<O: Observer> Router<O> {
         let slot = batch.slot();
         let peer = &mut self.peers[slot];
         let reason = loop {
-            if batch.taken == MESSAGES && !batch.bytes.is_empty() {
+            if batch.taken == batch.most && !batch.bytes.is_empty() {
                 self.end_batch(0);
                 return None;
             }
@@ -545,8 +556,11 @@ impl<O: Observer> Router<O> {
         // the rest is copied, because the whole buffer would stay allocated and charged. A slice
         // of the scratch buffer is copied in any case.
         peer.partial = if bytes.len() < whole / 2 { bytes.to_vec() } else { bytes.into() };
-        peer.ahead = peer.ahead.min(peer.partial.len());
-        peer.track_message(taken > commands, origin.read_at);
+        if peer.ahead > 0 {
+            peer.keep_ahead(peer.ahead.min(peer.partial.len()));
+        }
+        peer.kept_at = origin.read_at;
+        peer.track_message(taken > commands, peer.read_at);
         let flushed = self.flush(slot);
         let peer = &mut self.peers[slot];
         self.spare = if peer.out.is_empty() {
@@ -600,15 +614,16 @@ impl<O: Observer> Router<O> {
         if peer.is_behind() || peer.ended.is_some() || (self.closing && !half_closed) {
             return Ok(());
         }
-        if (peer.is_busy || self.is_full) && !shaking {
+        if peer.must_wait(self.is_full) && !shaking {
             return self.read_ahead(slot);
         }
-        if !peer.has_messages() {
-            peer.ahead = 0;
+        if !peer.has_messages() && peer.ahead > 0 {
+            peer.keep_ahead(0);
         }
         let messages = if self.in_flight == 0 { MESSAGES } else { self.room_for_requests(slot) };
         let peer = &mut self.peers[slot];
-        let (kept, received) = (peer.has_messages(), peer.received);
+        let received = peer.received;
+        let kept = peer.has_messages().then(|| peer.next_kept(&self.message_limits));
         let (mut bytes, own) = match peer.poll_read(&mut self.scratch, READ, messages) {
             Poll::Pending => return Ok(()),
             Poll::Ready(Err(error)) => return Err(Reason::of(&error)),
@@ -628,10 +643,10 @@ impl<O: Observer> Router<O> {
             Poll::Ready(Ok(Read::More)) => (Bytes::new(), true),
             Poll::Ready(Ok(Read::Batch { bytes, own })) => (bytes, own),
         };
-        if !kept {
+        let (read_at, most) = kept.unwrap_or_else(|| {
             peer.heard(Instant::now(), (peer.received - received) as usize);
-        }
-        let read_at = peer.read_at;
+            (peer.read_at, None)
+        });
         match peer.state {
             State::Refused(_) => return Ok(()),
             State::Established | State::HalfClosed => {}
@@ -640,9 +655,9 @@ impl<O: Observer> Router<O> {
         if !bytes.is_empty() {
             let whole = bytes.len();
             let taken = 0;
-            let alone = self.turns.is_empty() && whole >= HALVED;
+            let alone = !self.has_turn() && whole >= HALVED;
             let write_at = if alone { WRITE.min(whole / 2) } else { WRITE };
-            let commands = 0;
+            let (commands, most) = (0, most.map_or(MESSAGES, |most| most.min(MESSAGES)));
             let peer = &self.peers[slot];
             let origin = Origin {
                 peer: PeerId { slot, generation: peer.generation },
@@ -650,7 +665,8 @@ impl<O: Observer> Router<O> {
                 is_monitor: !peer.is_client,
                 label: 0,
             };
-            self.begin_batch(Batch { origin, bytes, own, whole, taken, commands, write_at });
+            let batch = Batch { origin, bytes, own, whole, taken, commands, most, write_at };
+            self.begin_batch(batch);
         }
         Ok(())
     }
@@ -741,12 +757,12 @@ impl<O: Observer> Router<O> {
         let peer = &self.peers[slot];
         // A closing socket reads again once the peer has its replies.
         let reads = !self.closing || matches!(peer.state, State::HalfClosed);
-        let waits = peer.is_busy || self.is_full;
+        let waits = peer.must_wait(self.is_full);
         let readable = reads
             && !peer.is_behind()
             && peer.ended.is_none()
             && if waits { peer.can_read_ahead() && peer.has_unread() } else { peer.is_readable() };
-        if self.is_full {
+        if self.is_full && peer.is_client {
             self.unread.push(slot);
         }
         if readable {
@@ -853,10 +869,10 @@ impl<O: Observer> Router<O> {
         if let Some(origin) = self.next_published(frames) {
             return Poll::Ready(origin);
         }
-        if self.turns.is_empty() {
-            self.ready.wake_next(cx.waker());
-        } else {
+        if self.has_turn() {
             cx.waker().wake_by_ref();
+        } else {
+            self.ready.wake_next(cx.waker());
         }
         Poll::Pending
     }
@@ -914,7 +930,7 @@ fn obey(peer: &mut Peer, body: &[u8], is_last: bool) -> Result<(), Reason> {
                 peer.moved_at = peer.read_at;
             }
             peer.ttl = ttl.filter(|_| is_last);
-            peer.knows_ping = true;
+            peer.saw_ping(peer.read_at);
             if !matches!(peer.state, State::HalfClosed) {
                 peer.out.push_bytes(|out| command::encode_pong(out, context));
             }

@@ -1,9 +1,10 @@
 //! Requests that are answered later delay only the peers that sent them.
 
-use std::io::Write;
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zmtp::Message;
 use zmtp::router::{ALLOWANCE, Limits, Origin, Router};
@@ -70,7 +71,7 @@ fn a_peer_with_many_requests_in_flight_waits_and_others_do_not() {
 }
 
 #[test]
-fn at_the_limit_for_all_peers_no_peer_is_read_until_there_is_room() {
+fn at_the_limit_for_all_peers_no_client_is_read_until_there_is_room() {
     on_runtime(async {
         let (mut socket, address, _) = bound(LIMITS);
         let mut clients = Vec::new();
@@ -94,6 +95,84 @@ fn at_the_limit_for_all_peers_no_peer_is_read_until_there_is_room() {
                 raw::read_frame(client);
             }
         }
+    });
+}
+
+#[test]
+fn a_monitor_is_read_at_the_limit_for_all_peers() {
+    on_runtime(async {
+        let (socket, address, _) = bound(LIMITS);
+        let mut socket = socket.with_monitors(b"monitor");
+        let mut monitor = dealer_of(&mut socket, address, b"monitor 1").await;
+        let mut clients = Vec::new();
+        for identity in [b"a", b"b", b"c"] {
+            clients.push(dealer_of(&mut socket, address, identity).await);
+        }
+        clients.iter_mut().zip('a'..).for_each(|(client, letter)| pipeline(client, letter, 3));
+        let mut requests = Vec::new();
+        hold_all(&mut socket, &mut requests).await;
+        assert_eq!(requests.len(), LIMITS.in_flight);
+        for number in 0..3_u8 {
+            monitor.write_all(&raw::frame(&[number], false)).unwrap();
+            let mut message = Message::default();
+            let origin = socket.recv_from(&mut message).await;
+            assert!(origin.is_monitor, "a request over the limit was taken");
+            socket.send_to(&origin, &mut message).unwrap();
+            assert!(poll(&mut socket).await.is_none(), "a request over the limit was taken");
+            assert_eq!(raw::read_frame(&mut monitor).1, [number]);
+        }
+    });
+}
+
+#[test]
+fn at_the_limit_for_all_peers_clients_take_turns() {
+    const CLIENTS: usize = 10;
+    on_runtime(async {
+        let limits = Limits { in_flight_per_peer: LIMITS.in_flight, ..LIMITS };
+        let (mut socket, address, _) = bound(limits);
+        flood(&mut socket, address, CLIENTS, 64).await;
+        let mut requests = Vec::new();
+        let (mut taken, mut rounds_at) = (HashMap::new(), None);
+        for number in 0.. {
+            hold(&mut socket, &mut requests, LIMITS.in_flight).await;
+            assert!(poll(&mut socket).await.is_none(), "a request over the limit was taken");
+            let (newest, _) = requests.last().unwrap();
+            *taken.entry(newest.peer).or_insert(0) += 1;
+            // Once every client has sent something, the turns are counted.
+            if rounds_at.is_none() && taken.len() == CLIENTS {
+                rounds_at = Some(number);
+                taken.clear();
+            }
+            if rounds_at.is_some_and(|at| number == at + 10 * CLIENTS) {
+                break;
+            }
+            answer(&mut socket, &mut requests);
+        }
+        assert!(taken.values().all(|turns| (8..=12).contains(turns)), "uneven turns: {taken:?}");
+    });
+}
+
+#[test]
+fn a_client_that_reaches_both_limits_is_read_again_once_there_is_room() {
+    on_runtime(async {
+        let (mut socket, address, _) = bound(LIMITS);
+        let mut client = dealer_of(&mut socket, address, b"client").await;
+        let mut other = dealer_of(&mut socket, address, b"other").await;
+        pipeline(&mut client, 'c', 9);
+        let mut requests = Vec::new();
+        hold_all(&mut socket, &mut requests).await;
+        assert_eq!(requests.len(), LIMITS.in_flight_per_peer);
+        // One request of the other client takes all the memory that requests in flight may take.
+        pipeline(&mut other, 'o', 1);
+        let mut message = Message::default();
+        let large = socket.recv_from(&mut message).await;
+        socket.hold(&large, LIMITS.buffer_bytes / 2);
+        // The client is below its own limit before there is room. No reply wakes it.
+        let (origin, request) = requests.remove(0);
+        socket.release(&origin, request.bytes());
+        assert!(poll(&mut socket).await.is_none(), "a request over the limit was taken");
+        socket.release(&large, LIMITS.buffer_bytes / 2);
+        hold(&mut socket, &mut requests, LIMITS.in_flight_per_peer).await;
     });
 }
 
@@ -127,6 +206,60 @@ fn the_requests_of_a_disconnected_peer_are_no_longer_in_flight() {
 }
 
 #[test]
+fn a_release_of_a_request_that_is_not_held_has_no_effect() {
+    on_runtime(async {
+        let (mut socket, address, counts) = bound(LIMITS);
+        let mut client = dealer_of(&mut socket, address, b"client").await;
+        pipeline(&mut client, 'c', 2);
+        let mut requests = Vec::new();
+        hold_all(&mut socket, &mut requests).await;
+        // The first one is released with a wrong size, and both are released twice.
+        socket.release(&requests[0].0, 1 << 20);
+        for (origin, request) in requests.iter().chain(&requests) {
+            socket.release(origin, request.bytes());
+        }
+        assert!(poll(&mut socket).await.is_none());
+        assert_eq!(counts.get().buffered_bytes, 0);
+        // The limits are those of before.
+        requests.clear();
+        pipeline(&mut client, 'd', 9);
+        hold_all(&mut socket, &mut requests).await;
+        assert_eq!(requests.len(), LIMITS.in_flight_per_peer);
+    });
+}
+
+#[test]
+fn a_waiting_request_keeps_the_time_at_which_it_was_read() {
+    on_runtime(async {
+        let (mut socket, address, _) = bound(LIMITS);
+        let mut client = dealer_of(&mut socket, address, b"client").await;
+        let (mut requests, mut read_by) = (Vec::new(), HashMap::new());
+        let mut before = Instant::now();
+        // The requests of each letter arrive together. Half of the first ones are read while there
+        // is room, and all others wait. A PING is between them, and removed.
+        for letter in 'a'..='d' {
+            pipeline(&mut client, letter, 8);
+            client.write_all(&raw::command(b"\x04PING\0\0")).unwrap();
+            hold_all(&mut socket, &mut requests).await;
+            read_by.insert(letter, (before, Instant::now()));
+            before = Instant::now();
+        }
+        let mut count = 0;
+        while !requests.is_empty() {
+            let read_at = requests[0].0.read_at;
+            let payload = answer(&mut socket, &mut requests);
+            let (from, until) = read_by[&char::from(payload[0])];
+            let payload = String::from_utf8(payload).unwrap();
+            assert!(from <= read_at, "{payload} is dated {:?} too early", from - read_at);
+            assert!(read_at <= until, "{payload} is dated {:?} too late", read_at - until);
+            hold_all(&mut socket, &mut requests).await;
+            count += 1;
+        }
+        assert_eq!(count, 4 * 8);
+    });
+}
+
+#[test]
 fn a_peer_with_waiting_requests_gets_its_pongs_and_loses_nothing() {
     on_runtime(async {
         let (mut socket, address, counts) = bound(LIMITS);
@@ -139,12 +272,12 @@ fn a_peer_with_waiting_requests_gets_its_pongs_and_loses_nothing() {
         let between = [raw::command(b"\x04PING\0\0one"), raw::frame(b"c9", false)];
         client.write_all(&between.concat()).unwrap();
         hold_all(&mut socket, &mut requests).await;
-        assert_eq!(raw::read_frame(&mut client).1, b"\x04PONGone");
+        assert_eq!(next_frame(&mut client), b"\x04PONGone");
         let within =
             [raw::frame(b"d", true), raw::command(b"\x04PING\0\0two"), raw::frame(b"0", false)];
         client.write_all(&within.concat()).unwrap();
         hold_all(&mut socket, &mut requests).await;
-        assert_eq!(raw::read_frame(&mut client).1, b"\x04PONGtwo");
+        assert_eq!(next_frame(&mut client), b"\x04PONGtwo");
         assert_eq!(requests.len(), LIMITS.in_flight_per_peer, "a request over the limit was taken");
         let mut answered = Vec::new();
         while !requests.is_empty() {
@@ -154,11 +287,21 @@ fn a_peer_with_waiting_requests_gets_its_pongs_and_loses_nothing() {
         let expected = (0..10).map(|n| format!("c{n}").into_bytes()).chain([b"d".to_vec()]);
         assert_eq!(answered, expected.collect::<Vec<_>>());
         for _ in 0..10 {
-            raw::read_frame(&mut client);
+            next_frame(&mut client);
         }
-        assert_eq!(raw::read_message(&mut client), [b"d", b"0"]);
+        assert_eq!([next_frame(&mut client), next_frame(&mut client)], [b"d", b"0"]);
         assert_eq!(counts.get().buffered_bytes, 0);
     });
+}
+
+/// The body of the next frame that is not a heartbeat of the server's own.
+fn next_frame(client: &mut TcpStream) -> Vec<u8> {
+    loop {
+        let (_, body) = raw::read_frame(client);
+        if body != b"\x04PONG" {
+            return body;
+        }
+    }
 }
 
 /// Waits until the client has its next `count` PONGs. Other frames may come before them.
@@ -188,6 +331,27 @@ fn a_peer_with_waiting_requests_gets_its_pongs_however_many_there_are() {
         let count = 2 * ALLOWANCE / ping.len();
         client.write_all(&ping.repeat(count)).unwrap();
         read_pongs(&mut socket, &client, count).await;
+    });
+}
+
+#[test]
+fn a_client_whose_pings_are_unread_gets_pongs_and_one_that_sent_none_gets_nothing() {
+    on_runtime(async {
+        let (mut socket, address, _) = bound(LIMITS);
+        // More than is read ahead, and less than the kernel takes.
+        let requests = raw::frame(&[7; 200], false).repeat(100);
+        let mut other = dealer_of(&mut socket, address, b"other").await;
+        other.write_all(&requests).unwrap();
+        hold(&mut socket, &mut Vec::new(), LIMITS.in_flight_per_peer).await;
+        let mut client = dealer_of(&mut socket, address, b"client").await;
+        client.write_all(&requests).unwrap();
+        client.write_all(&raw::command(b"\x04PING\0\0")).unwrap();
+        hold(&mut socket, &mut Vec::new(), LIMITS.in_flight - LIMITS.in_flight_per_peer).await;
+        // Each is more than the one PING asks for.
+        read_pongs(&mut socket, &client, 3).await;
+        other.set_nonblocking(true).unwrap();
+        let read = other.read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(read, Err(ErrorKind::WouldBlock), "a peer that sent no PING got something");
     });
 }
 

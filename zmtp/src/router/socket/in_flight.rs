@@ -2,8 +2,8 @@
 //!
 //! The caller reports which requests are not answered yet with [`Router::hold`] and
 //! [`Router::release`]. A peer with too many of them is not read from, like a slow reader. With
-//! too many of all peers together, no peer is read from. Further requests then wait in the kernel
-//! and at the clients, because TCP makes them wait.
+//! too many of all peers together, no client is read from, and when there is room, they take turns.
+//! Further requests then wait in the kernel and at the clients, because TCP makes them wait.
 //!
 //! So a slow service does not fill the pool. Requests in flight may hold half of what everything
 //! else leaves of it. While there are some, a turn reads no more than it can hand out, because the
@@ -13,17 +13,18 @@ use std::any::Any;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::{MESSAGES, Origin, PeerId, Router, obey};
+use super::{Origin, PeerId, Router, obey};
 use crate::event::Observer;
 use crate::reason::Reason;
+use crate::router::limits::MESSAGES;
 use crate::router::peer::Peer;
 
 /// What a held request costs in addition to its bytes.
 const REQUEST: usize = 256;
 
 impl<O: Observer> Router<O> {
-    /// Counts a request as in flight: it is not answered yet, and `bytes` of it are kept. They
-    /// count towards the pool. Call this before you receive the next message.
+    /// Counts a request as in flight: it is not answered yet, and `bytes` of memory are kept for it.
+    /// They count towards the pool. Call this before you receive the next message.
     pub fn hold(&mut self, request: &Origin, bytes: usize) {
         let Some(peer) = self.peer_mut(request.peer) else { return };
         peer.in_flight += 1;
@@ -33,14 +34,20 @@ impl<O: Observer> Router<O> {
         self.limit_in_flight(request.peer.slot);
     }
 
-    /// Call this when the request has been answered or abandoned, with the same `bytes`. Has no
-    /// effect if its connection has ended.
+    /// Call this once when the request has been answered or abandoned, with the same `bytes`. Has
+    /// no effect if its connection has ended, or has no request in flight.
     pub fn release(&mut self, request: &Origin, bytes: usize) {
-        let Some(peer) = self.peer_mut(request.peer) else { return };
+        let Some(peer) = self.peer_mut(request.peer).filter(|peer| peer.in_flight > 0) else {
+            return;
+        };
         peer.in_flight -= 1;
-        peer.in_flight_bytes -= bytes + REQUEST;
+        // All that is left, if this was the last one. So a wrong size cannot stay in the accounts.
+        let is_last = peer.in_flight == 0;
+        let left = peer.in_flight_bytes;
+        let bytes = if is_last { left } else { left.min(bytes + REQUEST) };
+        peer.in_flight_bytes -= bytes;
         self.in_flight -= 1;
-        self.in_flight_bytes -= bytes + REQUEST;
+        self.in_flight_bytes -= bytes;
         self.limit_in_flight(request.peer.slot);
     }
 
@@ -66,16 +73,17 @@ impl<O: Observer> Router<O> {
         let peer = &mut self.peers[slot];
         let is_busy = peer.in_flight >= self.limits.in_flight_per_peer;
         let was_busy = std::mem::replace(&mut peer.is_busy, is_busy);
-        if is_busy || self.is_full {
-            // Messages that were read but not handed out stay with the peer.
-            if self.batch.as_ref().is_some_and(|batch| batch.slot() == slot) {
-                self.end_batch(0);
-            }
-        } else if was_busy {
+        if was_busy && !is_busy {
             if peer.paused_at.is_some() {
                 peer.pause_or_resume(Instant::now());
             }
-            self.turns.push(slot);
+            let turns = if self.is_full { &mut self.unread } else { &mut self.turns };
+            turns.push(slot);
+        }
+        // Messages that were read but not handed out stay with the peer.
+        let has_batch = self.batch.as_ref().is_some_and(|batch| batch.slot() == slot);
+        if has_batch && (is_busy || self.is_full) {
+            self.end_batch(0);
         }
     }
 
@@ -99,37 +107,29 @@ impl<O: Observer> Router<O> {
             .clamp(1, MESSAGES)
     }
 
-    /// Updates whether there is room for more requests of all peers together. When there is room
-    /// again, the waiting peers get their turns.
+    /// Updates whether there is room for more requests of all peers together. While there is, the
+    /// waiting peers have their turns: see [`Self::next_turn`].
     pub(super) fn check_room(&mut self) {
         // With none in flight nothing would make room.
-        let is_full = self.in_flight > 0
+        self.is_full = self.in_flight > 0
             && (self.in_flight >= self.limits.in_flight
                 || self.in_flight_bytes >= self.most_in_flight());
-        if std::mem::replace(&mut self.is_full, is_full) && !is_full {
-            while let Some(slot) = self.unread.pop() {
-                self.turns.push(slot);
-            }
-        }
     }
 
     /// Looks for PINGs behind waiting requests. A client that gets no PONG would disconnect.
     pub(super) fn read_ahead(&mut self, slot: usize) -> Result<(), Reason> {
-        if self.is_full {
-            self.unread.push(slot);
-        }
         let peer = &mut self.peers[slot];
         if !peer.can_read_ahead() {
             return Ok(());
         }
-        match peer.poll_read_ahead() {
+        let now = match peer.poll_read_ahead() {
             Poll::Pending => return Ok(()),
             Poll::Ready(Err(error)) => return Err(Reason::of(&error)),
             // The peer has left, so nobody waits for replies to these requests.
-            Poll::Ready(Ok(false)) => return Err(Reason::Closed),
-            Poll::Ready(Ok(true)) => {}
-        }
-        peer.heard(Instant::now(), 0);
+            Poll::Ready(Ok(None)) => return Err(Reason::Closed),
+            Poll::Ready(Ok(Some(now))) => now,
+        };
+        peer.heard(now, 0);
         for ping in peer.take_pings(&self.message_limits) {
             obey(peer, &ping, true)?;
         }
