@@ -2,19 +2,11 @@
 
 use std::process::ExitCode;
 
-use zmq_echo::server;
 use zmq_echo::service::Echo;
-use zmq_echo::simulation::{EchoConfig, SimulatedEcho};
+use zmq_echo::simulation;
 
+/// The echo, with the flags that simulate work and faults. For a service of your own, call
+/// `zmq_echo::server::main` instead, which has only the flags of every server.
 fn main() -> ExitCode {
-    let config = EchoConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    let EchoConfig { server, simulation } = config;
-    if !simulation.is_on() {
-        return server::main_with(&server, None, || Ok(Echo));
-    }
-    let switches = simulation.switches();
-    let (work, threads) = (simulation.work(), simulation.work_threads.get() as usize);
-    server::main_with(&server, switches.clone(), || {
-        Ok(SimulatedEcho::new(work, threads, switches.clone().unwrap_or_default())?)
-    })
+    simulation::main(|| Ok(Echo))
 }

@@ -2,6 +2,9 @@
 //!
 //!     COUNTER_DB=/tmp/counter.db cargo run --example counter
 //!     python3 examples/client.py tcp://127.0.0.1:5555 apples
+//!
+//! To copy it into `bin/`, move `rusqlite` in `Cargo.toml` from the development dependencies to the
+//! dependencies.
 
 use std::io;
 use std::path::PathBuf;

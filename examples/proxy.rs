@@ -4,6 +4,9 @@
 //!     python3 examples/client.py tcp://127.0.0.1:5555 /path
 //!
 //! tower's layers wrap the work, here with a concurrency limit and a timeout.
+//!
+//! To copy it into `bin/`, move `tower` in `Cargo.toml` from the development dependencies to the
+//! dependencies, and add the features `client-legacy` and `http1` to `hyper-util` there.
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -13,7 +13,7 @@ use zmq_echo::log::{self, LogFormat};
 mod support;
 
 use support::{
-    DEADLINE, EVERY_RECORD, POD, PROBE, Process, SERVER, command, get, raw, sample, scrape,
+    DEADLINE, EVERY_RECORD, POD, PROBE, Process, TEST_SERVER, command, get, raw, sample, scrape,
     wait_until,
 };
 
@@ -81,7 +81,7 @@ impl Collector {
 }
 
 fn server() -> Command {
-    let mut server = command(SERVER);
+    let mut server = command(&TEST_SERVER);
     server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
     server.args(["--log-level", EVERY_RECORD]);
     server.envs(POD.map(|(variable, _, value)| (variable, value)));

@@ -58,6 +58,8 @@ enum Behaviour {
     StallsOnce,
     /// Replies with another last byte.
     Alters,
+    /// Replies with another frame at the end.
+    AddsFrame,
     /// Never replies.
     IsSilent,
 }
@@ -88,6 +90,11 @@ async fn serve(mut socket: RouterSocket, behaviour: Behaviour) {
                 match behaviour {
                     Behaviour::Delays(delay) => replies.push_back((now + delay, message)),
                     Behaviour::Alters => replies.push_back((now, altered(message))),
+                    Behaviour::AddsFrame => {
+                        let mut reply = message;
+                        reply.push_back("more".into());
+                        replies.push_back((now, reply));
+                    }
                     Behaviour::IsSilent => {}
                     Behaviour::StallsOnce => {
                         if now >= *stall.get_or_insert(now + Duration::from_secs(1)) {
@@ -246,6 +253,15 @@ fn an_altered_reply_fails_the_run_unless_failures_are_allowed() {
     assert_eq!(run["failures"].as_array().unwrap().len(), 1);
     result(1, &[&args[..], &["--max-failures", "99"]].concat());
     result(0, &[&args[..], &["--max-failures", "100"]].concat());
+}
+
+#[test]
+fn a_reply_of_several_frames_fails_at_once_with_its_own_reason() {
+    let endpoint = server_with(Behaviour::AddsFrame);
+    let run = result(1, &[&endpoint, "--rate", "100", "--duration", "200ms", "--expect", "any"]);
+    assert_eq!((number(&run["answered"]), number(&run["failed"])), (0.0, 20.0), "{run}");
+    assert_eq!(run["failures"][0]["kind"], "not_one_frame", "{run}");
+    assert_eq!(number(&run["retried"]), 0.0, "{run}");
 }
 
 #[test]

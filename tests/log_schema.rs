@@ -16,7 +16,7 @@ use serde_json::Value as Json;
 pub use self::documented::assert_documented;
 use self::documented::{LOGS, Records, SECTIONS, documented, documented_in, types};
 use crate::support::tables::table_of;
-use crate::support::{EVERY_RECORD, POD, SERVER, Server, command, raw};
+use crate::support::{EVERY_RECORD, POD, Server, TEST_SERVER, command, raw};
 
 /// Checks that a record in text form is documented. Only names are checked, because values in text
 /// have no types.
@@ -186,7 +186,7 @@ fn record(arguments: &str) -> (String, BTreeSet<String>) {
 fn every_record_of_a_servers_life_is_documented() {
     // Too few open files for the peer limit.
     let mut shell = command("sh");
-    shell.args(["-c", "ulimit -n 400; exec \"$0\" \"$@\"", SERVER]);
+    shell.args(["-c", "ulimit -n 400; exec \"$0\" \"$@\"", &TEST_SERVER]);
     shell.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
     shell.args(["--log-level", EVERY_RECORD, "--drain-quiet", "100ms"]);
     shell.envs(POD.map(|(variable, _, value)| (variable, value)));

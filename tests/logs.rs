@@ -8,7 +8,7 @@ use zmq_echo::log::{self, LogFormat};
 
 use crate::log_schema::assert_documented;
 use crate::support::{
-    DEADLINE, EVERY_RECORD, Process, SERVER, Server, command, raw, sample, scrape, wait_until,
+    DEADLINE, EVERY_RECORD, Process, Server, TEST_SERVER, command, raw, sample, scrape, wait_until,
 };
 
 /// Identities and payloads that would break a careless log.
@@ -52,7 +52,7 @@ fn every_line_is_one_json_record_whatever_a_peer_sends() {
 
 #[test]
 fn every_line_is_one_text_record_whatever_a_peer_sends() {
-    let mut server = command(SERVER);
+    let mut server = command(&TEST_SERVER);
     server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
     server.args(["--log-level", EVERY_RECORD, "--log-format", "text"]);
     let mut child = Process::spawn(&mut server);
@@ -98,7 +98,7 @@ fn at_the_default_level_untrusted_peers_cannot_trigger_log_lines() {
 
 #[test]
 fn if_nobody_reads_stdout_records_are_dropped_but_echoes_go_on() {
-    let mut server = command(SERVER);
+    let mut server = command(&TEST_SERVER);
     server.args([
         "--log-level",
         EVERY_RECORD,
@@ -148,7 +148,7 @@ fn an_error_at_the_start_is_one_record_that_names_what_failed() {
         let mut whole: Vec<&str> =
             free.chunks(2).filter(|pair| pair[0] != args[0]).flatten().copied().collect();
         whole.extend(&args);
-        let output = command(SERVER).args(&whole).output().unwrap();
+        let output = command(&TEST_SERVER).args(&whole).output().unwrap();
         let stdout = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stdout}");
         let record: Json = serde_json::from_str(stdout.trim())
@@ -163,7 +163,7 @@ fn an_error_at_the_start_is_one_record_that_names_what_failed() {
 #[test]
 fn the_reason_for_exiting_is_printed_even_with_logging_off() {
     for filter in ["off", "hyper=debug"] {
-        let output = command(SERVER)
+        let output = command(&TEST_SERVER)
             .args(["--log-level", filter, "--bind", "tcp://192.0.2.1:5555"])
             .output()
             .unwrap();

@@ -7,6 +7,7 @@ mod busy_poll;
 mod client;
 mod config;
 mod conformance;
+mod connections;
 mod discovery;
 mod drain;
 mod echo;

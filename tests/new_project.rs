@@ -120,7 +120,7 @@ fn a_new_project_has_its_own_name_everywhere_and_cargo_accepts_it() {
         let text = |path: &str| fs::read_to_string(project.join(path)).unwrap();
         let expected = [
             ("Cargo.toml", format!("name = \"{name}-server\"")),
-            ("bin/server.rs", format!("use {snake}::server;")),
+            ("bin/server.rs", format!("use {snake}::simulation;")),
             ("docs/configuration.md", format!("`{}_BIND`", snake.to_uppercase())),
             ("docs/metrics.md", format!("`{snake}_requests_total`")),
             ("k8s/base/service.yaml", format!("name: {name}-headless")),

@@ -16,10 +16,11 @@ use zmq_echo::service::health::{Health, Phase};
 use zmq_echo::service::poll_loop::{self, Report, Settings};
 use zmq_echo::service::rejection::{CHECK, ERROR};
 use zmq_echo::service::termination::TerminationSocket;
-use zmq_echo::service::{Answer, Echo, Rejection, Request, Service};
+use zmq_echo::service::{Answer, Rejection, Request, Service};
 use zmtp::Message;
 use zmtp::router::{Closed, Router};
 
+use crate::support::test_echo::TestEcho;
 use crate::support::{DEADLINE, dealer, message, raw, receive, runtime};
 
 pub struct Loop {
@@ -150,7 +151,7 @@ fn checks_are_answered_without_the_service_and_other_reserved_payloads_are_rejec
 
 #[tokio::test]
 async fn closing_the_other_end_of_the_termination_socket_ends_the_loop() {
-    let running = start(|| Echo);
+    let running = start(|| TestEcho);
     drop(running.termination);
     let (ended, end) = mpsc::channel();
     thread::spawn(move || ended.send(running.thread.join().unwrap()));

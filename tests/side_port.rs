@@ -23,7 +23,7 @@ use zmq_echo::version::{REVISION, VERSION};
 use zmtp::Reason;
 
 use crate::support::{
-    SERVER, Server, command, echo, get, message, raw, request, sample, wait_until,
+    Server, TEST_SERVER, command, echo, get, message, raw, request, sample, wait_until,
 };
 
 /// Every series of the service except those by reason, with its documented type.
@@ -357,7 +357,7 @@ fn the_instance_name_on_the_page_is_escaped() {
 
 #[test]
 fn the_page_names_the_pod_if_the_environment_does() {
-    let mut server = command(SERVER);
+    let mut server = command(&TEST_SERVER);
     server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
     server.env(POD_NAME, "quotes-5b8f-x2x4z");
     let server = Server::spawn(server);

@@ -21,9 +21,14 @@ pub mod relay;
 pub mod shell;
 #[path = "support/tables.rs"]
 pub mod tables;
+#[path = "support/test_echo.rs"]
+#[allow(dead_code, reason = "not every test binary runs a loop of its own")]
+pub mod test_echo;
 #[path = "support/waiting.rs"]
 mod waiting;
 
+#[allow(unused_imports, reason = "not every test binary starts a server of its own")]
+pub use built::TEST_SERVER;
 #[allow(unused_imports, reason = "not every test binary opens many files")]
 pub use open_files::raise_open_files;
 #[allow(unused_imports, reason = "not every test binary waits in a runtime")]
@@ -43,6 +48,8 @@ use tokio::time::timeout;
 use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use zmq_echo::log::PLACE;
 
+/// The server that you make your own. Only the tests of its service and of the program itself, such
+/// as its flags, start it. All others start [`TEST_SERVER`].
 pub const SERVER: &str = env!("CARGO_BIN_EXE_zmq-echo-server");
 pub const PROBE: &str = env!("CARGO_BIN_EXE_zmq-echo-probe");
 
@@ -123,13 +130,21 @@ pub struct Server {
 }
 
 impl Server {
+    /// Starts the tests' own echo server.
     pub fn start(args: &[&str]) -> Self {
         Self::start_on("tcp://127.0.0.1:0", args)
     }
 
     pub fn start_on(endpoint: &str, args: &[&str]) -> Self {
-        let mut server = command(SERVER);
+        let mut server = command(&TEST_SERVER);
         server.args(["--bind", endpoint, "--http", "127.0.0.1:0"]).args(args);
+        Self::spawn(server)
+    }
+
+    /// Starts `zmq-echo-server`, for a test of its service.
+    pub fn start_real() -> Self {
+        let mut server = command(SERVER);
+        server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
         Self::spawn(server)
     }
 

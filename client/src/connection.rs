@@ -365,6 +365,10 @@ impl Session<'_> {
                 self.alive = true;
                 self.connection.settled.push(ticket, Attempt::Rejected(Box::new(rejection)));
             }
+            Arrival::NotOneFrame(ticket, frames) => {
+                self.alive = true;
+                self.connection.settled.push(ticket, Attempt::NotOneFrame(frames));
+            }
             Arrival::Late => {
                 self.alive = true;
                 metrics.late_replies.inc();

@@ -63,6 +63,23 @@ pub enum RequestError {
         /// Time from the request to this error.
         elapsed: Duration,
     },
+    /// The payload of the reply has no frame, or several, and this client takes only replies of one
+    /// frame. The request has run. It is not repeated, because every server would reply in the same
+    /// form.
+    #[error(
+        "{endpoint}: the reply has {frames} frames, but this client takes replies of one frame \
+         (attempts: {attempts}); reply with one frame, or use a plain DEALER socket"
+    )]
+    NotOneFrame {
+        /// The endpoint that answered.
+        endpoint: Arc<ConnectEndpoint>,
+        /// Number of frames in the reply's payload: not 1.
+        frames: usize,
+        /// Number of attempts.
+        attempts: u32,
+        /// Time from the request to this error.
+        elapsed: Duration,
+    },
     /// Every connection broke before the request could be written, until the deadline. No server
     /// has seen it.
     #[error("{endpoint}: not sent within {}", milliseconds(*elapsed))]
@@ -105,11 +122,12 @@ fn because(reason: Option<&Unusable>) -> String {
 
 impl RequestError {
     /// Every value of [`RequestError::kind`].
-    pub const KINDS: [&str; 9] = [
+    pub const KINDS: [&str; 10] = [
         "timed_out",
         "disconnected",
         "reply_memory",
         "rejected",
+        "not_one_frame",
         "not_sent",
         "no_endpoint",
         "full",
@@ -123,7 +141,8 @@ impl RequestError {
             Self::TimedOut { .. }
             | Self::Disconnected { .. }
             | Self::ReplyMemory { .. }
-            | Self::Rejected { .. } => true,
+            | Self::Rejected { .. }
+            | Self::NotOneFrame { .. } => true,
             Self::NotSent { .. }
             | Self::NoEndpoint { .. }
             | Self::Full { .. }
@@ -140,6 +159,7 @@ impl RequestError {
             Self::Disconnected { .. } => "disconnected",
             Self::ReplyMemory { .. } => "reply_memory",
             Self::Rejected { .. } => "rejected",
+            Self::NotOneFrame { .. } => "not_one_frame",
             Self::NotSent { .. } => "not_sent",
             Self::NoEndpoint { .. } => "no_endpoint",
             Self::Full { .. } => "full",

@@ -181,6 +181,10 @@
 //! of eight bytes, an empty delimiter, and the payload. A reply repeats the id and the delimiter,
 //! followed by one payload frame or the frames of an [error](zmq_echo::service::rejection).
 //!
+//! A payload is one frame, in both directions. A reply with several frames, or with none, is the
+//! final error [`RequestError::NotOneFrame`]. If a service sends several replies to one request, the
+//! caller gets the first, and the others count as late.
+//!
 //! # Inside
 //!
 //! A pool follows the source and runs one task for each endpoint. The task owns the

@@ -102,6 +102,8 @@ pub(super) enum Attempt {
     ReplyMemory,
     /// The server answered with an error.
     Rejected(Box<Rejection>),
+    /// The reply's payload has this many frames: none, or several.
+    NotOneFrame(usize),
     /// Not all of its bytes were handed to the kernel, and the rest will not be. So the server
     /// cannot have acted on it.
     NotSent,
@@ -187,7 +189,7 @@ impl Settled {
     /// Counts each attempt once. A request that was not sent is not an attempt.
     fn count(&mut self, now: Instant) {
         let [mut answered, mut timed_out, mut disconnected, mut memory, mut not_sent] = [0; 5];
-        let mut rejected = 0;
+        let [mut rejected, mut not_one_frame] = [0; 2];
         let mut retries = 0;
         for (ticket, attempt) in &self.ended {
             match attempt {
@@ -202,6 +204,7 @@ impl Settled {
                 Attempt::Disconnected => disconnected += 1,
                 Attempt::ReplyMemory => memory += 1,
                 Attempt::Rejected(_) => rejected += 1,
+                Attempt::NotOneFrame(_) => not_one_frame += 1,
                 Attempt::NotSent => {
                     not_sent += 1;
                     continue;
@@ -211,12 +214,14 @@ impl Settled {
         }
         let metrics = &self.member.metrics;
         self.duration.flush();
-        metrics.attempts.inc_by(answered + timed_out + disconnected + memory + rejected);
+        let failed = timed_out + disconnected + memory + rejected + not_one_frame;
+        metrics.attempts.inc_by(answered + failed);
         metrics.retries.inc_by(retries);
         metrics.attempts_timed_out.inc_by(timed_out);
         metrics.attempts_disconnected.inc_by(disconnected);
         metrics.attempts_reply_memory.inc_by(memory);
         metrics.attempts_rejected.inc_by(rejected);
+        metrics.attempts_not_one_frame.inc_by(not_one_frame);
         metrics.not_sent.inc_by(not_sent);
         self.member.answered.fetch_add(answered, Relaxed);
         self.member.outstanding.fetch_sub(self.ended.len(), Relaxed);

@@ -37,6 +37,7 @@ pub struct ClientMetrics {
     pub(super) attempts_disconnected: IntCounter,
     pub(super) attempts_reply_memory: IntCounter,
     pub(super) attempts_rejected: IntCounter,
+    pub(super) attempts_not_one_frame: IntCounter,
     pub(super) not_sent: IntCounter,
     pub(super) late_replies: IntCounter,
     pub(super) unknown_replies: IntCounter,
@@ -107,6 +108,7 @@ impl ClientMetrics {
             attempts_disconnected: failures.with_label_values(&["disconnected"]),
             attempts_reply_memory: failures.with_label_values(&["reply_memory"]),
             attempts_rejected: failures.with_label_values(&["rejected"]),
+            attempts_not_one_frame: failures.with_label_values(&["not_one_frame"]),
             not_sent: counter(
                 r,
                 "zmq_echo_client_not_sent_total",

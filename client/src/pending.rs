@@ -8,8 +8,9 @@ use zmq_echo::service::Rejection;
 
 use super::member::Ticket;
 
-/// A message split into an id and the frames of its payload, or `None` if it has another shape.
-pub(super) type Tagged = Option<([u8; size_of::<u64>()], Bytes, Vec<Bytes>)>;
+/// A message split into an id, the first frame of its payload and the others, or `None` if it has
+/// another shape.
+pub(super) type Tagged = Option<([u8; size_of::<u64>()], Option<Bytes>, Vec<Bytes>)>;
 
 /// The attempts that wait for their replies.
 ///
@@ -42,6 +43,8 @@ pub(super) enum Arrival<T = Ticket> {
     Reply(T, Bytes),
     /// An error reply to a waiting attempt.
     Rejected(T, Rejection),
+    /// A reply to a waiting attempt whose payload has this many frames: none, or several.
+    NotOneFrame(T, usize),
     /// A reply to an attempt that no longer waits, or a second reply.
     Late,
     /// A message that answers no attempt of this connection.
@@ -77,17 +80,6 @@ impl<T> Pending<T> {
     pub fn arrived(&mut self, message: Tagged) -> Arrival<T> {
         let Some((id, payload, more)) = message else { return Arrival::Unknown };
         let id = u64::from_be_bytes(id);
-        let rejection = match &more[..] {
-            [] => None,
-            more => {
-                let frames = [&payload].into_iter().chain(more).map(|frame| &frame[..]);
-                // A request has one frame, so a reply with several is valid only as an error reply.
-                match Rejection::of_payload(frames) {
-                    Some(rejection) => Some(rejection),
-                    None => return Arrival::Unknown,
-                }
-            }
-        };
         if id >= self.next_id() {
             return Arrival::Unknown;
         }
@@ -100,9 +92,14 @@ impl<T> Pending<T> {
             Some((_, ticket)) => {
                 self.count -= 1;
                 self.drop_answered();
-                match rejection {
+                let Some(payload) = payload else { return Arrival::NotOneFrame(ticket, 0) };
+                if more.is_empty() {
+                    return Arrival::Reply(ticket, payload);
+                }
+                let frames = [&payload].into_iter().chain(&more).map(|frame| &frame[..]);
+                match Rejection::of_payload(frames) {
                     Some(rejection) => Arrival::Rejected(ticket, rejection),
-                    None => Arrival::Reply(ticket, payload),
+                    None => Arrival::NotOneFrame(ticket, 1 + more.len()),
                 }
             }
             None => Arrival::Late,
@@ -178,7 +175,7 @@ mod tests {
     use super::*;
 
     fn reply(id: u64) -> Tagged {
-        Some((id.to_be_bytes(), Bytes::new(), Vec::new()))
+        Some((id.to_be_bytes(), Some(Bytes::new()), Vec::new()))
     }
 
     /// Adds the next attempt, with its id as its ticket.

@@ -97,6 +97,8 @@ async fn attempts(
             Attempt::Rejected(rejection) if !rejection.retry => {
                 return Err(progress.given_up(shared, Attempt::Rejected(rejection)));
             }
+            // The request has been worked on, and every server would reply in the same form.
+            attempt @ Attempt::NotOneFrame(_) => return Err(progress.given_up(shared, attempt)),
             attempt => {
                 if progress.failed.len() as u64 >= u64::from(shared.config.retries) {
                     return Err(progress.given_up(shared, attempt));
@@ -170,6 +172,9 @@ impl Progress {
             Attempt::ReplyMemory => RequestError::ReplyMemory { endpoint, attempts, elapsed },
             Attempt::Rejected(rejection) => {
                 RequestError::Rejected { endpoint, rejection, attempts, elapsed }
+            }
+            Attempt::NotOneFrame(frames) => {
+                RequestError::NotOneFrame { endpoint, frames, attempts, elapsed }
             }
             _ => RequestError::TimedOut { endpoint, attempts, elapsed },
         }

@@ -10,7 +10,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use zmtp::newcomers::PATIENCE;
 
 use super::{Attacked, MEMORY};
-use crate::support::{DEADLINE, SERVER, Server, command, raw, wait_until};
+use crate::support::{DEADLINE, Server, TEST_SERVER, command, raw, wait_until};
 
 /// The descriptor limit of a server with few files, and the peer limit that results from it. Eight
 /// of those peers are reserved for the server's own host.
@@ -56,7 +56,7 @@ fn assert_served(stream: &mut TcpStream) {
 /// A server that may open only [`FEW`] files.
 fn start_with_few_descriptors() -> Attacked {
     let mut server = command("sh");
-    server.args(["-c", &format!("ulimit -n {FEW} && exec \"$0\" \"$@\""), SERVER]);
+    server.args(["-c", &format!("ulimit -n {FEW} && exec \"$0\" \"$@\""), &TEST_SERVER]);
     server.args(["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]);
     // The silent connections stay open however long the test takes.
     server.args(["--handshake-timeout", "1h"]);

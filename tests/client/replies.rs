@@ -63,13 +63,10 @@ async fn a_late_reply_is_counted_and_never_delivered() {
 async fn unexpected_replies_are_counted_and_never_delivered() {
     let confused = Peer::start(|request| {
         let short = request.clone().into_vec()[..2].to_vec().try_into().unwrap();
-        let mut long = request.clone();
-        long.push_back("more".into());
         vec![
             with_id(&request, &u64::MAX.to_be_bytes()),
             with_id(&request, b"short"),
             short,
-            long,
             request.clone(),
             // The reply again: the first was delivered, and this one is late.
             request,
@@ -82,10 +79,43 @@ async fn unexpected_replies_are_counted_and_never_delivered() {
     let strays =
         |kind| client.metric(&format!("zmq_echo_client_stray_replies_total{{kind=\"{kind}\"}}"));
     super::until("all unexpected replies are counted", || {
-        strays("unknown") == 8.0 && strays("late") == 2.0
+        strays("unknown") == 6.0 && strays("late") == 2.0
     })
     .await;
     assert_eq!(client.metric("zmq_echo_client_requests_total{outcome=\"answered\"}"), 2.0);
+}
+
+#[tokio::test]
+async fn a_reply_of_several_frames_or_none_is_a_final_error_and_its_endpoint_stays_in_use() {
+    let peer = Peer::start(|request| {
+        let mut frames = request.clone().into_vec();
+        match payload(&request) {
+            b"none" => _ = frames.pop(),
+            b"three" => frames.extend(["two".into(), vec![3; 64 << 10].into()]),
+            _ => {}
+        }
+        vec![frames.try_into().unwrap()]
+    })
+    .await;
+    let client = Counted::new(patient(), fixed(&[&peer.endpoint]));
+    for (request, expected) in [("none", 0), ("three", 3)] {
+        let error = client.request(request).await.unwrap_err();
+        let RequestError::NotOneFrame { frames, attempts: 1, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(frames, expected);
+        assert!(error.may_have_been_seen());
+    }
+    assert_eq!(client.request("one").await.unwrap().payload, "one");
+    for (series, count) in [
+        ("requests_total{outcome=\"not_one_frame\"}", 2.0),
+        ("attempt_failures_total{reason=\"not_one_frame\"}", 2.0),
+        ("attempts_total", 3.0),
+        ("stray_replies_total{kind=\"unknown\"}", 0.0),
+        ("checks_total{outcome=\"answered\"}", 0.0),
+    ] {
+        assert_eq!(client.metric(&format!("zmq_echo_client_{series}")), count, "{series}");
+    }
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::{LOAD, PATIENT, load};
 use crate::support::api_server::{ApiServer, Condition};
 use crate::support::dns_server::DnsServer;
-use crate::support::{Process, SERVER, Server, command, raw, wait_until};
+use crate::support::{Process, Server, TEST_SERVER, command, raw, wait_until};
 
 /// A port that refuses connections while this is held: it is bound but not listening.
 fn refusing() -> (Socket, SocketAddr) {
@@ -225,7 +225,7 @@ fn the_load_generator_waits_for_a_server_that_starts_late() {
     let endpoint = format!("tcp://{address}");
     let mut run = waiting(&[&endpoint, "--duration", "100ms"]);
     drop(socket);
-    let mut server = command(SERVER);
+    let mut server = command(&TEST_SERVER);
     server.args(["--bind", &endpoint, "--http", "127.0.0.1:0"]);
     let _server = Server::spawn(server);
     assert_eq!(run.wait(), 0);

@@ -54,7 +54,7 @@ fn a_peer_from_another_host_never_counts_as_a_probe() {
 fn another_host_cannot_switch_faults() {
     let network = Network::new();
     network.server.run(|| {
-        let mut server = command(support::SERVER);
+        let mut server = command(&support::TEST_SERVER);
         server.args(["--bind", "tcp://127.0.0.1:0", "--http", "*:0", "--faults"]);
         let server = Server::spawn(server);
         let port = server.http.port();

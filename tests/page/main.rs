@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 
 use browser::Browser;
 use stand_in::StandIn;
-use support::{SERVER, Server, command, echo, message, raw};
+use support::{Server, TEST_SERVER, command, echo, message, raw};
 
 /// The columns of the table behind the charts; p99 and p99.9 follow p50.
 const SECONDS: usize = 0;
@@ -231,7 +231,7 @@ async fn the_page_shows_a_drain_then_the_end_then_the_next_server() {
     assert!(browser.text("notice").starts_with("No answer since "));
     assert_eq!(browser.run("return document.body.dataset.state"), "gone");
 
-    let mut next = command(SERVER);
+    let mut next = command(&TEST_SERVER);
     next.args(["--bind", "tcp://127.0.0.1:0", "--http", &server.http.to_string()]);
     let _next = Server::spawn(next);
     browser.wait_until("byId('state').textContent.startsWith('Serving, restarted at ')");

@@ -55,11 +55,11 @@ fn the_badges_name_the_repository_the_licence_and_the_oldest_rust() {
     }
 }
 
-/// The stated numbers may be off by a tenth, so small changes need no new numbers.
+/// The stated numbers may be off by a tenth or by ten lines, so small changes need no new numbers.
 #[test]
 fn the_recommended_files_have_about_the_stated_number_of_lines() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let about = |stated: usize, real: usize| stated.abs_diff(real) * 10 <= real;
+    let about = |stated: usize, real: usize| stated.abs_diff(real) <= (real / 10).max(10);
     let mut whole = 0;
     let rows = table_of(README, "## Read it in an evening", "| file | lines |");
     assert!(rows.len() >= 8, "only {} files are listed", rows.len());

@@ -1,4 +1,5 @@
-//! Programs that cargo does not hand to these tests: the load generator and the examples.
+//! Programs that cargo does not hand to these tests: the load generator, the examples and the tests'
+//! own server.
 //!
 //! Cargo hands a test only the binaries of its own package. So the first test that needs another
 //! program lets cargo build it, and no test runs an outdated one. The build uses the features that
@@ -23,6 +24,12 @@ pub static LOAD: LazyLock<String> = LazyLock::new(|| {
 #[allow(dead_code, reason = "not every test binary runs them")]
 pub static EXAMPLES: LazyLock<HashMap<String, String>> =
     LazyLock::new(|| build(&["build", "--examples"]));
+
+/// The path of the tests' own echo server.
+pub static TEST_SERVER: LazyLock<String> = LazyLock::new(|| {
+    let built = EXAMPLES.get("test-server");
+    built.expect("cargo names the executable").clone()
+});
 
 /// Runs `cargo build` with these arguments, and returns the paths of the executables by name.
 fn build(arguments: &[&str]) -> HashMap<String, String> {

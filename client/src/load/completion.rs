@@ -24,10 +24,11 @@ pub const UNSENT: &str = "unsent";
 
 /// Why a request can fail, for the documentation. The client's other kinds do not occur here,
 /// because its limits follow from the load.
-pub const FAILURES: [(&str, &str); 9] = [
+pub const FAILURES: [(&str, &str); 10] = [
     (ALTERED, "the reply is not the payload that was sent"),
     ("disconnected", "the connection broke on the last attempt"),
     ("no_endpoint", "no endpoint could be reached before the deadline"),
+    ("not_one_frame", "the reply has several frames, or none, so it cannot be checked"),
     ("not_sent", "every connection broke before the request was written"),
     ("rejected", "the server answered with an error"),
     ("reply_memory", "the reply did not fit in --max-replies or --max-connection-replies"),

@@ -446,7 +446,8 @@ fn attempts(error: &RequestError) -> u32 {
         RequestError::TimedOut { attempts, .. }
         | RequestError::Disconnected { attempts, .. }
         | RequestError::ReplyMemory { attempts, .. }
-        | RequestError::Rejected { attempts, .. } => *attempts,
+        | RequestError::Rejected { attempts, .. }
+        | RequestError::NotOneFrame { attempts, .. } => *attempts,
         _ => 0,
     }
 }

@@ -89,22 +89,22 @@ impl Received<'_> {
         }
     }
 
-    /// Splits a message into a tag of N bytes, an empty frame, the first frame of the payload,
-    /// and the frames after it. Returns `None` if the message has another shape. A payload of one
-    /// frame costs one allocation.
-    pub fn into_tagged<const N: usize>(self) -> Option<([u8; N], Bytes, Vec<Bytes>)> {
+    /// Splits a message into a tag of N bytes, an empty frame, the first frame of the payload, if
+    /// there is one, and the frames after it. Returns `None` if the message has another shape. A
+    /// payload of one frame costs one allocation.
+    pub fn into_tagged<const N: usize>(self) -> Option<([u8; N], Option<Bytes>, Vec<Bytes>)> {
         match self {
             Self::Small(bytes) => {
                 let mut frames = frame::bodies(bytes);
                 let tag = frames.next()?.try_into().ok()?;
                 frames.next().filter(|delimiter| delimiter.is_empty())?;
-                let payload = Bytes::copy_from_slice(frames.next()?);
+                let payload = frames.next().map(Bytes::copy_from_slice);
                 Some((tag, payload, frames.map(Bytes::copy_from_slice).collect()))
             }
             Self::Large(mut frames) => {
                 let tag = frames.pop_front()?[..].try_into().ok()?;
                 frames.pop_front().filter(Bytes::is_empty)?;
-                Some((tag, frames.pop_front()?, frames.into()))
+                Some((tag, frames.pop_front(), frames.into()))
             }
         }
     }
