@@ -578,7 +578,7 @@ impl Peer {
 
     /// Queues a reply to a request that was read at `read_at`. Takes the frames and returns their
     /// payload size.
-    #[inline]
+    #[inline(always)]
     pub fn queue(&mut self, frames: &mut VecDeque<Bytes>, read_at: Instant, label: u32) -> usize {
         if self.out.is_empty() {
             // The request may have waited for its turn, but the reply begins to wait now.
