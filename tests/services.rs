@@ -244,6 +244,29 @@ fn a_drain_finishes_the_work_in_flight_and_delivers_its_replies() {
 }
 
 #[test]
+fn clients_that_leave_during_a_drain_do_not_lower_the_count_of_answered_requests() {
+    let gate = Gate::new();
+    let mut running = start(move || gated(1, gate));
+    let mut leaving = raw::connect(running.address, b"leaving");
+    let mut staying = raw::connect(running.address, b"staying");
+    for client in [&mut leaving, &mut staying] {
+        ask(client, "1", "slow");
+        ask(client, "2", "slow");
+    }
+    wait_until("all requests are in flight", || running.metrics.in_flight.get() == 4);
+    running.termination.write_all(b"x").unwrap();
+    wait_until("the loop drains", || running.metrics.draining.get() == 1);
+    drop(leaving);
+    let gone = &running.metrics.socket.undeliverable_peer_gone;
+    wait_until("its requests are dropped", || gone.get() == 2);
+    gate.open();
+    assert_eq!([(); 2].map(|()| answer(&mut staying).0), ["1", "2"]);
+    raw::leave_when_closed(staying);
+    let report = running.thread.join().unwrap();
+    assert_eq!((report.answered, report.lost, report.unfinished), (2, 2, 0), "{report:?}");
+}
+
+#[test]
 fn work_unfinished_at_the_drain_deadline_gets_an_error_and_does_not_count_as_served() {
     let gate = Gate::new();
     let mut running = start_with_timeout(move || gated(1, gate), Duration::from_secs(1));

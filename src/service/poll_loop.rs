@@ -182,7 +182,8 @@ struct PollLoop<'a, O, S, F> {
     reported_at: Option<Instant>,
     metrics: &'a Metrics,
     health: &'a Health,
-    /// Replies since the signal: those that the socket accepted, and those whose peer had left.
+    /// Since the signal: replies that the socket accepted, and replies and requests in flight whose
+    /// peer had left.
     replied: u64,
     unreachable: u64,
     /// Replies and requests that had been lost with their peers before the signal.
@@ -575,6 +576,7 @@ where
         for peer in self.socket.take_abandoned() {
             for ticket in self.in_flight.remove_of(peer) {
                 self.metrics.socket.undeliverable_peer_gone.inc();
+                self.unreachable += u64::from(self.drain.begun());
                 self.service.cancel(ticket);
             }
         }
