@@ -383,7 +383,11 @@ fn text(output: Output) -> Result<String, String> {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     match output.status.success() {
         true => Ok(stdout),
-        false => Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr))),
+        // stdout as well, because that is where `kubectl diff` says what differs.
+        false => {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            Err(format!("{}: {stderr}{stdout}", output.status))
+        }
     }
 }
 

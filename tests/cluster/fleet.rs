@@ -123,6 +123,8 @@ impl Fleet {
         let probes = sum(|load| load.probes);
         let (mut least, mut most, mut discarded) = (0, 0_u64, 0);
         for server in &servers {
+            let pod = Some(server.pod.clone());
+            let may_be_killed = [&self.killed, &self.attacked].contains(&&pod);
             let end = match server.end() {
                 End::StillServes => "serves".to_owned(),
                 End::Drained(record) => {
@@ -136,14 +138,13 @@ impl Fleet {
                     )
                 }
                 End::Killed => {
-                    let may_be = !server.is_scraped.load(Ordering::Relaxed)
-                        || [&self.killed, &self.attacked].contains(&&Some(server.pod.clone()));
+                    let may_be = !server.is_scraped.load(Ordering::Relaxed) || may_be_killed;
                     assert!(may_be, "{} has ended without a drain", server.pod);
                     "killed".to_owned()
                 }
             };
             let is_attacked = self.attacked.as_ref() == Some(&server.pod);
-            let (from, to) = if is_attacked { (0, u64::MAX) } else { server.count() };
+            let (from, to) = if is_attacked { (0, u64::MAX) } else { server.count(may_be_killed) };
             least += from;
             most = most.saturating_add(to);
             let range = match to {
@@ -306,11 +307,14 @@ impl Watched {
         }
     }
 
-    /// How many requests of clients the server has received, at least and at most.
-    fn count(&self) -> (u64, u64) {
+    /// How many requests of clients the server has received, at least and at most. There is no upper
+    /// limit for a server that was killed after it had served.
+    fn count(&self, may_be_killed: bool) -> (u64, u64) {
         let Counts { before, last, serving, draining } = *self.counts.lock().unwrap();
         let (least, most) = match self.end() {
             End::StillServes => (last, last),
+            // It never served.
+            End::Killed if !self.is_scraped.load(Ordering::Relaxed) && !may_be_killed => (0, 0),
             End::Killed => (last, u64::MAX),
             // After a forced deletion the API forgets the pod before its process ends, so the last
             // requests were not scraped.

@@ -20,6 +20,9 @@ mod prometheus;
 #[path = "../observability/queries.rs"]
 mod queries;
 mod scenarios;
+#[allow(dead_code, reason = "shared with the tests `integration` and `manifests`")]
+#[path = "../support/shell.rs"]
+mod shell;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;

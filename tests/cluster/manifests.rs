@@ -116,7 +116,8 @@ impl Drop for Removed {
         // period.
         let _ = kubectl(&["delete", "deployments,jobs", "--all"]);
         let _ = kubectl(&["delete", "pods", "--all", "--grace-period=1"]);
-        let deleted = kubectl(&["delete", "namespace", &self.0, "--timeout=240s"]);
+        let deleted =
+            kubectl(&["delete", "namespace", &self.0, "--ignore-not-found", "--timeout=240s"]);
         if let Err(error) = deleted {
             eprintln!("cannot delete the namespace {}: {error}", self.0);
         }

@@ -17,7 +17,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("docker ", "needs Docker"),
     ("kind ", "needs Docker"),
     ("helm ", "needs a cluster and the charts' servers"),
-    ("kubectl ", "needs a cluster; the tests of the manifests run it against an unreachable one"),
+    ("kubectl ", "needs a cluster; the test `cluster` types it there"),
     ("cargo build              # the", "builds what these tests have already built"),
     ("cargo build --profile image", "takes minutes; .ci/image builds with this profile"),
     ("cargo clippy --workspace", "needs a C++ compiler; .ci/run runs it"),

@@ -64,7 +64,18 @@ pub fn frozen(cluster: &Cluster) {
     let start = Instant::now();
     cluster.signal(&pod, "STOP");
     let last = replaced(cluster, &pod);
-    println!("  replaced after {:.1} s", start.elapsed().as_secs_f64());
+    let took = start.elapsed();
+    println!("  replaced after {:.1} s", took.as_secs_f64());
+    // From the last success to the first failure, to the last failure, to the kill, and 15 s for
+    // the new container on a busy machine.
+    let probe = &pod["spec"]["containers"][0]["livenessProbe"];
+    let number =
+        |field: &str| probe[field].as_u64().unwrap_or_else(|| panic!("no {field}: {probe}"));
+    let most = number("periodSeconds") * number("failureThreshold")
+        + number("timeoutSeconds")
+        + number("terminationGracePeriodSeconds");
+    println!("  {most} s are allowed");
+    assert!(took < Duration::from_secs(most + 15), "replaced only after {took:?}");
     assert_eq!(last["exitCode"], 137, "{last}");
     let mut events = cluster.list("events", "");
     events.retain(|event| event["involvedObject"]["name"] == pod["metadata"]["name"]);

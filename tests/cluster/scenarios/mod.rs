@@ -1,6 +1,7 @@
 //! The scenarios. The name of each one states the promise that it tests.
 
 mod clients;
+mod documents;
 mod failures;
 mod logs;
 mod overlays;
@@ -14,10 +15,11 @@ use crate::api::Cluster;
 type Scenario = fn(&Cluster);
 
 /// All scenarios, in the order in which they run.
-pub const ALL: [(&str, Scenario); 25] = [
+pub const ALL: [(&str, Scenario); 26] = [
     ("overlays::each_becomes_ready_as_applied", overlays::overlays),
     ("overlays::every_combination_of_components_becomes_ready_as_applied", overlays::combinations),
     ("overlays::zones_are_spread_over_if_nodes_have_one", overlays::zones),
+    ("documents::every_kubectl_command_succeeds", documents::typed),
     ("policies::only_permitted_connections_succeed", policies::enforced),
     ("rollout::a_restart_fails_no_request", rollout::restart),
     ("rollout::a_new_image_and_its_rollback_fail_no_request", rollout::new_image),

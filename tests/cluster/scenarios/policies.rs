@@ -15,15 +15,17 @@ const CLIENT: (&str, &str) = ("zmq-echo/client", "true");
 
 pub fn enforced(cluster: &Cluster) {
     let deployed = Deployed::local(cluster);
-    let fleet = Fleet::watch(cluster);
-    // The load has the clients' label. It resolves names and asks the API under a policy of its
-    // own.
-    let load = Load::start(cluster, &deployed.job);
     let server = cluster.servers().remove(0);
     let ip = server["status"]["podIP"].as_str().expect("the pod has an address");
     let (zeromq, http) = (&format!("tcp://{ip}:5555"), &format!("tcp://{ip}:8080"));
 
     let probes = Probes { cluster, server: zeromq, echoes: Cell::new(0) };
+    everything_is_denied_without_the_policy(&probes, http);
+    probes.echoes.set(0);
+    let fleet = Fleet::watch(cluster);
+    // The load has the clients' label. It resolves names and asks the API under a policy of its
+    // own.
+    let load = Load::start(cluster, &deployed.job);
     // Denied connections are tried next to allowed ones, so that a network that is down is not
     // taken for a policy.
     let other = OtherNamespace::create();
@@ -43,10 +45,16 @@ pub fn enforced(cluster: &Cluster) {
     prometheus_of_the_component_is_let_in(&probes, http);
     drop(other);
 
-    // Without the policy that lets clients in, the one that denies everything is left.
     let mut outcome = load.finish();
     outcome.probes += probes.echoes.get();
     fleet.accounts_for(&[outcome]);
+}
+
+/// Without the policy that lets clients in, the one that denies everything is left. This comes
+/// first, because on a cluster that enforces no policy the rest would prove nothing.
+#[track_caller]
+fn everything_is_denied_without_the_policy(probes: &Probes, http: &str) {
+    let Probes { cluster, server: zeromq, .. } = *probes;
     let policies = build("overlays/local");
     let is_servers = |object: &&Json| {
         object["kind"] == "NetworkPolicy" && object["metadata"]["name"] == "zmq-echo-server"
