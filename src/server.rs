@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::uname;
 use tracing::{info, warn};
@@ -82,13 +82,15 @@ fn advice(error: &io::Error, flag: &str) -> String {
 /// the log and calls [`run`] with the service that `make` creates.
 pub fn main<S: Service>(make: impl FnMut() -> Result<S, ServiceError>) -> ExitCode {
     let config = ServerConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    main_with(&config, None, make)
+    main_with(&config, &ServerConfig::command(), None, make)
 }
 
-/// Like [`main`], for a program that has parsed its command line itself because it has more flags.
-/// If there are `switches`, the side port lets clients on this host set them.
+/// Like [`main`], for a program that has parsed its command line itself because it has more flags,
+/// which are those of `command`. If there are `switches`, the side port lets clients on this host
+/// set them.
 pub fn main_with<S: Service>(
     config: &ServerConfig,
+    command: &Command,
     switches: Option<Switches>,
     make: impl FnMut() -> Result<S, ServiceError>,
 ) -> ExitCode {
@@ -100,7 +102,7 @@ pub fn main_with<S: Service>(
         Ok(logs) => logs,
         Err(error) => return cannot_start("start the log", &error),
     };
-    report_ignored_variables();
+    report_ignored_variables(command);
     let exit = run(config, switches, termination, &logs, make).unwrap_or_else(|error| {
         match &error {
             ServerError::Loop(LoopError::Termination(_) | LoopError::Rebuild(_)) => {
@@ -118,9 +120,8 @@ pub fn main_with<S: Service>(
 }
 
 /// Logs which environment variables look like settings of this server but are not read.
-fn report_ignored_variables() {
-    let flags = ServerConfig::command();
-    for Unread { variable, hint } in unread(&flags, &flags, std::env::vars_os()) {
+fn report_ignored_variables(command: &Command) {
+    for Unread { variable, hint } in unread(command, command, std::env::vars_os()) {
         match hint {
             // This is normal if programs share an environment, such as a server and its probe.
             Hint::ReadBy(program) => info!(variable, read_by = program, "variable ignored"),

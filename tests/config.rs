@@ -248,6 +248,7 @@ fn variables_that_the_server_ignores_are_logged_and_those_of_kubernetes_are_not(
         ("ZMQ_ECHO_LOAD_RATE", "fast"),
         ("ZMQ_ECHO_PROBE_TIMEOUT", "1s"),
         ("ZMQ_ECHO_LOGLEVEL", "debug"),
+        ("ZMQ_ECHO_WORKK", "5ms"),
         ("ZMQ_ECHO_PORT", "tcp://10.0.0.1:5555"),
         ("ZMQ_ECHO_SERVICE_HOST", "10.0.0.1"),
     ]);
@@ -260,11 +261,12 @@ fn variables_that_the_server_ignores_are_logged_and_those_of_kubernetes_are_not(
         ("ZMQ_ECHO_LOAD_RATE", "read_by", "zmq-echo-load", "INFO"),
         ("ZMQ_ECHO_PROBE_TIMEOUT", "read_by", "zmq-echo-probe", "INFO"),
         ("ZMQ_ECHO_LOGLEVEL", "meant", "ZMQ_ECHO_LOG_LEVEL", "WARN"),
+        ("ZMQ_ECHO_WORKK", "meant", "ZMQ_ECHO_WORK", "WARN"),
     ] {
         let record = about(variable).unwrap_or_else(|| panic!("{variable}: {records:?}"));
         assert_eq!((&record[field], &record["level"]), (&value.into(), &level.into()), "{record}");
     }
-    assert_eq!(records.iter().filter(|record| record["variable"].is_string()).count(), 3);
+    assert_eq!(records.iter().filter(|record| record["variable"].is_string()).count(), 4);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use clap::CommandFactory;
+
 use super::config::EchoConfig;
 use super::echo::SimulatedEcho;
 use crate::server;
@@ -13,12 +15,13 @@ use crate::service::poll_loop::ServiceError;
 pub fn main<S: Service>(make: impl FnMut() -> Result<S, ServiceError>) -> ExitCode {
     let config = EchoConfig::parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let EchoConfig { server, simulation } = config;
+    let command = EchoConfig::command();
     if !simulation.is_on() {
-        return server::main_with(&server, None, make);
+        return server::main_with(&server, &command, None, make);
     }
     let switches = simulation.switches();
     let (work, threads) = (simulation.work(), simulation.work_threads.get() as usize);
-    server::main_with(&server, switches.clone(), || {
+    server::main_with(&server, &command, switches.clone(), || {
         Ok(SimulatedEcho::new(work, threads, switches.clone().unwrap_or_default())?)
     })
 }
