@@ -129,6 +129,44 @@ fn slow_work_on_threads_does_not_delay_other_clients() {
 }
 
 #[test]
+fn time_queued_and_time_worked_add_up_to_no_more_than_the_request_duration() {
+    const HELD: Duration = Duration::from_millis(100);
+    let gate = Gate::new();
+    let running = start(move || gated(1, gate));
+    let mut client = raw::connect(running.address, b"");
+    let sent = Instant::now();
+    for id in ["1", "2", "3"] {
+        ask(&mut client, id, "slow");
+    }
+    wait_until("all are in flight", || running.metrics.in_flight.get() == 3);
+    wait_until("one works, and the others wait", || gate.begun.load(SeqCst) == 1);
+    let held = Instant::now();
+    wait_until("the gate has been shut for a while", || held.elapsed() >= HELD);
+    gate.open();
+    (0..3).for_each(|_| _ = answer(&mut client));
+    let most = 3.0 * sent.elapsed().as_secs_f64();
+    let durations = || -> (f64, f64) {
+        let text = String::from_utf8(running.metrics.render()).unwrap();
+        let of = |name: &str| {
+            let lines = text.lines().filter(|line| line.starts_with(name));
+            lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
+        };
+        (of("zmq_echo_request_duration_seconds_sum"), of("zmq_echo_request_duration_seconds_count"))
+    };
+    wait_until("the replies are counted", || durations().1 == 3.0);
+    let total = durations().0;
+    let metrics = &running.metrics;
+    let queued = metrics.queue_duration.get_sample_sum();
+    let worked = metrics.work_duration.get_sample_sum();
+    let held = HELD.as_secs_f64();
+    assert!(worked >= held, "one request was worked on for {held} s, not {worked}");
+    assert!(queued >= 2.0 * held, "two requests waited for {held} s each, not {queued} in total");
+    // The rest is the time until the replies are written.
+    assert!(queued + worked <= total && total <= most, "{queued} + {worked}, {total}, {most}");
+    end(running, [client]);
+}
+
+#[test]
 fn a_panic_fails_its_request_and_discards_the_state_it_was_using() {
     let gate = Gate::new();
     let running = start(move || gated(1, gate));
