@@ -119,7 +119,7 @@ fn under_load_sigterm_is_noticed_within_100_ms_livez_stays_200_and_the_drain_los
 /// connection shows what happened to the reply for the old one.
 #[test]
 fn a_late_reply_is_not_delivered_to_a_new_connection_with_the_same_identity() {
-    let server = Server::start(&["--work", "300ms", "--work-threads", "1"]);
+    let server = Server::start(&["--work", "2s", "--work-threads", "1"]);
     let mut old = raw::connect(server.address(), b"me");
     for id in ["old", "never begun"] {
         ask(&mut old, id, "hello");
