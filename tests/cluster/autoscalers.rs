@@ -43,8 +43,8 @@ fn list(objects: &[Json]) -> String {
     json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()
 }
 
-/// Applies objects, unless the cluster already has the API that they provide, and waits until the
-/// API is available.
+/// Creates objects, unless the cluster already has the API that they provide, and waits until the
+/// API is available. Objects that exist already are left as they are.
 #[track_caller]
 fn install(cluster: &Cluster, api: &str, objects: impl FnOnce() -> Vec<Json>) -> Installed {
     if try_kubectl(&["get", "apiservice", api]).is_ok() {
@@ -62,17 +62,44 @@ fn install(cluster: &Cluster, api: &str, objects: impl FnOnce() -> Vec<Json>) ->
         u8::from(object["kind"] != "Namespace" && object["kind"] != "CustomResourceDefinition")
     };
     objects.sort_by_key(comes_first);
+    let existing = existing(&objects);
+    objects.retain(|object| !existing.contains(&key(object)));
+    for (kind, namespace, name) in &existing {
+        println!("  the cluster has this already: {kind} {namespace} {name}");
+    }
     let installed = Installed(objects);
-    // Applied by the server, because one of KEDA's definitions is too large for the annotation that
-    // kubectl adds otherwise.
-    let args = ["apply", "--server-side", "--force-conflicts", "--filename", "-"];
-    anywhere_with_stdin(&args, &list(&installed.0))
+    anywhere_with_stdin(&["create", "--filename", "-"], &list(&installed.0))
         .unwrap_or_else(|error| panic!("{api}: {error}"));
     wait_within(READY, &format!("{api} is available"), || {
         let args = ["wait", "--for=condition=Available", "--timeout=1s", "apiservice", api];
         try_kubectl(&args).ok()
     });
     installed
+}
+
+/// Kind, namespace and name.
+type Key = (String, String, String);
+
+fn key(object: &Json) -> Key {
+    let text = |value: &Json| value.as_str().unwrap_or_default().to_owned();
+    let metadata = &object["metadata"];
+    (text(&object["kind"]), text(&metadata["namespace"]), text(&metadata["name"]))
+}
+
+/// Those of these objects that the cluster has. They may belong to somebody.
+#[track_caller]
+fn existing(objects: &[Json]) -> Vec<Key> {
+    let args = ["get", "--ignore-not-found", "--filename", "-", "--output", "json"];
+    let found = anywhere_with_stdin(&args, &list(objects))
+        .unwrap_or_else(|error| panic!("which objects exist: {error}"));
+    if found.trim().is_empty() {
+        return Vec::new();
+    }
+    let found: Json = serde_json::from_str(&found).expect("kubectl prints JSON");
+    match found["items"].as_array() {
+        Some(items) => items.iter().map(key).collect(),
+        None => vec![key(&found)],
+    }
 }
 
 #[track_caller]
