@@ -28,7 +28,8 @@ impl FromStr for LogFilter {
         if words.any(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {
             return Err(right.to_owned());
         }
-        EnvFilter::try_new(text).map_err(|error| format!("{error}; {right}"))?;
+        // The library's own error lists the levels again and does not say which part is wrong.
+        EnvFilter::try_new(text).map_err(|_| right)?;
         Ok(Self(text.to_owned()))
     }
 }

@@ -12,6 +12,7 @@
 //! empty set.
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
@@ -86,8 +87,12 @@ impl Default for Patience {
 ///
 /// If there is no configuration, or if it cannot be used.
 pub async fn client() -> Result<Client, DiscoveryError> {
-    let config =
-        kube::Config::infer().await.map_err(|error| DiscoveryError::Kubernetes(error.into()))?;
+    let config = kube::Config::infer().await.map_err(|error| {
+        // Outside of a pod only the kubeconfig matters, which is the error's source.
+        let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+        let source = error.source().filter(|_| !in_pod).map(ToString::to_string);
+        DiscoveryError::Kubernetes(source.unwrap_or_else(|| error.to_string()).into())
+    })?;
     client_of(config).map_err(DiscoveryError::Kubernetes)
 }
 
