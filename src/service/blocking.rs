@@ -17,8 +17,9 @@
 //! on requests in flight: beyond them, further requests wait in the kernel and at the clients.
 //!
 //! A panic costs its request and the state of its thread, which is then created again. If that
-//! fails, the process ends. A thread cannot be stopped. If the client has left or the server is shutting down, it still finishes the
-//! request that it has begun. A client that sends the request again gets the work done twice.
+//! fails, the process ends. A thread cannot be stopped. If the client has left or the server is
+//! shutting down, it still finishes the request that it has begun. A client that sends the request
+//! again gets the work done twice.
 
 use std::collections::VecDeque;
 use std::io;
@@ -200,7 +201,15 @@ fn answer<S>(
             Err(error) => panic!("the state cannot be created again after a panic: {error}"),
         },
     };
-    let reply = log::caught(|| work(&mut own, call))?;
-    *state = State::Ready(own);
-    Ok(reply)
+    match log::caught(|| work(&mut own, call)) {
+        Ok(reply) => {
+            *state = State::Ready(own);
+            Ok(reply)
+        }
+        Err(panic) => {
+            // It is half changed, so it may panic again.
+            let _ = log::caught(|| drop(own));
+            Err(panic)
+        }
+    }
 }

@@ -223,7 +223,8 @@ async fn dispatch<S>(
                     };
                     let reply = reply.map_err(|_| {
                         // The panic may have left the service half changed.
-                        service = make();
+                        let old = std::mem::replace(&mut service, make());
+                        let _ = log::caught(|| drop(old));
                         Panicked
                     });
                     work.set(Some(answer(ticket, started, reply, &replies)));

@@ -602,7 +602,9 @@ where
         // The requests that the old service had in flight are lost with it.
         for ticket in self.in_flight.all() {
             if self.in_flight.get(ticket).is_some_and(|entry| entry.held) {
-                self.give_up(ticket, &Rejection::panicked().retryable());
+                let is_sent = self.reject_later(ticket, &Rejection::panicked().retryable());
+                self.replied += u64::from(is_sent && self.drain.begun());
+                self.settle(ticket);
             } else {
                 // The service accepted the request that has just been rejected, and then panicked.
                 self.in_flight.remove(ticket);
@@ -610,15 +612,12 @@ where
         }
         // If there is no new service, the connections end, but this client should know why.
         self.socket.flush_batch();
-        self.service = (self.make)().map_err(LoopError::Rebuild)?;
+        let service = (self.make)().map_err(LoopError::Rebuild)?;
+        let old = std::mem::replace(&mut self.service, service);
+        // It is half changed, so it may panic again.
+        let _ = log::caught(|| drop(old));
         self.clock.message(Instant::now);
         Ok(true)
-    }
-
-    /// Ends a request in flight with an error, because it will not be finished.
-    fn give_up(&mut self, ticket: Ticket, rejection: &Rejection) {
-        self.reject_later(ticket, rejection);
-        self.settle(ticket);
     }
 
     /// Counts a slow turn, and logs at most one report per [`REPORT_INTERVAL`].
@@ -672,10 +671,13 @@ where
 
     /// Rejects the requests that are still in flight, sends all replies and closes the socket.
     async fn finish(mut self, ending: Ending) -> Report {
+        // Their peers may have left during the last look.
+        self.cancel_abandoned();
         let unfinished = self.in_flight.all();
         for ticket in &unfinished {
             self.service.cancel(*ticket);
-            self.give_up(*ticket, &Rejection::draining());
+            self.reject_later(*ticket, &Rejection::draining());
+            self.settle(*ticket);
         }
         let unfinished = unfinished.len() as u64;
         // The service stays in `self`, so it is dropped only after the last replies are sent.

@@ -161,7 +161,7 @@ struct Permits {
     may_end: AtomicUsize,
 }
 
-/// Starts a service whose slow requests end one at a time, sends it fast requests and then 40 slow
+/// Starts a service whose slow requests end one at a time, sends it fast requests and then 400 slow
 /// ones, and waits until it works on the first of these.
 fn at_slow_work(permits: &'static Permits) -> (Loop, TcpStream) {
     let running = start(move || {
@@ -180,7 +180,7 @@ fn at_slow_work(permits: &'static Permits) -> (Loop, TcpStream) {
     for _ in 0..3 {
         raw::echoes(&mut client, &raw::frame(b"fast", false).repeat(1000));
     }
-    client.write_all(&raw::frame(b"slow", false).repeat(40)).unwrap();
+    client.write_all(&raw::frame(b"slow", false).repeat(400)).unwrap();
     wait_until("a slow request has begun", || permits.begun.load(SeqCst) == 1);
     (running, client)
 }
@@ -225,8 +225,9 @@ fn after_fast_requests_a_probe_waits_for_few_slow_ones_of_another_client() {
         probe
     });
     let ended = permits.end_until(|| probing.is_finished());
-    // A few for each of the accept, the handshake and the request.
-    assert!(ended <= 12, "{ended} slow requests were answered before the probe was");
+    // About four for each of the accept, the handshake and the request, and more if the machine is
+    // too busy to run the probe. Without turns, all 400 would come first.
+    assert!(ended <= 100, "{ended} slow requests were answered before the probe was");
     end(running, [client, probing.join().unwrap()]);
 }
 

@@ -127,10 +127,10 @@ fn a_slow_turn_after_fast_ones_is_counted_and_logged() {
         assert_eq!(asked(&mut client, "hello"), "hello");
     }
     assert_eq!(asked(&mut client, "long sleep"), "long sleep");
-    server.wait_for_metric("zmq_echo_slow_turns_total", |turns| turns == 1.0);
+    server.wait_for_metric("zmq_echo_slow_turns_total", |turns| turns >= 1.0);
     let record = server.wait_for_record("slow turns: the service blocks the loop");
     assert_documented(&record, false);
-    assert!(record["duration"].as_f64().unwrap() >= 0.15, "{record}");
+    assert!(record["duration"].as_f64().unwrap() >= 0.1, "{record}");
 }
 
 /// Sends SIGTERM while an inline service has 40 requests of 50 ms, after many fast ones. Returns
