@@ -162,15 +162,6 @@ impl Scan {
         }
     }
 
-    /// Moves back over the last command, whose header has `header` bytes, because the caller is
-    /// removing it from the bytes.
-    pub fn take_back(&mut self, header: usize, body: usize) {
-        self.at -= header + body;
-        if self.frames > 0 {
-            self.bytes -= header + body;
-        }
-    }
-
     /// Whether `bytes`, which [`Scan::step`] called partial, contain part of a message, rather
     /// than only part of a command between two messages.
     pub fn is_in_message(&self, bytes: &[u8]) -> bool {

@@ -111,6 +111,8 @@ pub struct Peer {
     pub ping_interval: Option<Duration>,
     /// When its last PING was seen.
     ping_at: Instant,
+    /// Whether that PING is still among its unread bytes.
+    has_seen_ping: bool,
     /// When we last looked for a PING among its unread bytes.
     pub peeked_at: Instant,
     /// Whether it is a REQ, whose messages must be requests.
@@ -215,6 +217,7 @@ impl Peer {
             knows_ping: false,
             ping_interval: None,
             ping_at: now,
+            has_seen_ping: false,
             peeked_at: now,
             is_req: false,
             partial: Vec::new(),
@@ -364,18 +367,28 @@ impl Peer {
         }
     }
 
-    /// Removes these bytes, which may have been read ahead, from the waiting ones.
-    fn remove(&mut self, range: Range<usize>) {
+    /// Removes these bytes, which may have been read ahead, from the waiting ones. The ranges are in
+    /// order. Each byte is moved at most once, because there may be thousands of ranges.
+    fn remove(&mut self, ranges: &[Range<usize>]) {
+        let Some(first) = ranges.first() else { return };
         let mut start = self.partial.len() - self.ahead;
         for (_, bytes) in &mut self.ahead_reads {
             let end = start + *bytes;
-            let removed = range.end.min(end).saturating_sub(range.start.max(start));
+            let within =
+                |range: &Range<usize>| range.end.min(end).saturating_sub(range.start.max(start));
+            let removed: usize = ranges.iter().map(within).sum();
             *bytes -= removed;
             self.ahead -= removed;
             start = end;
         }
         self.ahead_reads.retain(|(_, bytes)| *bytes > 0);
-        self.partial.drain(range);
+        let mut to = first.start;
+        for (at, range) in ranges.iter().enumerate() {
+            let end = ranges.get(at + 1).map_or(self.partial.len(), |next| next.start);
+            self.partial.copy_within(range.end..end, to);
+            to += end - range.end;
+        }
+        self.partial.truncate(to);
     }
 
     /// When the next of the waiting messages were read, and how many messages and commands were
@@ -413,7 +426,7 @@ impl Peer {
 
     /// Removes the PINGs from the waiting bytes and returns their bodies.
     pub fn take_pings(&mut self, limits: &MessageLimits) -> Vec<Vec<u8>> {
-        let mut pings = Vec::new();
+        let (mut pings, mut ranges) = (Vec::new(), Vec::new());
         let mut scan = self.scan.clone();
         let mut from = 0;
         // Errors are handled once these bytes are processed in order.
@@ -426,12 +439,12 @@ impl Peer {
                     if self.partial[command.clone()].starts_with(PING) {
                         pings.push(self.partial[command.clone()].to_vec());
                         let header = frame::command_header(&self.partial, command.start);
-                        self.remove(command.start - header..command.end);
-                        scan.take_back(header, body.len());
+                        ranges.push(command.start - header..command.end);
                     }
                 }
             }
         }
+        self.remove(&ranges);
         pings
     }
 
@@ -458,10 +471,17 @@ impl Peer {
         }
     }
 
-    /// Notes that a PING was seen at `now`.
-    pub fn saw_ping(&mut self, now: Instant) {
+    /// Notes that a PING was read at `now`, or seen before it was read. One that was seen is read
+    /// later, and several may be read at the same time. Their distance is not the peer's interval.
+    pub fn saw_ping(&mut self, now: Instant, is_unread: bool) {
         let interval = now.saturating_duration_since(self.ping_at);
-        self.ping_interval = Some(self.ping_interval.map_or(interval, |it| it.min(interval)));
+        let was_seen = std::mem::replace(&mut self.has_seen_ping, is_unread);
+        let counts = !was_seen && !interval.is_zero();
+        self.ping_interval = match self.ping_interval {
+            Some(known) if counts => Some(known.min(interval)),
+            Some(known) => Some(known),
+            None => Some(interval),
+        };
         self.ping_at = now;
         self.knows_ping = true;
     }

@@ -930,7 +930,7 @@ fn obey(peer: &mut Peer, body: &[u8], is_last: bool) -> Result<(), Reason> {
                 peer.moved_at = peer.read_at;
             }
             peer.ttl = ttl.filter(|_| is_last);
-            peer.saw_ping(peer.read_at);
+            peer.saw_ping(peer.read_at, false);
             if !matches!(peer.state, State::HalfClosed) {
                 peer.out.push_bytes(|out| command::encode_pong(out, context));
             }

@@ -125,6 +125,39 @@ fn a_monitor_is_read_at_the_limit_for_all_peers() {
 }
 
 #[test]
+fn a_message_that_is_complete_does_not_count_as_stalled_while_its_peer_waits() {
+    let stall_timeout = Duration::from_millis(200);
+    on_runtime(async {
+        let (mut socket, address, _) = bound(Limits { stall_timeout, ..LIMITS });
+        let mut slow = dealer_of(&mut socket, address, b"slow").await;
+        let message = raw::frame(&[7; 1000], false);
+        let (first, rest) = message.split_at(100);
+        slow.write_all(first).unwrap();
+        assert!(poll(&mut socket).await.is_none(), "the message is incomplete");
+        let mut clients = Vec::new();
+        for identity in [b"a", b"b", b"c"] {
+            clients.push(dealer_of(&mut socket, address, identity).await);
+        }
+        clients.iter_mut().zip('a'..).for_each(|(client, letter)| pipeline(client, letter, 3));
+        let mut requests = Vec::new();
+        hold_all(&mut socket, &mut requests).await;
+        assert_eq!(requests.len(), LIMITS.in_flight);
+        slow.write_all(rest).unwrap();
+        let waiting = Instant::now();
+        while waiting.elapsed() < 3 * stall_timeout {
+            assert!(poll(&mut socket).await.is_none(), "a request over the limit was taken");
+        }
+        let mut payloads = Vec::new();
+        while !requests.is_empty() {
+            payloads.push(answer(&mut socket, &mut requests));
+            hold_all(&mut socket, &mut requests).await;
+        }
+        assert!(payloads.contains(&vec![7; 1000]), "the message is lost");
+        assert_eq!(payloads.len(), 10);
+    });
+}
+
+#[test]
 fn at_the_limit_for_all_peers_clients_take_turns() {
     const CLIENTS: usize = 10;
     on_runtime(async {

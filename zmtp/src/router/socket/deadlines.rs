@@ -25,8 +25,11 @@ const ANOTHER_TURN: Duration = Duration::from_millis(50);
 /// for its PINGs.
 const LEAST_HEARTBEAT: Duration = Duration::from_millis(100);
 
-/// How many of a peer's unread bytes are searched for a PING. This takes less than 0.1 ms.
+/// How many of a peer's unread bytes are searched for a PING. This takes up to half a millisecond.
 const PEEKED: usize = 256 << 10;
+
+/// Maximum number of peers that are searched in one turn.
+const SEARCHED: usize = 16;
 
 /// What is due when a peer's alarm fires.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +79,8 @@ impl<O: Observer> Router<O> {
             // We do not read from it, so the other deadlines do not apply.
             return [heartbeat, look].into_iter().flatten().min_by_key(|(at, _)| *at);
         }
-        let window = peer.half_message.as_ref();
+        // Its last bytes may have been read ahead. Then it waits for its turn, not for the peer.
+        let window = peer.half_message.as_ref().filter(|_| !peer.has_messages());
         let window = window.map(|_| (peer.window.since + limits.stall_timeout, Due::Window));
         let silent = peer.ttl.map(|ttl| (peer.read_at + ttl, Due::Close(Reason::Vanished)));
         [window, silent, heartbeat, look].into_iter().flatten().min_by_key(|(at, _)| *at)
@@ -110,7 +114,7 @@ impl<O: Observer> Router<O> {
             // A long message has its own memory, and copying it would take too long.
             let is_short = peer.partial.len() <= PEEKED;
             if is_short && peer.has_unread_ping(PEEKED, &self.message_limits) {
-                peer.saw_ping(now);
+                peer.saw_ping(now, true);
             }
         }
         if peer.ping_interval.is_some() {
@@ -147,6 +151,7 @@ impl<O: Observer> Router<O> {
     /// The clock's turn: does what is due.
     pub(super) fn expire(&mut self) {
         let now = Instant::now();
+        let mut searched = 0;
         while let Some((at, token)) = self.clock.due(now) {
             if token == LISTENER {
                 self.turns.push(LISTENER);
@@ -176,7 +181,16 @@ impl<O: Observer> Router<O> {
                     self.alarm(token, now + ANOTHER_TURN);
                 }
                 Some((_, Due::Ready)) => self.send_ready(token),
-                Some((_, Due::Heartbeat)) => self.send_heartbeat(token, now),
+                Some((_, Due::Heartbeat)) if peer.ping_interval.is_some() => {
+                    self.send_heartbeat(token, now);
+                }
+                Some((_, Due::Heartbeat)) if searched == SEARCHED => {
+                    self.alarm(token, now + ANOTHER_TURN);
+                }
+                Some((_, Due::Heartbeat)) => {
+                    searched += 1;
+                    self.send_heartbeat(token, now);
+                }
                 Some((_, Due::Close(reason))) => self.close_peer(token, reason),
             }
         }

@@ -37,6 +37,8 @@ impl<O: Observer> Router<O> {
     /// Notes which bytes have arrived without being processed, here or in the kernel. Afterwards,
     /// [`Router::has_arrived`] tells whether they are still unprocessed.
     pub fn note_arrived(&mut self) {
+        // So that the rest of the batch in hand is among the bytes that are noted.
+        self.end_batch(0);
         let peers = self.peers.iter();
         self.noted = peers
             .filter_map(|(slot, peer)| {

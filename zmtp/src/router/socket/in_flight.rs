@@ -77,7 +77,8 @@ impl<O: Observer> Router<O> {
             if peer.paused_at.is_some() {
                 peer.pause_or_resume(Instant::now());
             }
-            let turns = if self.is_full { &mut self.unread } else { &mut self.turns };
+            let waits = peer.must_wait(self.is_full);
+            let turns = if waits { &mut self.unread } else { &mut self.turns };
             turns.push(slot);
         }
         // Messages that were read but not handed out stay with the peer.
