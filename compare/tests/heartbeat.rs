@@ -44,7 +44,7 @@ fn a_connection_with_heartbeats_survives_silence() {
 
 /// Pipelined requests that take four seconds each. While four are in progress, the others wait in
 /// the server, and so do the PINGs after them. No reply is sent for longer than the limit. Checks
-/// the first ten replies.
+/// the first eight replies, because the four of one round may come in any order.
 fn keeps_its_connection(name: &str, count: usize, padding: &str) {
     let server = server(&["--work", "4s", "--work-threads", "4", "--peer-in-flight-limit", "4"]);
     let context = zmq::Context::new();
@@ -59,7 +59,7 @@ fn keeps_its_connection(name: &str, count: usize, padding: &str) {
     for number in 0..count {
         dealer.send_multipart(["id", "", &number.to_string(), padding], 0).unwrap();
     }
-    let mut replies: Vec<_> = (0..10).map(|_| dealer.recv_multipart(0).unwrap()).collect();
+    let mut replies: Vec<_> = (0..8).map(|_| dealer.recv_multipart(0).unwrap()).collect();
     replies.sort();
     for (number, reply) in replies.iter().enumerate() {
         assert_eq!(reply[2], number.to_string().as_bytes());
