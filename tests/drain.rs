@@ -79,6 +79,7 @@ async fn the_drain_deadline_is_shown_from_the_signal_on() {
 #[tokio::test]
 async fn during_the_drain_delay_it_still_accepts() {
     let mut server = Server::start(&["--drain-delay", "5s", "--drain-quiet", "100ms"]);
+    server.wait_until_ready();
     assert_eq!(server.get("/readyz"), (200, "ready\n".to_owned()));
     server.signal(Signal::TERM);
     server.wait_for_record("draining");

@@ -392,7 +392,7 @@ fn an_http_request_that_is_too_long_is_rejected() {
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
-    assert_eq!(server.get("/readyz").0, 200);
+    server.wait_until_ready();
 }
 
 #[test]

@@ -267,6 +267,12 @@ impl Server {
         Duration::from_millis((user + system) * 10)
     }
 
+    /// Waits until `/readyz` returns 200. The record `listening` comes before the loop's first turn.
+    #[track_caller]
+    pub fn wait_until_ready(&self) {
+        wait_until("/readyz answers 200", || self.get("/readyz").0 == 200);
+    }
+
     /// Waits until `/livez` returns 200. The check has a time limit, which a busy machine may
     /// exceed.
     #[track_caller]

@@ -96,7 +96,7 @@ fn silent_connections_from_one_host_lock_out_neither_other_hosts_nor_the_probe()
             raw::echoes(&mut peer, &raw::frame(b"in", false));
             peers.push(peer);
         }
-        assert_eq!(server.get("/livez").0, 200);
+        server.wait_until_alive();
         server.wait_for_metric(failures, |count| count == 120.0 - 32.0);
     });
 }
