@@ -426,26 +426,15 @@ impl Peer {
 
     /// Removes the PINGs from the waiting bytes and returns their bodies.
     pub fn take_pings(&mut self, limits: &MessageLimits) -> Vec<Vec<u8>> {
-        let (mut pings, mut ranges) = (Vec::new(), Vec::new());
-        let mut scan = self.scan.clone();
-        let mut from = 0;
-        // Errors are handled once these bytes are processed in order.
-        while let Ok(scanned) = scan.step(&self.partial[from..], limits) {
-            match scanned {
-                Scanned::Message(end) => from += end,
-                Scanned::Partial(_) => break,
-                Scanned::Command(body) => {
-                    let command = from + body.start..from + body.end;
-                    if self.partial[command.clone()].starts_with(PING) {
-                        pings.push(self.partial[command.clone()].to_vec());
-                        let header = frame::command_header(&self.partial, command.start);
-                        ranges.push(command.start - header..command.end);
-                    }
-                }
-            }
-        }
+        let bodies: Vec<_> = pings(self.scan.clone(), &self.partial, limits).collect();
+        let taken = bodies.iter().map(|body| self.partial[body.clone()].to_vec()).collect();
+        let whole = |body: &Range<usize>| {
+            let header = frame::command_header(&self.partial, body.start);
+            body.start - header..body.end
+        };
+        let ranges: Vec<_> = bodies.iter().map(whole).collect();
         self.remove(&ranges);
-        pings
+        taken
     }
 
     /// Whether there is a PING among the unread bytes, of which the first `limit` are examined. They
@@ -458,17 +447,7 @@ impl Peer {
         let peek = std::future::poll_fn(|cx| self.stream.poll_peek(cx, &mut unread));
         let Poll::Ready(Ok(count)) = poll_once(&self.waker, peek) else { return false };
         bytes.truncate(kept + count);
-        let (mut scan, mut from) = (self.scan.clone(), 0);
-        loop {
-            match scan.step(&bytes[from..], limits) {
-                Ok(Scanned::Message(end)) => from += end,
-                Ok(Scanned::Command(body)) if bytes[from + body.start..].starts_with(PING) => {
-                    return true;
-                }
-                Ok(Scanned::Command(_)) => {}
-                Ok(Scanned::Partial(_)) | Err(_) => return false,
-            }
-        }
+        pings(self.scan.clone(), &bytes, limits).next().is_some()
     }
 
     /// Notes that a PING was read at `now`, or seen before it was read. One that was seen is read
@@ -734,6 +713,30 @@ impl Peer {
             }
         }
     }
+}
+
+/// The bodies of the PINGs among `bytes`, in order. They follow what `scan` has scanned. Ends at an
+/// error, which is handled once these bytes are processed in order.
+fn pings(
+    mut scan: Scan,
+    bytes: &[u8],
+    limits: &MessageLimits,
+) -> impl Iterator<Item = Range<usize>> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        loop {
+            match scan.step(&bytes[from..], limits) {
+                Ok(Scanned::Message(end)) => from += end,
+                Ok(Scanned::Command(body)) => {
+                    let body = from + body.start..from + body.end;
+                    if bytes[body.clone()].starts_with(PING) {
+                        return Some(body);
+                    }
+                }
+                Ok(Scanned::Partial(_)) | Err(_) => return None,
+            }
+        }
+    })
 }
 
 /// Polls `future` once with `waker`, outside the runtime's cooperative budget. The socket limits
