@@ -490,20 +490,3 @@ fn a_slow_inline_service_delays_a_signal_by_one_request_at_most() {
     raw::leave_when_closed(client);
     assert_eq!(running.thread.join().unwrap().unfinished, 0);
 }
-
-#[test]
-fn a_long_turn_of_the_loop_is_counted() {
-    let running = start(|| {
-        |request: Request<'_>| {
-            if request.frame(0) == Some(b"slow") {
-                thread::sleep(Duration::from_millis(150));
-            }
-            request.echo()
-        }
-    });
-    let mut client = raw::connect(running.address, b"");
-    ask(&mut client, "1", "slow");
-    answer(&mut client);
-    wait_until("the long turn is counted", || running.metrics.slow_turns.get() >= 1);
-    end(running, [client]);
-}

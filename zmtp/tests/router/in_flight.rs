@@ -39,6 +39,22 @@ fn pipeline(client: &mut TcpStream, letter: char, count: usize) {
     client.write_all(&frames.collect::<Vec<u8>>()).unwrap();
 }
 
+/// Connects three clients with three requests each, and holds as many requests as may be in flight.
+async fn full(
+    socket: &mut Router<Counts>,
+    address: SocketAddr,
+) -> (Vec<TcpStream>, Vec<(Origin, Message)>) {
+    let mut clients = Vec::new();
+    for identity in [b"a", b"b", b"c"] {
+        clients.push(dealer_of(socket, address, identity).await);
+    }
+    clients.iter_mut().zip('a'..).for_each(|(client, letter)| pipeline(client, letter, 3));
+    let mut requests = Vec::new();
+    hold_all(socket, &mut requests).await;
+    assert_eq!(requests.len(), LIMITS.in_flight);
+    (clients, requests)
+}
+
 #[test]
 fn a_peer_with_many_requests_in_flight_waits_and_others_do_not() {
     on_runtime(async {
@@ -74,14 +90,7 @@ fn a_peer_with_many_requests_in_flight_waits_and_others_do_not() {
 fn at_the_limit_for_all_peers_no_client_is_read_until_there_is_room() {
     on_runtime(async {
         let (mut socket, address, _) = bound(LIMITS);
-        let mut clients = Vec::new();
-        for identity in [b"a", b"b", b"c"] {
-            clients.push(dealer_of(&mut socket, address, identity).await);
-        }
-        clients.iter_mut().zip('a'..).for_each(|(client, letter)| pipeline(client, letter, 3));
-        let mut requests = Vec::new();
-        hold_all(&mut socket, &mut requests).await;
-        assert_eq!(requests.len(), LIMITS.in_flight);
+        let (mut clients, mut requests) = full(&mut socket, address).await;
         let mut answered = 0;
         while !requests.is_empty() {
             answer(&mut socket, &mut requests);
@@ -104,14 +113,7 @@ fn a_monitor_is_read_at_the_limit_for_all_peers() {
         let (socket, address, _) = bound(LIMITS);
         let mut socket = socket.with_monitors(b"monitor");
         let mut monitor = dealer_of(&mut socket, address, b"monitor 1").await;
-        let mut clients = Vec::new();
-        for identity in [b"a", b"b", b"c"] {
-            clients.push(dealer_of(&mut socket, address, identity).await);
-        }
-        clients.iter_mut().zip('a'..).for_each(|(client, letter)| pipeline(client, letter, 3));
-        let mut requests = Vec::new();
-        hold_all(&mut socket, &mut requests).await;
-        assert_eq!(requests.len(), LIMITS.in_flight);
+        let (_clients, _requests) = full(&mut socket, address).await;
         for number in 0..3_u8 {
             monitor.write_all(&raw::frame(&[number], false)).unwrap();
             let mut message = Message::default();
@@ -134,14 +136,7 @@ fn a_message_that_is_complete_does_not_count_as_stalled_while_its_peer_waits() {
         let (first, rest) = message.split_at(100);
         slow.write_all(first).unwrap();
         assert!(poll(&mut socket).await.is_none(), "the message is incomplete");
-        let mut clients = Vec::new();
-        for identity in [b"a", b"b", b"c"] {
-            clients.push(dealer_of(&mut socket, address, identity).await);
-        }
-        clients.iter_mut().zip('a'..).for_each(|(client, letter)| pipeline(client, letter, 3));
-        let mut requests = Vec::new();
-        hold_all(&mut socket, &mut requests).await;
-        assert_eq!(requests.len(), LIMITS.in_flight);
+        let (_clients, mut requests) = full(&mut socket, address).await;
         slow.write_all(rest).unwrap();
         let waiting = Instant::now();
         while waiting.elapsed() < 3 * stall_timeout {
