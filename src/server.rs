@@ -3,6 +3,7 @@
 //! There are four threads: the poll loop, on the thread that calls [`run`], the side port, the log
 //! writer and the watchdog. Only the poll loop calls the service, which may start its own threads.
 
+use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
@@ -104,16 +105,13 @@ pub fn main_with<S: Service>(
     };
     report_ignored_variables(command);
     let exit = run(config, switches, termination, &logs, make).unwrap_or_else(|error| {
-        match &error {
-            ServerError::Loop(LoopError::Termination(_) | LoopError::Rebuild(_)) => {
-                log::cannot_continue(&error);
-            }
-            _ => log::cannot_start(&error),
-        }
-        match error {
-            ServerError::Loop(LoopError::Rebuild(_)) => Exit::Panicked,
-            _ => Exit::Failed,
-        }
+        let (report, exit): (fn(&dyn Error), _) = match &error {
+            ServerError::Loop(LoopError::Rebuild(_)) => (log::cannot_continue, Exit::Panicked),
+            ServerError::Loop(LoopError::Termination(_)) => (log::cannot_continue, Exit::Failed),
+            _ => (log::cannot_start, Exit::Failed),
+        };
+        report(&error);
+        exit
     });
     logs.flush(FLUSH_LIMIT);
     exit.into()
